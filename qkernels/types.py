@@ -1,0 +1,84 @@
+"""The table of ggml types: one literal row a type. Everything else about a type is looked up here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+ImportanceUse = Literal["none", "optional", "required"]
+
+
+class QuantizeError(ValueError):
+    """Input that a type cannot hold: an unknown type, a wrong shape, missing importance, a value that is not finite."""
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """One ggml type. `block` is in weights, `bytes` is the size of one block.
+
+    `importance`: whether the search reads importance; "required" types crash ggml without it.
+    `fallback`: what llama-quantize writes when the row length is not a multiple of `block` (None: nothing fits).
+    `family`: the lane program (`qkernels/programs/<family>.py`) that encodes it; "plain" types are conversions.
+    """
+
+    name: str
+    id: int
+    block: int
+    bytes: int
+    family: str
+    importance: ImportanceUse = "none"
+    fallback: str | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.block
+
+    def row_bytes(self, n_cols: int) -> int:
+        """Bytes of a row of `n_cols` weights. Raises QuantizeError when the row is not a whole number of blocks."""
+        if n_cols % self.block:
+            raise QuantizeError(f"{n_cols} columns, {self.name} needs a multiple of {self.block}")
+        return n_cols // self.block * self.bytes
+
+
+_ROWS = (
+    QuantType("F32", 0, 1, 4, "plain"),
+    QuantType("F16", 1, 1, 2, "plain"),
+    QuantType("BF16", 30, 1, 2, "plain"),
+    QuantType("Q4_0", 2, 32, 18, "scale", "optional", "F16"),
+    QuantType("Q4_1", 3, 32, 20, "scale_min", "optional", "F16"),
+    QuantType("Q5_0", 6, 32, 22, "scale", "optional", "F16"),
+    QuantType("Q5_1", 7, 32, 24, "scale_min", "optional", "F16"),
+    QuantType("Q8_0", 8, 32, 34, "rounding", "none", "F16"),
+    QuantType("Q2_K", 10, 256, 84, "scale_min", "optional", "Q4_0"),
+    QuantType("Q3_K", 11, 256, 110, "scale", "optional", "Q4_0"),
+    QuantType("Q4_K", 12, 256, 144, "scale_min", "optional", "Q5_0"),
+    QuantType("Q5_K", 13, 256, 176, "scale_min", "optional", "Q5_1"),
+    QuantType("Q6_K", 14, 256, 210, "scale", "optional", "Q8_0"),
+    QuantType("IQ2_XXS", 16, 256, 66, "grid", "required", "IQ4_NL"),
+    QuantType("IQ2_XS", 17, 256, 74, "grid", "required", "IQ4_NL"),
+    QuantType("IQ3_XXS", 18, 256, 98, "grid", "optional", "IQ4_NL"),
+    QuantType("IQ1_S", 19, 256, 50, "ternary_grid", "required", "IQ4_NL"),
+    QuantType("IQ4_NL", 20, 32, 18, "codebook", "optional", "F16"),
+    QuantType("IQ3_S", 21, 256, 110, "grid", "optional", "IQ4_NL"),
+    QuantType("IQ2_S", 22, 256, 82, "grid", "optional", "IQ4_NL"),
+    QuantType("IQ4_XS", 23, 256, 136, "codebook", "optional", "IQ4_NL"),
+    QuantType("IQ1_M", 29, 256, 56, "ternary_grid", "optional", "IQ4_NL"),
+    QuantType("TQ1_0", 34, 256, 54, "rounding", "none", "Q4_0"),
+    QuantType("TQ2_0", 35, 256, 66, "rounding", "none", "Q4_0"),
+    QuantType("MXFP4", 39, 32, 17, "rounding", "none", "F16"),
+    QuantType("NVFP4", 40, 64, 36, "rounding", "none", None),
+    QuantType("Q1_0", 41, 128, 18, "rounding", "none", None),
+    QuantType("Q2_0", 42, 64, 18, "rounding", "none", "Q4_0"),
+)
+
+TYPES: Mapping[str, QuantType] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def get_type(name: str) -> QuantType:
+    """The row of a type by its ggml spelling, any case. Raises QuantizeError with the known names."""
+    for row in _ROWS:
+        if row.name.lower() == name.lower():
+            return row
+    raise QuantizeError(f"unknown type {name!r}; known types: {', '.join(TYPES)}")
