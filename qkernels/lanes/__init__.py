@@ -1,0 +1,1 @@
+"""The vocabulary that lane programs are written in, once for each machine."""

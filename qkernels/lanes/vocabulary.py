@@ -1,0 +1,47 @@
+"""The words of the lane language, declared for readers and type checkers.
+
+A lane program is straight-line Python over these names. A *lane* is one sub-block, super-block or row; a lane value
+is one float (f32), integer (i32) or truth value for every lane. Arrays are laid out `[element][lane]`: `ld(X, i)` is
+element i of every lane. Reductions are sequential loops in the order of the reference, each `+ - *` is one rounded
+binary32 operation, and every engine (numba, Triton, torch) gives the same bits.
+
+The loader (`qkernels/lanes/loader.py`) executes a program's source with these names bound to one engine's words, so
+nothing here ever runs. Integer parameters in capitals are constants known when a kernel is compiled. `any_` may only
+guard work that would not change a lane for which its condition is false: an engine may always answer yes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+
+def _declared(*operands: Any) -> NoReturn:
+    raise NotImplementedError("lane programs run through qkernels.lanes.loader, not by themselves")
+
+
+ld: Any = _declared  # ld(A, i): element i of a float or integer array
+st: Any = _declared  # st(A, i, v): store element i
+ldb: Any = _declared  # ldb(B, i): byte i as an integer 0..255
+stb: Any = _declared  # stb(B, i, v): store the low 8 bits of an integer as byte i
+cst: Any = _declared  # cst(T, i): entry i of a table, the same for all lanes
+take: Any = _declared  # take(T, v): for each lane the table entry that its integer names
+zeros: Any = _declared  # zeros(v): +0.0 in every lane
+izeros: Any = _declared  # izeros(v): integer 0 in every lane
+full: Any = _declared  # full(v, c): the float c in every lane
+where: Any = _declared  # where(m, a, b): a where m holds, else b
+div: Any = _declared  # div(a, b): correctly rounded quotient
+sqrt: Any = _declared  # sqrt(v): correctly rounded root
+fabs: Any = _declared  # fabs(v): magnitude
+nint: Any = _declared  # nint(v): ggml's nearest_int, half to even, wrapping beyond 2^22 as its bit trick does
+rnear: Any = _declared  # rnear(v): the same as a float; only for |v| < 2^22
+trunc: Any = _declared  # trunc(v): C's (int) as x86 does it: towards zero, -2^31 for what does not fit
+i2f: Any = _declared  # i2f(v): integer to float
+f2h: Any = _declared  # f2h(v): the 16 bits of the nearest half, as an integer
+h2f: Any = _declared  # h2f(v): the float of 16 half bits
+bits: Any = _declared  # bits(v): the 32 bits of a float as an integer
+from_bits: Any = _declared  # from_bits(v): the float of 32 bits
+imin: Any = _declared  # imin(a, b): smaller integer
+imax: Any = _declared  # imax(a, b): larger integer
+any_: Any = _declared  # any_(m): whether some lane holds
+put: Any = _declared  # put(A, i, v): remember v for `get`; an engine may forget it
+get: Any = _declared  # get(A, i, v): what was put, or v, which is the same value computed again

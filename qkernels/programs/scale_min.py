@@ -1,0 +1,404 @@
+"""Types with a scale and a minimum, x ≈ scale·code - min: Q4_1, Q5_1 with importance; Q2_K, Q4_K, Q5_K."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder, trial_ladder
+from qkernels.lanes.vocabulary import (
+    cst,
+    div,
+    f2h,
+    fabs,
+    full,
+    get,
+    h2f,
+    i2f,
+    imax,
+    imin,
+    izeros,
+    ld,
+    ldb,
+    nint,
+    put,
+    sqrt,
+    st,
+    stb,
+    trunc,
+    where,
+    zeros,
+)
+from qkernels.programs.common import (
+    block_sigma,
+    importance_weights,
+    positive_search,
+    running_max,
+    sum_of_squares,
+)
+from qkernels.programs.layout import (
+    pack_fifth_bits,
+    pack_high_bits,
+    pack_nibbles,
+    pack_pairs,
+    pack_quarters,
+    store_half,
+)
+
+
+def level(v, NMAX):
+    return i2f(imin(imax(nint(v), 0), NMAX))
+
+
+def squared_error(X, W, LEVEL, first, scale, base, inverse, origin, N, NMAX):
+    total = zeros(scale)
+    for i in range(N):
+        x = ld(X, first + i)
+        d = scale * get(LEVEL, i, level(inverse * (x - origin), NMAX)) + base - x
+        total = total + ld(W, first + i) * (d * d)
+    return total
+
+
+def absolute_error(X, W, LEVEL, first, scale, base, inverse, origin, N, NMAX):
+    total = zeros(scale)
+    for i in range(N):
+        x = ld(X, first + i)
+        d = scale * get(LEVEL, i, level(inverse * (x - origin), NMAX)) + base - x
+        total = total + ld(W, first + i) * fabs(d)
+    return total
+
+
+def scale_min_search(j, X, W, LEVEL, SCALE, MIN, INVERSE, ORIGIN, LADDER, N, NMAX, TRIALS, ABSOLUTE):
+    """Scale and minimum of sub-block j (ggml-quants.c: make_qkx2_quants, make_qkx3_quants).
+
+    An accepted trial moves the minimum, and later trials start from the moved one, so they cannot run side by side.
+    The codes of the best trial are not kept but can be computed again: level(INVERSE · (x - ORIGIN)).
+    LADDER: the trials' numerators, then NMAX, then 1.
+    """
+    first = j * N
+    x = ld(X, first)
+    w = ld(W, first)
+    low = x
+    high = x
+    sw = w
+    sx = w * x
+    for i in range(1, N):
+        x = ld(X, first + i)
+        w = ld(W, first + i)
+        low = where(x < low, x, low)
+        high = where(x > high, x, high)
+        sw = sw + w
+        sx = sx + w * x
+    low = where(low > 0.0, zeros(low), low)
+    floor = low
+    live = high > low
+    inverse = div(full(low, cst(LADDER, TRIALS)), high - low)
+    scale = div(full(low, cst(LADDER, TRIALS + 1)), inverse)
+    for i in range(N):
+        put(LEVEL, i, level(inverse * (ld(X, first + i) - low), NMAX))
+    if ABSOLUTE:
+        best = absolute_error(X, W, LEVEL, first, scale, low, inverse, low, N, NMAX)
+    else:
+        best = squared_error(X, W, LEVEL, first, scale, low, inverse, low, N, NMAX)
+    best_inverse = inverse
+    origin = low
+    for t in range(TRIALS):
+        inverse = div(full(low, cst(LADDER, t)), high - low)
+        sl = zeros(low)
+        sll = zeros(low)
+        sxl = zeros(low)
+        for i in range(N):
+            x = ld(X, first + i)
+            l = level(inverse * (x - low), NMAX)  # noqa: E741 - ggml's name for a code
+            put(LEVEL, i, l)
+            wl = ld(W, first + i) * l
+            sl = sl + wl
+            sll = sll + wl * l
+            sxl = sxl + wl * x
+        determinant = sw * sll - sl * sl
+        trial_scale = div(sw * sxl - sx * sl, determinant)
+        trial_low = div(sll * sx - sl * sxl, determinant)
+        positive = trial_low > 0.0
+        trial_scale = where(positive, div(sxl, sll), trial_scale)
+        trial_low = where(positive, zeros(low), trial_low)
+        if ABSOLUTE:
+            error = absolute_error(X, W, LEVEL, first, trial_scale, trial_low, inverse, low, N, NMAX)
+        else:
+            error = squared_error(X, W, LEVEL, first, trial_scale, trial_low, inverse, low, N, NMAX)
+        up = (determinant > 0.0) & (error < best)
+        best = where(up, error, best)
+        scale = where(up, trial_scale, scale)
+        best_inverse = where(up, inverse, best_inverse)
+        origin = where(up, low, origin)
+        low = where(up, trial_low, low)
+    st(SCALE, j, where(live, scale, zeros(low)))
+    st(MIN, j, -where(live, low, floor))
+    st(INVERSE, j, where(live, best_inverse, zeros(low)))
+    st(ORIGIN, j, origin)
+
+
+def magnitude_weights(j, X, WEIGHT, N):
+    """Q2_K without importance weighs by |x|."""
+    for i in range(N):
+        st(WEIGHT, j * N + i, fabs(ld(X, j * N + i)))
+
+
+def spread_weights(j, X, WEIGHT, N):
+    """Q4_K and Q5_K without importance weigh by rms + |x|."""
+    rms = sqrt(sum_of_squares(X, j * N, N) * 0.03125)
+    for i in range(N):
+        st(WEIGHT, j * N + i, rms + fabs(ld(X, j * N + i)))
+
+
+def row_weights(j, X, IMPORTANCE, ROW_SIGMA, WEIGHT, N):
+    """Types of 32 weights: w = importance · sqrt(mean square of the whole row + x²)."""
+    sigma = ld(ROW_SIGMA, 0)
+    for i in range(N):
+        x = ld(X, i)
+        st(WEIGHT, i, ld(IMPORTANCE, i) * sqrt(sigma + x * x))
+
+
+def searched_scales(j, SCALE, MIN, TOTAL, LS, LM, D, DMIN, LADDER, N, NMAX):
+    """Super-block scale and minimum by search, weighted by the sub-blocks' summed weights."""
+    st(D, 0, positive_search(SCALE, 0, TOTAL, 0, LS, LADDER, N, NMAX))
+    st(DMIN, 0, positive_search(MIN, 0, TOTAL, 0, LM, LADDER, N, NMAX))
+
+
+def plain_codes(A, CODE, N, NMAX, CLIP):
+    """Codes of non-negative values against their maximum, as stored bytes; returns the step."""
+    top = running_max(A, N)
+    some = top > 0.0
+    inverse = where(some, div(full(top, NMAX), top), zeros(top))
+    for i in range(N):
+        n = nint(inverse * ld(A, i)) & 255
+        st(CODE, i, i2f(where(some, imin(n, CLIP), izeros(n))))
+    return where(some, div(top, full(top, NMAX)), zeros(top))
+
+
+def plain_scales(j, SCALE, MIN, LS, LM, D, DMIN, N, NMAX, CLIP):
+    """Super-block scale and minimum from the largest of each, without importance."""
+    st(D, 0, plain_codes(SCALE, LS, N, NMAX, CLIP))
+    st(DMIN, 0, plain_codes(MIN, LM, N, NMAX, CLIP))
+
+
+def pack_scales_6bit(j, LS, LM, D, DMIN, SC, M, OUT, TOP):
+    """d, dmin and the 12-byte table of six-bit scales and minima, then both decoded again into SC and M.
+
+    Wrapped codes spill into their neighbours in the table, and the reference requantizes with what a reader would
+    unpack, so SC and M come from the bytes. Q5_K clips codes to 63 first.
+    """
+    dh = f2h(ld(D, 0))
+    mh = f2h(ld(DMIN, 0))
+    store_half(OUT, 0, dh)
+    store_half(OUT, 2, mh)
+    d = h2f(dh)
+    dmin = h2f(mh)
+    for k in range(4):
+        s = imin(trunc(ld(LS, k)), TOP)
+        m = imin(trunc(ld(LM, k)), TOP)
+        s4 = imin(trunc(ld(LS, k + 4)), TOP)
+        m4 = imin(trunc(ld(LM, k + 4)), TOP)
+        b0 = (s | ((s4 >> 4) << 6)) & 255
+        b4 = (m | ((m4 >> 4) << 6)) & 255
+        b8 = (s4 & 15) | ((m4 & 15) << 4)
+        stb(OUT, 4 + k, b0)
+        stb(OUT, 8 + k, b4)
+        stb(OUT, 12 + k, b8)
+        st(SC, k, d * i2f(b0 & 63))
+        st(M, k, dmin * i2f(b4 & 63))
+        st(SC, k + 4, d * i2f((b8 & 15) | ((b0 >> 6) << 4)))
+        st(M, k + 4, dmin * i2f((b8 >> 4) | ((b4 >> 6) << 4)))
+
+
+def pack_scales_4bit(j, LS, LM, D, DMIN, SC, M, OUT):
+    """Q2_K: a byte of scale and minimum a sub-block at 0, d and dmin at 80."""
+    dh = f2h(ld(D, 0))
+    mh = f2h(ld(DMIN, 0))
+    store_half(OUT, 80, dh)
+    store_half(OUT, 82, mh)
+    d = h2f(dh)
+    dmin = h2f(mh)
+    for k in range(16):
+        byte = (trunc(ld(LS, k)) | (trunc(ld(LM, k)) << 4)) & 255
+        stb(OUT, k, byte)
+        st(SC, k, d * i2f(byte & 15))
+        st(M, k, dmin * i2f(byte >> 4))
+
+
+def requantize(j, X, SC, M, INVERSE, ORIGIN, CODE, N, NMAX):
+    """Final codes of sub-block j from the stored scales; where its scale is zero the search's own codes stay."""
+    d = ld(SC, j)
+    m = ld(M, j)
+    dead = d == 0.0
+    inverse = ld(INVERSE, j)
+    origin = ld(ORIGIN, j)
+    for i in range(N):
+        x = ld(X, j * N + i)
+        kept = imin(imax(nint(inverse * (x - origin)), 0), NMAX)
+        code = imin(imax(nint(div(x + m, d)), 0), NMAX)
+        stb(CODE, j * N + i, where(dead, kept, code))
+
+
+def pack_q2_k(j, CODE, OUT):
+    pack_quarters(CODE, OUT, 16)
+
+
+def pack_q4_k(j, CODE, OUT):
+    pack_pairs(CODE, OUT, 16)
+
+
+def pack_q5_k(j, CODE, OUT):
+    pack_high_bits(CODE, OUT, 16, 4)
+    pack_pairs(CODE, OUT, 48)
+
+
+def searched_codes(j, X, INVERSE, ORIGIN, CODE, N, NMAX):
+    """Types of 32 weights keep the codes of the search."""
+    inverse = ld(INVERSE, 0)
+    origin = ld(ORIGIN, 0)
+    for i in range(N):
+        stb(CODE, i, imin(imax(nint(inverse * (ld(X, i) - origin)), 0), NMAX))
+
+
+def pack_scale_min(j, SCALE, MIN, CODE, OUT, FIFTH):
+    """Q4_1: d, m, nibbles. Q5_1: d, m, the fifth bits, nibbles."""
+    store_half(OUT, 0, f2h(ld(SCALE, 0)))
+    store_half(OUT, 2, f2h(-ld(MIN, 0)))
+    if FIFTH:
+        pack_fifth_bits(CODE, OUT, 4)
+        pack_nibbles(CODE, 0, OUT, 8, 16)
+    else:
+        pack_nibbles(CODE, 0, OUT, 4, 16)
+
+
+def _of_32(levels: int, n_bytes_fifth: int) -> Encoder:
+    return Encoder(
+        family="scale_min",
+        scratch={
+            "weight": (32, "f32"),
+            "level": (32, "f32"),
+            "scale": (1, "f32"),
+            "min": (1, "f32"),
+            "inverse": (1, "f32"),
+            "origin": (1, "f32"),
+            "code": (32, "u8"),
+        },
+        tables={"trials": trial_ladder(-0.9, 0.05, 37, levels)},
+        uses_importance=True,
+        uses_row_sigma=True,
+        phases=(
+            Phase("row_weights", ("x", "importance", "row_sigma", "weight", 32)),
+            Phase(
+                "scale_min_search",
+                ("x", "weight", "level", "scale", "min", "inverse", "origin", "trials", 32, levels, 37, 0),
+            ),
+            Phase("searched_codes", ("x", "inverse", "origin", "code", 32, levels)),
+            Phase("pack_scale_min", ("scale", "min", "code", "out", n_bytes_fifth)),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _SuperBlock:
+    """The numbers in which Q2_K, Q4_K and Q5_K differ."""
+
+    n: int  # weights a sub-block
+    levels: int
+    scale_levels: int
+    weigh: str  # weights without importance
+    first: float  # trials without importance: levels + first + 0.1·k, k = 0 … trials-1
+    trials: int
+    absolute: int
+    sigma: float  # mean square times this / 256
+    clip: int  # what scale codes are limited to before packing, with importance
+    pack_scales: Phase
+    pack_codes: str
+
+
+def _of_256(s: _SuperBlock, weighted: bool) -> Encoder:
+    subs = 256 // s.n
+    trials = 37 if weighted else s.trials
+    search = ("x", "weight", "level", "scale", "min", "inverse", "origin", "trials", s.n, s.levels, trials)
+    results = ("ls", "lm", "d", "dmin")
+    if weighted:
+        weigh: tuple[Phase, ...] = (
+            Phase("block_sigma", ("x", "sigma", "factor", 256)),
+            Phase("importance_weights", ("x", "importance", "sigma", "weight", "total", s.n), subs),
+        )
+        scales = Phase("searched_scales", ("scale", "min", "total", *results, "ladder", subs, s.scale_levels))
+        ladder = trial_ladder(-0.9, 0.05, 37, s.levels)
+    else:
+        weigh = (Phase(s.weigh, ("x", "weight", s.n), subs),)
+        scales = Phase("plain_scales", ("scale", "min", *results, subs, s.scale_levels, s.clip))
+        ladder = trial_ladder(s.first, 0.1, trials, s.levels)
+    per_sub = dict.fromkeys(
+        ("scale", "min", "inverse", "origin", "total", "ls", "lm", "sc", "m"), (subs, "f32")
+    )
+    return Encoder(
+        family="scale_min",
+        scratch={
+            "sigma": (1, "f32"),
+            "weight": (256, "f32"),
+            "level": (s.n, "f32"),
+            **per_sub,
+            "d": (1, "f32"),
+            "dmin": (1, "f32"),
+            "code": (256, "u8"),
+        },
+        tables={
+            "trials": ladder,
+            "ladder": scale_ladder(s.scale_levels),
+            "factor": constants(s.sigma / 256),
+        },
+        uses_importance=weighted,
+        phases=(
+            *weigh,
+            Phase("scale_min_search", (*search, 0 if weighted else s.absolute), subs),
+            scales,
+            s.pack_scales,
+            Phase("requantize", ("x", "sc", "m", "inverse", "origin", "code", s.n, s.levels), subs),
+            Phase(s.pack_codes, ("code", "out")),
+        ),
+    )
+
+
+_DECODED = ("ls", "lm", "d", "dmin", "sc", "m", "out")
+_Q2_K = _SuperBlock(
+    16, 3, 15, "magnitude_weights", -0.5, 16, 1, 1.0, 255, Phase("pack_scales_4bit", _DECODED), "pack_q2_k"
+)
+_Q4_K = _SuperBlock(
+    32,
+    15,
+    63,
+    "spread_weights",
+    -1.0,
+    21,
+    0,
+    2.0,
+    63,
+    Phase("pack_scales_6bit", (*_DECODED, 255)),
+    "pack_q4_k",
+)
+_Q5_K = _SuperBlock(
+    32,
+    31,
+    63,
+    "spread_weights",
+    -0.5,
+    16,
+    0,
+    2.0,
+    63,
+    Phase("pack_scales_6bit", (*_DECODED, 63)),
+    "pack_q5_k",
+)
+
+ENCODERS = {
+    ("Q4_1", True): _of_32(15, 0),
+    ("Q5_1", True): _of_32(31, 1),
+    ("Q2_K", False): _of_256(_Q2_K, False),
+    ("Q2_K", True): _of_256(_Q2_K, True),
+    ("Q4_K", False): _of_256(_Q4_K, False),
+    ("Q4_K", True): _of_256(_Q4_K, True),
+    ("Q5_K", False): _of_256(_Q5_K, False),
+    ("Q5_K", True): _of_256(_Q5_K, True),
+}
