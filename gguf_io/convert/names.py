@@ -1,0 +1,239 @@
+"""Hugging Face tensor names ↔ GGUF tensor names, and what happens to the values in between, both ways.
+
+    table = tensor_table(config, {name: shape for every tensor of the model})
+
+`config` is a config.json (or `model.config.to_dict()`), the names are a checkpoint's or those of
+`model.state_dict()`: experts may be stored one by one (`mlp.experts.7.up_proj.weight`) or stacked and fused
+(`mlp.experts.gate_up_proj`). Then
+
+    table.views["blk.0.ffn_up_exps.weight"]      a View: sources, shape and how they are cut
+    table.uses["model.layers.0.mlp.experts.7.up_proj.weight"]
+                                                 (Use("blk.0.ffn_up_exps.weight", 7),)
+    table.uses["model.layers.0.mlp.experts.gate_up_proj"]
+                                                 (Use("blk.0.ffn_gate_exps.weight", None),
+                                                  Use("blk.0.ffn_up_exps.weight", None))
+    table.to_gguf(name, read)                    read(hf_name) -> array;  the GGUF tensor
+    table.to_hf(name, read, empty=torch.empty)   read(gguf_name) -> array; the Hugging Face tensor
+
+Arrays are numpy or torch; dimension order is Hugging Face's: rows before columns, the reverse of ggml's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gguf
+import numpy as np
+
+from gguf_io.convert import rules
+from gguf_io.convert.errors import ConversionError
+from gguf_io.convert.families import Family, family_of
+from gguf_io.convert.rules import Config, Index, Part, Rule
+from gguf_io.convert.view import Shape, View, chosen
+
+MXFP4_VALUES = 32  # values in one MXFP4 block
+
+
+@dataclass(frozen=True)
+class Use:
+    name: str  # of the GGUF tensor
+    matrix: int | None  # which of its matrices, None: all of them
+
+
+@dataclass(frozen=True)
+class TensorTable:
+    family: Family
+    views: Mapping[str, View]  # in the order of llama.cpp's converter
+    uses: Mapping[str, tuple[Use, ...]]
+    left_out: tuple[str, ...]
+    must_be_zero: tuple[str, ...]  # left out on condition that every value is zero
+    shapes: Mapping[str, Shape]
+
+    def to_gguf(self, name: str, read: Callable[[str], Any]) -> Any:
+        """The GGUF tensor `name` in Hugging Face dimension order, from read(hf_name).
+
+        For whole tensors in memory; a checkpoint on disk is read in slabs (checkpoint.py).
+        """
+        view = self.views[name]
+        stacks = [read(source).reshape(-1, *view.source_matrix) for source in view.sources]
+        taken = [view.take(matrix) for stack in stacks for matrix in stack]
+        return (taken[0] if len(taken) == 1 else _stack(taken)).reshape(view.shape)
+
+    def to_hf(self, name: str, read: Callable[[str], Any], empty: Callable[[Shape], Any] = np.empty) -> Any:
+        """The Hugging Face tensor `name` from read(gguf_name) (GGUF values, Hugging Face dimension order).
+
+        Raises KeyError when no GGUF tensor comes from it (a tied lm_head, a buffer).
+        """
+        out = empty(self.shapes[name])
+        for use in self.uses[name]:
+            view = self.views[use.name]
+            matrices = out.reshape(-1, *view.source_matrix)
+            n_rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
+            values = read(use.name).reshape(view.matrices, n_rows, -1)
+            for m, matrix in enumerate(matrices):
+                view.put(matrix, values[m if use.matrix is None else use.matrix])
+        return out
+
+
+def tensor_table(config: Config, shapes: Mapping[str, Shape]) -> TensorTable:
+    """The table for a model of these tensors.
+
+    Raises ConversionError: unknown architecture, a tensor without a GGUF name, missing experts, a shape that
+    cannot be divided.
+    """
+    family = family_of(config)
+    config = {**config, **(config.get("text_config") or {})}
+    builder = _Builder(family, config, dict(shapes))
+    for position, name in enumerate(shapes):
+        builder.place(position, name)
+    return builder.finish()
+
+
+def _stack(matrices: list[Any]) -> Any:
+    if isinstance(matrices[0], np.ndarray):
+        return np.stack(matrices)
+    import torch
+
+    return torch.stack(matrices)
+
+
+class _Builder:
+    """Collects views in the converter's order: an expert stack appears where its block's last expert does."""
+
+    def __init__(self, family: Family, config: Config, shapes: dict[str, Shape]):
+        self.family, self.config, self.shapes = family, config, shapes
+        self.rules = tuple((re.compile(rule.pattern), rule) for rule in (*rules.COMMON, *family.rules))
+        self.map = gguf.get_tensor_name_map(family.arch, config["num_hidden_layers"])
+        self.views: dict[str, View] = {}
+        self.order: dict[str, tuple[int, str]] = {}
+        self.experts: dict[str, dict[int, str]] = {}
+        self.expert_block_end: dict[str, int] = {}
+        self.left_out: list[str] = []
+        self.must_be_zero: list[str] = []
+
+    def place(self, position: int, name: str) -> None:
+        cleaned = _cleaned(name)
+        match, rule = self._rule_for(cleaned)
+        if rule is not None and not rule.parts:
+            (self.must_be_zero if rule.zero else self.left_out).append(name)
+            return
+        if rule is None or match is None:
+            self._add(position, name, self._gguf_name(name, cleaned), Part(), None)
+            return
+        for part in rule.parts:
+            renamed = cleaned[: match.start()] + match.expand(part.name) + cleaned[match.end() :]
+            target = self._gguf_name(name, renamed)
+            if "expert" in match.groupdict():
+                self._add_expert(position, name, target, int(match["expert"]), match.expand(part.name))
+            else:
+                scales = rule.scales and name[: -len(match[0])] + rule.scales
+                self._add(position, name, target, part, scales)
+
+    def _rule_for(self, name: str) -> tuple[re.Match[str] | None, Rule | None]:
+        for pattern, rule in self.rules:
+            match = pattern.search(name)
+            if match and (rule.when is None or rule.when(self.config, match)):
+                return match, rule
+        return None, None
+
+    def _gguf_name(self, name: str, renamed: str) -> str:
+        found = self.map.get_name(renamed, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            arch = gguf.MODEL_ARCH_NAMES[self.family.arch]
+            raise ConversionError(f"{name}: architecture {arch} has no GGUF tensor for this name")
+        return found
+
+    def _add(self, position: int, name: str, target: str, part: Part, scales: str | None) -> None:
+        if target in self.views:
+            raise ConversionError(f"{name}: {target} is already made of {self.views[target].sources[0]}")
+        if scales is not None and scales not in self.shapes:
+            raise ConversionError(f"{name}: its block exponents {scales} are missing")
+        self.views[target] = self._view(name, part, scales)
+        # MXFP4 stacks are written before all other tensors.
+        self.order[target] = (-1 if scales else position, "")
+
+    def _view(self, name: str, part: Part, scales: str | None) -> View:
+        shape = self.shapes[name] or (1,)
+        if scales is not None:
+            shape = (*shape[:-2], shape[-2] * MXFP4_VALUES)
+        vector = len(shape) == 1
+        n_rows, n_columns = (shape[0], 1) if vector else shape[-2:]
+        leading = shape[:-2]
+        if part.matrices is not None:
+            heads = self._number(part.matrices)
+            if n_rows % heads:
+                raise ConversionError(f"{name}: {n_rows} rows do not divide by {part.matrices} = {heads}")
+            leading, n_rows = (heads,), n_rows // heads
+        rows = self._choose(name, part.rows, n_rows)
+        columns = self._choose(name, part.columns, n_columns)
+        taken = (chosen(rows, n_rows), chosen(columns, n_columns))
+        taken = taken[::-1] if part.transpose else taken
+        shape = taken[:1] if vector else (*leading, *taken)
+        return View((name,), (n_rows, n_columns), shape, rows, columns, part.transpose, part.add, scales)
+
+    def _choose(self, name: str, choice: rules.Choice | None, n: int) -> Index | None:
+        if choice is None:
+            return None
+        try:
+            index = choice(self.config, n)
+        except KeyError as error:
+            raise ConversionError(f"{name}: cannot be divided, config.json has no key {error}") from None
+        except ValueError:
+            raise ConversionError(f"{name}: {n} rows do not divide into the heads of config.json") from None
+        if isinstance(index, slice):
+            if index.stop > n:
+                raise ConversionError(f"{name}: has {n} rows, config.json asks for {index.stop}")
+            return None if index == slice(0, n) else index
+        return index
+
+    def _number(self, key: str) -> int:
+        number = self.config.get(key)
+        if not isinstance(number, int) or number < 1:
+            raise ConversionError(f"config.json: key {key!r} must be a positive number, not {number!r}")
+        return number
+
+    def _add_expert(self, position: int, name: str, target: str, expert: int, kind: str) -> None:
+        of_tensor = self.experts.setdefault(target, {})
+        if expert in of_tensor:
+            raise ConversionError(f"{name}: expert {expert} of {target} is already {of_tensor[expert]}")
+        of_tensor[expert] = name
+        self.order[target] = (position, kind)
+        self.expert_block_end[target.rpartition(".ffn_")[0]] = position
+
+    def finish(self) -> TensorTable:
+        for target, of_tensor in self.experts.items():
+            self.views[target] = self._expert_stack(target, of_tensor)
+            end = self.expert_block_end[target.rpartition(".ffn_")[0]]
+            self.order[target] = (end, self.order[target][1])
+        views = {name: self.views[name] for name in sorted(self.views, key=lambda name: self.order[name])}
+        uses: dict[str, tuple[Use, ...]] = {}
+        for target, view in views.items():
+            for i, source in enumerate(view.sources):
+                use = Use(target, i if target in self.experts else None)
+                uses[source] = (*uses.get(source, ()), use)
+        left_out, must_be_zero = tuple(self.left_out), tuple(self.must_be_zero)
+        return TensorTable(self.family, views, uses, left_out, must_be_zero, self.shapes)
+
+    def _expert_stack(self, target: str, of_tensor: dict[int, str]) -> View:
+        named = (self.config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+        n_experts = next((n for n in named if n), max(of_tensor) + 1)
+        missing = [i for i in range(n_experts) if i not in of_tensor]
+        if missing or len(of_tensor) != n_experts:
+            raise ConversionError(
+                f"{target}: {len(of_tensor)} of {n_experts} experts are there, missing {missing[:8]}"
+            )
+        shapes = {self.shapes[name] for name in of_tensor.values()}
+        if len(shapes) > 1:
+            raise ConversionError(f"{target}: experts differ in shape: {sorted(shapes)}")
+        one = self._view(of_tensor[0], Part(), None)
+        sources = tuple(of_tensor[i] for i in range(n_experts))
+        return replace(one, sources=sources, shape=(n_experts, *one.shape))
+
+
+def _cleaned(name: str) -> str:
+    """The name as gguf's table knows it: no multimodal wrapper, the router's bias named as a bias."""
+    name = name.replace("language_model.", "")
+    return re.sub(r"e_score_correction_bias$", "e_score_correction.bias", name)

@@ -1,0 +1,61 @@
+"""One GGUF tensor as a choice from Hugging Face tensors: what a rule comes to once shapes are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gguf_io.convert.rules import Index
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """sources: one tensor, or one per matrix (experts in order). source_matrix: (rows, columns) of one source
+    matrix (a vector is a matrix of one column). shape: of the result, Hugging Face dimension order. Of every
+    source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `add` added.
+    scales: the tensor of block exponents when the source holds MXFP4 codes.
+    """
+
+    sources: tuple[str, ...]
+    source_matrix: tuple[int, int]
+    shape: Shape
+    rows: Index | None = None
+    columns: Index | None = None
+    transpose: bool = False
+    add: float = 0.0
+    scales: str | None = None
+
+    @property
+    def matrices(self) -> int:
+        return int(np.prod(self.shape[:-2], dtype=np.int64)) if len(self.shape) > 2 else 1
+
+    @property
+    def plain(self) -> bool:
+        """True when the values are those of the source in the source's order."""
+        return self.rows is None and self.columns is None and not (self.transpose or self.add or self.scales)
+
+    def take(self, matrix: Any) -> Any:
+        """[rows, columns] of one source matrix → the matrix of the GGUF tensor."""
+        taken = matrix if self.rows is None else matrix[self.rows]
+        taken = taken if self.columns is None else taken[:, self.columns]
+        taken = taken.T if self.transpose else taken
+        return taken + self.add if self.add else taken
+
+    def put(self, matrix: Any, values: Any) -> None:
+        """The reverse of `take`, into the part of the source matrix this view covers."""
+        values = values - self.add if self.add else values
+        values = values.T if self.transpose else values
+        rows = slice(None) if self.rows is None else self.rows
+        columns = slice(None) if self.columns is None else self.columns
+        matrix[rows, columns] = values
+
+
+def chosen(index: Index | None, n: int) -> int:
+    """How many of n rows an index takes."""
+    if index is None:
+        return n
+    return len(range(*index.indices(n))) if isinstance(index, slice) else len(index)
