@@ -1,0 +1,7 @@
+"""The one exception of this package that is meant for users."""
+
+from __future__ import annotations
+
+
+class MeasureError(ValueError):
+    """Bad input to a measurement: one plain sentence with the value, the limit and the way out."""

@@ -1,0 +1,138 @@
+"""Build transformers' model of an architecture and put a GGUF's tensors into it, packed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gguf_io import TensorSource, TensorSpec
+from gguf_io.convert.names import TensorTable
+from measure.errors import MeasureError
+from measure.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedTensor, Piece
+from qkernels import to_float32
+
+
+def skeleton(settings: dict[str, Any], dtype: torch.dtype) -> Any:
+    """transformers' model: parameters on the meta device, computed buffers (rotary tables) real."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = dict(settings)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    # Other implementations take whole stacks; this one indexes one expert at a time.
+    config._experts_implementation = "eager"
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def stretch_rotation(model: nn.Module, factors: np.ndarray) -> None:
+    """Divide rotary frequencies by the GGUF's factors (Llama 3's long context), as ggml_rope_ext does."""
+    for module in model.modules():
+        frequencies = getattr(module, "inv_freq", None)
+        if isinstance(frequencies, torch.Tensor) and frequencies.numel() == factors.size:
+            module.inv_freq = frequencies / torch.tensor(factors, device=frequencies.device)
+
+
+class Filler:
+    """Puts the GGUF's tensors into a skeleton."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        table: TensorTable,
+        source: TensorSource,
+        specs: Mapping[str, TensorSpec],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        self.model, self.table, self.source, self.specs = model, table, source, specs
+        self.device, self.dtype = device, dtype
+        self.packed: dict[str, PackedTensor] = {}
+
+    def fill(self) -> None:
+        self._check()
+        # Embeddings and heads first: a tied head shares the embedding's blocks.
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, nn.Embedding):
+                scale = float(getattr(module, "scalar_embed_scale", 1.0))
+                self._replace(name, PackedEmbedding(self._pack(f"{name}.weight"), self.dtype, scale))
+            elif isinstance(module, nn.Linear):
+                bias = self._dense(f"{name}.bias") if module.bias is not None else None
+                self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias))
+        for name, tensor in list(self.model.named_parameters()) + list(self.model.named_buffers()):
+            if name not in self.table.uses:
+                continue
+            module, attribute = self._parent(name)
+            if tensor.dim() == 3:
+                delattr(module, attribute)
+                setattr(module, attribute, PackedExperts(self._pack(name), self.dtype))
+            else:
+                self._set(module, attribute, self._dense(name))
+        self.model.to(self.device)
+        left = [name for name, tensor in self.model.named_parameters() if tensor.is_meta]
+        if left:
+            raise MeasureError(f"{left[0]} and {len(left) - 1} more tensors of the model are not in the GGUF")
+
+    def _check(self) -> None:
+        missing = sorted(name for name in self.table.views if name not in self.specs)
+        if missing:
+            raise MeasureError(
+                f"{missing[0]} is missing from the GGUF ({len(missing)} of {len(self.table.views)} are)"
+            )
+        for name, view in self.table.views.items():
+            spec = self.specs[name]
+            wanted = tuple(reversed(view.shape))
+            while len(wanted) > 1 and wanted[-1] == 1:
+                wanted = wanted[:-1]
+            if spec.shape != wanted:
+                raise MeasureError(f"{name}: shape {spec.shape} in the file, metadata asks for {wanted}")
+
+    def _pack(self, name: str) -> PackedTensor:
+        key = name if name in self.table.uses else self._embedding_name()
+        if key not in self.packed:
+            pieces = [self._piece(use.name, use.matrix) for use in self.table.uses[key]]
+            self.packed[key] = PackedTensor(self.table.shapes[key], pieces)
+        return self.packed[key]
+
+    def _embedding_name(self) -> str:
+        return next(name for name, uses in self.table.uses.items() if uses[0].name == "token_embd.weight")
+
+    def _piece(self, name: str, matrix: int | None) -> Piece:
+        view, spec = self.table.views[name], self.specs[name]
+        raw = self.source.read(name)
+        with warnings.catch_warnings():
+            # The file is mapped read-only; nothing writes to a block.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            blocks = torch.from_numpy(raw).view(view.matrices, -1, raw.shape[-1])
+        if isinstance(view.rows, np.ndarray) and view.columns is None and not view.transpose:
+            # Reordered rows are put back as blocks, once, and not at every use.
+            blocks = blocks[:, torch.from_numpy(np.argsort(view.rows))]
+            view = replace(view, rows=None)
+        return Piece(name, spec.type, blocks.to(self.device), view, matrix)
+
+    def _dense(self, name: str) -> torch.Tensor:
+        def read(gguf_name: str) -> np.ndarray:
+            values = to_float32(self.source.read(gguf_name), self.specs[gguf_name].type)
+            return values.reshape(self.table.views[gguf_name].shape)
+
+        return torch.from_numpy(self.table.to_hf(name, read).astype(np.float32)).to(self.dtype)
+
+    def _parent(self, name: str) -> tuple[nn.Module, str]:
+        path, _, attribute = name.rpartition(".")
+        return self.model.get_submodule(path), attribute
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent, attribute = self._parent(name)
+        setattr(parent, attribute, module)
+
+    def _set(self, module: nn.Module, attribute: str, values: torch.Tensor) -> None:
+        if attribute in module._buffers:
+            module._buffers[attribute] = values
+        else:
+            module._parameters[attribute] = nn.Parameter(values, requires_grad=False)

@@ -1,0 +1,203 @@
+"""Run a model in torch: a GGUF on its packed blocks, or a Hugging Face directory as transformers loads it.
+
+    loaded = load("model-Q4_K_M.gguf", device="cuda")
+    logits = loaded.logits(ids)      # ids [n_seq, n_tokens] i64 -> [n_seq, n_tokens, n_vocab]
+
+The architecture is transformers' own code, built from the GGUF's metadata (architectures.py) without weights;
+then every matrix is replaced by its blocks (packed.py), with the reverse of the conversion's reordering from
+the table that conversion uses (gguf_io/convert/names.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gguf_io import TensorSource, open_source
+from gguf_io.convert.names import TensorTable, tensor_table
+from measure import tokenizer
+from measure.architectures import Facts, configuration
+from measure.errors import MeasureError
+from measure.fill import Filler, skeleton, stretch_rotation
+from measure.packed import PackedEmbedding, PackedLinear, n_bytes
+from measure.tokenizer import Tokenizer
+from qkernels import to_float32
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model ready to run.
+
+    name_map: Hugging Face tensor name -> the GGUF tensors it is stored in (two for a fused gate and up).
+    n_bytes: of the weights as they are held. source: the GGUF, kept open while its blocks are mapped.
+    """
+
+    path: Path
+    model: Any  # transformers' PreTrainedModel
+    tokenizer: Tokenizer
+    name_map: Mapping[str, tuple[str, ...]]
+    architecture: str
+    n_vocab: int
+    n_bytes: int
+    device: torch.device
+    dtype: torch.dtype
+    source: TensorSource | None = None
+
+    @torch.inference_mode()
+    def logits(self, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """ids [n_seq, n_tokens] i64 -> logits [n_seq, n_tokens - first, n_vocab], positions from `first` on.
+
+        Raises MeasureError when a logit is not finite, naming the first module whose output was not.
+        """
+        ids = ids.to(self.device)
+        kept = ids.shape[1] - first
+        arguments: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if first and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            arguments["logits_to_keep"] = kept
+        out = self.model(**arguments).logits[:, -kept:]
+        if not bool(torch.isfinite(out).all()):
+            raise MeasureError(f"{self.path}: logits are not finite; {self._first_bad_module(ids)}")
+        return out
+
+    def close(self) -> None:
+        if self.source is not None:
+            self.source.close()
+
+    def _first_bad_module(self, ids: torch.Tensor) -> str:
+        found: list[str] = []
+
+        def look(name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                if not found and isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
+                    found.append(name)
+
+            return hook
+
+        # Leaves only: a container is bad when its last leaf is.
+        leaves = [(n, m) for n, m in self.model.named_modules() if _is_leaf(m)]
+        handles = [module.register_forward_hook(look(name)) for name, module in leaves]
+        try:
+            self.model(input_ids=ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            return "every layer's output is finite, only the final logits overflow"
+        tensors = self.name_map.get(f"{found[0]}.weight", ())
+        return f"the first bad output is that of {', '.join(tensors) or found[0]}"
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return isinstance(module, PackedLinear | PackedEmbedding) or not any(True for _ in module.children())
+
+
+def load(
+    path: str | Path, device: str = "cpu", dtype: str = "float32", tokenizer_path: str | Path | None = None
+) -> LoadedModel:
+    """Load a GGUF (single or split) or a Hugging Face directory.
+
+    dtype: of activations and decoded weights ("float32", "bfloat16", "float16").
+    tokenizer_path: a Hugging Face directory whose tokenizer is used instead of the model's own.
+    Raises MeasureError for a model that cannot be built, OSError for a path that cannot be read.
+    """
+    path = Path(path)
+    target, compute = _device(device), _dtype(dtype)
+    given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
+    if path.is_dir():
+        return _load_directory(path, target, compute, given)
+    return _load_gguf(path, target, compute, given)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MeasureError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise MeasureError(f"dtype {name!r}: choose one of {', '.join(known)}")
+    return known[name]
+
+
+def _load_directory(
+    path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None
+) -> LoadedModel:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise MeasureError(f"{path}: transformers cannot load this directory ({error})") from error
+    model = model.to(device).eval()
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    table = tensor_table(_tied_left_out(model.config.to_dict(), shapes), shapes)
+    return LoadedModel(
+        path=path,
+        model=model,
+        tokenizer=given or tokenizer.from_directory(path),
+        name_map=_name_map(table),
+        architecture=model.config.model_type,
+        n_vocab=model.get_output_embeddings().weight.shape[0],
+        n_bytes=n_bytes(model),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None) -> LoadedModel:
+    source = open_source(path)
+    specs = {spec.name: spec for spec in source.specs()}
+    architecture = source.metadata["general.architecture"].value
+    facts = Facts(
+        architecture,
+        source.metadata,
+        {name: spec.shape for name, spec in specs.items()},
+        lambda name: to_float32(source.read(name), specs[name].type),
+    )
+    settings = configuration(facts)
+    model = skeleton(settings, dtype)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    table = tensor_table(
+        _tied_left_out(model.config.to_dict() | {"architectures": settings["architectures"]}, shapes), shapes
+    )
+    Filler(model, table, source, specs, device, dtype).fill()
+    if "rope_freqs.weight" in specs:
+        stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
+    model.eval()
+    vocabulary = given or tokenizer.from_metadata(source.metadata)
+    return LoadedModel(
+        path=path,
+        model=model,
+        tokenizer=vocabulary,
+        name_map=_name_map(table),
+        architecture=architecture,
+        n_vocab=settings["vocab_size"],
+        n_bytes=n_bytes(model),
+        device=device,
+        dtype=dtype,
+        source=source,
+    )
+
+
+def _tied_left_out(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Drop the head of a tied model from `shapes`: it is the embedding under a second name."""
+    if config.get("tie_word_embeddings"):
+        shapes.pop("lm_head.weight", None)
+    return config
+
+
+def _name_map(table: TensorTable) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(use.name for use in uses) for name, uses in table.uses.items()}

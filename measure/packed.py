@@ -1,0 +1,151 @@
+"""Torch modules whose weights stay GGUF blocks and are decoded when they are used.
+
+A model that fits quantized runs quantized: a linear layer decodes a slab of its rows, multiplies and forgets
+it; an embedding decodes only the rows it is asked for; a stack of experts decodes the expert it is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gguf_io.convert.names import View
+from qkernels import dequantize
+
+SLAB = 1 << 24  # weights decoded at a time by a linear layer: 64 MiB of float32
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def decode(blocks: torch.Tensor, type: str, dtype: torch.dtype) -> torch.Tensor:
+    """blocks [..., row_bytes] u8 -> [..., n_cols] dtype, on the blocks' device."""
+    if type in PLAIN:
+        return blocks.view(PLAIN[type]).to(dtype)
+    return dequantize(blocks, type).to(dtype)
+
+
+class Piece(nn.Module):
+    """One GGUF tensor: blocks [n_matrices, n_rows, row_bytes] u8 and the view that made it from its origin.
+
+    `matrix`: the Hugging Face tensor is this one of the GGUF's matrices; None: it holds them all.
+    """
+
+    blocks: torch.Tensor
+
+    def __init__(self, name: str, ggml_type: str, blocks: torch.Tensor, view: View, matrix: int | None):
+        super().__init__()
+        self.name, self.ggml_type, self.view, self.matrix = name, ggml_type, view, matrix
+        self.register_buffer("blocks", blocks, persistent=False)
+
+    def decoded(self, index: int, dtype: torch.dtype) -> torch.Tensor:
+        """Matrix `index` of the Hugging Face tensor's share: [n_rows, n_cols]."""
+        return decode(self.blocks[self._which(index)], self.ggml_type, dtype)
+
+    def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Some rows of the only matrix."""
+        return decode(self.blocks[self._which(0)][rows], self.ggml_type, dtype)
+
+    def _which(self, index: int) -> int:
+        return index if self.matrix is None else self.matrix
+
+
+class PackedTensor(nn.Module):
+    """A Hugging Face tensor of `shape` that is stored as the GGUF tensors `pieces`."""
+
+    def __init__(self, shape: Sequence[int], pieces: Sequence[Piece]):
+        super().__init__()
+        self.shape = torch.Size(shape)
+        self.pieces = tuple(pieces)
+        for piece in pieces:
+            self.add_module(piece.name.replace(".", "/"), piece)
+        # The rows of a plain tensor can be decoded a few at a time; others are put together first.
+        self.plain = len(pieces) == 1 and pieces[0].view.plain and len(shape) == 2
+
+    @property
+    def device(self) -> torch.device:
+        return self.pieces[0].blocks.device
+
+    def matrix(self, index: int, dtype: torch.dtype) -> torch.Tensor:
+        """Matrix `index` of the last two dimensions, decoded and put back into Hugging Face order."""
+        if self.plain:
+            return self.pieces[0].decoded(index, dtype)
+        out = torch.empty(self.shape[-2:], dtype=dtype, device=self.device)
+        for piece in self.pieces:
+            # One source matrix may have been cut into several (heads of a latent attention).
+            parts = out.view(-1, *piece.view.source_matrix)
+            for m, part in enumerate(parts):
+                piece.view.put(part, piece.decoded(index * len(parts) + m, dtype))
+        return out
+
+    def slabs(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The rows of a 2-D tensor, decoded a slab at a time."""
+        if not self.plain:
+            yield self.matrix(0, dtype)
+            return
+        step = max(1, SLAB // self.shape[1])
+        for first in range(0, self.shape[0], step):
+            yield self.pieces[0].rows(slice(first, first + step), dtype)
+
+    def rows(self, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Decoded rows [n, n_cols] of a 2-D tensor."""
+        if not self.plain:
+            return self.matrix(0, dtype)[index]
+        return self.pieces[0].rows(index, dtype)
+
+
+class PackedLinear(nn.Module):
+    """x [..., in_features] -> [..., out_features]; drops in for nn.Linear."""
+
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: PackedTensor, bias: torch.Tensor | None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [F.linear(x, slab) for slab in self.weight.slabs(x.dtype)]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return out if self.bias is None else out + self.bias
+
+
+class PackedEmbedding(nn.Module):
+    """ids [...] -> [..., embedding_dim]; `scale` is Gemma's factor on embeddings."""
+
+    def __init__(self, weight: PackedTensor, dtype: torch.dtype, scale: float = 1.0):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.weight, self.dtype, self.scale = weight, dtype, scale
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.rows(ids.reshape(-1), self.dtype).view(*ids.shape, self.embedding_dim)
+        return rows if self.scale == 1.0 else rows * self.scale
+
+
+class PackedExperts(nn.Module):
+    """A stack [n_experts, rows, cols] that decodes expert i when indexed with i, as eager experts do."""
+
+    def __init__(self, weight: PackedTensor, dtype: torch.dtype):
+        super().__init__()
+        self.weight, self.dtype = weight, dtype
+        self.shape = weight.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
+        return self.weight.matrix(int(expert), self.dtype)
+
+
+def n_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a module, each counted once."""
+    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+    return sum(math.prod(t.shape) * t.element_size() for t in tensors.values())
