@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gguf_io import TensorSource, TensorSpec
 from gguf_io.convert.names import TensorTable
+from gguf_io.source import TensorSource, TensorSpec
 from measure.errors import MeasureError
 from measure.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedTensor, Piece
 from qkernels import to_float32

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gguf_io import TensorSource, open_source
 from gguf_io.convert.names import TensorTable, tensor_table
+from gguf_io.source import TensorSource, open_source
 from measure import tokenizer
 from measure.architectures import Facts, configuration
 from measure.errors import MeasureError

@@ -24,7 +24,9 @@ def decode(blocks: torch.Tensor, type: str, dtype: torch.dtype) -> torch.Tensor:
     """blocks [..., row_bytes] u8 -> [..., n_cols] dtype, on the blocks' device."""
     if type in PLAIN:
         return blocks.view(PLAIN[type]).to(dtype)
-    return dequantize(blocks, type).to(dtype)
+    out = dequantize(blocks, type)
+    assert isinstance(out, torch.Tensor)  # noqa: S101 - a tensor goes in
+    return out.to(dtype)
 
 
 class Piece(nn.Module):

@@ -183,7 +183,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         encode: Callable[[str, bool], list[int]] = lambda text, after_special: words(text)  # noqa: E731
         bos_default, add_bos = 11, rules.get("add_bos", False)
     elif kind == "llama":
-        scores = value("scores", [0.0] * len(tokens))
+        scores = list(value("scores", [0.0] * len(tokens)))
         encode = _sentence_piece_encoder(tokens, scores, value("add_space_prefix", True))
         bos_default, add_bos = 1, True
     else:

@@ -1,0 +1,127 @@
+"""One pass over a text with a base and any number of quants: every chunk runs through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from measure.divergence import PairedTest, TokenScores, paired_test
+from measure.errors import MeasureError
+from measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter
+from measure.model import LoadedModel
+from measure.perplexity import batches, scored_logits, targets, token_nll
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass found. base_nll [n] f64; scores: one per quant, in order; n_chunks of the text."""
+
+    base_nll: np.ndarray
+    scores: tuple[TokenScores, ...]
+    n_chunks: int
+
+
+def check_vocabularies(base: LoadedModel, quants: Sequence[LoadedModel]) -> None:
+    """Raises MeasureError unless all predict over the same tokens, told by size and by a sample text."""
+    sample = "The quick brown fox, 1234 times: naïve Ω≈ç√ 東京\n\tjumps."
+    for quant in quants:
+        if quant.n_vocab != base.n_vocab:
+            raise MeasureError(
+                f"{quant.path} has a vocabulary of {quant.n_vocab}, the base {base.path} of {base.n_vocab}; "
+                "only models with one vocabulary can be compared"
+            )
+        if quant.tokenizer.encode(sample) != base.tokenizer.encode(sample):
+            raise MeasureError(
+                f"{quant.path} and the base {base.path} split a text differently; "
+                "only models with one vocabulary can be compared"
+            )
+
+
+def check_base_file(file: LogitsFile, quants: Sequence[LoadedModel], n_ctx: int | None) -> None:
+    """Raises MeasureError when a base file does not belong to these models or this context."""
+    if n_ctx is not None and n_ctx != file.header.n_ctx:
+        raise MeasureError(
+            f"{file.path} was computed with a context of {file.header.n_ctx}, not {n_ctx}; "
+            f"use --ctx {file.header.n_ctx} or leave it out"
+        )
+    for quant in quants:
+        if quant.n_vocab != file.header.n_vocab:
+            raise MeasureError(
+                f"{file.path} has a vocabulary of {file.header.n_vocab}, {quant.path} of {quant.n_vocab}; "
+                "only models with one vocabulary can be compared"
+            )
+
+
+def run(
+    base: LoadedModel | LogitsFile,
+    quants: Sequence[LoadedModel],
+    chunks: np.ndarray,
+    writers: Sequence[LogitsWriter] = (),
+    advance: Callable[[int], None] = lambda tokens: None,
+) -> Pass:
+    """Score chunks [n_chunk, n_ctx] i32 with all models.
+
+    writers: files to put the base's logits into. advance: told the tokens done, of all models together.
+    Raises MeasureError for logits that are not finite.
+    """
+    n_chunk, n_ctx = chunks.shape
+    n_vocab = base.header.n_vocab if isinstance(base, LogitsFile) else base.n_vocab
+    wanted = torch.from_numpy(targets(chunks).astype(np.int64))
+    base_nll: list[np.ndarray] = []
+    found: list[list[TokenScores]] = [[] for _ in quants]
+    for batch in batches(n_chunk, n_ctx, n_vocab):
+        sides = _base_side(base, chunks, batch, wanted, base_nll, writers)
+        advance(0 if isinstance(base, LogitsFile) else (batch.stop - batch.start) * n_ctx)
+        for quant, parts in zip(quants, found, strict=True):
+            logits = scored_logits(quant, chunks[batch])
+            for side, rows, target in zip(sides, logits, wanted[batch], strict=True):
+                parts.append(side.compare(rows, target.to(rows.device)))
+            advance((batch.stop - batch.start) * n_ctx)
+    scores = tuple(TokenScores.joined(parts) for parts in found)
+    if isinstance(base, LogitsFile) and scores:
+        base_nll = [scores[0].nll_base]
+    return Pass(np.concatenate(base_nll) if base_nll else np.empty(0), scores, n_chunk)
+
+
+def _base_side(
+    base: LoadedModel | LogitsFile,
+    chunks: np.ndarray,
+    batch: slice,
+    wanted: torch.Tensor,
+    base_nll: list[np.ndarray],
+    writers: Sequence[LogitsWriter],
+) -> list[Base]:
+    if isinstance(base, LogitsFile):
+        return [base.base(chunk) for chunk in range(batch.start, batch.stop)]
+    sides: list[Base] = []
+    logits = scored_logits(base, chunks[batch])
+    for rows, target in zip(logits, wanted[batch], strict=True):
+        target = target.to(rows.device)
+        base_nll.append(token_nll(rows, target))
+        for writer in writers:
+            writer.append(rows, target)
+        sides.append(DenseBase(torch.log_softmax(rows, dim=-1)))
+    return sides
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A quant's place by mean divergence; `test` compares it with the next one, None for the last."""
+
+    index: int
+    kld: float
+    test: PairedTest | None
+
+
+def ranking(scores: Sequence[TokenScores], n_chunks: int) -> tuple[Rank, ...]:
+    """Quants by mean KL divergence, the least first. Perplexity is not asked: it can fall by chance."""
+    order = sorted(range(len(scores)), key=lambda i: float(scores[i].kld.mean()))
+    ranks = []
+    for place, i in enumerate(order):
+        following = order[place + 1] if place + 1 < len(order) else None
+        test = None if following is None else paired_test(scores[i].kld, scores[following].kld, n_chunks)
+        ranks.append(Rank(i, float(scores[i].kld.mean()), test))
+    return tuple(ranks)

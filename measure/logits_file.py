@@ -1,0 +1,249 @@
+"""A base model's predictions on disk, so that quants can be compared without the base.
+
+Two formats. llama.cpp's `_logits_` file, about 2 bytes a vocabulary entry and position, read and written:
+
+    "_logits_" | i32 n_ctx | i32 n_vocab | i32 n_chunk | i32 tokens[n_chunk · n_ctx]
+    per scored position: f32 scale | f32 min_log_prob | u16 code[n_vocab, padded to even]
+
+with log p = scale · code + min_log_prob and everything 16 nats below the top at code 0
+(tools/perplexity/perplexity.cpp: log_softmax). And our compact one, k entries a position:
+
+    "_qmtopk_" | i32 version | i32 n_ctx | i32 n_vocab | i32 n_chunk | i32 k | i32 tokens[n_chunk · n_ctx]
+    per scored position: f32 scale | f32 min_log_prob | f32 tail | f32 entropy | f32 target
+                         u32 id[k] by falling probability | u16 code[k]
+
+`tail` is the exact probability of all other tokens, `entropy` the exact entropy in nats, `target` the exact
+log-probability of the token that follows. The tail's divergence is that of its total mass, a lower bound.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from measure.divergence import TokenScores, compare, scores
+from measure.errors import MeasureError
+from measure.perplexity import row_slabs
+
+LLAMA_MAGIC, COMPACT_MAGIC = b"_logits_", b"_qmtopk_"
+CLIP = 16.0  # nats below the top at which llama.cpp stops resolving
+VERSION = 1
+TOP_K = 1024
+
+
+@dataclass(frozen=True)
+class Header:
+    """k is 0 for llama.cpp's format."""
+
+    n_ctx: int
+    n_vocab: int
+    n_chunk: int
+    k: int = 0
+
+    @property
+    def n_scored(self) -> int:
+        return self.n_ctx - 1 - self.n_ctx // 2
+
+    @property
+    def row(self) -> np.dtype:
+        """One scored position."""
+        if self.k == 0:
+            padded = 2 * ((self.n_vocab + 1) // 2)
+            return np.dtype([("scale", "<f4"), ("low", "<f4"), ("code", "<u2", padded)])
+        numbers = [(name, "<f4") for name in ("scale", "low", "tail", "entropy", "target")]
+        return np.dtype([*numbers, ("id", "<u4", self.k), ("code", "<u2", self.k)])
+
+    def encoded(self) -> bytes:
+        if self.k == 0:
+            return LLAMA_MAGIC + struct.pack("<3i", self.n_ctx, self.n_vocab, self.n_chunk)
+        return COMPACT_MAGIC + struct.pack("<5i", VERSION, self.n_ctx, self.n_vocab, self.n_chunk, self.k)
+
+
+class Base(Protocol):
+    """One chunk of a base model's predictions, from memory or a file."""
+
+    def compare(self, logits: torch.Tensor, target: torch.Tensor) -> TokenScores: ...
+
+
+@dataclass(frozen=True)
+class DenseBase:
+    """All log-probabilities [n, n_vocab] f32; floor: what a file does not resolve below."""
+
+    log_p: torch.Tensor
+    floor: float | None = None
+
+    def compare(self, logits: torch.Tensor, target: torch.Tensor) -> TokenScores:
+        return compare(self.log_p.to(logits.device), logits, target, self.floor)
+
+
+@dataclass(frozen=True)
+class TopBase:
+    """ids, log_p [n, k] by falling probability; tail, target [n]."""
+
+    ids: torch.Tensor
+    log_p: torch.Tensor
+    tail: torch.Tensor
+    target: torch.Tensor
+
+    def compare(self, logits: torch.Tensor, target: torch.Tensor) -> TokenScores:
+        parts = []
+        for rows in row_slabs(*logits.shape):
+            ids, log_p, tail, base_target = (
+                x[rows].to(logits.device) for x in (self.ids, self.log_p, self.tail, self.target)
+            )
+            log_q = torch.log_softmax(logits[rows], dim=-1)
+            top_q = log_q.gather(-1, ids)
+            kld = (log_p.exp() * (log_p - top_q)).sum(-1)
+            # The tail of q is summed itself: 1 − Σ top would lose it to rounding.
+            tail_q = log_q.scatter(-1, ids, -torch.inf).logsumexp(-1)
+            kld += torch.where(tail > 0, tail * (tail.log() - tail_q), 0.0)
+            nll = -log_q.gather(-1, target[rows, None]).squeeze(-1)
+            parts.append(scores(nll, -base_target, kld, logits[rows].argmax(-1) == ids[:, 0]))
+        return TokenScores.joined(parts)
+
+
+class LogitsWriter:
+    """Write a base file chunk by chunk; it takes its name when all chunks are there, and not before."""
+
+    def __init__(self, path: Path, tokens: np.ndarray, n_vocab: int, k: int = 0):
+        """tokens [n_chunk, n_ctx] i32; k = 0 writes llama.cpp's format."""
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.header = Header(tokens.shape[1], n_vocab, tokens.shape[0], min(k, n_vocab))
+        self.chunks_left = tokens.shape[0]
+        self.file = self.partial.open("wb")
+        self.file.write(self.header.encoded() + np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+
+    def append(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """logits [n_scored, n_vocab] f32 and target [n_scored] i64 of the next chunk."""
+        encode = _llama_rows if self.header.k == 0 else _compact_rows
+        for rows in row_slabs(*logits.shape):
+            self.file.write(encode(logits[rows], target[rows], self.header).tobytes())
+        self.chunks_left -= 1
+
+    def __enter__(self) -> LogitsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self.chunks_left == 0:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.partial.replace(self.path)
+        finally:
+            self.file.close()
+            self.partial.unlink(missing_ok=True)
+
+
+def _codes(values: torch.Tensor, low: torch.Tensor, scale: torch.Tensor) -> np.ndarray:
+    """Nearest u16 code of values above low, 0 below, in float32 as llama.cpp does."""
+    inverse = torch.where(scale > 0, 1 / scale, 0.0)
+    codes = torch.where(values > low, torch.round(inverse * (values - low)), 0.0)
+    return codes.clamp(0, 65535).to(torch.int32).cpu().numpy().astype("<u2")
+
+
+def _llama_rows(logits: torch.Tensor, target: torch.Tensor, header: Header) -> np.ndarray:
+    top = logits.amax(-1, keepdim=True)
+    low = torch.maximum(logits.amin(-1, keepdim=True), top - CLIP)
+    scale = (top - low) / 65535
+    out = np.zeros(logits.shape[0], dtype=header.row)
+    out["scale"] = scale.squeeze(-1).cpu().numpy()
+    out["low"] = (low - torch.logsumexp(logits, -1, keepdim=True)).squeeze(-1).cpu().numpy()
+    out["code"][:, : header.n_vocab] = _codes(logits, low, scale)
+    return out
+
+
+def _compact_rows(logits: torch.Tensor, target: torch.Tensor, header: Header) -> np.ndarray:
+    log_p = torch.log_softmax(logits, dim=-1)
+    top, ids = log_p.topk(header.k, dim=-1)
+    low = top[:, -1:]
+    scale = (top[:, :1] - low) / 65535
+    tail = log_p.scatter(-1, ids, -torch.inf).logsumexp(-1).exp()
+    out = np.zeros(logits.shape[0], dtype=header.row)
+    out["scale"] = scale.squeeze(-1).cpu().numpy()
+    out["low"] = low.squeeze(-1).cpu().numpy()
+    out["tail"] = tail.cpu().numpy()
+    out["entropy"] = -(log_p.exp() * log_p).sum(-1).cpu().numpy()
+    out["target"] = log_p.gather(-1, target[:, None]).squeeze(-1).cpu().numpy()
+    out["id"] = ids.cpu().numpy()
+    out["code"] = _codes(top, low, scale)
+    return out
+
+
+class LogitsFile:
+    """An opened base file of either format. tokens [n_chunk, n_ctx] i32."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as file:
+            self.header = _read_header(path, file.read(28))
+            start = len(self.header.encoded())
+            h = self.header
+            size = os.fstat(file.fileno()).st_size
+            wanted = start + 4 * h.n_chunk * h.n_ctx + h.n_chunk * h.n_scored * h.row.itemsize
+            if size != wanted:
+                problem = "is truncated" if size < wanted else "is longer than its header says"
+                raise MeasureError(
+                    f"{path}: {problem}: {size} bytes, {wanted} expected for {h.n_chunk} chunks of {h.n_ctx} "
+                    f"tokens and a vocabulary of {h.n_vocab}; write it again"
+                )
+            file.seek(start)
+            tokens = np.fromfile(file, dtype="<i4", count=h.n_chunk * h.n_ctx)
+        self.tokens = tokens.reshape(h.n_chunk, h.n_ctx)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < h.n_vocab:
+            raise MeasureError(f"{path}: holds a token outside its vocabulary of {h.n_vocab}; it is damaged")
+        self.rows = np.memmap(
+            path, dtype=h.row, mode="r", offset=start + 4 * tokens.size, shape=(h.n_chunk, h.n_scored)
+        )
+
+    def entropy(self) -> float | None:
+        """Mean entropy of the base's predictions in nats; llama.cpp's format does not store it."""
+        return float(self.rows["entropy"].mean()) if self.header.k else None
+
+    def base(self, chunk: int) -> Base:
+        """The predictions of one chunk."""
+        rows = self.rows[chunk]
+        codes = torch.from_numpy(rows["code"].astype(np.float32))
+        low, scale = (torch.tensor(rows[name]).unsqueeze(-1) for name in ("low", "scale"))
+        log_p = scale * codes + low
+        if self.header.k == 0:
+            return DenseBase(log_p[:, : self.header.n_vocab], floor=-CLIP)
+        ids = torch.from_numpy(rows["id"].astype(np.int64))
+        if int(ids.max()) >= self.header.n_vocab:
+            raise MeasureError(
+                f"{self.path}: chunk {chunk} names a token outside the vocabulary; it is damaged"
+            )
+        return TopBase(ids, log_p, torch.tensor(rows["tail"]), torch.tensor(rows["target"]))
+
+
+def _read_header(path: Path, raw: bytes) -> Header:
+    magic = raw[:8]
+    if magic == LLAMA_MAGIC and len(raw) >= 20:
+        header = Header(*struct.unpack("<3i", raw[8:20]))
+    elif magic == COMPACT_MAGIC and len(raw) >= 28:
+        version, *numbers = struct.unpack("<5i", raw[8:28])
+        if version != VERSION:
+            raise MeasureError(
+                f"{path}: version {version} of the compact format; this quantmill reads {VERSION}"
+            )
+        header = Header(*numbers)
+        if not 0 < header.k <= header.n_vocab:
+            raise MeasureError(
+                f"{path}: k = {header.k} for a vocabulary of {header.n_vocab}; the header is damaged"
+            )
+    else:
+        raise MeasureError(f"{path}: neither a llama.cpp _logits_ file nor a quantmill base file")
+    if min(header.n_ctx, header.n_vocab, header.n_chunk) < 1 or header.n_ctx < 4:
+        raise MeasureError(
+            f"{path}: context {header.n_ctx}, vocabulary {header.n_vocab}, {header.n_chunk} chunks: "
+            "the header is damaged"
+        )
+    return header
