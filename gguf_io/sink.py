@@ -1,0 +1,135 @@
+"""Write GGUF version 3 in one pass: all offsets known before the data, no file before it is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from gguf_io.errors import GGUFError
+from gguf_io.layout import FileLayout, OutputTensor, lay_out
+from gguf_io.metadata import Metadata
+from gguf_io.partial import PartialFile, partial_path, resolved
+from gguf_io.tensors import TensorSpec
+
+__all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
+
+
+class GGUFSink:
+    """`with GGUFSink(path, metadata, tensors) as sink: sink.write(name, rows) …; sink.commit()`.
+
+    Creating it checks everything that can be known: names, shapes, space on the disk, and that no output file
+    is one of `inputs`. Entering creates temporary files beside the final names; commit() renames them;
+    leaving without commit, by an error or an interrupt, removes them. How tensors become files: lay_out.
+
+    Raises GGUFError; a full disk while writing is one too.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        metadata: Metadata,
+        tensors: Sequence[OutputTensor],
+        *,
+        keep_split: bool = False,
+        split_max_bytes: int | None = None,
+        inputs: Iterable[str | os.PathLike[str]] = (),
+    ) -> None:
+        self._layouts = lay_out(
+            path, metadata, tensors, keep_split=keep_split, split_max_bytes=split_max_bytes
+        )
+        self._finals = [resolved(layout.path) for layout in self._layouts]
+        self._refuse_inputs(list(inputs))
+        self._check_space()
+        self._specs = {spec.name: spec for layout in self._layouts for spec in layout.tensors}
+        self._written = dict.fromkeys(self._specs, 0)
+        self._files: list[PartialFile] = []
+        self._committed = False
+        self._lock = Lock()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The final names."""
+        return tuple(layout.path for layout in self._layouts)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files together, keys and padding included."""
+        return sum(layout.file_bytes for layout in self._layouts)
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Where each tensor will lie."""
+        return tuple(self._specs.values())
+
+    def _refuse_inputs(self, inputs: list[str | os.PathLike[str]]) -> None:
+        for final in self._finals:
+            for target in (final, partial_path(final)):
+                for source in inputs:
+                    if target.exists() and os.path.samefile(target, source):
+                        raise GGUFError(f"{target}: is the input; choose another output")
+
+    def _check_space(self) -> None:
+        directory = self._finals[0].parent
+        disk = shutil.disk_usage(directory)
+        leftovers = sum(
+            path.stat().st_blocks * 512 for path in map(partial_path, self._finals) if path.is_file()
+        )
+        available = disk.free + leftovers
+        if disk.total and self.file_bytes > available:
+            raise GGUFError(
+                f"{self._finals[0]}: needs {self.file_bytes} bytes, {available} are free on its disk; "
+                "free space or choose another directory"
+            )
+
+    def __enter__(self) -> GGUFSink:
+        try:
+            for final, layout in zip(self._finals, self._layouts, strict=True):
+                self._files.append(PartialFile(final, layout.file_bytes))
+                self._files[-1].write_at(0, memoryview(layout.header))
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def write(self, name: str, data: Any) -> None:
+        """Append rows to a tensor. data: any C-contiguous buffer (numpy uint8 [n_rows, row_bytes], bytes, …).
+
+        Tensors may come in any order, also mixed and from several threads; the parts of one come in order.
+        Raises GGUFError for an unknown tensor, part of a row, more rows than declared, or a failed write.
+        """
+        part = memoryview(data).cast("B")
+        with self._lock:
+            spec = self._specs.get(name)
+            if spec is None:
+                raise GGUFError(f"{name}: was not declared")
+            if part.nbytes % spec.row_bytes:
+                raise GGUFError(f"{name}: {part.nbytes} bytes are not whole rows of {spec.row_bytes}")
+            done = self._written[name]
+            if done + part.nbytes > spec.n_bytes:
+                raise GGUFError(f"{name}: {done + part.nbytes} bytes written, {spec.n_bytes} declared")
+            self._files[spec.shard].write_at(spec.offset + done, part)
+            self._written[name] = done + part.nbytes
+
+    def commit(self) -> None:
+        """Flush to the disk and give the files their names. Raises GGUFError when a tensor is incomplete."""
+        for name, done in self._written.items():
+            if done != self._specs[name].n_bytes:
+                raise GGUFError(f"{name}: {done} bytes written, {self._specs[name].n_bytes} declared")
+        for file in self._files:
+            file.sync()
+        # The first shard, the one that is opened, comes last: without it the others are no model yet.
+        for file in reversed(self._files):
+            file.rename()
+        self._committed = True
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._committed:
+            self._discard()
+
+    def _discard(self) -> None:
+        for file in self._files:
+            file.discard()
+        self._files = []

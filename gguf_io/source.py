@@ -1,0 +1,139 @@
+"""Read GGUF files, single or split, through memory maps: tensors are views, nothing is copied."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from gguf_io.errors import GGUFError
+from gguf_io.header import parse_header
+from gguf_io.metadata import Metadata
+from gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
+from gguf_io.tensors import TensorSource, TensorSpec
+
+__all__ = ["GGUFSource", "TensorSource", "TensorSpec", "open_source"]
+
+
+def open_source(path: str | os.PathLike[str]) -> TensorSource:
+    """Open a model: a GGUF file (of a split model its first file) or a Hugging Face directory.
+
+    Raises GGUFError when it is not sound, OSError when it cannot be read.
+    """
+    if os.path.isdir(path):
+        from gguf_io.convert import open_checkpoint  # only a checkpoint needs the converter
+
+        return open_checkpoint(path)
+    return GGUFSource(path)
+
+
+class _MappedFile:
+    """One GGUF file: its map, its keys and its tensors."""
+
+    def __init__(self, path: Path, shard: int) -> None:
+        self.path = path
+        with open(path, "rb", opener=_open_nonblocking) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise GGUFError(f"{path}: not a regular file")
+            if not status.st_size:
+                raise GGUFError(f"{path}: not a GGUF file: it is empty")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes = np.frombuffer(self._map, dtype=np.uint8)
+        self.header = parse_header(path, memoryview(self._map), shard)
+
+    def release(self, start: int, size: int) -> None:
+        if not hasattr(self._map, "madvise"):  # Windows
+            return
+        # Whole pages, outwards: a neighbour's part of a page comes back from the file when it is needed.
+        first_page = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, first_page, start + size - first_page)
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe, so that a pipe is refused and does not hang."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+class GGUFSource:
+    """A GGUF model, version 2 or 3, single or split. metadata: that of the first file."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        first = _MappedFile(Path(path), 0)
+        self._files = [first]
+        for other in split_paths(first.path, first.header.metadata)[1:]:
+            self._files.append(_MappedFile(other, len(self._files)))
+        self._metadata = first.header.metadata
+        self._specs: dict[str, TensorSpec] = {}
+        for file in self._files:
+            for spec in file.header.specs:
+                if spec.name in self._specs:
+                    raise GGUFError(f"{file.path}: the tensor {spec.name!r} is in an earlier shard too")
+                self._specs[spec.name] = spec
+        self._check_split()
+
+    def _check_split(self) -> None:
+        if len(self._files) == 1:
+            return
+        count = len(self._files)
+        for number, file in enumerate(self._files):
+            found = file.header.metadata.value(SPLIT_NO), file.header.metadata.value(SPLIT_COUNT)
+            if found != (number, count):
+                raise GGUFError(
+                    f"{file.path}: split.no, split.count are {found}, expected {(number, count)}; "
+                    "the shards are not of one model: fetch them again"
+                )
+        promised = self._metadata.value(SPLIT_TENSORS_COUNT)
+        if promised is not None and promised != len(self._specs):
+            raise GGUFError(
+                f"{self._files[0].path}: {SPLIT_TENSORS_COUNT} is {promised}, the {count} shards hold "
+                f"{len(self._specs)} tensors; fetch them again"
+            )
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(file.path for file in self._files)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """All tensors, shard after shard, in the order of their entries."""
+        return tuple(self._specs.values())
+
+    def read(self, name: str, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
+        """uint8 [n_rows, row_bytes], a read-only view. Raises GGUFError (see TensorSource.read)."""
+        spec, start, size = self._range(name, first_row, n_rows)
+        return self._files[spec.shard].bytes[start : start + size].reshape(-1, spec.row_bytes)
+
+    def release(self, name: str, first_row: int = 0, n_rows: int | None = None) -> None:
+        """Drop the pages of these rows from this process (see TensorSource.release)."""
+        spec, start, size = self._range(name, first_row, n_rows)
+        if size:
+            self._files[spec.shard].release(start, size)
+
+    def _range(self, name: str, first_row: int, n_rows: int | None) -> tuple[TensorSpec, int, int]:
+        """The tensor, its first wanted byte and how many."""
+        spec = self._specs.get(name)
+        if spec is None:
+            raise GGUFError(f"{self._files[0].path}: there is no tensor {name!r}")
+        if n_rows is None:
+            n_rows = spec.n_rows - first_row
+        if first_row < 0 or n_rows < 0 or first_row + n_rows > spec.n_rows:
+            raise GGUFError(f"{name}: rows {first_row} to {first_row + n_rows} of {spec.n_rows}")
+        return spec, spec.offset + first_row * spec.row_bytes, n_rows * spec.row_bytes
+
+    def close(self) -> None:
+        """Forget the files; the maps go with the last view."""
+        self._files = []
+        self._specs = {}
+
+    def __enter__(self) -> GGUFSource:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
