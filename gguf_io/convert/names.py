@@ -29,10 +29,11 @@ import gguf
 import numpy as np
 
 from gguf_io.convert import rules
-from gguf_io.convert.errors import ConversionError
+from gguf_io.convert.config import complete
 from gguf_io.convert.families import Family, family_of
 from gguf_io.convert.rules import Config, Index, Part, Rule
 from gguf_io.convert.view import Shape, View, chosen
+from gguf_io.errors import GGUFError
 
 MXFP4_VALUES = 32  # values in one MXFP4 block
 
@@ -81,12 +82,11 @@ class TensorTable:
 def tensor_table(config: Config, shapes: Mapping[str, Shape]) -> TensorTable:
     """The table for a model of these tensors.
 
-    Raises ConversionError: unknown architecture, a tensor without a GGUF name, missing experts, a shape that
+    Raises GGUFError: unknown architecture, a tensor without a GGUF name, missing experts, a shape that
     cannot be divided.
     """
     family = family_of(config)
-    config = {**config, **(config.get("text_config") or {})}
-    builder = _Builder(family, config, dict(shapes))
+    builder = _Builder(family, complete(family, config), dict(shapes))
     for position, name in enumerate(shapes):
         builder.place(position, name)
     return builder.finish()
@@ -143,14 +143,14 @@ class _Builder:
         found = self.map.get_name(renamed, try_suffixes=(".weight", ".bias"))
         if found is None:
             arch = gguf.MODEL_ARCH_NAMES[self.family.arch]
-            raise ConversionError(f"{name}: architecture {arch} has no GGUF tensor for this name")
+            raise GGUFError(f"{name}: architecture {arch} has no GGUF tensor for this name")
         return found
 
     def _add(self, position: int, name: str, target: str, part: Part, scales: str | None) -> None:
         if target in self.views:
-            raise ConversionError(f"{name}: {target} is already made of {self.views[target].sources[0]}")
+            raise GGUFError(f"{name}: {target} is already made of {self.views[target].sources[0]}")
         if scales is not None and scales not in self.shapes:
-            raise ConversionError(f"{name}: its block exponents {scales} are missing")
+            raise GGUFError(f"{name}: its block exponents {scales} are missing")
         self.views[target] = self._view(name, part, scales)
         # MXFP4 stacks are written before all other tensors.
         self.order[target] = (-1 if scales else position, "")
@@ -165,7 +165,7 @@ class _Builder:
         if part.matrices is not None:
             heads = self._number(part.matrices)
             if n_rows % heads:
-                raise ConversionError(f"{name}: {n_rows} rows do not divide by {part.matrices} = {heads}")
+                raise GGUFError(f"{name}: {n_rows} rows do not divide by {part.matrices} = {heads}")
             leading, n_rows = (heads,), n_rows // heads
         rows = self._choose(name, part.rows, n_rows)
         columns = self._choose(name, part.columns, n_columns)
@@ -180,25 +180,25 @@ class _Builder:
         try:
             index = choice(self.config, n)
         except KeyError as error:
-            raise ConversionError(f"{name}: cannot be divided, config.json has no key {error}") from None
+            raise GGUFError(f"{name}: cannot be divided, config.json has no key {error}") from None
         except ValueError:
-            raise ConversionError(f"{name}: {n} rows do not divide into the heads of config.json") from None
+            raise GGUFError(f"{name}: {n} rows do not divide into the heads of config.json") from None
         if isinstance(index, slice):
             if index.stop > n:
-                raise ConversionError(f"{name}: has {n} rows, config.json asks for {index.stop}")
+                raise GGUFError(f"{name}: has {n} rows, config.json asks for {index.stop}")
             return None if index == slice(0, n) else index
         return index
 
     def _number(self, key: str) -> int:
         number = self.config.get(key)
         if not isinstance(number, int) or number < 1:
-            raise ConversionError(f"config.json: key {key!r} must be a positive number, not {number!r}")
+            raise GGUFError(f"config.json: key {key!r} must be a positive number, not {number!r}")
         return number
 
     def _add_expert(self, position: int, name: str, target: str, expert: int, kind: str) -> None:
         of_tensor = self.experts.setdefault(target, {})
         if expert in of_tensor:
-            raise ConversionError(f"{name}: expert {expert} of {target} is already {of_tensor[expert]}")
+            raise GGUFError(f"{name}: expert {expert} of {target} is already {of_tensor[expert]}")
         of_tensor[expert] = name
         self.order[target] = (position, kind)
         self.expert_block_end[target.rpartition(".ffn_")[0]] = position
@@ -222,12 +222,12 @@ class _Builder:
         n_experts = next((n for n in named if n), max(of_tensor) + 1)
         missing = [i for i in range(n_experts) if i not in of_tensor]
         if missing or len(of_tensor) != n_experts:
-            raise ConversionError(
+            raise GGUFError(
                 f"{target}: {len(of_tensor)} of {n_experts} experts are there, missing {missing[:8]}"
             )
         shapes = {self.shapes[name] for name in of_tensor.values()}
         if len(shapes) > 1:
-            raise ConversionError(f"{target}: experts differ in shape: {sorted(shapes)}")
+            raise GGUFError(f"{target}: experts differ in shape: {sorted(shapes)}")
         one = self._view(of_tensor[0], Part(), None)
         sources = tuple(of_tensor[i] for i in range(n_experts))
         return replace(one, sources=sources, shape=(n_experts, *one.shape))

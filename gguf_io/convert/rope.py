@@ -1,0 +1,79 @@
+"""RoPE tables that llama.cpp stores as tensors: Llama 3's frequency factors, Phi-3's long and short factors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from gguf import GGUFWriter
+
+from gguf_io.convert.hyperparameters import global_rope, head_dim, need
+from gguf_io.convert.rules import Config
+from gguf_io.errors import GGUFError
+
+Tables = dict[str, np.ndarray]  # GGUF name -> f32 [rotated dimensions / 2]
+
+
+def no_tables(writer: GGUFWriter, config: Config) -> Tables:
+    return {}
+
+
+def llama3(writer: GGUFWriter, config: Config) -> Tables:
+    """`rope_freqs.weight`: what each frequency is divided by, when rope_type is llama3.
+
+    All in float32, as the reference computes it (Llama 3.1 paper's scaling; conversion/llama.py).
+    """
+    rope = global_rope(config)
+    if str(rope.get("rope_type")).lower() != "llama3":
+        return {}
+    f32 = np.float32
+    size = head_dim(config)
+    exponent = np.arange(0, size, 2, dtype=f32) / f32(size)
+    # The power is rounded once from double precision, which is what a correctly rounded float32 power gives.
+    frequencies = f32(1.0) / (float(rope.get("rope_theta", 10000.0)) ** exponent.astype(np.float64)).astype(
+        f32
+    )
+    factor, low, high = (
+        rope.get("factor", 8.0),
+        rope.get("low_freq_factor", 1.0),
+        rope.get("high_freq_factor", 4.0),
+    )
+    context = rope.get("original_max_position_embeddings", 8192)
+    wavelengths = f32(2 * math.pi) / frequencies
+    if low == high:
+        raise GGUFError("config.json: rope_scaling low_freq_factor and high_freq_factor are equal")
+    smooth = (f32(context) / wavelengths - f32(low)) / f32(high - low)
+    between = f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)
+    factors = np.where(wavelengths < context / high, f32(1), between)
+    factors = np.where(wavelengths > context / low, f32(factor), factors)
+    return {"rope_freqs.weight": factors}
+
+
+def phi3(writer: GGUFWriter, config: Config) -> Tables:
+    """`rope_factors_long.weight`, `rope_factors_short.weight` and the attention factor of LongRoPE."""
+    rope = global_rope(config)
+    long = rope.get("long_factor")
+    if not long:
+        return {}
+    if rope["rope_type"] != "longrope":
+        raise GGUFError(
+            f"config.json: rope_scaling type {rope['rope_type']!r} with long_factor; longrope is known"
+        )
+    short = need(rope, "short_factor")
+    rotated = (
+        int(rope.get("partial_rotary_factor", 1.0) * config["hidden_size"]) // config["num_attention_heads"]
+    )
+    if not len(long) == len(short) == rotated / 2:
+        raise GGUFError(
+            f"config.json: {len(long)} long and {len(short)} short RoPE factors; "
+            f"{rotated} rotated dimensions need {rotated // 2} each"
+        )
+    original = rope["original_max_position_embeddings"]
+    scale = need(config, "max_position_embeddings") / original
+    writer.add_rope_scaling_attn_factors(
+        math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 else 1.0
+    )
+    return {
+        "rope_factors_long.weight": np.array(long, np.float32),
+        "rope_factors_short.weight": np.array(short, np.float32),
+    }
