@@ -28,11 +28,14 @@ class Encoder:
     Given arrays, all `[element][lane]` with one lane a block: "x" f32 [block], "importance" f32 [block], "row_sigma"
     f32 [1] (mean square of the lane's whole row, only when `uses_row_sigma`), "out" u8 [bytes].
     `scratch`: name → (elements a block, "f32" | "i32" | "u8"). `tables`: name → maker of a constant array.
+    `private`: scratch that each lane `j` of a phase has for itself, because it is not indexed by `j`; an engine that
+    runs the lanes one after another gives them all the same.
     """
 
     family: str
     phases: tuple[Phase, ...]
     scratch: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    private: frozenset[str] = frozenset()
     tables: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     uses_importance: bool = False
     uses_row_sigma: bool = False
