@@ -21,6 +21,7 @@ class QuantType:
     `importance`: whether the search reads importance; "required" types crash ggml without it.
     `fallback`: what llama-quantize writes when the row length is not a multiple of `block` (None: nothing fits).
     `family`: the lane program (`qkernels/programs/<family>.py`) that encodes it; "plain" types are conversions.
+    `scales`: where a block keeps its scales, as (format, byte); a scale that is not finite makes the block unusable.
     """
 
     name: str
@@ -30,6 +31,7 @@ class QuantType:
     family: str
     importance: ImportanceUse = "none"
     fallback: str | None = None
+    scales: tuple[tuple[str, int], ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -44,33 +46,93 @@ class QuantType:
 
 _ROWS = (
     QuantType("F32", 0, 1, 4, "plain"),
-    QuantType("F16", 1, 1, 2, "plain"),
-    QuantType("BF16", 30, 1, 2, "plain"),
-    QuantType("Q4_0", 2, 32, 18, "scale", "optional", "F16"),
-    QuantType("Q4_1", 3, 32, 20, "scale_min", "optional", "F16"),
-    QuantType("Q5_0", 6, 32, 22, "scale", "optional", "F16"),
-    QuantType("Q5_1", 7, 32, 24, "scale_min", "optional", "F16"),
-    QuantType("Q8_0", 8, 32, 34, "rounding", "none", "F16"),
-    QuantType("Q2_K", 10, 256, 84, "scale_min", "optional", "Q4_0"),
-    QuantType("Q3_K", 11, 256, 110, "scale", "optional", "Q4_0"),
-    QuantType("Q4_K", 12, 256, 144, "scale_min", "optional", "Q5_0"),
-    QuantType("Q5_K", 13, 256, 176, "scale_min", "optional", "Q5_1"),
-    QuantType("Q6_K", 14, 256, 210, "scale", "optional", "Q8_0"),
-    QuantType("IQ2_XXS", 16, 256, 66, "grid", "required", "IQ4_NL"),
-    QuantType("IQ2_XS", 17, 256, 74, "grid", "required", "IQ4_NL"),
-    QuantType("IQ3_XXS", 18, 256, 98, "grid", "optional", "IQ4_NL"),
-    QuantType("IQ1_S", 19, 256, 50, "ternary_grid", "required", "IQ4_NL"),
-    QuantType("IQ4_NL", 20, 32, 18, "codebook", "optional", "F16"),
-    QuantType("IQ3_S", 21, 256, 110, "grid", "optional", "IQ4_NL"),
-    QuantType("IQ2_S", 22, 256, 82, "grid", "optional", "IQ4_NL"),
-    QuantType("IQ4_XS", 23, 256, 136, "codebook", "optional", "IQ4_NL"),
-    QuantType("IQ1_M", 29, 256, 56, "ternary_grid", "optional", "IQ4_NL"),
-    QuantType("TQ1_0", 34, 256, 54, "rounding", "none", "Q4_0"),
-    QuantType("TQ2_0", 35, 256, 66, "rounding", "none", "Q4_0"),
-    QuantType("MXFP4", 39, 32, 17, "rounding", "none", "F16"),
-    QuantType("NVFP4", 40, 64, 36, "rounding", "none", None),
-    QuantType("Q1_0", 41, 128, 18, "rounding", "none", None),
-    QuantType("Q2_0", 42, 64, 18, "rounding", "none", "Q4_0"),
+    QuantType("F16", 1, 1, 2, "plain", scales=(("f16", 0),)),
+    QuantType("BF16", 30, 1, 2, "plain", scales=(("bf16", 0),)),
+    QuantType("Q4_0", 2, 32, 18, "scale", "optional", "F16", scales=(("f16", 0),)),
+    QuantType(
+        "Q4_1",
+        3,
+        32,
+        20,
+        "scale_min",
+        "optional",
+        "F16",
+        scales=(
+            ("f16", 0),
+            ("f16", 2),
+        ),
+    ),
+    QuantType("Q5_0", 6, 32, 22, "scale", "optional", "F16", scales=(("f16", 0),)),
+    QuantType(
+        "Q5_1",
+        7,
+        32,
+        24,
+        "scale_min",
+        "optional",
+        "F16",
+        scales=(
+            ("f16", 0),
+            ("f16", 2),
+        ),
+    ),
+    QuantType("Q8_0", 8, 32, 34, "rounding", "none", "F16", scales=(("f16", 0),)),
+    QuantType(
+        "Q2_K",
+        10,
+        256,
+        84,
+        "scale_min",
+        "optional",
+        "Q4_0",
+        scales=(
+            ("f16", 80),
+            ("f16", 82),
+        ),
+    ),
+    QuantType("Q3_K", 11, 256, 110, "scale", "optional", "Q4_0", scales=(("f16", 108),)),
+    QuantType(
+        "Q4_K",
+        12,
+        256,
+        144,
+        "scale_min",
+        "optional",
+        "Q5_0",
+        scales=(
+            ("f16", 0),
+            ("f16", 2),
+        ),
+    ),
+    QuantType(
+        "Q5_K",
+        13,
+        256,
+        176,
+        "scale_min",
+        "optional",
+        "Q5_1",
+        scales=(
+            ("f16", 0),
+            ("f16", 2),
+        ),
+    ),
+    QuantType("Q6_K", 14, 256, 210, "scale", "optional", "Q8_0", scales=(("f16", 208),)),
+    QuantType("IQ2_XXS", 16, 256, 66, "grid", "required", "IQ4_NL", scales=(("f16", 0),)),
+    QuantType("IQ2_XS", 17, 256, 74, "grid", "required", "IQ4_NL", scales=(("f16", 0),)),
+    QuantType("IQ3_XXS", 18, 256, 98, "grid", "optional", "IQ4_NL", scales=(("f16", 0),)),
+    QuantType("IQ1_S", 19, 256, 50, "ternary_grid", "required", "IQ4_NL", scales=(("f16", 0),)),
+    QuantType("IQ4_NL", 20, 32, 18, "codebook", "optional", "F16", scales=(("f16", 0),)),
+    QuantType("IQ3_S", 21, 256, 110, "grid", "optional", "IQ4_NL", scales=(("f16", 0),)),
+    QuantType("IQ2_S", 22, 256, 82, "grid", "optional", "IQ4_NL", scales=(("f16", 0),)),
+    QuantType("IQ4_XS", 23, 256, 136, "codebook", "optional", "IQ4_NL", scales=(("f16", 0),)),
+    QuantType("IQ1_M", 29, 256, 56, "ternary_grid", "optional", "IQ4_NL", scales=(("f16 in nibbles", 48),)),
+    QuantType("TQ1_0", 34, 256, 54, "ternary", "none", "Q4_0", scales=(("f16", 52),)),
+    QuantType("TQ2_0", 35, 256, 66, "ternary", "none", "Q4_0", scales=(("f16", 64),)),
+    QuantType("MXFP4", 39, 32, 17, "fp4", "none", "F16", scales=(("e8m0", 0),)),
+    QuantType("NVFP4", 40, 64, 36, "fp4", "none", None),
+    QuantType("Q1_0", 41, 128, 18, "ternary", "none", None, scales=(("f16", 0),)),
+    QuantType("Q2_0", 42, 64, 18, "ternary", "none", "Q4_0", scales=(("f16", 0),)),
 )
 
 TYPES: Mapping[str, QuantType] = MappingProxyType({row.name: row for row in _ROWS})

@@ -8,6 +8,7 @@ entry is right or absent, and processes that race write the same thing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 from collections.abc import Callable, Iterable
@@ -69,8 +70,13 @@ def _cache_for(function: Any, name: str, folder: Path) -> FunctionCache:
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
                 return super().load_overload(sig, target_context)
-            except (EOFError, OSError, pickle.UnpicklingError):
-                return None  # a damaged or unreadable entry: compile again
+            except OSError:
+                return None
+            except (EOFError, pickle.UnpicklingError):
+                # A damaged entry: empty the index, or saving the new one would read the damage again.
+                with contextlib.suppress(OSError):
+                    self._cache_file.flush()
+                return None
 
         def save_overload(self, sig: Any, data: Any) -> None:
             try:

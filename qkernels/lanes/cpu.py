@@ -19,9 +19,10 @@ from qkernels.lanes.compiled import cached
 from qkernels.lanes.cpu_words import WIDTH, WORDS, transpose16
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import load, sources
+from qkernels.types import QuantType
 
 # numpy's error model: the Python one puts a test for zero into every division.
-_OPTIONS = {"error_model": "numpy", "nogil": True}
+_jit: Any = njit(error_model="numpy", nogil=True)
 _NUMPY_NAMES = {"f32": "np.float32", "i32": "np.int32", "u8": "np.uint8"}
 _F32_IN = types.Array(types.float32, 1, "C", readonly=True)
 _I32_IN = types.Array(types.int32, 1, "C", readonly=True)
@@ -30,7 +31,7 @@ _BYTES_OUT = types.Array(types.uint8, 1, "C")
 _CHUNK = 64 * WIDTH
 
 
-@njit(**_OPTIONS)
+@_jit
 def load_blocks(source, first, live, size, tile, edge):
     """`live` ≤ WIDTH blocks of `size` elements from `first` on → tile[element][lane]; a short tile repeats its last."""
     if live < WIDTH:
@@ -47,7 +48,7 @@ def load_blocks(source, first, live, size, tile, edge):
                 transpose16(source, (first + lane) * size + i, size, tile, i * WIDTH + lane, WIDTH)
 
 
-@njit(**_OPTIONS)
+@_jit
 def store_blocks(tile, size, target, first, live, edge):
     """tile[byte][lane] → `live` blocks of `size` ≥ 16 bytes; the last 16 bytes overlap the run before them."""
     if live < WIDTH:
@@ -112,14 +113,13 @@ def _table_type(table: np.ndarray) -> types.Array:
 
 
 @functools.cache
-def _compiled(
-    name: str, encoder: Encoder, block: int, n_bytes: int
-) -> tuple[Callable[..., None], tuple[Any, ...]]:
+def _compiled(type: QuantType, encoder: Encoder) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """The driver of one encoder, compiled or from the cache, and its constant tables."""
     tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
-    functions = load(encoder.family, WORDS, njit(**_OPTIONS))
+    functions = load(encoder.family, WORDS, _jit)
     namespace = {**functions, "np": np, "load_blocks": load_blocks, "store_blocks": store_blocks}
-    text = _driver_text(encoder, block, n_bytes)
+    name = f"{type.name}{'_weighted' if encoder.uses_importance else ''}"
+    text = _driver_text(encoder, type.block, type.bytes)
     exec(compile(text, f"<driver of {name}>", "exec"), namespace)
     signature = types.void(
         _F32_IN,
@@ -131,12 +131,10 @@ def _compiled(
         types.int64,
         *map(_table_type, tables),
     )
-    return cached(
-        njit(**_OPTIONS)(namespace["drive"]), signature, name, text, sources(encoder.family)
-    ), tables
+    return cached(_jit(namespace["drive"]), signature, name, text, sources(encoder.family)), tables
 
 
-@njit(**_OPTIONS)
+@_jit
 def _row_sigma(rows, n_cols, first, last, sigma):
     """Mean square of each row, summed from left to right as the reference does; 16 rows side by side."""
     tile = np.empty(256, np.float32)
@@ -164,12 +162,10 @@ def _compiled_row_sigma() -> Callable[..., None]:
     return cached(_row_sigma, signature, "row_sigma", "", [])
 
 
-def _spread(
-    n_threads: int, pool: ThreadPoolExecutor | None, work: Callable[[int, int], None], n: int, chunk: int
-) -> None:
+def _spread(pool: ThreadPoolExecutor | None, work: Callable[[int, int], None], n: int, chunk: int) -> None:
     """Call work(begin, end) for 0 … n in chunks, on the pool's threads or here."""
     bounds = [(begin, min(begin + chunk, n)) for begin in range(0, n, chunk)]
-    if pool is None or n_threads == 1 or len(bounds) == 1:
+    if pool is None or len(bounds) == 1:
         for begin, end in bounds:
             work(begin, end)
         return
@@ -183,35 +179,27 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 
 def encode(
-    name: str,
-    encoder: Encoder,
-    block: int,
-    n_bytes: int,
-    rows: np.ndarray,
-    importance: np.ndarray | None,
-    n_threads: int,
+    type: QuantType, encoder: Encoder, rows: np.ndarray, importance: np.ndarray | None, n_threads: int
 ) -> np.ndarray:
-    """rows f32 [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, n_cols / block · n_bytes]."""
+    """rows f32 [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes]."""
     n_rows, n_cols = rows.shape
-    per_row = n_cols // block
+    per_row = n_cols // type.block
     source = np.ascontiguousarray(rows).reshape(-1)
-    out = np.empty((n_rows, per_row * n_bytes), np.uint8)
+    out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
     target = out.reshape(-1)
     columns = sigma = source[:0]
     pool = _pool(n_threads) if n_threads > 1 else None
     if encoder.uses_importance:
         assert importance is not None
-        columns = np.resize(importance, (per_row + WIDTH) * block)
+        columns = np.resize(importance, (per_row + WIDTH) * type.block)
     if encoder.uses_row_sigma:
         sigma = np.empty(n_rows, np.float32)
         sums = _compiled_row_sigma()
-        _spread(
-            n_threads, pool, lambda b, e: sums(source, n_cols, b, e, sigma), n_rows, max(16, 2**19 // n_cols)
-        )
-    drive, tables = _compiled(name, encoder, block, n_bytes)
+        _spread(pool, lambda b, e: sums(source, n_cols, b, e, sigma), n_rows, max(16, 2**19 // n_cols))
+    drive, tables = _compiled(type, encoder)
 
     def work(begin: int, end: int) -> None:
         drive(source, columns, sigma, target, per_row, begin, end, *tables)
 
-    _spread(n_threads, pool, work, n_rows * per_row, _CHUNK * max(1, 256 // block))
+    _spread(pool, work, n_rows * per_row, _CHUNK * 256 // type.block)
     return out

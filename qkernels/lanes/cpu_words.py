@@ -49,7 +49,7 @@ def _constant(value: float | int, like: Lanes) -> ir.Constant:
     return ir.Constant(like.llvm, [value] * like.width)
 
 
-def _map(name: str, result: Lanes, emit: Callable[..., ir.Value], arity: int) -> Any:
+def _map(result: Lanes, emit: Callable[..., ir.Value], arity: int) -> Any:
     """An intrinsic that works lane by lane on operands that are already lanes."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
@@ -61,7 +61,6 @@ def _map(name: str, result: Lanes, emit: Callable[..., ir.Value], arity: int) ->
         def one(typing: Any, a: Any) -> Any:
             return result(a), codegen
 
-        one.__name__ = name
         return one
 
     @intrinsic(prefer_literal=True)
@@ -74,7 +73,6 @@ def _map(name: str, result: Lanes, emit: Callable[..., ir.Value], arity: int) ->
 
         return result(a, b), both
 
-    two.__name__ = name
     return two
 
 
@@ -250,26 +248,28 @@ WORDS: dict[str, Any] = {
     "any_": any_,
     "put": st,
     "get": get,
-    "zeros": _map("zeros", _F32, lambda builder, like: _constant(0.0, _F32), 1),
-    "izeros": _map("izeros", _I32, lambda builder, like: _constant(0, _I32), 1),
-    "div": _map("div", _F32, lambda builder, a, b: builder.fdiv(a, b), 2),
-    "sqrt": _map("sqrt", _F32, lambda builder, v: _call(builder, "sqrt", v), 1),
-    "fabs": _map("fabs", _F32, lambda builder, v: _call(builder, "fabs", v), 1),
-    "nint": _map("nint", _I32, _nint, 1),
-    "rnear": _map("rnear", _F32, _rnear, 1),
-    "trunc": _map("trunc", _I32, _trunc, 1),
-    "i2f": _map("i2f", _F32, lambda builder, v: builder.sitofp(v, _F32.llvm), 1),
-    "f2h": _map("f2h", _I32, _f2h, 1),
-    "h2f": _map("h2f", _F32, _h2f, 1),
-    "bits": _map("bits", _I32, lambda builder, v: builder.bitcast(v, _I32.llvm), 1),
-    "from_bits": _map("from_bits", _F32, lambda builder, v: builder.bitcast(v, _F32.llvm), 1),
-    "imin": _map("imin", _I32, _smaller, 2),
-    "imax": _map("imax", _I32, _larger, 2),
+    "zeros": _map(_F32, lambda builder, like: _constant(0.0, _F32), 1),
+    "izeros": _map(_I32, lambda builder, like: _constant(0, _I32), 1),
+    "div": _map(_F32, lambda builder, a, b: builder.fdiv(a, b), 2),
+    "sqrt": _map(_F32, lambda builder, v: _call(builder, "sqrt", v), 1),
+    "fabs": _map(_F32, lambda builder, v: _call(builder, "fabs", v), 1),
+    "nint": _map(_I32, _nint, 1),
+    "rnear": _map(_F32, _rnear, 1),
+    "trunc": _map(_I32, _trunc, 1),
+    "i2f": _map(_F32, lambda builder, v: builder.sitofp(v, _F32.llvm), 1),
+    "f2h": _map(_I32, _f2h, 1),
+    "h2f": _map(_F32, _h2f, 1),
+    "bits": _map(_I32, lambda builder, v: builder.bitcast(v, _I32.llvm), 1),
+    "from_bits": _map(_F32, lambda builder, v: builder.bitcast(v, _F32.llvm), 1),
+    "imin": _map(_I32, _smaller, 2),
+    "imax": _map(_I32, _larger, 2),
 }
 
 
 @intrinsic(prefer_literal=True)
-def transpose16(typing: Any, source: Any, start: Any, stride: Any, target: Any, place: Any, step: Any) -> Any:
+def _transpose16(
+    typing: Any, source: Any, start: Any, stride: Any, target: Any, place: Any, step: Any
+) -> Any:
     """Sixteen runs of 16 elements, `stride` apart from `start` on, become 16 runs `step` apart from `place` on."""
     lanes = Lanes(_element(source), 16)
 
@@ -289,3 +289,7 @@ def transpose16(typing: Any, source: Any, start: Any, stride: Any, target: Any, 
         return context.get_dummy_value()
 
     return types.void(source, start, stride, target, place, step), codegen
+
+
+# What the decorator makes of it takes no typing context.
+transpose16: Any = _transpose16

@@ -23,7 +23,7 @@ ELEMENTS: dict[str, ir.Type] = {
     "i1": ir.IntType(1),
 }
 SCALARS = {"f32": types.float32, "i32": types.int32, "i8": types.int8}
-OF_DTYPE = {types.float32: "f32", types.int32: "i32", types.int8: "i8", types.uint8: "i8"}
+OF_DTYPE: dict[Any, str] = {types.float32: "f32", types.int32: "i32", types.int8: "i8", types.uint8: "i8"}
 
 
 class Lanes(types.Type):

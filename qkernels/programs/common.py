@@ -46,6 +46,21 @@ def importance_weights(j, X, IMPORTANCE, SIGMA, WEIGHT, TOTAL, N):
     st(TOTAL, j, total)
 
 
+def square_weights(j, X, WEIGHT, N):
+    """Without importance several types weigh by x²."""
+    for i in range(N):
+        x = ld(X, j * N + i)
+        st(WEIGHT, j * N + i, x * x)
+
+
+def row_weights(j, X, IMPORTANCE, ROW_SIGMA, WEIGHT, N):
+    """Types of 32 weights: w = importance · sqrt(mean square of the whole row + x²)."""
+    sigma = ld(ROW_SIGMA, 0)
+    for i in range(N):
+        x = ld(X, i)
+        st(WEIGHT, i, ld(IMPORTANCE, i) * sqrt(sigma + x * x))
+
+
 def signed_extreme(A, first, N):
     """Magnitude and signed value of the element of largest magnitude; the first of equals."""
     largest = zeros(ld(A, first))
@@ -71,8 +86,8 @@ def running_max(A, N):
 def positive_search(X, first, W, wfirst, CODE, LADDER, N, NMAX):
     """Scale and codes 0…NMAX for data that is not negative (ggml-quants.c: make_qp_quants).
 
-    CODE receives the codes as floats modulo 256: the reference keeps them in unsigned bytes, so a negative value
-    wraps. LADDER is the table of NMAX + 0.1·k for k = -4 … 4 without 0, then NMAX, then 1.
+    CODE receives the codes, laid out as X, as floats modulo 256: the reference keeps them in unsigned bytes, so a
+    negative value wraps. LADDER is the table of NMAX + 0.1·k for k = -4 … 4 without 0, then NMAX, then 1.
     """
     top = zeros(ld(X, first))
     for i in range(N):
@@ -103,8 +118,8 @@ def positive_search(X, first, W, wfirst, CODE, LADDER, N, NMAX):
         x = ld(X, first + i)
         w = ld(W, wfirst + i)
         n = imin(nint(inverse * x), NMAX)
-        l = i2f(n)  # noqa: E741 - ggml's name for a code
-        st(CODE, i, i2f(n & 255))
+        l = i2f(n)
+        st(CODE, first + i, i2f(n & 255))
         sxl = sxl + w * x * l
         sll = sll + w * l * l
     moving = live
@@ -114,7 +129,7 @@ def positive_search(X, first, W, wfirst, CODE, LADDER, N, NMAX):
             for i in range(N):
                 x = ld(X, first + i)
                 w = ld(W, wfirst + i)
-                old = ld(CODE, i)
+                old = ld(CODE, first + i)
                 a = sxl - w * x * old
                 b = sll - w * old * old
                 n = imin(nint(div(x * b, a)), NMAX)
@@ -122,13 +137,13 @@ def positive_search(X, first, W, wfirst, CODE, LADDER, N, NMAX):
                 a2 = a + w * x * new
                 b2 = b + w * new * new
                 up = moving & (a > 0.0) & (b > 0.0) & (new != old) & (a2 * a2 * sll > sxl * sxl * b2)
-                st(CODE, i, where(up, i2f(n & 255), old))
+                st(CODE, first + i, where(up, i2f(n & 255), old))
                 sxl = where(up, a2, sxl)
                 sll = where(up, b2, sll)
                 moved = moved | up
             moving = moved
     for i in range(N):
-        st(CODE, i, where(live, ld(CODE, i), zeros(top)))
+        st(CODE, first + i, where(live, ld(CODE, first + i), zeros(top)))
     return where(live & (sll > 0.0), div(sxl, sll), zeros(top))
 
 

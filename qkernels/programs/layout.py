@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.vocabulary import ldb, stb
+from qkernels.lanes.vocabulary import ld, ldb, stb
 
 
 def store_half(OUT, place, h):
@@ -49,3 +49,12 @@ def pack_fifth_bits(CODE, OUT, place):
         for b in range(1, 8):
             byte = byte | (((ldb(CODE, 8 * k + b) >> 4) & 1) << b)
         stb(OUT, place + k, byte)
+
+
+def pack_scales_3bit_high(BITS, OUT, place):
+    """Q3_K: sixteen 6-bit scales → 12 bytes: eight of low nibbles, then four of two high bits each."""
+    for k in range(8):
+        stb(OUT, place + k, (ld(BITS, k) & 15) | ((ld(BITS, k + 8) & 15) << 4))
+    for k in range(4):
+        low = (ld(BITS, k) >> 4) | ((ld(BITS, k + 4) >> 4) << 2)
+        stb(OUT, place + 8 + k, low | ((ld(BITS, k + 8) >> 4) << 4) | ((ld(BITS, k + 12) >> 4) << 6))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder, trial_ladder
 from qkernels.lanes.vocabulary import (
+    any_,
     cst,
     div,
     f2h,
@@ -32,6 +33,7 @@ from qkernels.programs.common import (
     block_sigma,
     importance_weights,
     positive_search,
+    row_weights,
     running_max,
     sum_of_squares,
 )
@@ -108,7 +110,7 @@ def scale_min_search(j, X, W, LEVEL, SCALE, MIN, INVERSE, ORIGIN, LADDER, N, NMA
         sxl = zeros(low)
         for i in range(N):
             x = ld(X, first + i)
-            l = level(inverse * (x - low), NMAX)  # noqa: E741 - ggml's name for a code
+            l = level(inverse * (x - low), NMAX)
             put(LEVEL, i, l)
             wl = ld(W, first + i) * l
             sl = sl + wl
@@ -147,14 +149,6 @@ def spread_weights(j, X, WEIGHT, N):
     rms = sqrt(sum_of_squares(X, j * N, N) * 0.03125)
     for i in range(N):
         st(WEIGHT, j * N + i, rms + fabs(ld(X, j * N + i)))
-
-
-def row_weights(j, X, IMPORTANCE, ROW_SIGMA, WEIGHT, N):
-    """Types of 32 weights: w = importance · sqrt(mean square of the whole row + x²)."""
-    sigma = ld(ROW_SIGMA, 0)
-    for i in range(N):
-        x = ld(X, i)
-        st(WEIGHT, i, ld(IMPORTANCE, i) * sqrt(sigma + x * x))
 
 
 def searched_scales(j, SCALE, MIN, TOTAL, LS, LM, D, DMIN, LADDER, N, NMAX):
@@ -233,9 +227,10 @@ def requantize(j, X, SC, M, INVERSE, ORIGIN, CODE, N, NMAX):
     origin = ld(ORIGIN, j)
     for i in range(N):
         x = ld(X, j * N + i)
-        kept = imin(imax(nint(inverse * (x - origin)), 0), NMAX)
         code = imin(imax(nint(div(x + m, d)), 0), NMAX)
-        stb(CODE, j * N + i, where(dead, kept, code))
+        if any_(dead):
+            code = where(dead, imin(imax(nint(inverse * (x - origin)), 0), NMAX), code)
+        stb(CODE, j * N + i, code)
 
 
 def pack_q2_k(j, CODE, OUT):

@@ -1,0 +1,56 @@
+"""F32, F16 and BF16 rows to and from float32, and the checks that numbers and scales are finite. numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qkernels.types import QuantizeError, QuantType
+
+
+def widen(raw: np.ndarray, type: QuantType) -> np.ndarray:
+    """raw u8 [n_rows, row_bytes] of a plain type → f32 [n_rows, n_cols], exactly."""
+    if type.name == "F32":
+        return raw.view("<f4")
+    if type.name == "F16":
+        return raw.view("<f2").astype(np.float32)
+    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(rows: np.ndarray, type: QuantType) -> np.ndarray:
+    """f32 [n_rows, n_cols] → u8 [n_rows, row_bytes], to the nearest, ties to even, sub-normals kept."""
+    if type.name == "F32":
+        return rows.astype("<f4").view(np.uint8)
+    if type.name == "F16":
+        with np.errstate(over="ignore"):
+            return rows.astype("<f2").view(np.uint8)
+    bits = rows.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").view(np.uint8)
+
+
+def require_finite(rows: np.ndarray, what: str) -> None:
+    """Raises QuantizeError naming the first row and column of f32 [n_rows, n_cols] that is NaN or infinite."""
+    finite = np.isfinite(rows)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise QuantizeError(
+            f"{what}: {rows[row, column]} in row {row}, column {column}; nothing can be quantized from it"
+        )
+
+
+def require_finite_scales(rows: np.ndarray, type: QuantType) -> None:
+    """Raises QuantizeError naming the first row of u8 [n_rows, row_bytes] with a scale beyond its format."""
+    blocks = rows.reshape(-1, type.bytes)
+    for format, place in type.scales:
+        if format == "f16":
+            bad = (blocks[:, place + 1] & 0x7C) == 0x7C
+        elif format == "bf16":
+            bad = (blocks[:, place + 1] & 0x7F == 0x7F) & (blocks[:, place] & 0x80 == 0x80)
+        elif format == "e8m0":
+            bad = blocks[:, place] == 0xFF
+        else:  # the four high nibbles of four words, as IQ1_M keeps its half
+            bad = (blocks[:, place + 7] & 0x70 == 0x70) & (blocks[:, place + 5] & 0xC0 == 0xC0)
+        if bad.any():
+            row = int(bad.argmax()) // (rows.shape[1] // type.bytes)
+            raise QuantizeError(
+                f"row {row}: weights too large for the scales of {type.name}; choose BF16 or F32"
+            )
