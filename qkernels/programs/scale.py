@@ -298,7 +298,9 @@ def _of_32(levels: int, fifth: int) -> Encoder:
 _SCRATCH = {
     "sigma": (1, "f32"),
     "weight": (256, "f32"),
+    "w": (16, "f32"),
     "wx": (16, "f32"),
+    "level": (16, "f32"),
     "scale": (16, "f32"),
     "inverse": (16, "f32"),
     "live": (16, "i32"),
@@ -314,6 +316,7 @@ def _of_256(levels: int, weighted: bool, before: tuple[Phase, ...], after: tuple
     return Encoder(
         family="scale",
         scratch=_SCRATCH,
+        private=frozenset({"w", "wx", "level"}),
         tables={"trials": _ladder(levels), "ladder": _ladder(32), "factor": constants(2 / 256)},
         uses_importance=weighted,
         phases=(*before, after[0], Phase("requantize", ("x", "sc", "code", 16, levels), 16), *after[1:]),
@@ -334,7 +337,7 @@ ENCODERS = {
     ("Q3_K", False): _of_256(
         4,
         False,
-        (Phase("descent_search", ("x", "weight", "wx", "scale", "code", 16, 4), 16),),
+        (Phase("descent_search", ("x", "w", "level", "scale", "code", 16, 4), 16),),
         (Phase("plain_scales_q3_k", ("scale", "sc", "bits", "out")), Phase("pack_q3_k", ("code", "out"))),
     ),
     ("Q3_K", True): _of_256(
