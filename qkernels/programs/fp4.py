@@ -27,11 +27,11 @@ from qkernels.programs.ternary import largest_magnitude
 
 
 def nearest_fp4(x, scale, LEVELS):
-    """The code 0…15 whose value is nearest: ±LEVELS[code & 7]·scale, the sign in bit 3; the lowest code of equals.
+    """The code 0…15 whose value is nearest: ±LEVELS[code & 7]·scale, the sign in bit 3; the lowest of equals.
 
     The reference compares all distances, rounded, and keeps the first smallest. With rising levels they fall,
-    then rise, so the last fall is the nearest; where a scale of 0 or a weight far beyond the largest level makes
-    them equal, nothing falls.
+    then rise, so the last fall is the nearest. A scale of 0, or a weight far beyond the largest level, makes them
+    equal: nothing falls.
     """
     a = fabs(x)
     before = a
@@ -63,7 +63,7 @@ def floor_log2(a, CLIMB):
 
 
 def encode_mxfp4(j, X, LEVELS, CLIMB, OUT):
-    """e: exponent of the largest weight less that of the largest level, modulo 256; the scale is 2^(e-128)."""
+    """e: exponent of the largest weight less that of the largest level, modulo 256; scale 2^(e-128)."""
     top = largest_magnitude(X, 0, 32)
     some = top > 0.0
     exponent = floor_log2(where(some, top, full(top, 1.0)), CLIMB)

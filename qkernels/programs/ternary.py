@@ -19,7 +19,7 @@ def largest_magnitude(A, first, N):
 def trit(v, LOST):
     """0, 1, 2 for |v| ≤ 1, halves away from zero.
 
-    1/d overflows for a block below 2^-128; LOST is what C's conversion leaves of a product that is not finite.
+    1/d overflows for a block below 2^-128; LOST is what C's conversion makes of a product that is not finite.
     """
     return where(fabs(v) < 2.0, where(v >= 0.5, 2, where(v <= -0.5, 0, 1)), LOST)
 
