@@ -3,3 +3,8 @@
 
 class GGUFError(ValueError):
     """A file cannot be read or written. The message names file, tensor or key, the value and the way out."""
+
+
+def shown(name: str) -> str:
+    """A name from a file, for a message: as it is, or quoted when it would break the line or the terminal."""
+    return name if name.isprintable() else repr(name)

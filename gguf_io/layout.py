@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_io.errors import GGUFError
+from gguf_io.errors import GGUFError, shown
 from gguf_io.header import DEFAULT_ALIGNMENT, MAGIC, alignment_of
 from gguf_io.metadata import Metadata, encode_string
-from gguf_io.splits import MAX_SHARDS, SPLIT_KEYS, shard_suffix, split_metadata
+from gguf_io.splits import MAX_SHARDS, ORDER_OF_GGUF_SPLIT, ORDER_OF_QUANTIZE, shard_suffix, split_metadata
 from gguf_io.tensors import TensorSpec, checked_shape
 from gguf_io.types import GGML_TYPES
 
@@ -55,12 +55,15 @@ def lay_out(
     `general.alignment` is honoured: offsets and padding follow the key, as llama.cpp reads them, where
     llama-quantize copies the key, writes 32, and the file does not load. Later shards have no key, hence 32.
 
-    Raises GGUFError when a name, shape, type, key or the number of files is impossible.
+    Raises GGUFError when a name, shape, type, key or the number of files is impossible; ValueError for both ways
+    to split at once.
     Source: gguf.cpp: gguf_write_to_buf; llama-quant.cpp: llama_model_quantize_impl; gguf-split.cpp:
     split_strategy.
     """
+    if keep_split and split_max_bytes is not None:
+        raise ValueError("keep_split and split_max_bytes are two answers to one question")
     checked = _checked(tensors)
-    metadata = metadata.without(*SPLIT_KEYS)
+    metadata = metadata.without(*ORDER_OF_QUANTIZE)
     path = Path(path)
     if split_max_bytes is not None:
         checked = _numbered_by_size(checked, split_max_bytes, alignment_of(metadata, str(path)))
@@ -69,26 +72,33 @@ def lay_out(
     count = max((tensor.shard for tensor in checked), default=0) + 1
     if count > MAX_SHARDS:
         raise GGUFError(f"{path}: {count} files, split.count holds at most {MAX_SHARDS}; allow larger files")
+    order: Sequence[str] = ORDER_OF_GGUF_SPLIT
+    if keep_split:
+        order = ORDER_OF_QUANTIZE if count > 1 else ()  # llama-quantize has no split.* in a single file
+    members: list[list[OutputTensor]] = [[] for _ in range(count)]
+    for tensor in checked:
+        members[tensor.shard].append(tensor)
     prefix = path.name.removesuffix(".gguf")
-    files = []
-    for number in range(count):
-        keys = split_metadata(number, count, len(checked), metadata)
-        if count == 1 and keep_split:
-            keys = metadata  # llama-quantize sets split.* only for more than one file
-        members = [tensor for tensor in checked if tensor.shard == number]
-        files.append(
-            _file_layout(path.with_name(prefix + shard_suffix(number, count)), keys, members, number)
+    return tuple(
+        _file_layout(
+            path.with_name(prefix + shard_suffix(number, count)),
+            split_metadata(number, count, len(checked), metadata, order),
+            members[number],
+            number,
         )
-    return tuple(files)
+        for number in range(count)
+    )
 
 
 def _checked(tensors: Sequence[OutputTensor]) -> list[OutputTensor]:
     checked: dict[str, OutputTensor] = {}
     for tensor in tensors:
         if tensor.name in checked:
-            raise GGUFError(f"{tensor.name}: declared twice; each tensor of a model needs its own name")
+            raise GGUFError(
+                f"{shown(tensor.name)}: declared twice; each tensor of a model needs its own name"
+            )
         if tensor.shard < 0:
-            raise GGUFError(f"{tensor.name}: shard {tensor.shard}; shards count from 0")
+            raise GGUFError(f"{shown(tensor.name)}: shard {tensor.shard}; shards count from 0")
         shape = checked_shape(tensor.name, tensor.shape, tensor.type)
         checked[tensor.name] = OutputTensor(tensor.name, shape, tensor.type, tensor.shard)
     return list(checked.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from gguf.constants import GGUFValueType
 
-from gguf_io.errors import GGUFError
+from gguf_io.errors import GGUFError, shown
 
 __all__ = ["SCALARS", "GGUFValueType", "MetaValue", "Metadata", "PackedArray", "encode_string"]
 
@@ -160,7 +161,7 @@ class Metadata(Mapping[str, MetaValue]):
                 pairs.append(encode_string(key) + value.encode())
             except (ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
                 raise GGUFError(
-                    f"{key}: {value.value!r} cannot be written as {value.type.name}: {error}"
+                    f"{shown(key)}: {reprlib.repr(value.value)} cannot be written as {value.type.name}: {error}"
                 ) from error
         return b"".join(pairs)
 

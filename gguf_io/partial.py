@@ -18,6 +18,7 @@ else:
 
 SUFFIX = ".quantmill-partial"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # some network file systems
 
 
 def resolved(final: Path) -> Path:
@@ -34,6 +35,7 @@ def resolved(final: Path) -> Path:
 
 
 def partial_path(final: Path) -> Path:
+    """The name under which `final` is written."""
     return final.with_name(final.name + SUFFIX)
 
 
@@ -61,19 +63,24 @@ class PartialFile:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         while True:
             fd = os.open(path, flags, 0o666)
-            if fcntl is None:
-                return fd
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                raise GGUFError(
-                    f"{self.final}: another run is writing it now; wait for it or stop it"
-                ) from None
+            self._lock(fd)
             # Between open and lock the other run may have finished: then this is its result, not a leftover.
             if _is_at(fd, path):
                 return fd
             os.close(fd)
+
+    def _lock(self, fd: int) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            os.close(fd)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise GGUFError(f"{self.final}: another run is writing it now; wait or stop it") from None
 
     def write_at(self, position: int, data: memoryview) -> None:
         """Write all bytes. Raises GGUFError when the disk is full or fails; not for two threads at once."""
@@ -93,23 +100,20 @@ class PartialFile:
             raise self._failed(error, self._file_bytes) from error
 
     def rename(self) -> None:
-        """Give the file its final name, replacing what had it, and make that survive a power cut."""
-        partial = partial_path(self.final)
+        """Give the file its final name, replacing what had it."""
         if os.name == "nt":  # an open file cannot be renamed there
             self._close()
-        os.replace(partial, self.final)
+        os.replace(partial_path(self.final), self.final)
         self._path = self.final
         self._close()
-        if os.name != "nt":
-            directory = os.open(self.final.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+
+    @property
+    def has_final_name(self) -> bool:
+        return self._path == self.final
 
     def discard(self) -> None:
         """Remove the file, also when it already has its final name. Does nothing the second time."""
-        if os.name == "nt":
+        if os.name == "nt":  # an open file cannot be removed there
             self._close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
@@ -128,6 +132,17 @@ class PartialFile:
                 f"{self.final}: the disk is full at {done}; free space or choose another directory"
             )
         return GGUFError(f"{self.final}: cannot be written at {done}: {error.strerror}")
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power cut."""
+    if os.name == "nt":  # a directory cannot be opened there
+        return
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from gguf_io.errors import GGUFError
+from gguf_io.errors import GGUFError, shown
 from gguf_io.layout import FileLayout, OutputTensor, lay_out
 from gguf_io.metadata import Metadata
-from gguf_io.partial import PartialFile, partial_path, resolved
+from gguf_io.partial import PartialFile, partial_path, resolved, sync_directory
 from gguf_io.tensors import TensorSpec
 
 __all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
@@ -47,7 +47,6 @@ class GGUFSink:
         self._specs = {spec.name: spec for layout in self._layouts for spec in layout.tensors}
         self._written = dict.fromkeys(self._specs, 0)
         self._files: list[PartialFile] = []
-        self._committed = False
         self._lock = Lock()
 
     @property
@@ -74,9 +73,7 @@ class GGUFSink:
     def _check_space(self) -> None:
         directory = self._finals[0].parent
         disk = shutil.disk_usage(directory)
-        leftovers = sum(
-            path.stat().st_blocks * 512 for path in map(partial_path, self._finals) if path.is_file()
-        )
+        leftovers = sum(_bytes_on_disk(partial_path(final)) for final in self._finals)
         available = disk.free + leftovers
         if disk.total and self.file_bytes > available:
             raise GGUFError(
@@ -104,12 +101,12 @@ class GGUFSink:
         with self._lock:
             spec = self._specs.get(name)
             if spec is None:
-                raise GGUFError(f"{name}: was not declared")
+                raise GGUFError(f"{shown(name)}: was not declared")
             if part.nbytes % spec.row_bytes:
-                raise GGUFError(f"{name}: {part.nbytes} bytes are not whole rows of {spec.row_bytes}")
+                raise GGUFError(f"{shown(name)}: {part.nbytes} bytes are not whole rows of {spec.row_bytes}")
             done = self._written[name]
             if done + part.nbytes > spec.n_bytes:
-                raise GGUFError(f"{name}: {done + part.nbytes} bytes written, {spec.n_bytes} declared")
+                raise GGUFError(f"{shown(name)}: {done + part.nbytes} bytes written, {spec.n_bytes} declared")
             self._files[spec.shard].write_at(spec.offset + done, part)
             self._written[name] = done + part.nbytes
 
@@ -117,19 +114,25 @@ class GGUFSink:
         """Flush to the disk and give the files their names. Raises GGUFError when a tensor is incomplete."""
         for name, done in self._written.items():
             if done != self._specs[name].n_bytes:
-                raise GGUFError(f"{name}: {done} bytes written, {self._specs[name].n_bytes} declared")
+                raise GGUFError(f"{shown(name)}: {done} bytes written, {self._specs[name].n_bytes} declared")
         for file in self._files:
             file.sync()
         # The first shard, the one that is opened, comes last: without it the others are no model yet.
         for file in reversed(self._files):
             file.rename()
-        self._committed = True
+        sync_directory(self._finals[0].parent)
 
     def __exit__(self, *exception: object) -> None:
-        if not self._committed:
-            self._discard()
+        self._discard()
 
     def _discard(self) -> None:
+        """Remove what was written, unless the model has been given its name: then it is complete."""
+        if self._files and self._files[0].has_final_name:
+            return
         for file in self._files:
             file.discard()
-        self._files = []
+
+
+def _bytes_on_disk(path: Path) -> int:
+    """What a leftover of a killed run occupies (it has its full length from the start, but holes)."""
+    return getattr(path.stat(), "st_blocks", 0) * 512 if path.is_file() else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_io.errors import GGUFError
+from gguf_io.errors import GGUFError, shown
 from gguf_io.header import parse_header
 from gguf_io.metadata import Metadata
 from gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
@@ -64,7 +64,8 @@ class GGUFSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         first = _MappedFile(Path(path), 0)
         self._files = [first]
-        for other in split_paths(first.path, first.header.metadata)[1:]:
+        self._paths = split_paths(first.path, first.header.metadata)
+        for other in self._paths[1:]:
             self._files.append(_MappedFile(other, len(self._files)))
         self._metadata = first.header.metadata
         self._specs: dict[str, TensorSpec] = {}
@@ -89,13 +90,13 @@ class GGUFSource:
         promised = self._metadata.value(SPLIT_TENSORS_COUNT)
         if promised is not None and promised != len(self._specs):
             raise GGUFError(
-                f"{self._files[0].path}: {SPLIT_TENSORS_COUNT} is {promised}, the {count} shards hold "
+                f"{self._paths[0]}: {SPLIT_TENSORS_COUNT} is {promised}, the {count} shards hold "
                 f"{len(self._specs)} tensors; fetch them again"
             )
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        return tuple(file.path for file in self._files)
+        return self._paths
 
     @property
     def metadata(self) -> Metadata:
@@ -120,11 +121,11 @@ class GGUFSource:
         """The tensor, its first wanted byte and how many."""
         spec = self._specs.get(name)
         if spec is None:
-            raise GGUFError(f"{self._files[0].path}: there is no tensor {name!r}")
+            raise GGUFError(f"{self._paths[0]}: there is no tensor {name!r}")
         if n_rows is None:
             n_rows = spec.n_rows - first_row
         if first_row < 0 or n_rows < 0 or first_row + n_rows > spec.n_rows:
-            raise GGUFError(f"{name}: rows {first_row} to {first_row + n_rows} of {spec.n_rows}")
+            raise GGUFError(f"{shown(name)}: rows {first_row} to {first_row + n_rows} of {spec.n_rows}")
         return spec, spec.offset + first_row * spec.row_bytes, n_rows * spec.row_bytes
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gguf.constants import GGUFValueType
@@ -10,7 +11,9 @@ from gguf_io.errors import GGUFError
 from gguf_io.metadata import Metadata, MetaValue
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT = "split.no", "split.count", "split.tensors.count"
-SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT)
+# The order in which llama-quantize --keep-split writes them, and llama-gguf-split, which sets the count last.
+ORDER_OF_QUANTIZE = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT)
+ORDER_OF_GGUF_SPLIT = (SPLIT_NO, SPLIT_TENSORS_COUNT, SPLIT_COUNT)
 MAX_SHARDS = 2**16 - 1  # split.count is a u16
 
 
@@ -19,17 +22,19 @@ def shard_suffix(number: int, count: int) -> str:
     return f"-{number + 1:05d}-of-{count:05d}.gguf"
 
 
-def split_metadata(number: int, count: int, n_tensors: int, first: Metadata) -> Metadata:
-    """The keys of shard `number`; only number 0 carries those of `first`.
-
-    Source: gguf-split.cpp: split_strategy.
-    """
+def split_metadata(
+    number: int, count: int, n_tensors: int, first: Metadata, order: Sequence[str]
+) -> Metadata:
+    """The keys of shard `number`: those of `first` for number 0 only, then split.* in `order`."""
+    values = {
+        SPLIT_NO: MetaValue(GGUFValueType.UINT16, number),
+        SPLIT_COUNT: MetaValue(GGUFValueType.UINT16, count),
+        SPLIT_TENSORS_COUNT: MetaValue(GGUFValueType.INT32, n_tensors),
+    }
     metadata = first if number == 0 else Metadata()
-    return (
-        metadata.set(SPLIT_NO, MetaValue(GGUFValueType.UINT16, number))
-        .set(SPLIT_COUNT, MetaValue(GGUFValueType.UINT16, count))
-        .set(SPLIT_TENSORS_COUNT, MetaValue(GGUFValueType.INT32, n_tensors))
-    )
+    for key in order:
+        metadata = metadata.set(key, values[key])
+    return metadata
 
 
 def split_paths(path: Path, metadata: Metadata) -> tuple[Path, ...]:

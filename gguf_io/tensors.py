@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gguf_io.errors import GGUFError
+from gguf_io.errors import GGUFError, shown
 from gguf_io.metadata import Metadata
 from gguf_io.types import GGML_TYPES
 
@@ -90,21 +90,21 @@ def checked_shape(name: str, shape: tuple[int, ...], type: str) -> tuple[int, ..
         raise GGUFError(f"{name!r}: a tensor's name is empty or holds a NUL byte; rename the tensor")
     if len(raw_name) > MAX_NAME_BYTES:
         raise GGUFError(
-            f"{name}: {len(raw_name)} bytes long, llama.cpp reads up to {MAX_NAME_BYTES}; rename the tensor"
+            f"{shown(name)}: {len(raw_name)} bytes long, llama.cpp reads up to {MAX_NAME_BYTES}; rename the tensor"
         )
     if type not in GGML_TYPES:
-        raise GGUFError(f"{name}: {type} is not a ggml type; known are {', '.join(GGML_TYPES)}")
+        raise GGUFError(f"{shown(name)}: {type} is not a ggml type; known are {', '.join(GGML_TYPES)}")
     if len(shape) > MAX_DIMS:
-        raise GGUFError(f"{name}: {len(shape)} dimensions, ggml has at most {MAX_DIMS}")
+        raise GGUFError(f"{shown(name)}: {len(shape)} dimensions, ggml has at most {MAX_DIMS}")
     if any(not 0 < size <= MAX_BYTES for size in shape):
-        raise GGUFError(f"{name}: shape {list(shape)}; every dimension must be between 1 and 2^63 - 1")
+        raise GGUFError(f"{shown(name)}: shape {list(shape)}; every dimension must be between 1 and 2^63 - 1")
     row = GGML_TYPES[type]
     if shape and shape[0] % row.block:
         raise GGUFError(
-            f"{name}: {shape[0]} columns, {type} needs a multiple of {row.block}; shape or type is wrong"
+            f"{shown(name)}: {shape[0]} columns, {type} needs a multiple of {row.block}; shape or type is wrong"
         )
     if math.prod(shape) > MAX_BYTES or math.prod(shape) // row.block * row.bytes > MAX_BYTES:
-        raise GGUFError(f"{name}: shape {list(shape)} holds more than 2^63 - 1 values or bytes")
+        raise GGUFError(f"{shown(name)}: shape {list(shape)} holds more than 2^63 - 1 values or bytes")
     kept = len(shape)
     while kept > 1 and shape[kept - 1] == 1:
         kept -= 1
