@@ -220,6 +220,22 @@ def _trunc(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.select(fits, builder.fptosi(safe, _I32.llvm), _constant(-(2**31), _I32))
 
 
+@intrinsic(prefer_literal=True)
+def lev(typing: Any, value: Any, low: Any, high: Any) -> Any:
+    """The clamp is done on the magic number's own bits, which saves the way to an integer and back."""
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        def bound(k: int) -> ir.Value:
+            number = context.cast(builder, args[k], sig.args[k], types.int32)
+            return splat(builder, builder.add(number, ir.Constant(I32, 0x4B400000)), WIDTH)
+
+        pattern = builder.bitcast(builder.fadd(args[0], _constant(_MAGIC, _F32)), _I32.llvm)
+        pattern = builder.or_(builder.and_(pattern, _constant(0x7FFFFF, _I32)), _constant(0x4B000000, _I32))
+        pattern = _smaller(builder, _larger(builder, pattern, bound(1)), bound(2))
+        return builder.fsub(builder.bitcast(pattern, _F32.llvm), _constant(_MAGIC, _F32))
+
+    return _F32(value, low, high), codegen
+
+
 def _f2h(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.zext(builder.bitcast(builder.fptrunc(value, _HALF), _I16), _I32.llvm)
 
@@ -246,6 +262,7 @@ WORDS: dict[str, Any] = {
     "full": full,
     "where": where,
     "any_": any_,
+    "lev": lev,
     "put": st,
     "get": get,
     "zeros": _map(_F32, lambda builder, like: _constant(0.0, _F32), 1),

@@ -15,8 +15,11 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 
+_NEVER = "lane programs run through qkernels.lanes.loader, not by themselves"
+
+
 def _declared(*operands: Any) -> NoReturn:
-    raise NotImplementedError("lane programs run through qkernels.lanes.loader, not by themselves")
+    raise NotImplementedError(_NEVER)
 
 
 ld: Any = _declared  # ld(A, i): element i of a float or integer array
@@ -25,7 +28,7 @@ ldb: Any = _declared  # ldb(B, i): byte i as an integer 0..255
 stb: Any = _declared  # stb(B, i, v): store the low 8 bits of an integer as byte i
 cst: Any = _declared  # cst(T, i): entry i of a table, the same for all lanes
 take: Any = _declared  # take(T, v): for each lane the table entry that its integer names
-pick: Any = _declared  # pick(T, first, v): take(T, first + (v & 31)), from a part of 32 entries small enough for registers
+pick: Any = _declared  # pick(T, first, v): take(T, first + (v & 31)): a part of 32 entries fits in registers
 zeros: Any = _declared  # zeros(v): +0.0 in every lane
 izeros: Any = _declared  # izeros(v): integer 0 in every lane
 full: Any = _declared  # full(v, c): the float c in every lane
@@ -34,6 +37,7 @@ div: Any = _declared  # div(a, b): correctly rounded quotient
 sqrt: Any = _declared  # sqrt(v): correctly rounded root
 fabs: Any = _declared  # fabs(v): magnitude
 nint: Any = _declared  # nint(v): ggml's nearest_int: half to even; beyond 2^22 it wraps as the bit trick does
+lev: Any = _declared  # lev(v, low, high): i2f of nint(v) limited to low … high; low and high are constants
 rnear: Any = _declared  # rnear(v): the same as a float; only for |v| < 2^22
 trunc: Any = _declared  # trunc(v): C's (int) as x86 does it: towards zero, -2^31 for what does not fit
 i2f: Any = _declared  # i2f(v): integer to float
@@ -46,3 +50,24 @@ imax: Any = _declared  # imax(a, b): larger integer
 any_: Any = _declared  # any_(m): whether some lane holds
 put: Any = _declared  # put(A, i, v): remember v for `get`; an engine may forget it
 get: Any = _declared  # get(A, i, v): what was put, or v, which is the same value computed again
+
+
+def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
+    """For each lane, the code of the codebook entry nearest to a group of DIM weights (`iq2_find_best_neighbour`).
+
+    A code holds DIM digits of BITS bits, digit k at bits BITS·k. u: integers, the codes to start from.
+    LISTS i32 [1 << BITS·DIM]: 0 for a code that is on the grid; otherwise (start / 16) << 10 | count: its neighbours
+    are NEAR[start] … NEAR[start + count - 1], codes of entries, in the order of the reference. Up to the next
+    multiple of 16 NEAR repeats the last of them, so reading whole runs of 16 finds the same.
+    Result: u where it is on the grid; else the neighbour with the smallest
+        D = ((ROOT_0·d_0)·d_0 + (ROOT_1·d_1)·d_1) + …,  d_k = scale·(2·digit_k + 1) - V_k,
+    V_k and ROOT_k being elements place + k of their arrays; the first of equals wins. A result differs from u exactly
+    where u is off the grid.
+
+    NOTES: an i32 array for the engine's own use, or none. Between two calls with the same `slot` that no `forget` of
+    the slot separates, V and ROOT at `place` do not change and scale does not grow.
+    """
+    raise NotImplementedError(_NEVER)
+
+
+forget: Any = _declared  # forget(NOTES, slot): what `nearest` noted under this slot no longer holds

@@ -19,6 +19,7 @@ from qkernels.lanes.vocabulary import (
     imin,
     izeros,
     ld,
+    lev,
     ldb,
     nint,
     put,
@@ -48,7 +49,7 @@ from qkernels.programs.layout import (
 
 
 def level(v, NMAX):
-    return i2f(imin(imax(nint(v), 0), NMAX))
+    return lev(v, 0, NMAX)
 
 
 def squared_error(X, W, LEVEL, first, scale, base, inverse, origin, N, NMAX):
