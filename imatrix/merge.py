@@ -13,7 +13,7 @@ def merge(matrices: Sequence[ImportanceMatrix], chunk_size: int | None = None) -
     """Sums add in float32 in the given order, counts add, datasets follow one another.
 
     A single count stands for all experts of the entries after it. The number of chunks is the largest count
-    divided by chunk_size (default: that of the first file that is not legacy). Σx stays where all parts have it.
+    divided by chunk_size (default: that of the first file that is not legacy). Σx stays where all have it.
     Raises ImatrixError when two entries of one name differ in size.
     """
     if not matrices:
