@@ -25,7 +25,7 @@ def decode(blocks: torch.Tensor, type: str, dtype: torch.dtype) -> torch.Tensor:
     if type in PLAIN:
         return blocks.view(PLAIN[type]).to(dtype)
     out = dequantize(blocks, type)
-    assert isinstance(out, torch.Tensor)  # noqa: S101 - a tensor goes in
+    assert isinstance(out, torch.Tensor)
     return out.to(dtype)
 
 
