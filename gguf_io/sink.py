@@ -99,6 +99,8 @@ class GGUFSink:
         """
         part = memoryview(data).cast("B")
         with self._lock:
+            if not self._files:
+                raise GGUFError(f"{shown(name)}: the output is not open for writing")
             spec = self._specs.get(name)
             if spec is None:
                 raise GGUFError(f"{shown(name)}: was not declared")
@@ -127,10 +129,11 @@ class GGUFSink:
 
     def _discard(self) -> None:
         """Remove what was written, unless the model has been given its name: then it is complete."""
-        if self._files and self._files[0].has_final_name:
-            return
-        for file in self._files:
-            file.discard()
+        with self._lock:  # a thread that still writes finishes its part first
+            if self._files and not self._files[0].has_final_name:
+                for file in self._files:
+                    file.discard()
+            self._files = []
 
 
 def _bytes_on_disk(path: Path) -> int:
