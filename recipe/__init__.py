@@ -1,0 +1,29 @@
+"""What each tensor becomes: file types, patterns, pruning, metadata. Touches no data and imports no torch."""
+
+from recipe.errors import RecipeError
+from recipe.overrides import Override, parse_override
+from recipe.patterns import TypeRule, parse_rule, parse_rules, parse_type
+from recipe.plan import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
+from recipe.presets import COPY, FILE_TYPES, FileType, find_file_type, get_file_type
+from recipe.prune import parse_layers
+
+__all__ = [
+    "COPY",
+    "FILE_TYPES",
+    "FileType",
+    "ImportanceIndex",
+    "Override",
+    "Plan",
+    "PlanEntry",
+    "Recipe",
+    "RecipeError",
+    "TypeRule",
+    "build_plan",
+    "find_file_type",
+    "get_file_type",
+    "parse_layers",
+    "parse_override",
+    "parse_rule",
+    "parse_rules",
+    "parse_type",
+]

@@ -1,0 +1,7 @@
+"""The one exception of this package."""
+
+from __future__ import annotations
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be applied: unknown type, bad pattern, impossible shape, a layer that does not exist."""

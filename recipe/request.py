@@ -1,0 +1,40 @@
+"""What a plan is made from, beside the model: the user's options and an importance matrix's index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recipe.overrides import Override
+from recipe.patterns import TypeRule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user asked for. `file_type` is a name of recipe.presets.FILE_TYPES or COPY."""
+
+    file_type: str
+    rules: tuple[TypeRule, ...] = ()
+    token_embedding_type: str | None = None
+    output_tensor_type: str | None = None
+    leave_output_tensor: bool = False
+    pure: bool = False
+    fallback: bool = True
+    allow_requantize: bool = False
+    prune_layers: tuple[int, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    keep_split: bool = False
+    split_max_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ImportanceIndex:
+    """What planning must know of an importance matrix, after include and exclude filters.
+
+    `n_values`: tensor name → number of values; `file`: its name as the user gave it.
+    """
+
+    file: str
+    n_values: Mapping[str, int]
+    datasets: tuple[str, ...] = ()
+    chunk_count: int = 0
