@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gguf_io.convert.families import Family
 from gguf_io.errors import GGUFError
+
+if TYPE_CHECKING:
+    from gguf_io.convert.families import Family
 
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 SCALED_ROPE = ("llama3", "yarn", "longrope")

@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf import MODEL_ARCH, GGUFWriter
 
-from gguf_io.convert import defaults, rope, rules
+from gguf_io.convert import defaults, rope, rules, tokenizer
 from gguf_io.convert import hyperparameters as keys
 from gguf_io.convert.rules import Config, Rule
 from gguf_io.errors import GGUFError
@@ -29,6 +29,7 @@ class Family:
     keys: keys.KeyWriter = keys.common
     defaults: Mapping[str, Any] = field(default_factory=dict)
     rope: Callable[[GGUFWriter, Config], rope.Tables] = rope.no_tables
+    tokenizer: tokenizer.TokenizerWriter = tokenizer.bpe
 
 
 # Falcon 3, SmolLM2, Yi and many more are Llamas by class.
@@ -40,6 +41,7 @@ FAMILIES = (
         keys.llama,
         defaults.LLAMA_WITH_HEADS,
         rope.llama3,
+        tokenizer=tokenizer.llama,
     ),
     Family(
         ("MistralForCausalLM",),
@@ -48,6 +50,7 @@ FAMILIES = (
         keys.llama,
         defaults.MISTRAL,
         rope.llama3,
+        tokenizer=tokenizer.llama,
     ),
     Family(
         ("MixtralForCausalLM",),
@@ -63,6 +66,7 @@ FAMILIES = (
             "rope_theta": 1e6,
         },
         rope.llama3,
+        tokenizer=tokenizer.llama,
     ),
     Family(
         ("SmolLM3ForCausalLM",),
@@ -77,6 +81,7 @@ FAMILIES = (
             "tie_word_embeddings": True,
         },
         rope.llama3,
+        tokenizer=tokenizer.llama,
     ),
     Family(
         ("GraniteForCausalLM",),
@@ -85,6 +90,7 @@ FAMILIES = (
         keys.granite,
         defaults.LLAMA,
         rope.llama3,
+        tokenizer=tokenizer.llama,
     ),
     Family(
         ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
@@ -93,8 +99,14 @@ FAMILIES = (
         keys.granite,
         {**defaults.LLAMA, "num_local_experts": 8, "num_experts_per_tok": 2},
         rope.llama3,
+        tokenizer=tokenizer.llama,
     ),
-    Family(("Qwen2ForCausalLM",), MODEL_ARCH.QWEN2, defaults=defaults.QWEN),
+    Family(
+        ("Qwen2ForCausalLM",),
+        MODEL_ARCH.QWEN2,
+        defaults=defaults.QWEN,
+        tokenizer=tokenizer.sentencepiece_or_bpe,
+    ),
     Family(
         ("Qwen2MoeForCausalLM",),
         MODEL_ARCH.QWEN2MOE,
@@ -108,7 +120,12 @@ FAMILIES = (
             "shared_expert_intermediate_size": 5632,
         },
     ),
-    Family(("Qwen3ForCausalLM",), MODEL_ARCH.QWEN3, defaults={**defaults.QWEN, "head_dim": 128}),
+    Family(
+        ("Qwen3ForCausalLM",),
+        MODEL_ARCH.QWEN3,
+        defaults={**defaults.QWEN, "head_dim": 128},
+        tokenizer=tokenizer.sentencepiece_or_bpe,
+    ),
     Family(
         ("Qwen3MoeForCausalLM",),
         MODEL_ARCH.QWEN3MOE,
@@ -133,6 +150,7 @@ FAMILIES = (
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
         },
+        tokenizer=tokenizer.gemma2,
     ),
     Family(
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
@@ -145,6 +163,7 @@ FAMILIES = (
             "rope_theta": 1e6,
             "rope_local_base_freq": 10000.0,
         },
+        tokenizer=tokenizer.gemma3,
     ),
     Family(
         ("Phi3ForCausalLM",),
@@ -158,6 +177,7 @@ FAMILIES = (
             "rms_norm_eps": 1e-5,
         },
         rope.phi3,
+        tokenizer=tokenizer.phi3,
     ),
     Family(("Olmo2ForCausalLM",), MODEL_ARCH.OLMO2, (), keys.olmo, defaults.OLMO),
     Family(
@@ -236,6 +256,7 @@ FAMILIES = (
             "rms_norm_eps": 1.5625e-07,
             "rope_theta": 10000.0,
         },
+        tokenizer=tokenizer.glm4,
     ),
     Family(
         ("Exaone4ForCausalLM",),

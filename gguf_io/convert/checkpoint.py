@@ -1,0 +1,211 @@
+"""A Hugging Face directory as a source of GGUF tensors, cut out of the shards row by row when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGUFValueType, GGUFWriter
+
+from gguf_io.convert import general
+from gguf_io.convert.config import complete, load_json
+from gguf_io.convert.families import Family, family_of
+from gguf_io.convert.names import TensorTable, tensor_table
+from gguf_io.convert.rules import Config, Index
+from gguf_io.convert.stored import Reader, check_values, readers, to_float32
+from gguf_io.convert.view import View
+from gguf_io.errors import GGUFError
+from gguf_io.metadata import Metadata, MetaValue
+from gguf_io.safetensors import StoredTensor, open_shards
+from gguf_io.tensors import TensorSpec, checked_shape
+
+# Small tensors that llama.cpp computes with in F32 whatever the file type is.
+ALWAYS_F32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32,
+    "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+
+
+class Checkpoint:
+    """A TensorSource over safetensors. specs: GGUF names, shapes and the types the values have in the checkpoint.
+
+    Norms, biases, routers and RoPE tables are F32, as llama.cpp's converter makes them; the rest keeps F32, F16 or
+    BF16, block-scaled FP8 becomes F32, MXFP4 experts stay MXFP4.
+    """
+
+    def __init__(self, directory: Path, outtype: str) -> None:
+        raw = load_json(directory / "config.json")
+        family = family_of(raw)
+        config = complete(family, raw)
+        config["tokenizer_size"] = config["vocab_size"]
+        stored = open_shards(directory)
+        self._readers = readers(config, stored)
+        self._table = tensor_table(config, {name: reader.shape for name, reader in self._readers.items()})
+        _check(directory, config, self._table, self._readers)
+        config["file_type"] = _file_type(config, outtype, stored)
+        writer = GGUFWriter(None, gguf.MODEL_ARCH_NAMES[family.arch])
+        self._rope = family.rope(writer, config)
+        shapes = {name: table.shape for name, table in self._rope.items()}
+        shapes |= {name: view.shape for name, view in self._table.views.items()}
+        self._specs = {name: self._spec(name, shape) for name, shape in shapes.items()}
+        _write_metadata(writer, directory, config, family, shapes)
+        self._metadata = _recorded(writer)
+        self._paths = tuple(dict.fromkeys(tensor.path for tensor in stored.values()))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self._paths
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(self._specs.values())
+
+    def read(self, name: str, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
+        """uint8 [n_rows, row_bytes]: a view of the file where nothing is changed on the way."""
+        spec = self._specs.get(name)
+        if spec is None:
+            raise GGUFError(f"there is no tensor {name!r}")
+        n_rows = spec.n_rows - first_row if n_rows is None else n_rows
+        if first_row < 0 or n_rows < 0 or first_row + n_rows > spec.n_rows:
+            raise GGUFError(f"{name}: rows {first_row} to {first_row + n_rows} of {spec.n_rows}")
+        if name in self._rope:
+            values = self._rope[name]
+        else:
+            values = self._rows(self._table.views[name], spec, first_row, first_row + n_rows)
+        return np.ascontiguousarray(values).view(np.uint8).reshape(n_rows, spec.row_bytes)
+
+    def release(self, name: str, first_row: int = 0, n_rows: int | None = None) -> None:
+        """Nothing to do: every read maps its tensor anew, and the map goes with the last view."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _spec(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
+        kind = "F32"
+        if name in self._table.views and len(shape) > 1 and _keeps_type(name):
+            kind = self._readers[self._table.views[name].sources[0]].type
+        return TensorSpec(name, checked_shape(name, shape[::-1], kind), kind, 0, 0)
+
+    def _rows(self, view: View, spec: TensorSpec, first: int, end: int) -> np.ndarray:
+        if len(view.shape) == 1:  # one row, made of a matrix of one column
+            reader = self._readers[view.sources[0]]
+            values = reader.rows(slice(None), slice(None))
+            values = to_float32(values, "BF16") if reader.type == "BF16" else values
+            return to_float32(view.take(values), "F32").ravel()
+        parts = list(self._matrix_parts(view, spec.type, first, end))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _matrix_parts(self, view: View, kind: str, first: int, end: int) -> Iterator[np.ndarray]:
+        """The wanted rows, matrix after matrix."""
+        per_matrix = view.shape[-2]
+        n_source_rows = view.source_matrix[0]
+        for matrix in range(first // per_matrix, -(-end // per_matrix)):
+            wanted = slice(max(first - matrix * per_matrix, 0), min(end - matrix * per_matrix, per_matrix))
+            one_each = len(view.sources) > 1
+            reader = self._readers[view.sources[matrix if one_each else 0]]
+            rows = np.arange(n_source_rows) if view.rows is None else np.arange(n_source_rows)[view.rows]
+            columns = np.arange(view.source_matrix[1])
+            columns = columns if view.columns is None else columns[view.columns]
+            if view.transpose:
+                columns = columns[wanted]
+            else:
+                rows = rows[wanted]
+            start = 0 if one_each else matrix * n_source_rows
+            values = reader.rows(_as_slice(rows + start), _as_slice(columns))
+            values = values.T if view.transpose else values
+            yield to_float32(values, reader.type) if kind != reader.type else values
+
+
+def open_checkpoint(path: str | PathLike[str], outtype: str = "auto") -> Checkpoint:
+    """Open a Hugging Face model directory as a source of GGUF tensors and metadata; reads no weights.
+
+    outtype: F32, F16, BF16, Q8_0 or auto (what most of the checkpoint is in): general.file_type says it; the values
+    themselves come in their own types. Raises GGUFError naming file, tensor or key and the way out.
+    """
+    return Checkpoint(Path(path), outtype.upper())
+
+
+def _keeps_type(name: str) -> bool:
+    """Whether a tensor of several rows may be other than F32 (conversion/base.py: prepare_tensors)."""
+    return name.endswith(".weight") and not name.endswith(("_norm.weight", *ALWAYS_F32))
+
+
+def _as_slice(index: np.ndarray) -> Index:
+    """A slice where the rows are evenly spaced: the map then gives a view, not a copy."""
+    if len(index) < 2:
+        return slice(int(index[0]), int(index[0]) + 1) if len(index) else slice(0, 0)
+    step = int(index[1] - index[0])
+    if step > 0 and bool((np.diff(index) == step).all()):
+        return slice(int(index[0]), int(index[-1]) + 1, step)
+    return index
+
+
+def _file_type(
+    config: Mapping[str, Any], outtype: str, stored: Mapping[str, StoredTensor]
+) -> gguf.LlamaFileType:
+    """general.file_type. auto goes by the first matrix, as config.json's dtype is often wrong."""
+    if outtype != "AUTO" and outtype not in FILE_TYPES:
+        raise GGUFError(f"type {outtype.lower()}: a conversion gives f32, f16, bf16, q8_0 or auto")
+    if outtype == "AUTO":
+        first = next((tensor.dtype for tensor in stored.values() if len(tensor.shape) > 1), "F16")
+        outtype = first if first in ("F16", "BF16") else "F16"
+    quantized = (config.get("quantization_config") or {}).get("quant_method")
+    if quantized == "mxfp4" and outtype != "Q8_0":
+        return gguf.LlamaFileType.MOSTLY_MXFP4_MOE
+    return FILE_TYPES[outtype]
+
+
+def _write_metadata(
+    writer: GGUFWriter, directory: Path, config: Config, family: Family, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    general.write(writer, directory, general.parameter_counts(shapes.items()))
+    family.keys(writer, config)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    family.tokenizer(writer, directory, config)
+
+
+def _recorded(writer: GGUFWriter) -> Metadata:
+    """What the writer's methods recorded, key by key."""
+    items: dict[str, MetaValue] = {}
+    for key, found in writer.kv_data[0].items():
+        element = None
+        if found.type == GGUFValueType.ARRAY:
+            element = found.sub_type or GGUFValueType.get_type(found.value[0])
+        items[key] = MetaValue(found.type, found.value, element)
+    return Metadata(items)
+
+
+def _check(directory: Path, config: Config, table: TensorTable, found: Mapping[str, Reader]) -> None:
+    """Everything that can be wrong with the tensors, before a byte of them is converted."""
+    for source in table.uses:
+        check_values(source, found[source])
+    for name in table.must_be_zero:
+        if found[name].rows(slice(None), slice(None)).any():
+            raise GGUFError(
+                f"{directory}: {name} is not zero; the architecture has no such tensor in llama.cpp"
+            )
+    kinds = {f"blk.{block}." for block in range(config["num_hidden_layers"])}
+    present = {name[: name.index(".", 4) + 1] for name in table.views if name.startswith("blk.")}
+    missing = sorted(kinds - present) or [
+        name for name in ("token_embd.weight", "output_norm.weight") if name not in table.views
+    ]
+    if missing:
+        raise GGUFError(
+            f"{directory}: the checkpoint has no tensors for {', '.join(missing[:5])}; it is incomplete"
+        )

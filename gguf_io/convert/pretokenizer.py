@@ -1,0 +1,100 @@
+"""Which of llama.cpp's pre-tokenizers splits text as this tokenizer does (`tokenizer.ggml.pre`).
+
+llama.cpp knows tokenizers by the hash of the token ids of a probe text. That covers published vocabularies; a
+vocabulary that was extended or trained anew has another hash. Then the definition in tokenizer.json decides:
+it must be, character for character, one of the definitions below, and it must split the probe text into the
+pieces recorded for it. Everything else is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from gguf_io.convert.config import load_json, load_optional_json
+from gguf_io.errors import GGUFError
+
+
+@cache
+def _table() -> dict[str, Any]:
+    """probe; hashes: sha256 of the probe's ids → name (conversion/base.py: get_vocab_base_pre); definitions."""
+    return json.loads(files("gguf_io.convert").joinpath("pretokenizers.json").read_text(encoding="utf-8"))
+
+
+def recognise(directory: Path, tokenizer: Tokenizer) -> str:
+    """llama.cpp's name of the pre-tokenizer. Raises GGUFError when neither hash nor definition is known."""
+    table = _table()
+    hashes = [_digest(ids) for ids in _probe_ids(directory, tokenizer, table["probe"])]
+    for found in hashes:
+        if found in table["hashes"]:
+            return table["hashes"][found]
+    definition = load_json(directory / "tokenizer.json")
+    steps = list(split_steps(definition.get("pre_tokenizer")))
+    ignore_merges = bool((definition.get("model") or {}).get("ignore_merges"))
+    for row in table["definitions"]:
+        if row["steps"] == steps and row["ignore_merges"] == ignore_merges:
+            pieces = probe_digest(tokenizer)
+            if pieces != row["pieces"]:
+                raise GGUFError(
+                    f"{directory / 'tokenizer.json'}: defined like {row['name']}, yet splits the probe text otherwise"
+                )
+            return row["name"]
+    raise GGUFError(
+        f"{directory / 'tokenizer.json'}: its pre-tokenizer is none that llama.cpp knows (probe hash {hashes[0]}). "
+        "Convert it with a llama.cpp that knows it and give quantmill the GGUF."
+    )
+
+
+def split_steps(definition: Mapping[str, Any] | None) -> Iterator[list[Any]]:
+    """A pre_tokenizer of tokenizer.json as a flat list of what it does: comparable, without its defaults."""
+    if not definition:
+        return
+    kind = definition.get("type")
+    if kind == "Sequence":
+        for part in definition.get("pretokenizers", []):
+            yield from split_steps(part)
+    elif kind == "Split":
+        pattern = definition.get("pattern", {})
+        text = pattern.get("Regex", pattern.get("String"))
+        yield ["Split", text, definition.get("behavior"), bool(definition.get("invert"))]
+    elif kind == "Digits":
+        yield ["Digits", bool(definition.get("individual_digits"))]
+    elif kind == "ByteLevel":
+        yield ["ByteLevel", bool(definition.get("add_prefix_space")), definition.get("use_regex", True)]
+    else:
+        yield [kind, json.dumps(definition, sort_keys=True)]
+
+
+def probe_digest(tokenizer: Tokenizer) -> str:
+    """sha256 of the pieces the probe text is split into; independent of the vocabulary."""
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(_table()["probe"])
+    return _digest([text for text, _ in pieces])
+
+
+def _probe_ids(directory: Path, tokenizer: Tokenizer, probe: str) -> Iterator[list[int]]:
+    """The ids as Hugging Face's tokenizer gives them now or gave them when the hash was recorded: with what the
+    post-processor adds, with the tokens tokenizer_config.json wants added, and bare."""
+    yield tokenizer.encode(probe).ids
+    bare = tokenizer.encode(probe, add_special_tokens=False).ids
+    settings = load_optional_json(directory / "tokenizer_config.json")
+    first, last = (_id_if_added(tokenizer, settings, kind) for kind in ("bos", "eos"))
+    yield [*first, *bare, *last]
+    yield bare
+
+
+def _id_if_added(tokenizer: Tokenizer, settings: Mapping[str, Any], kind: str) -> list[int]:
+    token = settings.get(f"{kind}_token")
+    text = token.get("content") if isinstance(token, Mapping) else token
+    found = tokenizer.token_to_id(text) if settings.get(f"add_{kind}_token") and text else None
+    return [] if found is None else [found]
+
+
+def _digest(items: list[Any]) -> str:
+    return hashlib.sha256(str(items).encode()).hexdigest()

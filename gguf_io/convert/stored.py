@@ -1,0 +1,206 @@
+"""Rows of stored tensors, whatever they are stored in: floats, block-scaled FP8, MXFP4.
+
+A reader maps the file anew for every read, so memory holds the rows that are in use and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gguf_io.convert.rules import Index
+from gguf_io.errors import GGUFError
+from gguf_io.safetensors import StoredTensor
+
+Shape = tuple[int, ...]
+
+
+class Reader(Protocol):
+    """type: ggml's name of what rows() gives: F32, F16, BF16 (as uint16 bits) or MXFP4 (as uint8 blocks)."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def type(self) -> str: ...
+
+    def rows(self, rows: Index, columns: Index) -> np.ndarray:
+        """[rows, columns] of the tensor seen as a matrix: leading dimensions are rows, a vector is a column."""
+
+
+@dataclass(frozen=True)
+class Floats:
+    """F64 is read as F32, as llama.cpp's converter reads it."""
+
+    tensor: StoredTensor
+
+    @property
+    def shape(self) -> Shape:
+        return self.tensor.shape
+
+    @property
+    def type(self) -> str:
+        return self.tensor.dtype if self.tensor.dtype in ("F16", "BF16") else "F32"
+
+    def rows(self, rows: Index, columns: Index) -> np.ndarray:
+        taken = _matrix(self.tensor)[rows][:, columns]
+        if self.tensor.dtype in FP8_VALUES:
+            return FP8_VALUES[self.tensor.dtype][taken]
+        return taken.astype(np.float32) if self.tensor.dtype == "F64" else taken
+
+
+@dataclass(frozen=True)
+class ScaledFP8:
+    """FP8 codes times a scale for each block of `block` (rows, columns)."""
+
+    codes: StoredTensor
+    scales: StoredTensor
+    block: tuple[int, int]
+
+    type = "F32"
+
+    @property
+    def shape(self) -> Shape:
+        return self.codes.shape
+
+    def rows(self, rows: Index, columns: Index) -> np.ndarray:
+        codes = _matrix(self.codes)
+        scales = to_float32(_matrix(self.scales), self.scales.dtype)
+        scale_rows = np.arange(codes.shape[0])[rows] // self.block[0]
+        scale_columns = np.arange(codes.shape[1])[columns] // self.block[1]
+        return FP8_VALUES[self.codes.dtype][codes[rows][:, columns]] * scales[scale_rows][:, scale_columns]
+
+
+@dataclass(frozen=True)
+class MXFP4:
+    """Blocks of 32 four-bit codes and an exponent each, repacked bit for bit into ggml's block_mxfp4.
+
+    Stored: byte j of 16 holds value 2j low, 2j + 1 high. ggml: the exponent, then byte j holds value j low,
+    j + 16 high.
+    """
+
+    codes: StoredTensor  # [..., rows, blocks, 16]
+    exponents: StoredTensor  # [..., rows, blocks]
+
+    type = "MXFP4"
+
+    @property
+    def shape(self) -> Shape:
+        return self.codes.shape
+
+    def rows(self, rows: Index, columns: Index) -> np.ndarray:
+        n_blocks = self.codes.shape[-2]
+        codes = self.codes.array().reshape(-1, n_blocks, 16)[rows]
+        values = np.stack((codes & 0x0F, codes >> 4), axis=-1).reshape(*codes.shape[:2], 32)
+        out = np.empty((*codes.shape[:2], 17), np.uint8)
+        out[..., 0] = self.exponents.array().reshape(-1, n_blocks)[rows]
+        out[..., 1:] = values[..., :16] | values[..., 16:] << 4
+        return out.reshape(len(codes), -1)
+
+
+def readers(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> dict[str, Reader]:
+    """A reader for every tensor that holds values; scales belong to the reader of what they scale.
+
+    Raises GGUFError for a quantization that is not FP8 or MXFP4 and for a scale without its weight.
+    """
+    method, block, suffix = _quantization(config)
+    found: dict[str, Reader] = {}
+    for name, tensor in stored.items():
+        if method == "fp8" and name.endswith(
+            (suffix, ".activation_scale", "_activation_scale", ".input_scale")
+        ):
+            if name.endswith(suffix) and name.removesuffix(suffix) + ".weight" not in stored:
+                raise GGUFError(f"{tensor.path}: {name} has no weight to scale")
+            continue
+        scale = stored.get(name.removesuffix(".weight") + suffix) if name.endswith(".weight") else None
+        if name.endswith("_blocks") and method == "mxfp4":
+            found[name] = _mxfp4(tensor, stored.get(name.removesuffix("_blocks") + "_scales"))
+        elif method == "fp8" and scale is not None and tensor.dtype in FP8_VALUES:
+            found[name] = ScaledFP8(tensor, scale, block)
+        else:
+            found[name] = Floats(tensor)
+    return found
+
+
+def check_values(name: str, reader: Reader) -> None:
+    """Raises GGUFError when a tensor that becomes part of the model holds integers."""
+    if isinstance(reader, Floats) and reader.tensor.dtype not in ("F64", "F32", "F16", "BF16", *FP8_VALUES):
+        raise GGUFError(
+            f"{reader.tensor.path}: tensor {name} has dtype {reader.tensor.dtype}; "
+            "weights must be F64, F32, F16, BF16 or FP8"
+        )
+
+
+def to_float32(values: np.ndarray, type: str) -> np.ndarray:
+    """float32 of F32, F16, F64 numbers or of BF16 bits."""
+    if type == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32, copy=False)
+
+
+def _mxfp4(codes: StoredTensor, exponents: StoredTensor | None) -> MXFP4:
+    if exponents is None:
+        raise GGUFError(f"{codes.path}: {codes.name} has no block exponents ({codes.name[:-6]}scales)")
+    if codes.dtype != "U8" or codes.shape[-1] != 16 or exponents.shape != codes.shape[:-1]:
+        raise GGUFError(
+            f"{codes.path}: {codes.name} {codes.dtype} {list(codes.shape)} with exponents "
+            f"{list(exponents.shape)} is not MXFP4"
+        )
+    return MXFP4(codes, exponents)
+
+
+def _quantization(config: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], str]:
+    """Method, block (rows, columns) and the suffix of scale tensors."""
+    settings = config.get("quantization_config")
+    none = (None, (1, 1), ".weight_scale_inv")
+    if not isinstance(settings, Mapping):
+        return none
+    method = settings.get("quant_method")
+    if method == "mxfp4":
+        return "mxfp4", *none[1:]
+    if method == "fp8":
+        return "fp8", _block(settings.get("weight_block_size")), ".weight_scale_inv"
+    if method == "compressed-tensors" and settings.get("format") in ("float-quantized", "naive-quantized"):
+        groups = list((settings.get("config_groups") or {}).values())
+        weights = groups[0].get("weights", {}) if len(groups) == 1 else {}
+        if weights.get("strategy") in ("channel", "block", "tensor") and weights.get("type") == "float":
+            block = weights.get("block_structure") or (
+                [1, 2**40] if weights["strategy"] == "channel" else None
+            )
+            return "fp8", _block(block), ".weight_scale"
+    raise GGUFError(
+        f"config.json: quantization_config {method!r} is not supported (FP8 and MXFP4 are); "
+        "convert the unquantized model"
+    )
+
+
+def _block(size: Any) -> tuple[int, int]:
+    if size is None:
+        return 2**40, 2**40  # one scale for the whole tensor
+    if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
+        raise GGUFError(f"config.json: weight_block_size {size!r} is not [rows, columns]")
+    return size[0], size[1]
+
+
+def _matrix(tensor: StoredTensor) -> np.ndarray:
+    array = tensor.array()
+    return array.reshape(-1, 1 if array.ndim < 2 else array.shape[-1])
+
+
+def _e4m3() -> np.ndarray:
+    """float32 [256], without infinities (OCP 8-bit floating point specification)."""
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    magnitude = np.where(exponent, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6)
+    magnitude[(codes & 127) == 127] = np.nan
+    return np.where(codes & 128, -magnitude, magnitude).astype(np.float32)
+
+
+# E5M2 is the upper byte of a float16.
+FP8_VALUES = {
+    "F8_E4M3": _e4m3(),
+    "F8_E5M2": (np.arange(256).astype(np.uint16) << 8).view(np.float16).astype(np.float32),
+}

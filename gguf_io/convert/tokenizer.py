@@ -1,0 +1,124 @@
+"""The tokenizer part of the metadata: which kind of vocabulary a family has and what it adds to it.
+
+The facts are those of llama.cpp's converter (`conversion/*.py: set_vocab`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gguf import GGUFWriter
+
+from gguf_io.convert import pretokenizer, special_tokens, vocabulary
+from gguf_io.convert.config import load_optional_json
+from gguf_io.convert.rules import Config
+from gguf_io.convert.vocabulary import Vocabulary
+from gguf_io.errors import GGUFError
+
+TokenizerWriter = Callable[[GGUFWriter, Path, Config], None]
+
+CODE_LLAMA_VOCAB = 32016
+CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
+GRANITE_SMALL_VOCAB = 49152
+
+
+def bpe(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    """Byte-level BPE from tokenizer.json."""
+    _write_bpe(writer, directory, config, special_tokens.load(directory, merges=True))
+
+
+def sentencepiece_or_bpe(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    if _has_sentencepiece(directory):
+        sentencepiece(writer, directory, config)
+    else:
+        bpe(writer, directory, config)
+
+
+def sentencepiece(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    _write_sentencepiece(writer, directory, vocabulary.sentencepiece(directory, config["vocab_size"]))
+
+
+def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    """SentencePiece, SentencePiece inside tokenizer.json, or byte-level BPE: all three are Llamas."""
+    add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
+    if add_prefix_space is not None:
+        writer.add_add_space_prefix(add_prefix_space)
+    if _has_sentencepiece(directory):
+        sentencepiece(writer, directory, config)
+    elif vocabulary.is_byte_fallback_bpe(directory):
+        tokenizer = vocabulary.load_tokenizer(directory)
+        _write_sentencepiece(writer, directory, vocabulary.byte_fallback_bpe(directory, tokenizer))
+    else:
+        bpe(writer, directory, config)
+    if config["vocab_size"] == CODE_LLAMA_VOCAB:
+        for kind, token_id in CODE_LLAMA_INFILL.items():
+            getattr(writer, f"add_{kind}_token_id")(token_id)
+    if config["vocab_size"] == GRANITE_SMALL_VOCAB:
+        writer.add_add_bos_token(False)
+
+
+def gemma2(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    if not _has_sentencepiece(directory):
+        raise GGUFError(f"{directory}: no tokenizer.model; Gemma 2 needs it, download it with the checkpoint")
+    sentencepiece(writer, directory, config)
+    writer.add_add_space_prefix(False)
+
+
+def gemma3(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    if _has_sentencepiece(directory):
+        gemma2(writer, directory, config)
+    else:
+        bpe(writer, directory, config)
+
+
+def phi3(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    """Phi-4 has GPT-2's byte-level BPE; Phi-3 a SentencePiece model with tokens added in three files."""
+    settings = load_optional_json(directory / "tokenizer_config.json")
+    if settings.get("tokenizer_class") == "GPT2Tokenizer":
+        bpe(writer, directory, config)
+        return
+    if not _has_sentencepiece(directory):
+        raise GGUFError(f"{directory}: no tokenizer.model; Phi-3 needs it, download it with the checkpoint")
+    found = vocabulary.sentencepiece(directory, config["vocab_size"], tokenizer_json_too=True)
+    _write_sentencepiece(writer, directory, found)
+
+
+def glm4(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    """GLM ends a turn with <|user|> and has <|endoftext|> for everything else."""
+    tokenizer = vocabulary.load_tokenizer(directory)
+    special = special_tokens.load(directory, merges=True)
+    roles = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>", "bos": "<|endoftext|>"}
+    for kind, text in roles.items():
+        token_id = tokenizer.token_to_id(text)
+        if token_id is None:
+            raise GGUFError(
+                f"{directory / 'tokenizer.json'}: has no token {text}, which GLM-4 needs as {kind}"
+            )
+        special.set_id(kind, token_id)
+    _write_bpe(writer, directory, config, special)
+
+
+def _has_sentencepiece(directory: Path) -> bool:
+    return (directory / "tokenizer.model").is_file()
+
+
+def _write_bpe(
+    writer: GGUFWriter, directory: Path, config: Config, special: special_tokens.SpecialTokens
+) -> None:
+    tokenizer = vocabulary.load_tokenizer(directory)
+    found = vocabulary.byte_level_bpe(directory, tokenizer, config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pretokenizer.recognise(directory, tokenizer))
+    writer.add_token_list(found.texts)
+    writer.add_token_types(found.types)
+    special.write(writer)
+
+
+def _write_sentencepiece(writer: GGUFWriter, directory: Path, found: Vocabulary) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(found.texts)
+    writer.add_token_scores(found.scores or [])
+    writer.add_token_types(found.types)
+    special_tokens.load(directory, n_vocab=len(found.texts)).write(writer)

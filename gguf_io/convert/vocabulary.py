@@ -1,0 +1,178 @@
+"""Vocabularies: byte-level BPE from tokenizer.json, SentencePiece from tokenizer.model.
+
+Token texts, types and scores as llama.cpp wants them (conversion/base.py: get_vocab_base,
+_create_vocab_sentencepiece). Ids that no token has, up to the model's vocab_size, become unused padding tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import TokenType
+from tokenizers import AddedToken, Tokenizer
+
+from gguf_io.convert.config import load_optional_json
+from gguf_io.convert.sentencepiece_model import read_pieces
+from gguf_io.errors import GGUFError
+
+SPACE = "▁"  # how SentencePiece writes a space
+UNSCORED = -1000.0
+PADDING_SCORE = -10000.0
+
+
+@dataclass
+class Vocabulary:
+    """texts, types (gguf TokenType), scores (None for BPE), one for each id."""
+
+    texts: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+
+
+def looks_special(text: str) -> bool:
+    """Added tokens that models forgot to mark: command-r, deepseek-coder, gemma."""
+    return (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<｜") and text.endswith("｜>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """tokenizer.json with the added tokens of tokenizer_config.json. Raises GGUFError when it cannot be used."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise GGUFError(f"{directory}: no tokenizer.json and no tokenizer.model; the vocabulary is missing")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for every fault of the file
+        raise GGUFError(f"{path}: not a tokenizer ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    settings = load_optional_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    for _, entry in sorted(settings.items(), key=lambda item: int(item[0])):
+        flags = {key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "special")}
+        token = AddedToken(
+            entry["content"], normalized=entry.get("normalized", not flags["special"]), **flags
+        )
+        if repr(token) not in known:
+            tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def byte_level_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+    """The vocabulary of a byte-level BPE tokenizer. Raises GGUFError when it is larger than the model's."""
+    by_id = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
+    added = tokenizer.get_added_tokens_decoder()
+    if by_id and max(by_id) >= vocab_size:
+        raise GGUFError(
+            f"{directory}: the tokenizer has token {max(by_id)}, config.json's vocab_size is {vocab_size}; "
+            "the files are not of one model"
+        )
+    texts, types = [], []
+    for i in range(vocab_size):
+        text = by_id.get(i)
+        if text is None:
+            text, kind = f"[PAD{i}]", TokenType.UNUSED
+        elif i in added:
+            text, kind = _added_token(tokenizer, added[i], text)
+        else:
+            kind = TokenType.NORMAL
+        texts.append(text)
+        types.append(int(kind))
+    return Vocabulary(texts, types)
+
+
+def _added_token(tokenizer: Tokenizer, token: AddedToken, text: str) -> tuple[str, TokenType]:
+    if not token.normalized:  # llama.cpp takes added tokens as already normalized
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        text = tokenizer.decode(ids, skip_special_tokens=False)
+    if token.special or looks_special(text):
+        return text, TokenType.CONTROL
+    return text.replace(SPACE, " "), TokenType.USER_DEFINED
+
+
+def is_byte_fallback_bpe(directory: Path) -> bool:
+    """True when tokenizer.json is SentencePiece's BPE in the form of the tokenizers library."""
+    path = directory / "tokenizer.json"
+    tokenizer = load_optional_json(path)
+    model = tokenizer.get("model") or {}
+    decoder = tokenizer.get("decoder") or {}
+    return (
+        model.get("type") == "BPE" and bool(model.get("byte_fallback")) and decoder.get("type") == "Sequence"
+    )
+
+
+def byte_fallback_bpe(directory: Path, tokenizer: Tokenizer) -> Vocabulary:
+    """SentencePiece's BPE from tokenizer.json: no scores there, so merges rank by UNSCORED like llama.cpp's."""
+    by_id = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
+    base = set(
+        json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"].values()
+    )
+    settings = load_optional_json(directory / "tokenizer_config.json")
+    named = {
+        _content(settings.get(f"{kind}_token")) for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    }
+    named |= {_content(token) for token in settings.get("additional_special_tokens") or []}
+    texts, types = [], []
+    for i in sorted(by_id):
+        text = by_id[i]
+        if i in base and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            kind = TokenType.BYTE
+        elif text in named:
+            kind = TokenType.CONTROL
+        else:
+            kind = TokenType.NORMAL if i in base else TokenType.USER_DEFINED
+        texts.append(text)
+        types.append(int(kind))
+    return Vocabulary(texts, types, [UNSCORED] * len(texts))
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def sentencepiece(directory: Path, vocab_size: int, tokenizer_json_too: bool = False) -> Vocabulary:
+    """The vocabulary of tokenizer.model, added tokens from the JSON files over it.
+
+    tokenizer_json_too: those of tokenizer.json as well, and special only by their flag (Phi-3).
+    """
+    vocabulary = Vocabulary(
+        [f"[PAD{i}]" for i in range(vocab_size)],
+        [int(TokenType.UNUSED)] * vocab_size,
+        [PADDING_SCORE] * vocab_size,
+    )
+    for i, piece in enumerate(read_pieces(directory / "tokenizer.model")):
+        # llama.cpp makes no difference between user-defined and normal pieces of the model itself
+        kind = TokenType.NORMAL if piece.kind == TokenType.USER_DEFINED else TokenType(piece.kind)
+        _set(vocabulary, i, piece.text, kind, piece.score)
+    for text, i in load_optional_json(directory / "added_tokens.json").items():
+        _set(vocabulary, i, text, TokenType.USER_DEFINED, UNSCORED)
+    added = load_optional_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    for i, token in added.items():
+        _set_added(vocabulary, int(i), token, by_flag_only=tokenizer_json_too)
+    if tokenizer_json_too:
+        for token in load_optional_json(directory / "tokenizer.json").get("added_tokens") or []:
+            _set_added(vocabulary, int(token["id"]), token, by_flag_only=True)
+    return vocabulary
+
+
+def _set_added(vocabulary: Vocabulary, i: int, token: Any, by_flag_only: bool) -> None:
+    text = token["content"]
+    if token.get("special") or (not by_flag_only and looks_special(text)):
+        _set(vocabulary, i, text, TokenType.CONTROL, UNSCORED)
+    else:
+        text = text if by_flag_only else text.replace(SPACE, " ")
+        _set(vocabulary, i, text, TokenType.USER_DEFINED, UNSCORED)
+
+
+def _set(vocabulary: Vocabulary, i: int, text: str, kind: TokenType, score: float) -> None:
+    """Ids behind the model's vocabulary are passed over: no embedding row belongs to them."""
+    if vocabulary.scores is not None and 0 <= i < len(vocabulary.texts):
+        vocabulary.texts[i], vocabulary.types[i], vocabulary.scores[i] = text, int(kind), score
