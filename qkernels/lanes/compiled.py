@@ -24,7 +24,10 @@ from qkernels.cache import cache_dir
 from qkernels.lanes.cpu_words import WIDTH
 
 _HERE = Path(__file__).resolve().parent
-_MACHINERY = [_HERE / name for name in ("compiled.py", "cpu.py", "cpu_words.py", "simd.py", "loader.py")]
+_MACHINERY = [
+    _HERE / name
+    for name in ("compiled.py", "cpu.py", "cpu_tables.py", "cpu_words.py", "simd.py", "loader.py")
+]
 
 
 def _fingerprint(text: str, files: Iterable[Path]) -> str:

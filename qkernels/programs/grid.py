@@ -1,0 +1,209 @@
+"""Types whose codes are points of a grid, with signs apart: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from qkernels.codebooks import codebook
+from qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder
+from qkernels.programs.common import block_sigma, importance_weights, square_weights
+from qkernels.programs.grid_pack import (
+    block_scale,
+    clear_without_scale,
+    grid_entries,
+    pack_iq2_s,
+    pack_iq2_xs,
+    pack_iq2_xxs,
+    pack_iq3_s,
+    pack_iq3_xxs,
+)
+from qkernels.programs.grid_search import (
+    extent_from_largest,
+    extent_from_search,
+    grid_search,
+    raised_square_weights,
+    signs_and_magnitudes,
+    weight_terms,
+)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The numbers in which the five types differ."""
+
+    name: str
+    n: int  # weights a sub-block
+    dim: int  # weights a group
+    sigma: float  # mean square times this / 256
+    weigh: str | None  # weights without importance; None where importance is required
+    parity: int  # whether only seven of eight signs are stored
+    least: float  # a sub-block whose largest magnitude is below this is dead
+    step: float  # trials: (top + step·t) / extent, t = -reach … reach
+    reach: int
+    redo: int  # grid_search: which groups the best scale projects once more
+    factor: float  # corrects d
+    clear: int  # whether a block without a scale stores neither entries nor signs
+
+    @property
+    def digit_bits(self) -> int:
+        return 2 if self.dim == 8 else 3
+
+    @property
+    def top(self) -> int:
+        return 5 if self.dim == 8 else 15
+
+
+def _trials(grid: _Grid) -> Callable[[], np.ndarray]:
+    def make() -> np.ndarray:
+        t = np.arange(-grid.reach, grid.reach + 1, dtype=np.float32)
+        return np.append(np.float32(grid.top) + t * np.float32(grid.step), np.float32(1))
+
+    return make
+
+
+def _index(name: str) -> Callable[[], np.ndarray]:
+    return lambda: codebook(name).index
+
+
+def _runs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """For each code its number of neighbours, and how many runs of 16 they and their padding take."""
+    count = np.diff(codebook(name).start)
+    return count, -(-count // 16)
+
+
+def _lists(name: str) -> Callable[[], np.ndarray]:
+    """`nearest`: where the neighbours of a code start and how many they are."""
+
+    def make() -> np.ndarray:
+        count, runs = _runs(name)
+        first = np.cumsum(runs) - runs
+        return np.where(count > 0, first << 10 | count, 0).astype(np.int32)
+
+    return make
+
+
+def _near(name: str) -> Callable[[], np.ndarray]:
+    """`nearest`: the neighbours' codes, each list filled up to whole runs with its last."""
+
+    def make() -> np.ndarray:
+        book = codebook(name)
+        count, runs = _runs(name)
+        codes = (book.digits.astype(np.int32) << book.bits * np.arange(book.dim)).sum(1)
+        listed = count > 0
+        offset = np.arange(16 * runs.sum()) - np.repeat(16 * (np.cumsum(runs) - runs), 16 * runs)
+        kept = np.minimum(offset, np.repeat(count - 1, 16 * runs))
+        return codes[book.neighbours[np.repeat(book.start[:-1][listed], 16 * runs[listed]) + kept]].astype(
+            np.int32
+        )
+
+    return make
+
+
+def _weights(grid: _Grid, weighted: bool) -> tuple[Phase, ...]:
+    sigma = Phase("block_sigma", ("x", "sigma", "factor", 256))
+    subs = 256 // grid.n
+    if weighted:
+        arguments = ("x", "importance", "sigma", "weight", "total", grid.n)
+        return (sigma, Phase("importance_weights", arguments, subs))
+    if grid.weigh == "raised_square_weights":
+        return (sigma, Phase(grid.weigh, ("x", "sigma", "weight", grid.n), subs))
+    assert grid.weigh is not None
+    return (Phase(grid.weigh, ("x", "weight", grid.n), subs),)
+
+
+def _extent(grid: _Grid) -> Phase:
+    if grid.redo == 2:
+        arguments = ("v", "weight", "levels", "scale", "extent", "limits", "ladder", grid.n)
+        return Phase("extent_from_search", arguments, 256 // grid.n)
+    return Phase("extent_from_largest", ("v", "scale", "extent", "limits", grid.n), 256 // grid.n)
+
+
+def _encoder(grid: _Grid, pack: Phase, weighted: bool) -> Encoder:
+    subs, groups = 256 // grid.n, 256 // grid.dim
+    search = [
+        "v",
+        "weight",
+        "product",
+        "root",
+        "extent",
+        "scale",
+        "code",
+        "trial",
+        "notes",
+        "lists",
+        "near",
+        "trials",
+    ]
+    shape = (grid.n, grid.dim, grid.digit_bits, 2 * grid.reach + 1, grid.redo)
+    entries = ["extent", "scale", "code", "sign", "entry", "index"]
+    clear = (Phase("clear_without_scale", ("scale", "entry", "sign", subs, groups)),) if grid.clear else ()
+    return Encoder(
+        family="grid",
+        scratch={
+            **dict.fromkeys(("weight", "v", "root", "product", "levels"), (256, "f32")),
+            **dict.fromkeys(("scale", "extent", "total"), (subs, "f32")),
+            **dict.fromkeys(("code", "trial", "entry"), (groups, "i32")),
+            "sigma": (1, "f32"),
+            "sign": (32, "i32"),
+            "level": (subs, "i32"),
+            "notes": (32, "i32"),
+        },
+        tables={
+            "factor": constants(grid.sigma / 256),
+            "limits": constants(grid.least, 3 if grid.redo == 2 else grid.top),
+            "ladder": scale_ladder(4),
+            "trials": _trials(grid),
+            "lists": _lists(grid.name),
+            "near": _near(grid.name),
+            "index": _index(grid.name),
+            "correction": constants(1, 31, grid.factor),
+        },
+        uses_importance=weighted,
+        phases=(
+            *_weights(grid, weighted),
+            Phase("signs_and_magnitudes", ("x", "weight", "v", "sign", grid.parity), 32),
+            Phase("weight_terms", ("v", "weight", "root", "product", grid.n), subs),
+            _extent(grid),
+            Phase("grid_search", (*search, *shape), subs),
+            Phase("grid_entries", (*entries, grid.n, grid.dim, 127 if grid.parity else 255), subs),
+            *clear,
+            Phase("block_scale", ("scale", "level", "out", "correction", subs)),
+            pack,
+        ),
+    )
+
+
+_SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+_PACKED = ("level", "entry", "sign", "out")
+_GRIDS = (
+    (
+        _Grid("IQ2_XXS", 32, 8, 1, None, 1, 1e-15, 0.1, 6, 2, 1, 1),
+        Phase("pack_iq2_xxs", _PACKED, 8),
+    ),
+    (
+        _Grid("IQ2_XS", 16, 8, 1, None, 1, 1e-15, 0.1, 9, 0, 1, 1),
+        Phase("pack_iq2_xs", _PACKED),
+    ),
+    (
+        _Grid("IQ2_S", 16, 8, 2, "raised_square_weights", 0, 1e-8, 0.1, 9, 0, 0.9875, 0),
+        Phase("pack_iq2_s", _PACKED),
+    ),
+    (
+        _Grid("IQ3_XXS", 32, 4, 2, "square_weights", 1, 1e-8, 0.2, 15, 0, 1.0125, 1),
+        Phase("pack_iq3_xxs", _PACKED, 8),
+    ),
+    (
+        _Grid("IQ3_S", 32, 4, 2, "square_weights", 0, _SMALLEST, 0.2, 9, 1, 1.033, 0),
+        Phase("pack_iq3_s", ("level", "entry", "sign", "extent", "out")),
+    ),
+)
+
+ENCODERS = {
+    (grid.name, weighted): _encoder(grid, pack, weighted)
+    for grid, pack in _GRIDS
+    for weighted in (False, True)
+    if weighted or grid.weigh
+}
