@@ -94,8 +94,8 @@ def _phi3(facts: Facts) -> Settings:
     if facts.has("rope_factors_short.weight"):
         parameters |= {
             "rope_type": "longrope",
-            "short_factor": facts.read("rope_factors_short.weight").tolist(),
-            "long_factor": facts.read("rope_factors_long.weight").tolist(),
+            "short_factor": facts.read("rope_factors_short.weight").ravel().tolist(),
+            "long_factor": facts.read("rope_factors_long.weight").ravel().tolist(),
             "original_max_position_embeddings": original,
         }
     return {"rope_parameters": parameters, "original_max_position_embeddings": original}
@@ -118,8 +118,9 @@ def _four_slide(facts: Facts) -> Settings:
     return {"layer_types": _every(facts, 4)}
 
 
-def _two_slide(facts: Facts) -> Settings:
-    return {"layer_types": _every(facts, 2)}
+def _gpt_oss(facts: Facts) -> Settings:
+    # The published models scale with unrounded YaRN limits, which GGUF has no key for.
+    return {"layer_types": _every(facts, 2), "rope_parameters": rope(facts) | {"truncate": False}}
 
 
 def _deepseek2(facts: Facts) -> Settings:
@@ -195,7 +196,7 @@ ARCHITECTURES = {
             "intermediate_size": "expert_feed_forward_length",
             "sliding_window": "attention.sliding_window",
         },
-        extra=_two_slide,
+        extra=_gpt_oss,
     ),
     "deepseek2": Architecture(
         "deepseek_v2",
@@ -270,6 +271,10 @@ def configuration(facts: Facts) -> Settings:
         "vocab_size": facts.shapes["token_embd.weight"][1],
         "tie_word_embeddings": "output.weight" not in facts.shapes,
         "rope_parameters": rope(facts),
+        # Classes default to token ids of their first model, which a smaller vocabulary does not have.
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
     for ours, key in (COMMON | dict(row.keys)).items():
         value = facts.get(key)

@@ -111,7 +111,7 @@ def load(
     given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
     if path.is_dir():
         return _load_directory(path, target, compute, given)
-    return _load_gguf(path, target, compute, given)
+    return from_source(open_source(path), path, target, compute, given)
 
 
 def _device(name: str) -> torch.device:
@@ -157,8 +157,10 @@ def _load_directory(
     )
 
 
-def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None) -> LoadedModel:
-    source = open_source(path)
+def from_source(
+    source: TensorSource, path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None = None
+) -> LoadedModel:
+    """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages."""
     specs = {spec.name: spec for spec in source.specs()}
     architecture = source.metadata["general.architecture"].value
     facts = Facts(
