@@ -1,0 +1,199 @@
+"""Run a model over chunks of text and sum what enters its matrices.
+
+    for progress in collect(model, table, chunks, settings, result): ...
+    save(path, result.matrix(...))
+
+The caller owns the model, its name table and what happens between batches: showing, saving, stopping.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from gguf_io.convert.names import TensorTable
+from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from imatrix.recorder import Recorder
+
+BATCH_TOKENS = 2048  # on a CPU more tokens at once gain nothing; llama-imatrix takes as many
+SLAB = 1 << 22  # logits turned into probabilities at a time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """bos: token that replaces the first of every chunk, None where the model wants none
+    process_output: also the output projection (of tied models: the embedding)
+    perplexity: predict the second half of each chunk; with_means: also Σx
+    route_all: show every expert every token; batch: chunks run together, None: by free memory
+    """
+
+    bos: int | None = None
+    process_output: bool = False
+    perplexity: bool = True
+    with_means: bool = False
+    route_all: bool = False
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After a batch. perplexity: of all chunks so far, with its error; None when not asked for."""
+
+    n_done: int
+    n_chunks: int
+    n_tokens: int
+    seconds: float
+    perplexity: tuple[float, float] | None
+
+
+@dataclass
+class Result:
+    """What has been collected so far: sums, chunks done, negative log-likelihood of the scored tokens."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()
+    n_done: int = 0
+    nll: float = 0.0
+    nll2: float = 0.0
+    n_scored: int = 0
+    recorder: Recorder | None = None
+
+    def matrix(self, datasets: tuple[str, ...], n_ctx: int) -> ImportanceMatrix:
+        """The importance matrix of the chunks done."""
+        entries = self.entries if self.recorder is None else self.recorder.entries()
+        return ImportanceMatrix(entries, datasets, self.n_done, n_ctx)
+
+    def perplexity(self) -> tuple[float, float] | None:
+        """Value and standard error, as llama-imatrix prints them (tools/imatrix/imatrix.cpp)."""
+        if not self.n_scored:
+            return None
+        mean = self.nll / self.n_scored
+        variance = self.nll2 / self.n_scored - mean * mean
+        error = math.sqrt(variance / (self.n_scored - 1)) if variance > 0 and self.n_scored > 1 else 0.0
+        value = math.exp(mean) if mean < 700 else math.inf
+        return value, value * error
+
+
+def collect(
+    model: Any, table: TensorTable, chunks: np.ndarray, settings: Settings, result: Result
+) -> Iterator[Progress]:
+    """Run `model` over chunks [n_chunk, n_ctx] i32 from result.n_done on; `result` grows batch by batch.
+
+    table: gguf_io.convert's names of this model's tensors. A batch counts when it is complete: whatever ends the
+    loop, `result` holds whole batches. Raises ImatrixError for an activation that is not finite (naming the
+    tensor and the chunk), a token outside the vocabulary, or a model in which nothing can be watched.
+    """
+    _check_tokens(model, chunks, settings)
+    device = model.get_input_embeddings().weight.device
+    step = settings.batch or _batch(model, chunks.shape[1], device)
+    recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
+    recorder.attach(model)
+    result.missed = tuple(recorder.missed)
+    result.recorder = recorder
+    begin, n_before = time.perf_counter(), result.n_done
+    try:
+        while result.n_done < len(chunks):
+            batch = chunks[result.n_done : result.n_done + step]
+            nll = _run(model, batch, settings, device)
+            if recorder.bad_input() is not None:
+                raise _not_finite(model, batch, result.n_done, settings, recorder, device)
+            recorder.commit()
+            result.n_done += len(batch)
+            if nll is not None:
+                result.nll += float(nll.sum())
+                result.nll2 += float((nll * nll).sum())
+                result.n_scored += nll.size
+            n_tokens = (result.n_done - n_before) * chunks.shape[1]
+            yield Progress(
+                result.n_done, len(chunks), n_tokens, time.perf_counter() - begin, result.perplexity()
+            )
+    finally:
+        result.entries = recorder.entries()
+        result.recorder = None
+        recorder.detach()
+
+
+@torch.inference_mode()
+def _run(model: Any, batch: np.ndarray, settings: Settings, device: torch.device) -> np.ndarray | None:
+    """batch [n_seq, n_ctx] → −log p of the scored tokens, [n] f64, or None without perplexity."""
+    tokens = torch.from_numpy(batch.astype(np.int64))
+    targets = tokens.clone()
+    if settings.bos is not None:
+        tokens[:, 0] = settings.bos
+    n_ctx = tokens.shape[1]
+    first = n_ctx // 2
+    arguments: dict[str, Any] = {"input_ids": tokens.to(device), "use_cache": False}
+    takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+    if takes_keep and not settings.process_output:  # the output projection counts every position
+        arguments["logits_to_keep"] = n_ctx - first if settings.perplexity else 1
+    logits = model(**arguments).logits
+    if not settings.perplexity:
+        return None
+    scored = logits[:, -(n_ctx - first) : -1]
+    return _negative_log_likelihood(
+        scored.reshape(-1, scored.shape[-1]), targets[:, first + 1 :].reshape(-1).to(device)
+    )
+
+
+def _negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    step = max(1, SLAB // logits.shape[-1])
+    parts = []
+    for begin in range(0, len(targets), step):
+        slab = logits[begin : begin + step].float()
+        chosen = slab.gather(-1, targets[begin : begin + step, None]).squeeze(-1)
+        parts.append(torch.logsumexp(slab, dim=-1) - chosen)
+    return torch.cat(parts).cpu().double().numpy()
+
+
+def _not_finite(
+    model: Any,
+    batch: np.ndarray,
+    n_done: int,
+    settings: Settings,
+    recorder: Recorder,
+    device: torch.device,
+) -> ImatrixError:
+    """Which chunk of the batch it was: run them one by one."""
+    tensor, number = recorder.bad_input(), n_done
+    for i in range(len(batch)):
+        recorder.drop()
+        _run(model, batch[i : i + 1], settings, device)
+        found = recorder.bad_input()
+        if found is not None:
+            tensor, number = found, n_done + i
+            break
+    recorder.drop()
+    return ImatrixError(
+        f"{tensor}: the activations that enter it are not finite in chunk {number + 1}; the model or its "
+        "weights overflow: try --dtype float32, or look at the text of that chunk"
+    )
+
+
+def _check_tokens(model: Any, chunks: np.ndarray, settings: Settings) -> None:
+    n_vocab = model.get_input_embeddings().num_embeddings
+    largest = max(int(chunks.max(initial=0)), settings.bos or 0)
+    if largest >= n_vocab:
+        raise ImatrixError(
+            f"token {largest} of the text is outside the model's vocabulary of {n_vocab}; "
+            "the tokenizer belongs to another model"
+        )
+
+
+def _batch(model: Any, n_ctx: int, device: torch.device) -> int:
+    """Chunks to run together: 2048 tokens on a CPU, on a GPU what half of its free memory holds."""
+    if device.type != "cuda":
+        return max(1, BATCH_TOKENS // n_ctx)
+    free, _ = torch.cuda.mem_get_info(device)
+    config = model.config.get_text_config()
+    # float32 logits twice, and some twenty hidden states and four intermediate ones alive at a time
+    per_token = 8 * config.vocab_size + 4 * (
+        20 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)
+    )
+    return max(1, min(64, int(free / 2 / (per_token * n_ctx))))

@@ -1,0 +1,83 @@
+"""A stack of experts that shows what enters each expert's matrices.
+
+transformers 5 keeps experts fused (`gate_up_proj`, `down_proj` [n_experts, …]) and lets the computation be
+exchanged (`use_experts_implementation`); the decorator leaves on the module how its weights lie. This is one
+more such implementation, in plain torch: tokens are sorted by expert, and each expert sees its rows at once.
+Weights are indexed one expert at a time, so stacks that are decoded when used work too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+See = Callable[[int, int, torch.Tensor], None]  # (which input, expert, rows [n, n_cols])
+FLAGS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate", "num_experts")
+
+
+def is_recordable(module: nn.Module) -> bool:
+    """Whether transformers describes this module's weights in the way recording_forward reads."""
+    return all(hasattr(module, flag) for flag in FLAGS)
+
+
+def recording_forward(
+    module: Any,
+    see: See,
+    inputs: tuple[int, int],
+    route_all: bool,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """hidden_states [n_tokens, n_hidden], top_k_index and top_k_weights [n_tokens, k] → [n_tokens, n_hidden].
+
+    see() is told what enters the up (and gate) and the down matrix of every expert that is routed to; with
+    route_all of every expert, as if all tokens went there. The result is that of the routing either way.
+    """
+    n_tokens, k = top_k_index.shape
+    chosen = top_k_index.reshape(-1)
+    order = torch.argsort(chosen, stable=True)
+    ends = torch.bincount(chosen, minlength=module.num_experts).cumsum(0).tolist()
+    slots = torch.empty(
+        n_tokens * k, hidden_states.shape[-1], dtype=hidden_states.dtype, device=chosen.device
+    )
+    weights = top_k_weights.reshape(-1, 1)
+    begin = 0
+    for expert, end in enumerate(ends[: module.num_experts]):
+        mine = order[begin:end]
+        begin = end
+        if route_all:
+            inner = _up(module, expert, hidden_states)
+            see(inputs[0], expert, hidden_states)
+            see(inputs[1], expert, inner)
+            inner = inner[mine // k]
+        elif len(mine):
+            x = hidden_states[mine // k]
+            inner = _up(module, expert, x)
+            see(inputs[0], expert, x)
+            see(inputs[1], expert, inner)
+        if len(mine):
+            slots[mine] = (_down(module, expert, inner) * weights[mine]).to(slots.dtype)
+    return slots.view(n_tokens, k, -1).sum(dim=1)
+
+
+def _up(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+    """What enters the down matrix: the gated (or only activated) intermediate state."""
+    part = "gate_up_proj" if module.has_gate else "up_proj"
+    out = _product(module, part, expert, x)
+    return module._apply_gate(out) if module.has_gate else module.act_fn(out)
+
+
+def _down(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+    out = _product(module, "down_proj", expert, x)
+    return module.post_expert_norm(out) if module.has_post_expert_norm else out
+
+
+def _product(module: Any, part: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+    weight = getattr(module, part)[expert]
+    bias = getattr(module, f"{part}_bias")[expert] if module.has_bias else None
+    return F.linear(x, weight.T if module.is_transposed else weight, bias)

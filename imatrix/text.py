@@ -1,0 +1,150 @@
+"""Calibration text → chunks of tokens, as llama-imatrix cuts one text; several texts, weights and conversations.
+
+Source: tools/imatrix/imatrix.cpp: compute_imatrix, common/arg.cpp (--file).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imatrix.matrix import ImatrixError
+
+Encode = Callable[[str], list[int]]
+Render = Callable[[list[dict[str, Any]]], str]
+
+# ShareGPT's words for who speaks, in the words of chat templates
+SPEAKERS = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """One calibration file and its share among several; weights are relative, None: as long as it is."""
+
+    path: Path
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """n_ctx: tokens a chunk; n_chunks: at most so many, None: all; from_chunk: skip so many first, in each file
+    seed: shuffle the chunks of all files; None: in the order of the files
+    """
+
+    n_ctx: int = 512
+    n_chunks: int | None = None
+    from_chunk: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_ctx < 4:
+            raise ImatrixError(f"--ctx-size {self.n_ctx}: a chunk needs at least 4 tokens")
+        if self.n_chunks is not None and self.n_chunks < 1:
+            raise ImatrixError(f"--chunks {self.n_chunks}: at least one chunk must be run")
+        if self.from_chunk < 0:
+            raise ImatrixError(f"--from-chunk {self.from_chunk}: cannot be negative")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file without its last newline, as llama.cpp's --file reads it.
+
+    Raises ImatrixError when it is empty or not UTF-8 (naming the byte), OSError when it cannot be read.
+    """
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ImatrixError(
+            f"{path}: byte {error.start} ({raw[error.start]:#04x}) is not UTF-8; convert the text, "
+            "for instance with iconv"
+        ) from None
+    text = text.removesuffix("\n")
+    if not text.strip():
+        raise ImatrixError(f"{path}: the calibration text is empty")
+    return text
+
+
+def read_conversations(path: Path, render: Render) -> str:
+    """A JSONL file, one conversation a line, rendered by the model's chat template and put end to end.
+
+    A line is {"messages": [{"role": …, "content": …}, …]}, {"conversations": [{"from": …, "value": …}, …]},
+    or the list itself. Raises ImatrixError naming the line that is neither.
+    """
+    rendered = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            rendered.append(render(_messages(path, number, line)))
+    return "".join(rendered)
+
+
+def _messages(path: Path, number: int, line: str) -> list[dict[str, Any]]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ImatrixError(f"{path}: line {number} is not JSON: {error}") from None
+    if isinstance(value, dict):
+        value = value.get("messages", value.get("conversations"))
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+        raise ImatrixError(f"{path}: line {number} holds no list of messages")
+    messages = []
+    for item in value:
+        role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str | list):
+            raise ImatrixError(f"{path}: line {number}: a message needs a role and a content")
+        messages.append({**item, "role": SPEAKERS.get(role, role), "content": content})
+    return messages
+
+
+def cut(tokens: list[int], cutting: Cutting, name: str, at_least: int = 2) -> np.ndarray:
+    """Tokens of one text → [n_chunk, n_ctx] i32 from chunk `from_chunk` on; what is left over is dropped.
+
+    Raises ImatrixError when fewer than `at_least` chunks are left (llama-imatrix wants two).
+    """
+    n_ctx, skipped = cutting.n_ctx, cutting.from_chunk * cutting.n_ctx
+    if len(tokens) - skipped < at_least * n_ctx:
+        after = f" after the first {cutting.from_chunk} chunks" if cutting.from_chunk else ""
+        raise ImatrixError(
+            f"{name}: has {max(0, len(tokens) - skipped)} tokens{after}; chunks of {n_ctx} need at least "
+            f"{at_least * n_ctx}: give a longer text or a smaller --ctx-size"
+        )
+    n_chunk = (len(tokens) - skipped) // n_ctx
+    return np.array(tokens[skipped : skipped + n_chunk * n_ctx], np.int32).reshape(n_chunk, n_ctx)
+
+
+def chunks_of(texts: Sequence[tuple[Text, list[int]]], cutting: Cutting) -> np.ndarray:
+    """Tokens of every text → [n_chunk, n_ctx] i32, file after file, or shuffled when there is a seed.
+
+    With weights, each file gives its share of the chunks: as many in all as the scarcest file allows (and
+    --chunks). Raises ImatrixError for a text that is too short, or weights that are not positive.
+    """
+    at_least = 2 if len(texts) == 1 else 1
+    pieces = [cut(tokens, cutting, str(text.path), at_least) for text, tokens in texts]
+    rng = None if cutting.seed is None else np.random.default_rng(cutting.seed)
+    if rng is not None:
+        pieces = [piece[rng.permutation(len(piece))] for piece in pieces]
+    if any(text.weight is not None for text, _ in texts):
+        pieces = _weighted([text for text, _ in texts], pieces, cutting.n_chunks)
+    chunks = np.concatenate(pieces)
+    if rng is not None:
+        chunks = chunks[rng.permutation(len(chunks))]
+    return chunks[: cutting.n_chunks]
+
+
+def _weighted(texts: list[Text], pieces: list[np.ndarray], n_chunks: int | None) -> list[np.ndarray]:
+    weights = np.array([1.0 if text.weight is None else text.weight for text in texts])
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        raise ImatrixError(f"weights of texts must be positive numbers, not {weights.tolist()}")
+    shares = weights / weights.sum()
+    total = min(len(piece) / share for piece, share in zip(pieces, shares, strict=True))
+    if n_chunks is not None:
+        total = min(total, n_chunks)
+    wanted = np.floor(total * shares + 1e-9).astype(int)
+    # what rounding down left goes to the largest remainders
+    for i in np.argsort(wanted - total * shares, kind="stable")[: int(total + 1e-9) - int(wanted.sum())]:
+        wanted[i] = min(wanted[i] + 1, len(pieces[i]))
+    return [piece[:n] for piece, n in zip(pieces, wanted, strict=True)]
