@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from qkernels.lanes.encoder import Encoder
 
-_FAMILIES = ("rounding", "scale", "scale_min", "ternary", "fp4", "codebook", "grid")
+_FAMILIES = ("rounding", "scale", "scale_min", "ternary", "fp4", "codebook", "grid", "ternary_grid")
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
+import numpy as np
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -101,12 +102,11 @@ def _terms(builder: ir.IRBuilder, x: ir.Value, w: ir.Value, scaled: ir.Value) ->
     return builder.fmul(builder.fmul(w, d), d)
 
 
-def _values(builder: ir.IRBuilder, codes: ir.Value, digit: int, n_bits: int) -> ir.Value:
-    """2·digit + 1 of each code, as floats."""
+def _digits(builder: ir.IRBuilder, codes: ir.Value, digit: int, n_bits: int) -> ir.Value:
+    """One digit of each code, as floats."""
     shift = ir.Constant(_RUN_I32, [n_bits * digit] * RUN)
     low = builder.and_(builder.lshr(codes, shift), ir.Constant(_RUN_I32, [(1 << n_bits) - 1] * RUN))
-    one = ir.Constant(_RUN_I32, [1] * RUN)
-    return builder.sitofp(builder.or_(builder.shl(low, one), one), _RUN_F32)
+    return builder.sitofp(low, _RUN_F32)
 
 
 def _select(builder: ir.IRBuilder, table: ir.Value, codes: ir.Value, digit: int, n_bits: int) -> ir.Value:
@@ -122,24 +122,32 @@ def _select(builder: ir.IRBuilder, table: ir.Value, codes: ir.Value, digit: int,
     return _joined(builder, halves)
 
 
-def _search(dim: int, n_bits: int) -> Any:
-    """The code of the nearest of `runs` · 16 neighbours, the first of equally near ones."""
+def _search(dim: int, n_bits: int, apart: int) -> Any:
+    """The code of the nearest of `runs` · 16 neighbours, the first of equally near ones.
+
+    A digit's value is `apart` · digit + `low`.
+    """
 
     @intrinsic
-    def search(typing: Any, x: Any, w: Any, place: Any, scale: Any, near: Any, start: Any, runs: Any) -> Any:
+    def search(
+        typing: Any, x: Any, w: Any, place: Any, scale: Any, low: Any, near: Any, start: Any, runs: Any
+    ) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-            xs, ws, codes_at = (data_pointer(context, builder, sig.args[k], args[k]) for k in (0, 1, 4))
-            place, start, runs = (args[k] for k in (2, 5, 6))
-            step = splat(builder, args[3], RUN)
+            xs, ws, codes_at = (data_pointer(context, builder, sig.args[k], args[k]) for k in (0, 1, 5))
+            place, start, runs = (args[k] for k in (2, 6, 7))
+            step, lowest = (splat(builder, args[k], RUN) for k in (3, 4))
+
+            def scaled(digits: ir.Value) -> ir.Value:
+                stretched = builder.fmul(digits, ir.Constant(_RUN_F32, [apart] * RUN))
+                return builder.fmul(step, builder.fadd(stretched, lowest))
 
             def element(array: ir.Value, k: int) -> ir.Value:
                 index = builder.add(place, place.type(k * WIDTH))
                 return splat(builder, builder.load(builder.gep(array, [index])), RUN)
 
-            digit_values = [2 * (i % (1 << n_bits)) + 1 for i in range(RUN)]
-            scaled = builder.fmul(step, ir.Constant(_RUN_F32, digit_values))
             if _AVX512 or _AVX2:
-                tables = [_terms(builder, element(xs, k), element(ws, k), scaled) for k in range(dim)]
+                all_digits = scaled(ir.Constant(_RUN_F32, [i % (1 << n_bits) for i in range(RUN)]))
+                tables = [_terms(builder, element(xs, k), element(ws, k), all_digits) for k in range(dim)]
 
                 def term(codes: ir.Value, k: int) -> ir.Value:
                     return _select(builder, tables[k], codes, k, n_bits)
@@ -147,7 +155,7 @@ def _search(dim: int, n_bits: int) -> Any:
                 pairs = [(element(xs, k), element(ws, k)) for k in range(dim)]
 
                 def term(codes: ir.Value, k: int) -> ir.Value:
-                    return _terms(builder, *pairs[k], builder.fmul(step, _values(builder, codes, k, n_bits)))
+                    return _terms(builder, *pairs[k], scaled(_digits(builder, codes, k, n_bits)))
 
             best = cgutils.alloca_once_value(builder, ir.Constant(_RUN_I32, [0x7FFFFFFF] * RUN))
             best_code = cgutils.alloca_once(builder, _RUN_I32)
@@ -177,12 +185,13 @@ def _search(dim: int, n_bits: int) -> Any:
             first = _intrinsic(builder, f"llvm.vector.reduce.smin.v{RUN}i32", I32, masked)
             return builder.load(builder.gep(codes_at, [builder.add(start, builder.zext(first, start.type))]))
 
-        return types.int32(x, w, place, scale, near, start, runs), codegen
+        return types.int32(x, w, place, scale, low, near, start, runs), codegen
 
     return search
 
 
-_search4, _search8 = _search(4, 3), _search(8, 2)
+_search4, _search8, _search_shifted = _search(4, 3, 2), _search(8, 2, 2), _search(8, 2, 1)
+_ONE = np.float32(1)
 
 
 @intrinsic
@@ -236,9 +245,33 @@ def nearest(u, X, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
             start = (listed >> 10) * RUN
             runs = ((listed & 1023) + (RUN - 1)) // RUN
             if DIM == 4:
-                code = _search4(X, ROOT, place * WIDTH + lane, step, NEAR, start, runs)
+                code = _search4(X, ROOT, place * WIDTH + lane, step, _ONE, NEAR, start, runs)
             else:
-                code = _search8(X, ROOT, place * WIDTH + lane, step, NEAR, start, runs)
+                code = _search8(X, ROOT, place * WIDTH + lane, step, _ONE, NEAR, start, runs)
+            _set(NOTES, 2 * WIDTH + lane, code)
+        u = ld(NOTES, 2)
+    return u
+
+
+@njit(error_model="numpy", nogil=True, forceinline=True)
+def nearest_shifted(u, X, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
+    entry: Any = take(LISTS, u)  # type: ignore[call-arg]
+    off = entry != 0
+    if any_(off):
+        st(NOTES, 0, entry)
+        st(NOTES, 1, _bits(scale))
+        st(NOTES, 2, u)
+        st(NOTES, 3, _bits(low))
+        waiting = _lane_bits(off)
+        while waiting != 0:
+            lane = _lowest_bit(waiting)
+            waiting &= waiting - types.uint64(1)
+            listed = types.int64(cst(NOTES, lane))
+            step = _float_of(cst(NOTES, WIDTH + lane))
+            lowest = _float_of(cst(NOTES, 3 * WIDTH + lane))
+            start = (listed >> 10) * RUN
+            runs = ((listed & 1023) + (RUN - 1)) // RUN
+            code = _search_shifted(X, WEIGHT, place * WIDTH + lane, step, lowest, NEAR, start, runs)
             _set(NOTES, 2 * WIDTH + lane, code)
         u = ld(NOTES, 2)
     return u
@@ -249,4 +282,10 @@ def forget(NOTES, slot):
     pass
 
 
-WORDS = {**cpu_words.WORDS, "pick": pick, "nearest": nearest, "forget": forget}
+WORDS = {
+    **cpu_words.WORDS,
+    "pick": pick,
+    "nearest": nearest,
+    "nearest_shifted": nearest_shifted,
+    "forget": forget,
+}

@@ -71,3 +71,11 @@ def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
 
 
 forget: Any = _declared  # forget(NOTES, slot): what `nearest` noted under this slot no longer holds
+
+
+def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
+    """`nearest` for groups of 8 digits of 2 bits with d_k = scale·(digit_k + low) - V_k (`iq1_find_best_neighbour2`).
+
+    low: of each lane, -1 plus or minus 1/8, so that digit + low is exact.
+    """
+    raise NotImplementedError(_NEVER)
