@@ -44,7 +44,7 @@ class Divergence:
     n_tokens: int
     ppl: Estimate
     ppl_base: Estimate
-    correlation: float
+    correlation: float | None  # of ln PPL over tokens; None when nothing varies
     ln_ratio: Estimate
     ratio: Estimate
     ppl_diff: Estimate
@@ -114,7 +114,7 @@ def summarize(s: TokenScores) -> Divergence:
         n_tokens=n,
         ppl=ppl,
         ppl_base=ppl_base,
-        correlation=covariance / errors if errors > 0 else math.nan,
+        correlation=covariance / errors if errors > 0 else None,
         ln_ratio=Estimate(ln_ratio, ln_error),
         ratio=Estimate(math.exp(ln_ratio), math.exp(ln_ratio) * ln_error),
         ppl_diff=Estimate(ppl.value - ppl_base.value, math.sqrt(max(0.0, diff_error))),

@@ -120,7 +120,7 @@ def _winogrande(loaded: LoadedModel, task: Task, number: int, n_ctx: int) -> lis
     same = _common(encoded)
     _check_room(number, encoded, same, n_ctx)
     skip_choice = all(len(tokens) - same > MIN_TRAILING for tokens in encoded)
-    out = []
+    out: list[_Sequence] = []
     for tokens, choice in zip(encoded, task.choices, strict=True):
         first = len(encode(task.stem + choice)) if skip_choice else same
         if first == 0:

@@ -1,0 +1,237 @@
+"""The record of an evaluation: what was measured, on which files, with which command; as JSON and as CSV.
+
+`quantmill evaluate --json` writes one, `quantmill report` reads any number of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gguf_io.source import open_source
+from measure.divergence import Divergence
+from measure.errors import MeasureError
+from measure.perplexity import Estimate
+from measure.speed import Speed
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    name: str
+    type: str
+    n_weights: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """bytes of all files of the model; bits_per_weight of its tensors alone; sha256 of the files in order."""
+
+    name: str
+    path: str
+    bytes: int
+    n_weights: int
+    bits_per_weight: float
+    sha256: str
+    architecture: str
+    tensors: tuple[TensorRow, ...]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """kind: hellaswag, winogrande, or the name of a multiple-choice file. right: per task in the order of the file
+    or draw, so that two runs can be paired."""
+
+    kind: str
+    file: str
+    sha256: str
+    accuracy: Estimate
+    chance: float
+    right: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """chunk_kld: mean KL divergence of each chunk, so that two runs can be paired."""
+
+    file: ModelFile
+    ppl: Estimate | None = None
+    divergence: Divergence | None = None
+    chunk_kld: tuple[float, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
+    speed: tuple[Speed, ...] = ()
+    lm_eval: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class TextInfo:
+    path: str
+    sha256: str
+    n_ctx: int
+    n_chunks: int
+    n_scored: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Is model `a` better than `b` (names) by `measure` ("kld" or a task)? difference a − b, two-sided p."""
+
+    measure: str
+    a: str
+    b: str
+    difference: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """ranking: names of the models by KL divergence, least first."""
+
+    version: str
+    command: str
+    date: str
+    machine: str
+    device: str
+    models: tuple[ModelResult, ...]
+    base: ModelResult | None = None
+    text: TextInfo | None = None
+    ranking: tuple[str, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """sha256 of files, one after the other."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                found.update(block)
+    return found.hexdigest()
+
+
+def describe(path: Path) -> ModelFile:
+    """What a model's files say about themselves; of a directory, its safetensors files."""
+    source = open_source(path)
+    rows = []
+    for spec in source.specs():
+        n_weights = spec.n_cols * spec.n_rows
+        rows.append(TensorRow(spec.name, spec.type, n_weights, spec.n_bytes))
+    paths = [Path(p) for p in source.paths]
+    architecture = source.metadata["general.architecture"].value
+    source.close()
+    if path.is_dir():
+        paths = sorted(path.glob("*.safetensors"))
+    n_weights = sum(row.n_weights for row in rows)
+    return ModelFile(
+        name=path.resolve().name if path.is_dir() else path.stem,
+        path=str(path),
+        bytes=sum(p.stat().st_size for p in paths),
+        n_weights=n_weights,
+        bits_per_weight=8 * sum(row.n_bytes for row in rows) / n_weights,
+        sha256=digest(paths),
+        architecture=architecture,
+        tensors=tuple(rows),
+    )
+
+
+def named(files: Sequence[ModelFile]) -> list[ModelFile]:
+    """Files with names that differ: the directory is added where two are called the same."""
+    names = [file.name for file in files]
+    out = []
+    for file in files:
+        if names.count(file.name) > 1:
+            file = replace(file, name=f"{Path(file.path).resolve().parent.name}/{file.name}")
+        out.append(file)
+    return out
+
+
+def to_json(run: Run) -> str:
+    return json.dumps(asdict(run), indent=1) + "\n"
+
+
+def from_json(path: Path) -> Run:
+    """Read a record. Raises MeasureError when the file is not one."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MeasureError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise MeasureError(
+            f"{path}: not a quantmill evaluation record of format {FORMAT}; quantmill evaluate --json writes one"
+        )
+    try:
+        return _built(Run, data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MeasureError(f"{path}: a damaged evaluation record ({error!r})") from error
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """A value of JSON as the annotated type `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{f.name: _built(hints[f.name], value[f.name]) for f in fields(kind)})
+    if origin is types.UnionType:
+        return None if value is None else _built(arguments[0], value)
+    if origin is tuple:
+        return tuple(_built(arguments[0], one) for one in value)
+    if origin is dict:
+        return {arguments[0](key): _built(arguments[1], one) for key, one in value.items()}
+    if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return value
+
+
+CSV_COLUMNS = (
+    "name", "bytes", "bits_per_weight", "ppl", "ppl_error", "ppl_base", "ln_ratio", "ln_ratio_error", "correlation",
+    "kld", "kld_error", "kld_median", "kld_99", "kld_99.9", "kld_max", "p_diff", "p_diff_error", "p_diff_rms",
+    "p_diff_rms_error", "same_top", "same_top_error",
+)  # fmt: skip
+
+
+def to_csv(run: Run) -> str:
+    """One row a model, base first; columns of tasks and speed tests follow the fixed ones."""
+    results = ([run.base] if run.base else []) + list(run.models)
+    tasks = sorted({task.kind for result in results for task in result.tasks})
+    tests = list(dict.fromkeys(speed.test for result in results for speed in result.speed))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*CSV_COLUMNS, *tasks, *(f"{task}_error" for task in tasks), *tests])
+    for result in results:
+        accuracy = {task.kind: task.accuracy for task in result.tasks}
+        rates = {speed.test: speed.mean for speed in result.speed}
+        writer.writerow(
+            [
+                *_csv_row(result),
+                *(accuracy[task].value if task in accuracy else "" for task in tasks),
+                *(accuracy[task].error if task in accuracy else "" for task in tasks),
+                *(rates.get(test, "") for test in tests),
+            ]
+        )
+    return out.getvalue()
+
+
+def _csv_row(result: ModelResult) -> list[Any]:
+    file, ppl, d = result.file, result.ppl, result.divergence
+    row: list[Any] = [file.name, file.bytes, file.bits_per_weight]
+    row += [ppl.value, ppl.error] if ppl else ["", ""]
+    if d is None:
+        return row + [""] * (len(CSV_COLUMNS) - len(row))
+    return [
+        *row,
+        d.ppl_base.value, d.ln_ratio.value, d.ln_ratio.error, d.correlation,
+        d.kld.value, d.kld.error, d.kld_percentiles[50.0], d.kld_percentiles[99.0], d.kld_percentiles[99.9], d.kld_max,
+        d.p_diff.value, d.p_diff.error, d.p_diff_rms.value, d.p_diff_rms.error, d.same_top.value, d.same_top.error,
+    ]  # fmt: skip
