@@ -35,6 +35,7 @@ class LoadedModel:
     """A causal language model ready to run.
 
     name_map: Hugging Face tensor name -> the GGUF tensors it is stored in (two for a fused gate and up).
+    table: names, shapes and cuts of all tensors, both ways (gguf_io.convert.names).
     n_bytes: of the weights as they are held. source: the GGUF, kept open while its blocks are mapped.
     """
 
@@ -42,6 +43,7 @@ class LoadedModel:
     model: Any  # transformers' PreTrainedModel
     tokenizer: Tokenizer
     name_map: Mapping[str, tuple[str, ...]]
+    table: TensorTable
     architecture: str
     n_vocab: int
     n_bytes: int
@@ -149,6 +151,7 @@ def _load_directory(
         model=model,
         tokenizer=given or tokenizer.from_directory(path),
         name_map=_name_map(table),
+        table=table,
         architecture=model.config.model_type,
         n_vocab=model.get_output_embeddings().weight.shape[0],
         n_bytes=n_bytes(model),
@@ -185,6 +188,7 @@ def from_source(
         model=model,
         tokenizer=vocabulary,
         name_map=_name_map(table),
+        table=table,
         architecture=architecture,
         n_vocab=settings["vocab_size"],
         n_bytes=n_bytes(model),
