@@ -133,6 +133,50 @@ def evaluate(options: Options, command: str, version: str, bar: Bar = no_bar) ->
         comparisons=(
             *_divergence_tests(names, scores, n_chunks),
             *_task_tests([file.name for file in files], scored),
+        ),
+    )
+
+
+def machine(device: str) -> str:
+    """Processor, or the GPU's name, and versions that numbers may depend on."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}, {sys.platform}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def read_text(path: Path) -> str:
+    """A text as llama.cpp's -f reads it: without its last line end. Raises MeasureError for other than UTF-8."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise MeasureError(f"{path}: byte {error.start} is not UTF-8 text") from error
+
+
+NOTHING = ModelFile("", "", 0, 0, 0.0, "", "", ())
+
+
+def _text(
+    options: Options,
+    base: LoadedModel | None,
+    base_file: LogitsFile | None,
+    quants: Sequence[LoadedModel],
+    bar: Bar,
+) -> tuple[list[ModelResult], TextInfo | None, tuple[TokenScores, ...]]:
+    """Results without files, base first; the text; token scores of the quants."""
+    n_models = len(quants) + (base is not None)
+    if base_file is not None:
+        compare.check_base_file(base_file, quants, options.n_ctx)
+        chunks = base_file.tokens[: options.chunks]
+        source, sha = base_file.path, digest([base_file.path])
     elif options.text is not None:
         first = base or quants[0]
         compare.check_vocabularies(first, quants)
