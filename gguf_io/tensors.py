@@ -99,7 +99,8 @@ def checked_shape(name: str, shape: tuple[int, ...], type: str) -> tuple[int, ..
     if any(not 0 < size <= MAX_BYTES for size in shape):
         raise GGUFError(f"{shown(name)}: shape {list(shape)}; every dimension must be between 1 and 2^63 - 1")
     row = GGML_TYPES[type]
-    if shape and shape[0] % row.block:
+    shape = shape or (1,)  # no dimensions mean one value
+    if shape[0] % row.block:
         raise GGUFError(
             f"{shown(name)}: {shape[0]} columns, {type} needs a multiple of {row.block}; shape or type is wrong"
         )
@@ -108,4 +109,4 @@ def checked_shape(name: str, shape: tuple[int, ...], type: str) -> tuple[int, ..
     kept = len(shape)
     while kept > 1 and shape[kept - 1] == 1:
         kept -= 1
-    return shape[:kept] or (1,)
+    return shape[:kept]

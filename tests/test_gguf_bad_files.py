@@ -95,6 +95,10 @@ BAD_FILES = {
         gguf([], [RawTensor("a", (255,), Q4_K_ID, ROW)]),
         "255 columns, Q4_K needs a multiple of 256",
     ),
+    "one value of a block type": (
+        gguf([], [RawTensor("a", (), 2)]),
+        "1 columns, Q4_0 needs a multiple of 32",
+    ),
     "misaligned": (
         gguf([], [RawTensor("a", (8,), F32_ID, ROW, offset=8)]) + bytes(64),
         "not a multiple of the al",
