@@ -37,7 +37,7 @@ def quantize(
     if engine == "cpu":
         return _on_cpu(rows, row, importance, threads)
     if engine in ("torch", "triton"):
-        from qkernels.lanes.tensors import quantize_tensor
+        from qkernels.device import quantize_tensor
 
         return quantize_tensor(rows, row, importance, engine)
     raise QuantizeError(f"unknown engine {engine!r}; engines: cpu, torch, triton")

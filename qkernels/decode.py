@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import overload
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ _CHUNK = {"cpu": 1 << 18}
 _CHUNK_ON_DEVICE = 1 << 24
 
 
+@overload
+def dequantize(blocks: torch.Tensor, type: str, device: torch.device | str | None = None) -> torch.Tensor: ...
+@overload
+def dequantize(blocks: np.ndarray, type: str, device: torch.device | str | None = None) -> np.ndarray: ...
 def dequantize(
     blocks: torch.Tensor | np.ndarray, type: str, device: torch.device | str | None = None
 ) -> torch.Tensor | np.ndarray:

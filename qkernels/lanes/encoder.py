@@ -54,7 +54,7 @@ def steps(first: float, step: float, count: int, offset: float) -> Callable[[], 
 def trial_ladder(first: float, step: float, count: int, levels: int) -> Callable[[], np.ndarray]:
     """The numerators of a scale-and-minimum search's `count` trials, then `levels`, then 1."""
     make = steps(first, step, count, levels)
-    return lambda: np.append(make(), np.float32([levels, 1]))
+    return lambda: np.append(make(), np.array([levels, 1], np.float32))
 
 
 def scale_ladder(levels: int) -> Callable[[], np.ndarray]:
@@ -62,7 +62,7 @@ def scale_ladder(levels: int) -> Callable[[], np.ndarray]:
 
     def make() -> np.ndarray:
         k = np.array([-4, -3, -2, -1, 1, 2, 3, 4], np.float32)
-        return np.append(np.float32(0.1) * k + np.float32(levels), np.float32([levels, 1]))
+        return np.append(np.float32(0.1) * k + np.float32(levels), np.array([levels, 1], np.float32))
 
     return make
 

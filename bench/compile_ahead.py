@@ -1,0 +1,125 @@
+"""Compile every Triton kernel for GPUs that are not here, and read from the result what can be known without one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from qkernels.encoders import encoders
+from qkernels.lanes.encoder import Encoder, Phase
+from qkernels.lanes.triton import kernel_name, kernel_of, n_warps, options, pointers, row_sigma_kernel
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_POINTERS = {"f32": "*fp32", "i32": "*i32", "u8": "*u8", "float32": "*fp32", "int32": "*i32"}
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel: Triton's types of its parameters, warps of a program, threads that a block of weights takes."""
+
+    name: str
+    function: Any
+    signature: dict[str, str]
+    warps: int
+    lanes: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a kernel. `text`: PTX or AMD assembly; `spills` in bytes or registers."""
+
+    registers: int
+    spills: int
+    text: str
+    llir: str
+    cubin: bytes | None
+
+
+def _kernel(encoder: Encoder, phase: Phase, block: int) -> Kernel:
+    kinds = {"x": "f32", "importance": "f32", "row_sigma": "f32", "out": "u8"}
+    kinds.update({name: kind for name, (_, kind) in encoder.scratch.items()})
+    kinds.update({name: str(make().dtype) for name, make in encoder.tables.items()})
+    signature = {f"p_{name}": _POINTERS[kinds[name]] for name in pointers(phase)}
+    name = f"{encoder.family}.{kernel_name(phase).removesuffix('_kernel')}"
+    signature |= {"n": "i64", "per_row": "i64"}
+    return Kernel(name, kernel_of(encoder, phase), signature, n_warps(phase), phase.lanes, block)
+
+
+def kernels_of(encoder: Encoder, block: int) -> list[Kernel]:
+    """The kernels that encode one type, in order."""
+    rows = {"p_rows": "*fp32", "p_sigma": "*fp32", "n_rows": "i64", "n_cols": "i64"}
+    before = (
+        [Kernel("row_sigma", row_sigma_kernel, rows, n_warps(None), 1, block)]
+        if encoder.uses_row_sigma
+        else []
+    )
+    return before + [_kernel(encoder, phase, block) for phase in encoder.phases]
+
+
+def all_kernels() -> Iterator[Kernel]:
+    """Every kernel once."""
+    from qkernels.types import TYPES
+
+    seen: set[Any] = set()
+    for (type_name, _), encoder in encoders().items():
+        for kernel in kernels_of(encoder, TYPES[type_name].block):
+            if kernel.function not in seen:
+                seen.add(kernel.function)
+                yield kernel
+
+
+def compile_for(kernel: Kernel, target: GPUTarget) -> Compiled:
+    """Compile with the options that the engine passes; needs no GPU."""
+    function = kernel.function
+    signature = {name: kernel.signature.get(name, "constexpr") for name in function.arg_names}
+    constants = {(function.arg_names.index("BLOCK"),): kernel.warps * target.warp_size}
+    done = triton.compile(
+        ASTSource(function, signature, constants),
+        target=target,
+        options=options(target.backend, kernel.warps),
+    )
+    if target.backend == "hip":
+        text = done.asm["amdgcn"]
+        vgprs, spilled = (_amd_field(text, field) for field in ("vgpr_count", "vgpr_spill_count"))
+        return Compiled(vgprs, spilled + _amd_field(text, "sgpr_spill_count"), text, done.asm["llir"], None)
+    cubin = done.asm["cubin"]
+    registers, spills = _resources(cubin)
+    return Compiled(registers, spills, done.asm["ptx"], done.asm["llir"], cubin)
+
+
+def _amd_field(text: str, field: str) -> int:
+    (value,) = re.findall(rf"^\s+\.{field}:\s+(\d+)$", text, re.MULTILINE)
+    return int(value)
+
+
+def run_tool(tool: str, cubin: bytes, *arguments: str) -> str:
+    """What one of NVIDIA's binary tools, shipped with Triton, prints about a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(_TOOLS / tool), *arguments, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    usage = run_tool("cuobjdump", cubin, "-res-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if not found:
+        raise RuntimeError(f"cuobjdump printed no resource usage: {usage!r}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
