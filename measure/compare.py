@@ -12,7 +12,7 @@ from measure.divergence import PairedTest, TokenScores, paired_test
 from measure.errors import MeasureError
 from measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter
 from measure.model import LoadedModel
-from measure.perplexity import batches, scored_logits, targets, token_nll
+from measure.perplexity import batches, scored_logits, targets
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,11 @@ def _base_side(
     logits = scored_logits(base, chunks[batch])
     for rows, target in zip(logits, wanted[batch], strict=True):
         target = target.to(rows.device)
-        base_nll.append(token_nll(rows, target))
         for writer in writers:
             writer.append(rows, target)
-        sides.append(DenseBase(torch.log_softmax(rows, dim=-1)))
+        log_p = torch.log_softmax(rows, dim=-1)
+        base_nll.append(-log_p.gather(-1, target[:, None]).squeeze(-1).cpu().double().numpy())
+        sides.append(DenseBase(log_p))
     return sides
 
 

@@ -13,7 +13,10 @@ with log p = scale · code + min_log_prob and everything 16 nats below the top a
                          u32 id[k] by falling probability | u16 code[k]
 
 `tail` is the exact probability of all other tokens, `entropy` the exact entropy in nats, `target` the exact
-log-probability of the token that follows. The tail's divergence is that of its total mass, a lower bound.
+log-probability of the token that follows. The divergence inside the tail is not known; it is taken to be that
+inside the less likely half of the k tokens. With k = 1024 the mean divergence is then within 0.5 % of the full
+sum (SmolLM2-135M, vocabulary 49152: −0.50 % for Q8_0, −0.09 % for Q4_K_M, −0.13 % for Q2_K; bench/evaluate.py),
+and a vocabulary of 150 000 takes 6164 bytes a position instead of 300 008.
 """
 
 from __future__ import annotations
@@ -103,10 +106,19 @@ class TopBase:
             kld = (log_p.exp() * (log_p - top_q)).sum(-1)
             # The tail of q is summed itself: 1 − Σ top would lose it to rounding.
             tail_q = log_q.scatter(-1, ids, -torch.inf).logsumexp(-1)
-            kld += torch.where(tail > 0, tail * (tail.log() - tail_q), 0.0)
+            half = ids.shape[1] // 2
+            within = _divergence_within(log_p[:, half:], top_q[:, half:])
+            kld += torch.where(tail > 0, tail * (tail.log() - tail_q + within), 0.0)
             nll = -log_q.gather(-1, target[rows, None]).squeeze(-1)
             parts.append(scores(nll, -base_target, kld, logits[rows].argmax(-1) == ids[:, 0]))
         return TokenScores.joined(parts)
+
+
+def _divergence_within(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """Divergence [n] of the distributions that log_p and log_q [n, m] are when they are all there is."""
+    log_p = log_p - log_p.logsumexp(-1, keepdim=True)
+    log_q = log_q - log_q.logsumexp(-1, keepdim=True)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 class LogitsWriter:
