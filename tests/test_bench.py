@@ -1,0 +1,115 @@
+"""The benchmarks: no number without equal bytes, and rows that say everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qkernels
+from bench import quantize, startup, tables, timing
+
+QUICK = [
+    "--types",
+    "Q8_0",
+    "--threads",
+    "1",
+    "--rows",
+    "4",
+    "--columns",
+    "256",
+    "--rounds",
+    "2",
+    "--seconds",
+    "0",
+]
+
+
+def test_a_wrong_byte_prints_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    right: Any = qkernels.quantize
+
+    def wrong(rows: np.ndarray, *arguments: Any, **options: Any) -> np.ndarray:
+        blocks = right(rows, *arguments, **options)
+        blocks[-1, -1] ^= 1
+        return blocks
+
+    monkeypatch.setattr(qkernels, "quantize", wrong)
+    assert quantize.main([*QUICK, "--no-startup", "--out", str(tmp_path / "result")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Q8_0: 1 of" in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_is_complete_and_saved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    prefix = tmp_path / "results" / "quick"
+    assert quantize.main([*QUICK, "--out", str(prefix)]) == 0
+    table = capsys.readouterr().out
+    assert prefix.with_suffix(".md").read_text(encoding="utf-8") == table
+    result = json.loads(prefix.with_suffix(".json").read_text(encoding="utf-8"))
+    assert result["machine"]["command"].startswith("python -m bench.quantize --types Q8_0")
+    assert result["machine"]["commit"] in table
+    assert {"python", "numpy", "numba", "xllamacpp"} <= result["machine"]["versions"].keys()
+    (row,) = result["rows"]
+    assert row.keys() == {field.name for field in dataclasses.fields(quantize.Row)}
+    assert (row["type"], row["importance"], row["engine"], row["device"]) == ("Q8_0", False, "cpu", "cpu")
+    assert (row["threads"], row["weights"], row["compared_blocks"]) == (1, 1024, 32)
+    numbers = [value for value in row.values() if isinstance(value, float)]
+    assert len(numbers) == 13
+    assert all(math.isfinite(value) and value > 0 for value in numbers)
+    assert row["slowest"] <= row["rate"] <= row["fastest"]
+    assert row["cached_call_s"] < row["first_call_s"]
+
+
+def test_types_are_measured_as_they_use_importance() -> None:
+    options = quantize._options(
+        ["--types", "MXFP4", "Q4_K", "IQ1_S", "--engines", "cpu", "--threads", "1", "2"]
+    )
+    measured = [(c.type, c.importance, c.threads) for c in quantize.cases(options)]
+    both = [(name, i, n) for name, i in (("Q4_K", False), ("Q4_K", True)) for n in (1, 2)]
+    assert measured == [
+        ("MXFP4", False, 1),
+        ("MXFP4", False, 2),
+        *both,
+        ("IQ1_S", True, 1),
+        ("IQ1_S", True, 2),
+    ]
+
+
+def test_a_start_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'Q9_9'"):
+        startup.measure("Q9_9", False, "cpu", "cpu")
+
+
+def test_rates_are_medians_of_rounds() -> None:
+    ours = timing.Times(wall=(0.5, 0.25, 1.0), cpu=(0.5, 0.5, 0.5))
+    theirs = timing.Times(wall=(2.0, 2.0, 2.0), cpu=(1.0, 2.0, 3.0))
+    assert ours.rate(10**6) == 2.0
+    assert ours.span(10**6) == (1.0, 4.0)
+    assert ours.times_faster_than(theirs) == 4.0
+    assert ours.times_faster_than(theirs, "cpu") == 4.0
+
+
+def test_contestants_take_turns() -> None:
+    called: list[str] = []
+    timing.interleaved({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 2, 0.0)
+    assert called == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Row:
+        name: str
+        seconds: float | None
+
+    columns = [tables.Column("name", "name"), tables.Column("s", "seconds", "{:.1f}")]
+    assert tables.markdown(columns, [Row("a", 0.25), Row("b", None)]) == (
+        "| name | s |\n|---|--:|\n| a | 0.2 |\n| b | – |"
+    )
