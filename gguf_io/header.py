@@ -12,12 +12,13 @@ from pathlib import Path
 
 from gguf.constants import GGUFValueType
 
-from gguf_io.errors import GGUFError
+from gguf_io.errors import GGUFError, quoted
 from gguf_io.metadata import SCALARS, Metadata, MetaValue, PackedArray
 from gguf_io.tensors import MAX_DIMS, TensorSpec, checked_shape
 from gguf_io.types import type_by_id
 
 MAGIC = b"GGUF"
+ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 _DAMAGED = "the file is damaged or incomplete: fetch or convert it again"
 # Least bytes of a pair (length, key, type, value) and of a tensor entry (length, name, n_dims, type, offset).
@@ -98,14 +99,14 @@ def parse_header(path: Path, data: memoryview, shard: int) -> Header:
 
 def alignment_of(metadata: Metadata, where: str) -> int:
     """Alignment of tensor data in bytes. Raises GGUFError naming `where` unless it is a u32 power of two."""
-    found = metadata.get("general.alignment")
+    found = metadata.get(ALIGNMENT)
     if found is None:
         return DEFAULT_ALIGNMENT
     if found.type != GGUFValueType.UINT32:
-        raise GGUFError(f"{where}: general.alignment is of type {found.type.name}, it must be UINT32")
+        raise GGUFError(f"{where}: {ALIGNMENT} is of type {found.type.name}, it must be UINT32")
     alignment = int(found.value)
     if alignment == 0 or alignment & (alignment - 1):
-        raise GGUFError(f"{where}: general.alignment is {alignment}, it must be a power of two")
+        raise GGUFError(f"{where}: {ALIGNMENT} is {alignment}, it must be a power of two")
     return alignment
 
 
@@ -131,7 +132,9 @@ def _read_pairs(cursor: _Cursor, count: int) -> Metadata:
         if not key:
             raise cursor.error(f"key {index} is empty; {_DAMAGED}")
         if key in pairs:
-            raise cursor.error(f"the key {key!r} occurs twice; llama.cpp refuses such a file too: {_DAMAGED}")
+            raise cursor.error(
+                f"the key {quoted(key)} occurs twice; llama.cpp refuses such a file too: {_DAMAGED}"
+            )
         type = _read_value_type(cursor, key)
         pairs[key] = (
             _read_array(cursor, key) if type == GGUFValueType.ARRAY else _read_scalar(cursor, key, type)
@@ -140,15 +143,15 @@ def _read_pairs(cursor: _Cursor, count: int) -> Metadata:
 
 
 def _read_value_type(cursor: _Cursor, key: str) -> GGUFValueType:
-    id = cursor.number(_U32, f"the type of {key!r}")
+    id = cursor.number(_U32, f"the type of {quoted(key)}")
     try:
         return GGUFValueType(id)
     except ValueError:
-        raise cursor.error(f"the key {key!r} has the unknown value type {id}; {_DAMAGED}") from None
+        raise cursor.error(f"the key {quoted(key)} has the unknown value type {id}; {_DAMAGED}") from None
 
 
 def _read_scalar(cursor: _Cursor, key: str, type: GGUFValueType) -> MetaValue:
-    what = f"the value of {key!r}"
+    what = f"the value of {quoted(key)}"
     return MetaValue(
         type, cursor.string(what) if type == GGUFValueType.STRING else cursor.number(SCALARS[type], what)
     )
@@ -158,14 +161,14 @@ def _read_array(cursor: _Cursor, key: str) -> MetaValue:
     element_type = _read_value_type(cursor, key)
     if element_type == GGUFValueType.ARRAY:
         raise cursor.error(
-            f"the key {key!r} is an array of arrays, which llama.cpp cannot read; remove the key"
+            f"the key {quoted(key)} is an array of arrays, which llama.cpp cannot read; remove the key"
         )
-    count = cursor.number(_U64, f"the length of {key!r}")
+    count = cursor.number(_U64, f"the length of {quoted(key)}")
     if element_type == GGUFValueType.STRING:
         size = _size_of_strings(cursor, key, count)
     else:
         size = count * SCALARS[element_type].size
-    raw = bytes(cursor.take(size, f"the array {key!r} of {count} × {element_type.name}"))
+    raw = bytes(cursor.take(size, f"the array {quoted(key)} of {count} × {element_type.name}"))
     return MetaValue(GGUFValueType.ARRAY, PackedArray(element_type, count, raw), element_type)
 
 
@@ -179,48 +182,50 @@ def _size_of_strings(cursor: _Cursor, key: str, count: int) -> int:
             position = after_length + length_at(data, position)[0]
         if after_length > end or position > end:
             raise cursor.error(
-                f"the array {key!r} of {count} strings passes the end at string {index}; {_DAMAGED}"
+                f"the array {quoted(key)} of {count} strings passes the end at string {index}; {_DAMAGED}"
             )
     return position - cursor.position
 
 
 def _read_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], str, int]:
     name = cursor.string("a tensor's name")
-    n_dims = cursor.number(_U32, f"the number of dimensions of {name!r}")
+    n_dims = cursor.number(_U32, f"the number of dimensions of {quoted(name)}")
     if n_dims > MAX_DIMS:
-        raise cursor.error(f"{name!r} has {n_dims} dimensions, ggml has at most {MAX_DIMS}; {_DAMAGED}")
-    shape = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, f"the shape of {name!r}"))
-    type_id = cursor.number(_U32, f"the type of {name!r}")
+        raise cursor.error(f"{quoted(name)} has {n_dims} dimensions, ggml has at most {MAX_DIMS}; {_DAMAGED}")
+    shape = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, f"the shape of {quoted(name)}"))
+    type_id = cursor.number(_U32, f"the type of {quoted(name)}")
     type = type_by_id(type_id)
     if type is None:
-        raise cursor.error(f"{name!r} has the unknown ggml type {type_id}; a newer quantmill may know it")
+        raise cursor.error(
+            f"{quoted(name)} has the unknown ggml type {type_id}; a newer quantmill may know it"
+        )
     try:
         kept = checked_shape(name, shape, type)
     except GGUFError as error:
         raise cursor.error(str(error)) from None
-    return name, kept, type, cursor.number(_U64, f"the offset of {name!r}")
+    return name, kept, type, cursor.number(_U64, f"the offset of {quoted(name)}")
 
 
 def _check_places(cursor: _Cursor, specs: tuple[TensorSpec, ...], data_start: int, alignment: int) -> None:
     names: set[str] = set()
     for spec in specs:
         if spec.name in names:
-            raise cursor.error(f"the tensor {spec.name!r} occurs twice; {_DAMAGED}")
+            raise cursor.error(f"the tensor {quoted(spec.name)} occurs twice; {_DAMAGED}")
         names.add(spec.name)
         offset = spec.offset - data_start
         if offset % alignment:
             raise cursor.error(
-                f"{spec.name!r} lies at offset {offset}, not a multiple of the alignment {alignment}; "
+                f"{quoted(spec.name)} lies at offset {offset}, not a multiple of the alignment {alignment}; "
                 "llama.cpp cannot load such a file: convert or quantize the model again"
             )
         end = spec.offset + spec.n_bytes
         if end > len(cursor.data):
             raise cursor.error(
-                f"{spec.name!r} ends at byte {end}, the file has {len(cursor.data)}; {_DAMAGED}"
+                f"{quoted(spec.name)} ends at byte {end}, the file has {len(cursor.data)}; {_DAMAGED}"
             )
     by_place = sorted(specs, key=lambda spec: spec.offset)
     for before, after in pairwise(by_place):
         if before.offset + before.n_bytes > after.offset:
             raise cursor.error(
-                f"{before.name!r} and {after.name!r} overlap at byte {after.offset}; {_DAMAGED}"
+                f"{quoted(before.name)} and {quoted(after.name)} overlap at byte {after.offset}; {_DAMAGED}"
             )

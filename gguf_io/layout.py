@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_io.errors import GGUFError, shown
-from gguf_io.header import DEFAULT_ALIGNMENT, MAGIC, alignment_of
-from gguf_io.metadata import Metadata, encode_string
+from gguf_io.header import ALIGNMENT, DEFAULT_ALIGNMENT, MAGIC, alignment_of
+from gguf_io.metadata import GGUFValueType, Metadata, MetaValue, encode_string
 from gguf_io.splits import MAX_SHARDS, ORDER_OF_GGUF_SPLIT, ORDER_OF_QUANTIZE, shard_suffix, split_metadata
 from gguf_io.tensors import TensorSpec, checked_shape
 from gguf_io.types import GGML_TYPES
@@ -53,7 +53,9 @@ def lay_out(
     `model-00001-of-00003.gguf` and so on. The keys split.* belong to the layout: set or removed here.
 
     `general.alignment` is honoured: offsets and padding follow the key, as llama.cpp reads them, where
-    llama-quantize copies the key, writes 32, and the file does not load. Later shards have no key, hence 32.
+    llama-quantize copies the key, writes 32, and the file does not load. Below 32 the key is raised to 32,
+    for llama.cpp reads such a file and then stops at its own TENSOR_ALIGNMENT. Later shards have no key,
+    hence 32.
 
     Raises GGUFError when a name, shape, type, key or the number of files is impossible; ValueError for both ways
     to split at once.
@@ -63,8 +65,10 @@ def lay_out(
     if keep_split and split_max_bytes is not None:
         raise ValueError("keep_split and split_max_bytes are two answers to one question")
     checked = _checked(tensors)
-    metadata = metadata.without(*ORDER_OF_QUANTIZE)
     path = Path(path)
+    metadata = metadata.without(*ORDER_OF_QUANTIZE)
+    if alignment_of(metadata, str(path)) < DEFAULT_ALIGNMENT:
+        metadata = metadata.replace(ALIGNMENT, MetaValue(GGUFValueType.UINT32, DEFAULT_ALIGNMENT))
     if split_max_bytes is not None:
         checked = _numbered_by_size(checked, split_max_bytes, alignment_of(metadata, str(path)))
     elif not keep_split:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import reprlib
 import stat
 from pathlib import Path
 
 import numpy as np
 
-from gguf_io.errors import GGUFError, shown
+from gguf_io.errors import GGUFError, quoted, shown
 from gguf_io.header import parse_header
 from gguf_io.metadata import Metadata
 from gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
@@ -72,7 +73,7 @@ class GGUFSource:
         for file in self._files:
             for spec in file.header.specs:
                 if spec.name in self._specs:
-                    raise GGUFError(f"{file.path}: the tensor {spec.name!r} is in an earlier shard too")
+                    raise GGUFError(f"{file.path}: the tensor {quoted(spec.name)} is in an earlier shard too")
                 self._specs[spec.name] = spec
         self._check_split()
 
@@ -84,7 +85,7 @@ class GGUFSource:
             found = file.header.metadata.value(SPLIT_NO), file.header.metadata.value(SPLIT_COUNT)
             if found != (number, count):
                 raise GGUFError(
-                    f"{file.path}: split.no, split.count are {found}, expected {(number, count)}; "
+                    f"{file.path}: split.no, split.count are {reprlib.repr(found)}, expected {(number, count)}; "
                     "the shards are not of one model: fetch them again"
                 )
         promised = self._metadata.value(SPLIT_TENSORS_COUNT)
@@ -121,7 +122,7 @@ class GGUFSource:
         """The tensor, its first wanted byte and how many."""
         spec = self._specs.get(name)
         if spec is None:
-            raise GGUFError(f"{self._paths[0]}: there is no tensor {name!r}")
+            raise GGUFError(f"{self._paths[0]}: there is no tensor {quoted(name)}")
         if n_rows is None:
             n_rows = spec.n_rows - first_row
         if first_row < 0 or n_rows < 0 or first_row + n_rows > spec.n_rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,6 +69,6 @@ def _whole_number(path: Path, metadata: Metadata, key: str) -> int:
     value = metadata.value(key, 0)
     if not isinstance(value, int) or not 0 <= value <= MAX_SHARDS:
         raise GGUFError(
-            f"{path}: {key} is {value!r}, expected a number up to {MAX_SHARDS}; the file is damaged"
+            f"{path}: {key} is {reprlib.repr(value)}, expected a number up to {MAX_SHARDS}; the file is damaged"
         )
     return value

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gguf_io.errors import GGUFError, shown
+from gguf_io.errors import GGUFError, quoted, shown
 from gguf_io.metadata import Metadata
 from gguf_io.types import GGML_TYPES
 
@@ -87,7 +87,7 @@ def checked_shape(name: str, shape: tuple[int, ...], type: str) -> tuple[int, ..
     """
     raw_name = name.encode("utf-8", "surrogateescape")
     if not raw_name or b"\0" in raw_name:
-        raise GGUFError(f"{name!r}: a tensor's name is empty or holds a NUL byte; rename the tensor")
+        raise GGUFError(f"{quoted(name)}: a tensor's name is empty or holds a NUL byte; rename the tensor")
     if len(raw_name) > MAX_NAME_BYTES:
         raise GGUFError(
             f"{shown(name)}: {len(raw_name)} bytes long, llama.cpp reads up to {MAX_NAME_BYTES}; rename the tensor"

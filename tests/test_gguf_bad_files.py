@@ -58,6 +58,10 @@ BAD_FILES = {
         HEAD + struct.pack("<Q", 2**62) + bytes(64),
         "key 0 needs 4611686018427387904 bytes",
     ),
+    "endless key": (
+        gguf([string("k" * 5000) + struct.pack("<IQ", STRING, 9**9)]),
+        "k…' needs 387420489 bytes",
+    ),
     "empty key": (gguf([pair("", U32, 1)]), "key 0 is empty"),
     "key twice": (gguf([pair("k", U32, 1), pair("k", U32, 2)]), "the key 'k' occurs twice"),
     "unknown value type": (gguf([string("k") + struct.pack("<I", 13) + bytes(8)]), "unknown value type 13"),
@@ -131,6 +135,7 @@ def test_bad_files(stored: Callable[..., Path], case: str) -> None:
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 250
     assert peak < 2**20
 
 

@@ -80,7 +80,7 @@ def check(data: bytes, path: Path) -> bool:
     if source is None:
         assert refusal.startswith(f"{path}: ")
         assert refusal.isprintable()
-        assert len(refusal) < 2000
+        assert len(refusal) < 500
         return False
     # What was read gives back the bytes it was read from; bools and NaNs are normalised, so those are left out.
     metadata = source.metadata
@@ -92,7 +92,8 @@ def check(data: bytes, path: Path) -> bool:
     copied = path.with_name("copy.gguf")
     copy(source, copied)
     again = GGUFSource(copied)
-    assert again.metadata.encode() == metadata.without(*SPLIT_KEYS).encode()
+    kept = [*SPLIT_KEYS, "general.alignment"]  # the sink's own keys
+    assert again.metadata.without(*kept).encode() == metadata.without(*kept).encode()
     assert [(s.name, s.shape, s.type) for s in again.specs()] == [
         (s.name, s.shape, s.type) for s in source.specs()
     ]

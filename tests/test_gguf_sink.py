@@ -35,7 +35,7 @@ def listed(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-@pytest.mark.parametrize("alignment", [None, 8, 64, 4096])
+@pytest.mark.parametrize("alignment", [None, 32, 64, 4096])
 def test_bytes_equal_gguf_package(tmp_path: Path, alignment: int | None) -> None:
     raw = np.random.default_rng(1).integers(0, 256, (3, 210), dtype=np.uint8)
     writer = GGUFWriter(tmp_path / "theirs.gguf", "llama")
@@ -177,6 +177,13 @@ def test_keep_split_of_one_file_sets_no_split_keys(tmp_path: Path) -> None:
     (file,) = lay_out(tmp_path / "m.gguf", METADATA, TWO, keep_split=True)
     assert file.path.name == "m-00001-of-00001.gguf"
     assert b"split." not in file.header
+
+
+def test_alignment_that_llama_cpp_cannot_use_is_raised(tmp_path: Path) -> None:
+    small, usual = (
+        METADATA.set("general.alignment", MetaValue(GGUFValueType.UINT32, size)) for size in (8, 32)
+    )
+    assert lay_out(tmp_path / "x.gguf", small, TWO) == lay_out(tmp_path / "x.gguf", usual, TWO)
 
 
 def test_alignment_of_later_shards_is_32(tmp_path: Path) -> None:
