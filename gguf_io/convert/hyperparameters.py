@@ -70,9 +70,10 @@ def common(writer: GGUFWriter, config: Config) -> None:
         if gating not in GATING:
             raise GGUFError(f"config.json: scoring_func {gating!r}; known are {', '.join(GATING)}")
         writer.add_expert_gating_func(GATING[gating])
-    if config.get("head_dim") is not None:
-        writer.add_key_length(config["head_dim"])
-        writer.add_value_length(config["head_dim"])
+    key_length = config.get("key_length", config.get("head_dim"))
+    if key_length is not None:
+        writer.add_key_length(key_length)
+        writer.add_value_length(config.get("value_length", key_length))
     writer.add_file_type(config["file_type"])
 
 
@@ -198,21 +199,18 @@ def gpt_oss(writer: GGUFWriter, config: Config) -> None:
 
 
 def deepseek(writer: GGUFWriter, config: Config) -> None:
+    rank, rope_dim = need(config, "kv_lora_rank"), need(config, "qk_rope_head_dim")
     # Absorbed latent attention is attention with one large key and value head.
-    common(writer, {**config, "num_key_value_heads": 1})
-    dense = config.get("first_k_dense_replace")
-    writer.add_leading_dense_block_count(dense or 0)
+    absorbed = {"num_key_value_heads": 1, "key_length": rank + rope_dim, "value_length": rank}
+    common(writer, {**config, **absorbed})
+    writer.add_leading_dense_block_count(config.get("first_k_dense_replace") or 0)
     writer.add_vocab_size(config["vocab_size"])
     if config.get("q_lora_rank") is not None:
         writer.add_q_lora_rank(config["q_lora_rank"])
-    rank, rope_dim = need(config, "kv_lora_rank"), need(config, "qk_rope_head_dim")
     writer.add_kv_lora_rank(rank)
-    writer.add_key_length(rank + rope_dim)
-    writer.add_value_length(rank)
     writer.add_key_length_mla(need(config, "qk_nope_head_dim") + rope_dim)
     writer.add_value_length_mla(need(config, "v_head_dim"))
     writer.add_expert_feed_forward_length(need(config, "moe_intermediate_size"))
-    writer.add_expert_count(need(config, "n_routed_experts"))
     writer.add_expert_shared_count(config.get("n_shared_experts") or 0)
     if config.get("routed_scaling_factor") is not None:
         writer.add_expert_weights_scale(config["routed_scaling_factor"])

@@ -21,32 +21,28 @@ def no_tables(writer: GGUFWriter, config: Config) -> Tables:
 def llama3(writer: GGUFWriter, config: Config) -> Tables:
     """`rope_freqs.weight`: what each frequency is divided by, when rope_type is llama3.
 
-    All in float32, as the reference computes it (Llama 3.1 paper's scaling; conversion/llama.py).
+    Rounded to float32 step by step as llama.cpp's converter does it in torch, where number / tensor is
+    number × (1 / tensor). Torch's own power may be one unit in the last place away from the correctly rounded one
+    here, differently on different processors; then one value of the table differs by as much.
     """
     rope = global_rope(config)
     if str(rope.get("rope_type")).lower() != "llama3":
         return {}
-    f32 = np.float32
-    size = head_dim(config)
-    exponent = np.arange(0, size, 2, dtype=f32) / f32(size)
-    # The power is rounded once from double precision, which is what a correctly rounded float32 power gives.
-    frequencies = f32(1.0) / (float(rope.get("rope_theta", 10000.0)) ** exponent.astype(np.float64)).astype(
-        f32
-    )
     factor, low, high = (
-        rope.get("factor", 8.0),
-        rope.get("low_freq_factor", 1.0),
-        rope.get("high_freq_factor", 4.0),
+        rope.get(key, default)
+        for key, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
     )
-    context = rope.get("original_max_position_embeddings", 8192)
-    wavelengths = f32(2 * math.pi) / frequencies
     if low == high:
         raise GGUFError("config.json: rope_scaling low_freq_factor and high_freq_factor are equal")
-    smooth = (f32(context) / wavelengths - f32(low)) / f32(high - low)
-    between = f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)
-    factors = np.where(wavelengths < context / high, f32(1), between)
-    factors = np.where(wavelengths > context / low, f32(factor), factors)
-    return {"rope_freqs.weight": factors}
+    context = rope.get("original_max_position_embeddings", 8192)
+    f32, one = np.float32, np.float32(1)
+    exponent = np.arange(0, head_dim(config), 2, dtype=f32) / f32(head_dim(config))
+    power = (float(rope.get("rope_theta", 10000.0)) ** exponent.astype(np.float64)).astype(f32)
+    wavelengths = one / (one / power) * f32(2 * math.pi)
+    smooth = (one / wavelengths * f32(context) - f32(low)) / f32(high - low)
+    between = one / ((one - smooth) / f32(factor) + smooth)
+    factors = np.where(wavelengths < context / high, one, between)
+    return {"rope_freqs.weight": np.where(wavelengths > context / low, f32(factor), factors)}
 
 
 def phi3(writer: GGUFWriter, config: Config) -> Tables:

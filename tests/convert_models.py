@@ -1,0 +1,300 @@
+"""Tiny Hugging Face models of every family, written the same everywhere: no torch, no transformers, fixed values.
+
+The names and shapes of their tensors were taken from transformers' own `save_pretrained` once (tensors.json, made
+by data/convert/make.py); config.json is as the hub has it, short, so that the family's defaults count too.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DATA = Path(__file__).parent / "data" / "convert"
+
+
+@dataclass(frozen=True)
+class Model:
+    """tokenizer: spm, or the llama.cpp pre-tokenizer whose definition tokenizer.json gets. tensors_of: another
+    model whose tensors it has."""
+
+    architecture: str
+    model_type: str
+    config: dict[str, Any]
+    tokenizer: str
+    dtype: str = "BF16"
+    shards: int = 1
+    tensors_of: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+
+MODELS = {
+    name: Model(**row) for name, row in json.loads((DATA / "models.json").read_text(encoding="utf-8")).items()
+}
+
+README = """---
+license: apache-2.0
+language:
+- en
+- fr
+base_model: example-org/Tiny-Base-1B
+tags:
+- conversational
+pipeline_tag: text-generation
+datasets:
+- example-org/some-text
+---
+# Tiny
+"""
+
+
+def write_model(name: str, directory: Path) -> Path:
+    """Write the model `name` into `directory` and return it."""
+    model = MODELS[name]
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {"architectures": [model.architecture], "model_type": model.model_type, **model.config}
+    _write_json(directory / "config.json", {**config, "bos_token_id": 1, "eos_token_id": 2})
+    _write_json(
+        directory / "generation_config.json", {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
+    )
+    (directory / "README.md").write_text(README, encoding="utf-8")
+    for file, text in model.files.items():
+        (directory / file).write_text(text, encoding="utf-8")
+    write_shards(directory, tensors(name), model.shards)
+    write_tokenizer(directory, model)
+    return directory
+
+
+def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
+    """name → (safetensors dtype, values), in stored form."""
+    model = MODELS[name]
+    shapes = json.loads((DATA / "tensors.json").read_text())[model.tensors_of or name]
+    random = np.random.RandomState(sum(name.encode()))
+    found: dict[str, tuple[str, np.ndarray]] = {}
+    for tensor, shape in shapes.items():
+        if name == "gpt-oss" and tensor.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            found.update(_mxfp4(random, tensor, shape))
+        elif name == "deepseek-v3-fp8" and len(shape) == 2 and "proj" in tensor:
+            found.update(_fp8(random, tensor, shape))
+        else:
+            found[tensor] = _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
+    return _fused(found) if name == "qwen3-moe-fused" else found
+
+
+def _floats(dtype: str, values: np.ndarray) -> tuple[str, np.ndarray]:
+    if dtype == "BF16":
+        return dtype, (values.view(np.uint32) >> 16).astype(np.uint16)
+    return dtype, values.astype({"F16": np.float16, "F32": np.float32}[dtype])
+
+
+def _mxfp4(random: np.random.RandomState, name: str, shape: list[int]) -> dict[str, tuple[str, np.ndarray]]:
+    """The checkpoint's own form: [experts, out, in / 32, 16] codes of the transposed matrix."""
+    experts, columns, rows = shape
+    codes = random.randint(0, 256, (experts, rows, columns // 32, 16)).astype(np.uint8)
+    exponents = random.randint(118, 124, (experts, rows, columns // 32)).astype(np.uint8)
+    return {f"{name}_blocks": ("U8", codes), f"{name}_scales": ("U8", exponents)}
+
+
+def _fp8(random: np.random.RandomState, name: str, shape: list[int]) -> dict[str, tuple[str, np.ndarray]]:
+    codes = random.randint(0, 127, shape).astype(np.uint8) | (random.randint(0, 2, shape) << 7).astype(
+        np.uint8
+    )
+    blocks = [-(-n // 128) for n in shape]
+    scales = random.uniform(1e-4, 2e-4, blocks).astype(np.float32)
+    return {name: ("F8_E4M3", codes), f"{name}_scale_inv": ("F32", scales)}
+
+
+def _fused(found: dict[str, tuple[str, np.ndarray]]) -> dict[str, tuple[str, np.ndarray]]:
+    """Experts stored one by one, stacked as newer checkpoints have them."""
+    out = {name: value for name, value in found.items() if ".experts." not in name}
+    for prefix in sorted({name.split(".experts.")[0] for name in found if ".experts." in name}):
+        stacks = {
+            kind: np.stack([found[f"{prefix}.experts.{i}.{kind}_proj.weight"][1] for i in range(4)])
+            for kind in ("gate", "up", "down")
+        }
+        out[f"{prefix}.experts.gate_up_proj"] = (
+            "BF16",
+            np.concatenate([stacks["gate"], stacks["up"]], axis=1),
+        )
+        out[f"{prefix}.experts.down_proj"] = ("BF16", stacks["down"])
+    return out
+
+
+def write_shards(directory: Path, found: dict[str, tuple[str, np.ndarray]], n_shards: int = 1) -> None:
+    """model.safetensors, or shards with an index; every third tensor of three shards goes to the same one."""
+    if n_shards == 1:
+        write_safetensors(directory / "model.safetensors", found)
+        return
+    weight_map = {}
+    for i in range(n_shards):
+        file = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
+        part = dict(list(found.items())[i::n_shards])
+        write_safetensors(directory / file, part)
+        weight_map |= dict.fromkeys(part, file)
+    _write_json(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def write_safetensors(path: Path, found: dict[str, tuple[str, np.ndarray]]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (dtype, values) in found.items():
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(values.shape),
+            "data_offsets": [position, position + values.nbytes],
+        }
+        position += values.nbytes
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for _, values in found.values():
+            file.write(np.ascontiguousarray(values).tobytes())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+# Tokenizers
+
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "that",
+    "it",
+    "is",
+    "was",
+    "for",
+    "with",
+    "his",
+    "they",
+    "have",
+    "not",
+]
+SPECIAL = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|im_start|>")
+
+
+def write_tokenizer(directory: Path, model: Model) -> None:
+    if model.tokenizer == "spm":
+        _write_sentencepiece(directory, model.config["vocab_size"])
+    else:
+        _write_bpe(directory, model.tokenizer)
+
+
+def _write_sentencepiece(directory: Path, vocab_size: int) -> None:
+    """tokenizer.model with control, byte and normal pieces, some added tokens; a few ids are left for padding."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("[user]", 0.0, 4), ("<unused0>", 0.0, 5)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    texts = list(dict.fromkeys(p for word in WORDS for p in (f"▁{word}", word)))
+    letters = [chr(97 + i) for i in range(26)] + ["▁", ".", ",", "é", "我"]
+    pieces += [(text, -float(i), 1) for i, text in enumerate(texts + letters)]
+    assert len(pieces) < vocab_size - 8
+    trainer = _message(2, b"\x18\x02\x98\x02\x01")  # model_type BPE, byte_fallback
+    model = b"".join(_message(1, _piece(*piece)) for piece in pieces) + trainer
+    (directory / "tokenizer.model").write_bytes(model)
+    end = len(pieces)
+    _write_json(directory / "added_tokens.json", {"<|im_start|>": end, "▁two▁words": end + 1})
+    added = {
+        str(end): {"content": "<|im_start|>", "special": False, "normalized": False},
+        str(end + 1): {"content": "▁two▁words", "special": False, "normalized": True},
+        "1": {"content": "<s>", "special": True, "normalized": False},
+    }
+    settings = {"added_tokens_decoder": added, "add_bos_token": True, "add_eos_token": False}
+    settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": {"content": "<unk>"}}
+    settings |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": True}
+    if not (directory / "chat_template.jinja").is_file():
+        named = [
+            {"name": "default", "template": "{{ messages }}"},
+            {"name": "tool_use", "template": "{{ tools }}"},
+        ]
+        settings["chat_template"] = named
+    _write_json(directory / "tokenizer_config.json", settings)
+
+
+def _piece(text: str, score: float, kind: int) -> bytes:
+    message = _message(1, text.encode()) + b"\x15" + struct.pack("<f", score)
+    return message if kind == 1 else message + b"\x18" + bytes([kind])
+
+
+def _message(field: int, payload: bytes) -> bytes:
+    assert len(payload) < 128
+    return bytes([field << 3 | 2, len(payload)]) + payload
+
+
+def byte_level_tokenizer(pre: str) -> dict[str, Any]:
+    """tokenizer.json with llama.cpp's pre-tokenizer `pre`: all bytes and the beginnings of some words."""
+    alphabet = _byte_characters()
+    vocab = {token: i for i, token in enumerate(SPECIAL)}
+    for character in alphabet:
+        vocab[character] = len(vocab)
+    merges = []
+    for word in [prefix + word for word in WORDS for prefix in ("Ġ", "")]:
+        for end in range(1, len(word)):
+            if word[: end + 1] not in vocab:
+                vocab[word[: end + 1]] = len(vocab)
+                merges.append([word[:end], word[end]])
+    definition = DEFINITIONS[pre]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    special = [{"id": i, "content": token, **flags, "special": True} for i, token in enumerate(SPECIAL)]
+    special.append(
+        {"id": len(vocab), "content": "[added]", **flags, "special": False}
+    )  # behind the vocabulary
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": definition["pre_tokenizer"],
+        "post_processor": template if pre == "llama-bpe" else byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": definition["ignore_merges"],
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def _write_bpe(directory: Path, pre: str) -> None:
+    _write_json(directory / "tokenizer.json", byte_level_tokenizer(pre))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    settings |= {
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 4096,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write_json(directory / "tokenizer_config.json", {**settings, "chat_template": "{{ messages }}"})
+
+
+def _byte_characters() -> list[str]:
+    """The printable stand-ins of GPT-2's byte-level BPE, in byte order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_in = {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [stand_in.get(byte, chr(byte)) for byte in range(256)]
+
+
+DEFINITIONS = json.loads((DATA / "pretokenizers.json").read_text(encoding="utf-8"))

@@ -1,0 +1,92 @@
+"""Every family's tiny model converts to what llama.cpp's own converter made of it (data/convert/make.py)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from gguf_io.convert import SUPPORTED, open_checkpoint
+from tests.convert_models import DATA, MODELS, write_model
+
+GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model is written once, under the directory name that general.name comes from."""
+    written = {}
+
+    def model(name):
+        if name not in written:
+            written[name] = write_model(name, tmp_path_factory.mktemp(name) / "Tiny-Model-1B-Instruct")
+        return written[name]
+
+    return model
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_metadata_is_llama_cpps(name, models):
+    ours = open_checkpoint(models(name)).metadata
+    found = {}
+    for key, value in ours.items():
+        kinds = [value.type.name] + ([value.element_type.name] if value.element_type is not None else [])
+        plain = list(value.value) if value.element_type is not None else value.value
+        found[key] = [
+            ":".join(kinds),
+            plain if len(str(plain)) < 200 else _digest(json.dumps(plain).encode()),
+        ]
+    expected = {
+        key: [kinds, _as_float32(kinds, value)] for key, (kinds, value) in GOLDEN[name]["metadata"].items()
+    }
+    found = {key: [kinds, _as_float32(kinds, value)] for key, (kinds, value) in found.items()}
+    assert found == expected
+    assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_tensors_are_llama_cpps(name, models):
+    source = open_checkpoint(models(name))
+    expected = GOLDEN[name]["tensors"]
+    assert [spec.name for spec in source.specs()] == list(expected)
+    for spec in source.specs():
+        kind, shape, digest = expected[spec.name]
+        # llama.cpp's converter drops no trailing 1s from a shape; ggml takes them as absent.
+        assert list(spec.shape) == _without_trailing_ones(shape), spec.name
+        if spec.type == kind:
+            assert _digest(source.read(spec.name).tobytes()) == digest, spec.name
+        else:
+            assert (spec.type, kind) in (("F32", "F16"), ("F32", "BF16")), spec.name
+
+
+def test_every_supported_architecture_has_a_model():
+    covered = {model.architecture for model in MODELS.values()}
+    aliases = {"LLaMAForCausalLM", "Gemma3ForConditionalGeneration"}
+    assert set(SUPPORTED) == covered | aliases
+
+
+def test_every_model_has_a_golden_digest():
+    assert list(GOLDEN) == list(MODELS)
+
+
+def _as_float32(kinds, value):
+    """Metadata floats are stored as float32; gguf's reader gives them back as such."""
+    if kinds == "FLOAT32":
+        return float(np.float32(value))
+    return (
+        [float(np.float32(item)) for item in value]
+        if kinds == "ARRAY:FLOAT32" and isinstance(value, list)
+        else value
+    )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _without_trailing_ones(shape):
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
