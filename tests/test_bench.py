@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import qkernels
-from bench import quantize, startup, tables, timing
+from bench import files, process, quantize, startup, tables, timing
 
 QUICK = [
     "--types",
@@ -113,3 +115,86 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert tables.markdown(columns, [Row("a", 0.25), Row("b", None)]) == (
         "| name | s |\n|---|--:|\n| a | 0.2 |\n| b | – |"
     )
+
+
+def _program(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_process_is_watched() -> None:
+    allocate = "import time; held = bytes(range(256)) * 400_000; time.sleep(0.4); x = sum(range(3_000_000))"
+    use = process.run(_program(allocate))
+    assert 0.4 < use.wall_s < 20
+    assert 0 < use.cpu_s < use.wall_s
+    assert 100e6 < use.peak_bytes < 400e6
+    if sys.platform == "linux":
+        assert use.own_bytes is not None
+        assert 100e6 < use.own_bytes <= use.peak_bytes
+        assert use.waiting is not None
+        assert 0 <= use.waiting < 0.5
+
+
+def test_a_process_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"ended with 3: no room"):
+        process.run(_program("import sys; print('no room', file=sys.stderr); sys.exit(3)"))
+
+
+def _copying(monkeypatch: pytest.MonkeyPatch, spoil: bool) -> None:
+    """Two tools that copy the model instead of quantizing it, the second with a byte more when `spoil`."""
+
+    def copies(options: argparse.Namespace, type: str, folder: Path) -> list[files.Tool]:
+        copy = f"import shutil; shutil.copy({str(options.model)!r}, "
+        ours, theirs = folder / "ours", folder / "theirs"
+        more = f"; open({str(theirs)!r}, 'ab').write(b'x')" if spoil else ""
+        return [
+            files.Tool("quantmill", _program(f"{copy}{str(ours)!r})"), ours),
+            files.Tool("llama-quantize", _program(f"{copy}{str(theirs)!r}){more}"), theirs),
+        ]
+
+    monkeypatch.setattr(files, "tools", copies)
+
+
+def test_files_that_differ_print_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _copying(monkeypatch, spoil=True)
+    model = tmp_path / "model.gguf"
+    model.write_bytes(bytes(10**6))
+    assert files.main([str(model), "--types", "Q8_0", "--out", str(tmp_path / "result")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Q8_0: the file is not llama-quantize's" in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_a_row_of_files_is_complete(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _copying(monkeypatch, spoil=False)
+    model = tmp_path / "model.gguf"
+    model.write_bytes(bytes(10**6))
+    arguments = [str(model), "--types", "Q8_0", "--rounds", "2", "--threads", "1", "--json"]
+    assert files.main([*arguments, "--folder", str(tmp_path)]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["tool"] for row in rows] == ["quantmill", "llama-quantize"]
+    for row in rows:
+        assert row.keys() == {field.name for field in dataclasses.fields(files.Row)}
+        assert (row["model"], row["type"], row["threads"], row["rounds"]) == ("model.gguf", "Q8_0", 1, 2)
+        assert row["same_bytes"] is True
+        assert row["fastest_s"] <= row["wall_s"] <= row["slowest_s"]
+        assert row["read_mb_s"] == pytest.approx(1 / row["wall_s"])
+    assert rows[0]["ratio"] > 0
+    assert rows[1]["ratio"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_the_tools_commands() -> None:
+    options = files._options(["in.gguf", "--imatrix", "i.gguf", "--llama-quantize", "lq", "--threads", "3"])
+    ours, theirs = files.tools(options, "IQ3_S", Path("out"))
+    assert ours.command[1:] == [
+        *("-m", "cli", "quantize", "in.gguf", str(Path("out/quantmill.gguf")), "IQ3_S"),
+        *("--imatrix", "i.gguf", "--threads", "3"),
+    ]
+    assert theirs.command == [
+        *("lq", "--imatrix", "i.gguf", "in.gguf", str(Path("out/llama-quantize.gguf")), "IQ3_S", "3")
+    ]
