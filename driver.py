@@ -1,0 +1,352 @@
+"""run(job): plan, then read → quantize → write, a slab of rows at a time, the three steps overlapping.
+
+Everything that can be known to fail fails while planning, before a byte is written. Slabs, threads and devices change
+the speed, never the bytes. Without a GPU engine and with F16, BF16 or F32 sources nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gguf_io import GGUFSink, TensorSource, open_source
+from imatrix.store import ImportanceMatrix, load
+from qkernels import QuantizeError, quantize, to_float32
+from qkernels.engines import Engine, choose_engines
+from qkernels.plain import require_finite_scales
+from qkernels.types import TYPES
+from recipe import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
+
+DEFAULT_BUFFER_BYTES = 256 << 20
+# Slabs under way beside those being quantized: one read, one waiting, one written.
+_SLABS_IN_TRANSIT = 3
+
+Progress = Callable[[PlanEntry, int], None]  # the tensor, and how many more bytes of it are done
+
+
+class JobError(ValueError):
+    """A job that cannot be done; the message names the tensor and the way out."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """`source`: a GGUF file or a Hugging Face directory. `threads`: of the CPU engine, None for all cores.
+
+    `max_buffer_bytes` bounds the rows in memory, in all their forms, over all slabs under way.
+    """
+
+    source: str
+    output: Path
+    recipe: Recipe
+    imatrix: str | None = None
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+    max_buffer_bytes: int = DEFAULT_BUFFER_BYTES
+
+
+@dataclass(frozen=True)
+class Result:
+    """`step_seconds`: how long each step was busy; they overlap, so the sum exceeds `seconds`."""
+
+    plan: Plan
+    paths: tuple[Path, ...]
+    source_bytes: int
+    file_bytes: int
+    seconds: float
+    step_seconds: Mapping[str, float]
+    engines: tuple[Engine, ...]
+
+    @property
+    def converted_weights(self) -> int:
+        return sum(entry.n_weights for entry in self.plan.entries if entry.converted)
+
+
+def plan_job(job: Job) -> Plan:
+    """What `run` would write; reads headers only. Raises the packages' own errors, all of them ValueErrors."""
+    with ExitStack() as opened:
+        source = open_source(job.source)
+        opened.callback(source.close)
+        return _plan(job, source, _load_importance(job))
+
+
+def run(job: Job, progress: Progress = lambda entry, n_bytes: None) -> Result:
+    """Do the job. The output appears under its name when it is complete, or not at all.
+
+    Raises JobError for a plan that cannot be carried out and for weights that cannot be quantized (naming tensor and
+    row), the packages' own errors (GGUFError, RecipeError, ImatrixError, QuantizeError), OSError. An interrupt leaves
+    nothing behind.
+    """
+    started = time.perf_counter()
+    with ExitStack() as opened:
+        source = open_source(job.source)
+        opened.callback(source.close)
+        importance = _load_importance(job)
+        plan = _plan(job, source, importance)
+        if plan.problems:
+            others = f" (and {len(plan.problems) - 1} more like it)" if len(plan.problems) > 1 else ""
+            raise JobError(plan.problems[0] + others)
+        engines = choose_engines(job.device)
+        sink = GGUFSink(
+            job.output,
+            plan.metadata,
+            plan.output_tensors(),
+            keep_split=job.recipe.keep_split,
+            split_max_bytes=job.recipe.split_max_bytes,
+            inputs=source.paths,
+        )
+        opened.enter_context(sink)
+        line = _Line(
+            source, sink, importance, [_quantizer(engine, job.threads) for engine in engines], progress
+        )
+        line.carry(plan.entries, job.max_buffer_bytes)
+        with line.clock("write"):
+            sink.commit()
+    return Result(
+        plan=plan,
+        paths=sink.paths,
+        source_bytes=sum(path.stat().st_size for path in source.paths),
+        file_bytes=sink.file_bytes,
+        seconds=time.perf_counter() - started,
+        step_seconds=line.clock.seconds,
+        engines=engines,
+    )
+
+
+def _load_importance(job: Job) -> ImportanceMatrix | None:
+    if job.imatrix is None:
+        return None
+    return load(job.imatrix).filtered(job.include_weights, job.exclude_weights)
+
+
+def _plan(job: Job, source: TensorSource, importance: ImportanceMatrix | None) -> Plan:
+    index = None
+    if importance is not None and job.imatrix is not None:
+        index = ImportanceIndex(
+            job.imatrix,
+            {name: entry.n_values for name, entry in importance.entries.items()},
+            importance.datasets,
+            importance.chunk_count,
+        )
+    return build_plan(source.specs(), source.metadata, job.recipe, index)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """Rows of one tensor that travel together; `matrix` is the expert they belong to (one vector of importance)."""
+
+    entry: PlanEntry
+    first_row: int
+    n_rows: int
+    matrix: int = 0
+
+
+def _slabs(entries: Sequence[PlanEntry], budget: int) -> Iterator[_Slab]:
+    """Slabs of at most `budget` bytes (or one row): raw, as float32 and quantized. In order, experts apart."""
+    for entry in entries:
+        n_rows = entry.n_weights // entry.n_cols
+        row_bytes = entry.source_bytes // n_rows
+        if entry.converted:
+            row_bytes += entry.n_bytes // n_rows + 4 * entry.n_cols
+        step = max(1, budget // row_bytes)
+        n_parts = entry.n_matrices if entry.importance_name is not None else 1
+        part_rows = n_rows // n_parts
+        for part in range(n_parts):
+            for first in range(0, part_rows, step):
+                yield _Slab(entry, part * part_rows + first, min(step, part_rows - first), part)
+
+
+class _Quantizer(Protocol):
+    """What one worker does on its device. `load` runs in the reading thread, `quantize` in the worker's."""
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray: ...
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray: ...
+
+
+class _CpuQuantizer:
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        return to_float32(raw, source_type)
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        return quantize(loaded, type, importance, "cpu", self._threads)
+
+
+class _DeviceQuantizer:
+    """Rows go to the device as they are stored; float32 exists there only."""
+
+    def __init__(self, engine: Engine) -> None:
+        from qkernels.device import DeviceQuantizer  # imports torch
+
+        self._device = DeviceQuantizer(engine)
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        return np.array(raw)  # reads the file here, not in the worker
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        return self._device.quantize(loaded, source_type, type, importance)
+
+
+def _quantizer(engine: Engine, threads: int | None) -> _Quantizer:
+    return _CpuQuantizer(threads) if engine.name == "cpu" else _DeviceQuantizer(engine)
+
+
+class _Clock:
+    """Seconds that each step was busy; every step has a thread of its own."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+
+
+class _Line:
+    """The assembly line: one thread reads, one a device quantizes, one writes; slabs leave in the order they came."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        sink: GGUFSink,
+        importance: ImportanceMatrix | None,
+        quantizers: Sequence[_Quantizer],
+        progress: Progress,
+    ) -> None:
+        self.clock = _Clock()
+        self._source = source
+        self._sink = sink
+        self._importance = importance
+        self._quantizers = quantizers
+        self._progress = progress
+        self._columns: tuple[str, np.ndarray | None] = ("", None)  # importance of the tensor being read
+
+    def carry(self, entries: Sequence[PlanEntry], max_bytes: int) -> None:
+        """All rows of all entries from source to sink. Raises the first error; then nothing more is started."""
+        in_flight = _SLABS_IN_TRANSIT + len(self._quantizers)
+        under_way: deque[Future[None]] = deque()
+        with ExitStack() as pools:
+            reader, writer, *workers = (ThreadPoolExecutor(1) for _ in range(2 + len(self._quantizers)))
+            for pool in (reader, *workers, writer):
+                pools.callback(pool.shutdown, cancel_futures=True)
+            devices = cycle(zip(workers, self._quantizers, strict=True))
+            for slab in _slabs(entries, max_bytes // in_flight):
+                worker, quantizer = next(devices)
+                read = reader.submit(self._read, slab, quantizer)
+                made = worker.submit(self._make, slab, quantizer, read)
+                under_way.append(writer.submit(self._write, slab, made))
+                if len(under_way) == in_flight:
+                    under_way.popleft().result()
+            for written in under_way:
+                written.result()
+
+    def _read(self, slab: _Slab, quantizer: _Quantizer) -> tuple[np.ndarray, np.ndarray | None]:
+        """The rows as the next step wants them, and their importance."""
+        with self.clock("read"):
+            entry = slab.entry
+            raw = self._source.read(entry.source, slab.first_row, slab.n_rows)
+            if not entry.converted:
+                _require_sound(slab, raw)
+                return raw, None
+            return quantizer.load(raw, entry.source_type), self._importance_of(slab)
+
+    def _importance_of(self, slab: _Slab) -> np.ndarray | None:
+        name = slab.entry.importance_name
+        if name is None or self._importance is None:
+            return None
+        if self._columns[0] != name:
+            entry = slab.entry
+            self._columns = (name, self._importance.columns(name, entry.n_cols, entry.n_matrices))
+        columns = self._columns[1]
+        return None if columns is None else columns[slab.matrix]
+
+    def _make(
+        self, slab: _Slab, quantizer: _Quantizer, read: Future[tuple[np.ndarray, np.ndarray | None]]
+    ) -> np.ndarray:
+        loaded, importance = read.result()
+        entry = slab.entry
+        if not entry.converted:
+            return loaded
+        with self.clock("quantize"):
+            try:
+                return quantizer.quantize(loaded, entry.source_type, entry.type, importance)
+            except QuantizeError as error:
+                raise self._explained(error, slab, quantizer, importance) from error
+
+    def _explained(
+        self, error: QuantizeError, slab: _Slab, quantizer: _Quantizer, importance: np.ndarray | None
+    ) -> JobError:
+        """The error of an engine, which knows a slab of rows, in the words of the model: tensor and row."""
+        entry = slab.entry
+        raw = self._source.read(entry.source, slab.first_row, slab.n_rows)
+        _require_finite(slab, to_float32(raw, entry.source_type))
+        for i in range(slab.n_rows):
+            try:
+                row = quantizer.load(raw[i : i + 1], entry.source_type)
+                quantizer.quantize(row, entry.source_type, entry.type, importance)
+            except QuantizeError:
+                return JobError(
+                    f"{entry.name}: row {slab.first_row + i} holds weights too large for the scales of {entry.type}; "
+                    "choose BF16 or F32 for this tensor (--tensor-type)"
+                )
+        return JobError(f"{entry.name}: {error}")
+
+    def _write(self, slab: _Slab, made: Future[np.ndarray]) -> None:
+        data = made.result()
+        with self.clock("write"):
+            self._sink.write(slab.entry.name, data)
+            self._source.release(slab.entry.source, slab.first_row, slab.n_rows)
+        self._progress(
+            slab.entry, slab.entry.source_bytes * slab.n_rows * slab.entry.n_cols // slab.entry.n_weights
+        )
+
+
+def _require_sound(slab: _Slab, raw: np.ndarray) -> None:
+    """Copied rows are checked as llama-quantize checks them: finite numbers, finite scales."""
+    type = TYPES.get(slab.entry.type)
+    if type is None:  # integers
+        return
+    if type.family == "plain":
+        _require_finite(slab, to_float32(raw, type.name))
+        return
+    try:
+        require_finite_scales(raw, type)
+    except QuantizeError:
+        raise JobError(
+            f"{slab.entry.name}: rows {slab.first_row} to {slab.first_row + slab.n_rows - 1} hold a scale that is NaN "
+            "or infinite; the model is damaged: convert or fetch it again"
+        ) from None
+
+
+def _require_finite(slab: _Slab, rows: np.ndarray) -> None:
+    finite = np.isfinite(rows)
+    if finite.all():
+        return
+    row, column = np.argwhere(~finite)[0]
+    raise JobError(
+        f"{slab.entry.name}: {rows[row, column]} in row {slab.first_row + row}, column {column}; the model is damaged: "
+        "convert or fetch it again"
+    )
