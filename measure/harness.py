@@ -29,7 +29,9 @@ def run_harness(
             model=_harness_model(loaded, n_ctx), tasks=list(tasks), limit=limit, log_samples=False
         )
     except (KeyError, OSError) as error:
-        raise MeasureError(f"lm-eval tasks {', '.join(tasks)}: {error}") from error
+        raise MeasureError(
+            f"lm-eval tasks {', '.join(tasks)}: {error.args[0] if error.args else error}"
+        ) from error
     out = {}
     for task, metrics in found["results"].items():
         for metric, value in metrics.items():

@@ -7,7 +7,7 @@ measured.
 from __future__ import annotations
 
 import json
-import math
+import re
 import shutil
 import signal
 import statistics
@@ -36,6 +36,18 @@ class SpeedTest:
 
 # What model cards quote.
 CARD_TESTS = (SpeedTest(512, 0), SpeedTest(0, 128), SpeedTest(1024, 1024))
+
+
+def parse_tests(text: str) -> tuple[SpeedTest, ...]:
+    """Tests of "pp512,tg128,pp1024+tg1024". Raises MeasureError for anything else."""
+    out = []
+    for name in text.split(","):
+        match = re.fullmatch(r"(?:pp(\d+))?\+?(?:tg(\d+))?", name.strip())
+        test = SpeedTest(int(match[1] or 0), int(match[2] or 0)) if match else SpeedTest(0, 0)
+        if test.name != name.strip() or not test.name:
+            raise MeasureError(f"speed test {name.strip()!r}: write pp512, tg128 or pp1024+tg1024")
+        out.append(test)
+    return tuple(out)
 
 
 @dataclass(frozen=True)
@@ -113,14 +125,14 @@ def _by_xllamacpp(path: Path, options: SpeedOptions) -> tuple[Speed, ...]:
         "threads": options.threads,
         "repack": options.repack,
     }
-    lines = _run([sys.executable, "-m", "measure.speed_worker", json.dumps(job)], path).splitlines()
-    samples = json.loads(lines[-1])
-    return tuple(
-        Speed(
-            test.name, statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found)
-        )
-        for test, found in zip(options.tests, samples, strict=True)
-    )
+    worker = Path(__file__).with_name("speed_worker.py")
+    lines = _run([sys.executable, str(worker), json.dumps(job)], path).splitlines()
+    out = []
+    for test, runs in zip(options.tests, json.loads(lines[-1]), strict=True):
+        rates = [tokens_per_second(test, *run) for run in runs]
+        sd = statistics.stdev(rates) if len(rates) > 1 else 0.0
+        out.append(Speed(test.name, statistics.mean(rates), sd, len(rates)))
+    return tuple(out)
 
 
 def _run(command: Sequence[str], path: Path) -> str:
@@ -136,11 +148,8 @@ def _run(command: Sequence[str], path: Path) -> str:
     raise MeasureError(f"{path}: llama.cpp failed ({words[-1].strip() if words else 'without a word'})")
 
 
-def tokens_per_second(n_prompt: int, n_gen: int, prompt_ms: float, predicted_ms: float) -> float:
+def tokens_per_second(test: SpeedTest, prompt_ms: float, predicted_ms: float) -> float:
     """llama-bench's rate from a server's timings: the first generated token falls out of the prompt."""
-    if not n_gen:
-        return 1000 * n_prompt / prompt_ms
-    decodes = n_gen - 1
-    if not n_prompt:
-        return 1000 * decodes / predicted_ms if predicted_ms > 0 else math.nan
-    return 1000 * (n_prompt + decodes) / (prompt_ms + predicted_ms)
+    decodes = max(test.n_gen - 1, 0)
+    milliseconds = (prompt_ms if test.n_prompt else 0.0) + (predicted_ms if decodes else 0.0)
+    return 1000 * (test.n_prompt + decodes) / milliseconds if milliseconds > 0 else 0.0

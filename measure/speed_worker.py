@@ -9,11 +9,9 @@ import json
 import sys
 from typing import Any
 
-from measure.speed import tokens_per_second
 
-
-def main(job: dict[str, Any]) -> list[list[float]]:
-    """Tokens per second of each test, one value a run, after one unrecorded run."""
+def main(job: dict[str, Any]) -> list[list[tuple[float, float]]]:
+    """Of each test and run: milliseconds for the prompt and for what was generated, after one unrecorded run."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -34,12 +32,12 @@ def main(job: dict[str, Any]) -> list[list[float]]:
             "cache_prompt": False,
             "top_k": 1,
         }
-        rates = []
+        runs = []
         for _ in range(job["repeats"] + 1):
             answer = server.handle_completions(request)
             timings = (json.loads(answer) if isinstance(answer, str | bytes) else answer)["timings"]
-            rates.append(tokens_per_second(n_prompt, n_gen, timings["prompt_ms"], timings["predicted_ms"]))
-        out.append(rates[1:])
+            runs.append((timings["prompt_ms"], timings["predicted_ms"]))
+        out.append(runs[1:])
     return out
 
 

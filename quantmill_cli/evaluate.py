@@ -1,0 +1,192 @@
+"""quantmill evaluate: perplexity, KL divergence and tasks of GGUF files; quantmill evaluate speed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from measure.record import Run
+
+
+class _CompareByDefault(TyperGroup):
+    """`quantmill evaluate a.gguf` means `quantmill evaluate compare a.gguf`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["compare", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_CompareByDefault,
+    no_args_is_help=True,
+    help="Measure what quantization lost. `compare` is the default: quantmill evaluate --base F16.gguf "
+    "--text TEXT a.gguf b.gguf.",
+)
+
+Models = Annotated[list[Path] | None, typer.Argument(help="GGUF files (of a split model its first file).")]
+Json = Annotated[str | None, typer.Option("--json", help="Write the record here; - for standard output.")]
+Csv = Annotated[str | None, typer.Option("--csv", help="Write a table here; - for standard output.")]
+
+
+@app.command("compare")
+def compare(
+    models: Models = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The model to compare with: a GGUF or a Hugging Face directory.")
+    ] = None,
+    base_file: Annotated[
+        Path | None, typer.Option(help="Its saved predictions: llama.cpp's _logits_ file or ours.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option("--text", "-f", help="The text to predict.")] = None,
+    ctx: Annotated[int | None, typer.Option("--ctx", "-c", help="Tokens in a chunk. [default: 512]")] = None,
+    chunks: Annotated[int | None, typer.Option(help="Score only the first chunks.")] = None,
+    parse_special: Annotated[bool, typer.Option(help="Read control tokens written out in the text.")] = False,
+    save_logits: Annotated[
+        Path | None, typer.Option(help="Save the base's predictions in llama.cpp's format.")
+    ] = None,
+    save_base: Annotated[
+        Path | None, typer.Option(help="Save the base's predictions in the compact format.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Entries a position in the compact format.")] = 1024,
+    hellaswag: Annotated[
+        Path | None, typer.Option(help="HellaSwag tasks: text of 6 lines a task, or JSONL.")
+    ] = None,
+    winogrande: Annotated[Path | None, typer.Option(help="WinoGrande tasks: CSV or JSONL.")] = None,
+    multiple_choice: Annotated[
+        list[Path] | None,
+        typer.Option(help="Multiple-choice tasks (ARC, MMLU, TruthfulQA …): .bin or JSONL."),
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(help="Draw this many tasks of each file, as llama.cpp does.")
+    ] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="Tasks of EleutherAI's harness, separated by commas.")
+    ] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="Examples of each harness task.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of activations: float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
+    ] = None,
+    details: Annotated[bool, typer.Option(help="Print every statistic of llama-perplexity.")] = False,
+    json_path: Json = None,
+    csv_path: Csv = None,
+) -> None:
+    """Perplexity, KL divergence and task scores of GGUF files against a base, in one pass."""
+    from measure.evaluation import Options, TaskJob, evaluate
+
+    jobs = [TaskJob("hellaswag", hellaswag)] if hellaswag else []
+    jobs += [TaskJob("winogrande", winogrande)] if winogrande else []
+    jobs += [TaskJob("multiple-choice", path) for path in multiple_choice or ()]
+    options = Options(
+        models=tuple(models or ()),
+        base=base,
+        base_file=base_file,
+        text=text,
+        n_ctx=ctx,
+        chunks=chunks,
+        parse_special=parse_special,
+        save_logits=save_logits,
+        save_base=save_base,
+        top_k=top_k,
+        tasks=tuple(jobs),
+        n_tasks=tasks,
+        lm_eval=tuple(lm_eval.split(",")) if lm_eval else (),
+        lm_eval_limit=lm_eval_limit,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        tokenizer=tokenizer,
+    )
+    _report(evaluate(options, command_line(), own_version(), _bar), details, json_path, csv_path)
+
+
+@app.command("speed")
+def speed(
+    models: Models = None,
+    tests: Annotated[
+        str,
+        typer.Option(help="Tests, separated by commas: pp512 reads, tg128 generates, pp1024+tg1024 both."),
+    ] = "pp512,tg128,pp1024+tg1024",
+    repeats: Annotated[int, typer.Option("--repeats", "-r", help="Runs of each test.")] = 5,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")] = None,
+    repack: Annotated[bool, typer.Option(help="Let llama.cpp rearrange weights for this CPU.")] = True,
+    bench: Annotated[
+        Path | None, typer.Option(help="A llama-bench binary. [default: on the path, else xllamacpp]")
+    ] = None,
+    json_path: Json = None,
+    csv_path: Csv = None,
+) -> None:
+    """Tokens per second of llama.cpp on each file: mean ± standard deviation, size, bits per weight."""
+    from measure.speed import SpeedOptions, parse_tests
+    from measure.speed_run import speed_run
+
+    options = SpeedOptions(parse_tests(tests), repeats, threads, repack, bench)
+    run = speed_run(tuple(models or ()), options, command_line(), own_version(), _bar)
+    _report(run, False, json_path, csv_path)
+
+
+def command_line() -> str:
+    """The command as it was typed, quoted for a shell."""
+    return shlex.join(["quantmill", *sys.argv[1:]])
+
+
+def own_version() -> str:
+    """The installed version; a source tree that is only on the path has none."""
+    try:
+        return version("quantmill")
+    except PackageNotFoundError:
+        return "source tree"
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error: share done, rate and time left of tokens or tasks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(bar, done)
+
+
+def _report(run: Run, details: bool, json_path: str | None, csv_path: str | None) -> None:
+    from measure.record import to_csv, to_json
+    from quantmill_cli.evaluation_tables import print_evaluation
+
+    for path, text in ((json_path, to_json), (csv_path, to_csv)):
+        if path == "-":
+            typer.echo(text(run), nl=False)
+        elif path is not None:
+            write_whole(Path(path), text(run))
+    if "-" not in (json_path, csv_path):
+        print_evaluation(run, details)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under its name only when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
