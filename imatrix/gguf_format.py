@@ -16,6 +16,7 @@ from gguf_io.source import TensorSource, open_source
 from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, checked_entry
 
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+RUN = "quantmill.imatrix.run"
 SUFFIXES = (".in_sum2", ".counts", ".in_sum")
 
 
@@ -34,7 +35,11 @@ def read_gguf(path: Path) -> ImportanceMatrix:
         datasets = _required(path, source.metadata, DATASETS)
         if datasets.type != GGUFValueType.ARRAY or datasets.element_type != GGUFValueType.STRING:
             raise ImatrixError(f"{path}: {DATASETS} is not an array of strings")
-        return ImportanceMatrix(_read_entries(path, source), tuple(datasets.value), chunk_count, chunk_size)
+        run = source.metadata.value(RUN, "")
+        if not isinstance(run, str):
+            raise ImatrixError(f"{path}: {RUN} is not a string")
+        entries = _read_entries(path, source)
+        return ImportanceMatrix(entries, tuple(datasets.value), chunk_count, chunk_size, run=run)
     finally:
         source.close()
 
@@ -101,6 +106,8 @@ def write_gguf(path: Path, matrix: ImportanceMatrix) -> None:
             CHUNK_SIZE: MetaValue(GGUFValueType.UINT32, matrix.chunk_size),
         }
     )
+    if matrix.run:
+        metadata = metadata.set(RUN, MetaValue(GGUFValueType.STRING, matrix.run))
     data: dict[str, np.ndarray] = {}
     for name, entry in matrix.entries.items():
         data[f"{name}.in_sum2"] = entry.in_sum2

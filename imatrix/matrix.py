@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,13 +46,15 @@ class ImportanceMatrix:
 
     chunk_count, chunk_size: chunks of text seen, and tokens per chunk
     legacy: read from a .dat file, whose counts are whole chunks and equal for all experts
+    run: what an unfinished collection needs to go on (run.py), empty otherwise
     """
 
     entries: Mapping[str, Entry]
     datasets: tuple[str, ...] = ()
     chunk_count: int = 0
     chunk_size: int = 512
-    legacy: bool = field(default=False)
+    legacy: bool = False
+    run: str = ""
 
     def __post_init__(self) -> None:
         ordered = sorted(self.entries, key=name_key)
