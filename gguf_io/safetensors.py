@@ -124,7 +124,7 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
     if not isinstance(entry, dict):
         raise GGUFError(f"{path}: tensor {name}: its header entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise GGUFError(f"{path}: tensor {name} has dtype {dtype!r}; known are {', '.join(DTYPES)}")
     if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2) or not all(
         type(n) is int and 0 <= n < 2**48 for n in (*shape, *offsets)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import gguf
+import yaml
 from gguf import GGUFWriter
 
 from gguf_io.convert.config import load_optional_json
@@ -27,13 +28,14 @@ def parameter_counts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int
 def write(writer: GGUFWriter, directory: Path, counts: tuple[int, int, int, int]) -> None:
     """Add general.type and everything Metadata finds in `directory`."""
     total, shared, one_expert, n_experts = counts
+    settings = load_optional_json(directory / "generation_config.json")
     try:
         found = gguf.Metadata.load(None, directory, None, total)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise GGUFError(
-            f"{directory}: model card or config cannot be read for general.* ({error!r})"
-        ) from error
-    settings = load_optional_json(directory / "generation_config.json")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = str(error).replace("\n", " ")
+        raise GGUFError(f"{directory / 'README.md'}: its front matter is not YAML ({where})") from None
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise GGUFError(f"{directory}: the model card cannot be read for general.* ({error!r})") from None
     if found.sampling_penalty_repeat is None:  # its name in Hugging Face's files
         found.sampling_penalty_repeat = settings.get("repetition_penalty")
     if found.name is None:
