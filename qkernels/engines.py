@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +84,10 @@ def _engine_for(device: str) -> Engine:
 
 
 def describe(device: str) -> str:
-    """The maker's name of a device and its memory, as torch tells them."""
+    """What a device is: cores of the CPU; a GPU's name and memory as torch tells them."""
     if device == "cpu":
-        return "CPU"
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return f"{platform.machine()}, {usable} cores"
     import torch
 
     if device == "mps":

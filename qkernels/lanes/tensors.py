@@ -71,6 +71,6 @@ def tile_of(type: QuantType, encoder: Encoder, rows: torch.Tensor, importance: t
     return Tile(arrays, tables, n_rows, per_row)
 
 
-def packed_rows(tile: Tile) -> torch.Tensor:
-    """The finished blocks [n_rows, row_bytes] u8."""
-    return tile.arrays["out"].permute(1, 2, 0).reshape(tile.n_rows, -1)
+def packed_rows(out: torch.Tensor) -> torch.Tensor:
+    """The finished array "out" as blocks [n_rows, row_bytes] u8."""
+    return out.permute(1, 2, 0).reshape(out.shape[1], -1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 
 from qkernels.lanes.encoder import Encoder, Phase
 from qkernels.lanes.loader import load
-from qkernels.lanes.tensors import Tile, packed_rows, tile_of
+from qkernels.lanes.tensors import packed_rows, tile_of
 from qkernels.types import QuantType
 
 Index = int | np.ndarray
@@ -34,21 +33,47 @@ def _at(index: Index) -> Any:
     return index.tolist()
 
 
-def _ld(array: torch.Tensor, index: Index) -> torch.Tensor:
-    return array[_at(index)]
+class _Array:
+    """An array within one phase; what `ld` gave keeps its value whatever is stored later.
+
+    Most arrays of a search are only read, so `ld` lends views. The first store after that goes to a copy of the
+    array, and from then on `ld` copies.
+    """
+
+    def __init__(self, whole: torch.Tensor, part: Any = ...) -> None:
+        self.whole = whole
+        self._part = part
+        self._now = whole[part]
+        self._lent = self._stored = False
+
+    def load(self, index: Index) -> torch.Tensor:
+        self._lent = True
+        value = self._now[_at(index)]
+        return value.clone() if self._stored else value
+
+    def store(self, index: Index, value: torch.Tensor | int) -> None:
+        if self._lent and not self._stored:
+            self.whole = self.whole.clone()
+            self._now = self.whole[self._part]
+        self._stored = True
+        self._now[_at(index)] = value
 
 
-def _st(array: torch.Tensor, index: Index, value: torch.Tensor) -> None:
-    array[_at(index)] = value
+def _ld(array: _Array, index: Index) -> torch.Tensor:
+    return array.load(index)
 
 
-def _ldb(array: torch.Tensor, index: Index) -> torch.Tensor:
-    return array[_at(index)].int()
+def _st(array: _Array, index: Index, value: torch.Tensor) -> None:
+    array.store(index, value)
 
 
-def _stb(array: torch.Tensor, index: Index, value: torch.Tensor | int) -> None:
+def _ldb(array: _Array, index: Index) -> torch.Tensor:
+    return array.load(index).int()
+
+
+def _stb(array: _Array, index: Index, value: torch.Tensor | int) -> None:
     low = value & 255
-    array[_at(index)] = low.to(torch.uint8) if isinstance(low, torch.Tensor) else low
+    array.store(index, low.to(torch.uint8) if isinstance(low, torch.Tensor) else low)
 
 
 def _cst(table: torch.Tensor, index: int) -> torch.Tensor:
@@ -116,10 +141,63 @@ def _larger(a: torch.Tensor, b: torch.Tensor | int) -> torch.Tensor:
     return torch.maximum(a, b) if isinstance(b, torch.Tensor) else a.clamp(min=b)
 
 
+def _of_lanes(values: torch.Tensor, shape: torch.Size, lanes: torch.Tensor) -> torch.Tensor:
+    """The values of some lanes, by their numbers in the flattened shape."""
+    return values.expand(shape).reshape(-1).index_select(0, lanes)
+
+
+def _walk(
+    u: torch.Tensor,
+    value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    groups: tuple[_Array, _Array],
+    place: Index,
+    scale: torch.Tensor,
+    lists: torch.Tensor,
+    near: torch.Tensor,
+    n_bits: int,
+    dim: int,
+) -> torch.Tensor:
+    """The nearest neighbours of lanes that are off the grid, 16 of each lane's list at a time.
+
+    `value` makes of digits [m, 16] and lane numbers [m] what they stand for, before the scale.
+    """
+    listed = _take(lists, u).reshape(-1)
+    lanes = listed.nonzero().view(-1)
+    x, weight = (
+        torch.stack([_of_lanes(_ld(array, place + k), u.shape, lanes) for k in range(dim)])
+        for array in groups
+    )
+    step = _of_lanes(scale, u.shape, lanes)
+    listed = listed.index_select(0, lanes)
+    found = u.reshape(-1).index_select(0, lanes)
+    best = torch.full_like(step, torch.finfo(torch.float32).max)
+    run = torch.arange(16, dtype=torch.int32, device=u.device)
+    count = listed & 1023
+    for first in range(0, int(count.max()) if len(lanes) else 0, 16):
+        going = (count > first).nonzero().view(-1)
+        start = (listed.index_select(0, going) >> 10) * 16 + first
+        codes = _take(near, start[:, None] + run)
+        distance = torch.zeros_like(codes, dtype=torch.float32)
+        for k in range(dim):
+            digit = (codes >> (n_bits * k)) & ((1 << n_bits) - 1)
+            d = step[going, None] * value(digit, lanes[going]) - x[k, going, None]
+            distance = distance + weight[k, going, None] * d * d
+        least = distance.amin(1)
+        # of equally near neighbours the first; argmin does not promise which
+        position = torch.where(distance == least[:, None], run, torch.full_like(run, 16)).amin(1)
+        code = codes.gather(1, position.clamp(max=15).long()[:, None]).view(-1)
+        nearer = least < best[going]
+        best[going] = torch.where(nearer, least, best[going])
+        found[going] = torch.where(nearer, code, found[going])
+    result = u.reshape(-1).clone()
+    result[lanes] = found
+    return result.view(u.shape)
+
+
 def _nearest(
     u: torch.Tensor,
-    weights: torch.Tensor,
-    roots: torch.Tensor,
+    weights: _Array,
+    roots: _Array,
     place: Index,
     scale: torch.Tensor,
     lists: torch.Tensor,
@@ -129,41 +207,27 @@ def _nearest(
     dim: int,
     n_bits: int,
 ) -> torch.Tensor:
-    """`nearest` for the lanes whose code is off the grid, sixteen neighbours of each at a time."""
-    listed = _take(lists, u).reshape(-1)
-    lanes = listed.nonzero().view(-1)
-    values, root, step = (
-        torch.stack([array.expand(u.shape).reshape(-1).index_select(0, lanes) for array in arrays])
-        for arrays in (
-            [_ld(weights, place + k) for k in range(dim)],
-            [_ld(roots, place + k) for k in range(dim)],
-            [scale],
-        )
+    groups = (weights, roots)
+    return _walk(
+        u, lambda digit, lanes: (digit * 2 + 1).float(), groups, place, scale, lists, near, n_bits, dim
     )
-    listed = listed.index_select(0, lanes)
-    start, count = (listed >> 10) * 16, listed & 1023
-    found = u.reshape(-1).index_select(0, lanes)
-    best = torch.full_like(step[0], torch.finfo(torch.float32).max)
-    run = torch.arange(16, dtype=torch.int32, device=u.device)
-    longest = int(count.max()) if len(lanes) else 0
-    for first in range(0, longest, 16):
-        going = (count > first).nonzero().view(-1)
-        codes = _take(near, start.index_select(0, going)[:, None] + (run + first))
-        distance = torch.zeros_like(codes, dtype=torch.float32)
-        for k in range(dim):
-            digit = ((codes >> (n_bits * k)) & ((1 << n_bits) - 1)) * 2 + 1
-            d = step[0, going, None] * digit - values[k, going, None]
-            distance = distance + root[k, going, None] * d * d
-        least = distance.amin(1)
-        # of equally near neighbours the first; argmin does not promise which
-        position = torch.where(distance == least[:, None], run, torch.full_like(run, 16)).amin(1)
-        code = codes.gather(1, position.clamp(max=15).long()[:, None]).view(-1)
-        nearer = least < best.index_select(0, going)
-        best[going] = torch.where(nearer, least, best.index_select(0, going))
-        found[going] = torch.where(nearer, code, found.index_select(0, going))
-    result = u.reshape(-1).clone()
-    result[lanes] = found
-    return result.view(u.shape)
+
+
+def _nearest_shifted(
+    u: torch.Tensor,
+    weights: _Array,
+    importance: _Array,
+    place: Index,
+    scale: torch.Tensor,
+    low: torch.Tensor,
+    lists: torch.Tensor,
+    near: torch.Tensor,
+    notes: torch.Tensor,
+) -> torch.Tensor:
+    def value(digit: torch.Tensor, lanes: torch.Tensor) -> torch.Tensor:
+        return digit.float() + _of_lanes(low, u.shape, lanes)[:, None]
+
+    return _walk(u, value, (weights, importance), place, scale, lists, near, 2, 8)
 
 
 WORDS: Mapping[str, Callable[..., Any]] = {
@@ -197,6 +261,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "put": lambda array, index, value: None,
     "get": lambda array, index, value: value,
     "nearest": _nearest,
+    "nearest_shifted": _nearest_shifted,
     "forget": lambda notes, slot: None,
 }
 
@@ -209,19 +274,19 @@ def _programs(family: str) -> dict[str, Any]:
 def _row_sigma(rows: torch.Tensor) -> torch.Tensor:
     """rows [n_rows, n_cols] f32 → [1, n_rows, 1] mean square of each row, added from left to right."""
     n_rows, n_cols = rows.shape
-    total = _programs("common")["sum_of_squares"](rows.t().contiguous(), 0, n_cols)
+    total = _programs("common")["sum_of_squares"](_Array(rows.t().contiguous()), 0, n_cols)
     return torch.div(total, torch.full_like(total, n_cols)).view(1, n_rows, 1)
 
 
-def _operand(tile: Tile, encoder: Encoder, phase: Phase, argument: str | float) -> torch.Tensor | float:
-    if not isinstance(argument, str):
-        return argument
-    if argument in tile.tables:
-        return tile.tables[argument]
-    array = tile.arrays[argument]
-    if argument in encoder.private:
-        return array[:, : phase.lanes] if phase.lanes > 1 else array[:, 0]
-    return array
+def _run(encoder: Encoder, phase: Phase, arrays: dict[str, torch.Tensor], tables: Mapping[str, Any]) -> None:
+    j = np.arange(phase.lanes) if phase.lanes > 1 else 0
+    own = (slice(None), slice(phase.lanes) if phase.lanes > 1 else 0)
+    used = {a for a in phase.arguments if isinstance(a, str) and a not in tables}
+    wrapped = {a: _Array(arrays[a], own if a in encoder.private else ...) for a in used}
+    operands = {**wrapped, **tables}
+    arguments = (operands[a] if isinstance(a, str) else a for a in phase.arguments)
+    _programs(encoder.family)[phase.function](j, *arguments)
+    arrays.update({name: array.whole for name, array in wrapped.items()})
 
 
 def encode(
@@ -229,10 +294,9 @@ def encode(
 ) -> torch.Tensor:
     """rows [n_rows, n_cols] f32, importance [n_cols] f32 or None → blocks [n_rows, row_bytes] u8, on one device."""
     tile = tile_of(type, encoder, rows, importance)
+    arrays = dict(tile.arrays)
     if encoder.uses_row_sigma:
-        tile = replace(tile, arrays={**tile.arrays, "row_sigma": _row_sigma(rows)})
-    functions = _programs(encoder.family)
+        arrays["row_sigma"] = _row_sigma(rows)
     for phase in encoder.phases:
-        j = np.arange(phase.lanes) if phase.lanes > 1 else 0
-        functions[phase.function](j, *(_operand(tile, encoder, phase, a) for a in phase.arguments))
-    return packed_rows(tile)
+        _run(encoder, phase, arrays, tile.tables)
+    return packed_rows(arrays["out"])

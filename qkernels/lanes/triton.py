@@ -152,4 +152,4 @@ def encode(
         for phase in encoder.phases:
             arguments = [operands[name] for name in pointers(phase)]
             _launch(kernel_of(encoder, phase), n_warps(phase), n * phase.lanes, *arguments, n, tile.per_row)
-    return packed_rows(tile)
+    return packed_rows(tile.arrays["out"])

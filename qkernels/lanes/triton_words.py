@@ -161,13 +161,15 @@ def _group(A, place, DIM: tl.constexpr):
 
 
 @triton.jit
-def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
-    """A thread walks its own list; all threads of the kernel's program wait for the longest."""
+def _walk(
+    u, V, WEIGHT, place, scale, low, LISTS, NEAR, DIM: tl.constexpr, BITS: tl.constexpr, SHIFTED: tl.constexpr
+):
+    """A thread walks its own list; all threads of the program wait for the longest."""
     listed = tl.load(LISTS + u)
     start = (listed >> 10) * 16
     count = listed & 1023
     v = _group(V, place, DIM)
-    root = _group(ROOT, place, DIM)
+    w = _group(WEIGHT, place, DIM)
     best = tl.full(scale.shape, 3.4028234663852886e38, tl.float32)
     found = u
     for n in range(tl.max(count, 0)):
@@ -175,12 +177,25 @@ def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
         distance = tl.full(scale.shape, 0.0, tl.float32)
         for k in tl.static_range(DIM):
             digit = (code >> (BITS * k)) & ((1 << BITS) - 1)
-            d = scale * (digit * 2 + 1).to(tl.float32) - v[k]
-            distance = distance + root[k] * d * d
+            if SHIFTED:
+                d = scale * (digit.to(tl.float32) + low) - v[k]
+            else:
+                d = scale * (digit * 2 + 1).to(tl.float32) - v[k]
+            distance = distance + w[k] * d * d
         nearer = (n < count) & (distance < best)
         best = tl.where(nearer, distance, best)
         found = tl.where(nearer, code, found)
     return found
+
+
+@triton.jit
+def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
+    return _walk(u, V, ROOT, place, scale, scale, LISTS, NEAR, DIM, BITS, False)
+
+
+@triton.jit
+def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
+    return _walk(u, V, WEIGHT, place, scale, low, LISTS, NEAR, 8, 2, True)
 
 
 @triton.jit
@@ -193,6 +208,6 @@ WORDS = {
     for word in (
         *(ld, st, ldb, stb, cst, take, pick, zeros, izeros, full, where),
         *(div, sqrt, fabs, nint, lev, rnear, trunc, i2f, f2h, h2f, bits, from_bits),
-        *(imin, imax, any_, put, get, nearest, forget),
+        *(imin, imax, any_, put, get, nearest, nearest_shifted, forget),
     )
 }

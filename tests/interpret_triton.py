@@ -1,0 +1,33 @@
+"""Encode stored rows with Triton kernels in the interpreter: python interpret_triton.py ROWS RESULTS CASES."""
+
+import json
+import sys
+import time
+import warnings
+
+import numpy as np
+import torch
+
+from qkernels.encoders import encoder_of
+from qkernels.lanes import triton
+from qkernels.types import TYPES
+
+
+def main(rows_path: str, results_path: str, cases: list[tuple[str, bool]]) -> None:
+    if not triton.INTERPRETED:
+        sys.exit("TRITON_INTERPRET=1 must be set")
+    with np.load(rows_path) as stored:
+        rows, importance = torch.from_numpy(stored["rows"]), torch.from_numpy(stored["importance"])
+    results = {}
+    for type, weighted in cases:
+        start = time.perf_counter()
+        weights = importance if weighted else None
+        blocks = triton.encode(TYPES[type], encoder_of(type, weighted), rows, weights)
+        results[f"{type}-{'weighted' if weighted else 'plain'}"] = blocks.numpy()
+        sys.stderr.write(f"{type} {weighted} {time.perf_counter() - start:.1f} s\n")
+    np.savez(results_path, **results)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # lanes that nobody reads overflow and divide by zero, as they may
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

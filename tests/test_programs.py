@@ -1,0 +1,163 @@
+"""Every lane program on every engine against llama.cpp's own quantizer, byte for byte, on data that is hard."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import data_kinds
+import numpy as np
+import oracle
+import pytest
+import torch
+
+import qkernels
+from qkernels.encoders import encoders
+from qkernels.lanes import vocabulary
+from qkernels.types import TYPES
+
+CASES = list(encoders())
+# Types whose Triton kernels the interpreter runs in every test run: each family, the cheapest of each search.
+QUICK_IN_TRITON = [
+    ("Q8_0", False),
+    ("Q5_1", False),
+    ("Q4_0", True),
+    ("Q3_K", False),
+    ("Q6_K", True),
+    ("Q2_K", True),
+    ("Q4_K", False),
+    ("IQ4_XS", True),
+    ("TQ1_0", False),
+    ("MXFP4", False),
+    ("NVFP4", False),
+    ("IQ2_S", True),
+    ("IQ1_M", False),
+]
+
+
+def case_id(case: tuple[str, bool]) -> str:
+    return f"{case[0]}-{'weighted' if case[1] else 'plain'}"
+
+
+def importance_of(weighted: bool, n_cols: int, kind: str = "zeros") -> np.ndarray | None:
+    return data_kinds.importance(kind, n_cols) if weighted else None
+
+
+def hard_rows(n_rows: int, n_cols: int = 512) -> np.ndarray:
+    """`n_rows` rows of each hard kind."""
+    return np.concatenate([data_kinds.rows(kind, n_rows, n_cols) for kind in data_kinds.HARD_ROWS])
+
+
+def test_every_type_has_an_encoder():
+    for row in TYPES.values():
+        if row.family != "plain":
+            plain, weighted = (row.name, False) in CASES, (row.name, True) in CASES
+            assert (plain, weighted) == (row.importance != "required", row.importance != "none"), row.name
+
+
+def test_every_engine_knows_every_word():
+    from qkernels.lanes import cpu_tables, triton_words
+    from qkernels.lanes import torch as torch_lanes
+
+    declared = {name for name in vars(vocabulary) if name[0] != "_"} - {"annotations", "Any", "NoReturn"}
+    for engine in (cpu_tables, torch_lanes, triton_words):
+        assert set(engine.WORDS) == declared, engine.__name__
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_cpu(case):
+    """All kinds of rows, each with another importance; 2304 columns leave tiles of blocks that are not full."""
+    type, weighted = case
+    kinds = list(data_kinds.IMPORTANCE)
+    for i, kind in enumerate(data_kinds.ROWS):
+        rows = data_kinds.rows(kind, 5, 2304)
+        importance = importance_of(weighted, 2304, kinds[i % len(kinds)])
+        difference = oracle.first_difference(
+            qkernels.quantize(rows, type, importance, threads=2),
+            oracle.quantize(rows, type, importance),
+            type,
+        )
+        assert not difference, f"{kind}: {difference}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_torch(case):
+    type, weighted = case
+    rows = hard_rows(18)
+    importance = importance_of(weighted, rows.shape[1])
+    found = qkernels.quantize(rows, type, importance, engine="torch")
+    assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
+
+
+def interpret(cases: list[tuple[str, bool]], folder: Path) -> dict[str, np.ndarray]:
+    """What Triton's interpreter makes of the hard rows; triton.jit decides to interpret when it is imported."""
+    rows, results = folder / "rows.npz", folder / "results.npz"
+    np.savez(rows, rows=hard_rows(8), importance=importance_of(True, 512))
+    script = Path(__file__).with_name("interpret_triton.py")
+    command = [sys.executable, str(script), str(rows), str(results), json.dumps(cases)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(results) as stored:
+        return dict(stored)
+
+
+def assert_interpreted(case: tuple[str, bool], results: dict[str, np.ndarray]) -> None:
+    """16 blocks or more of each hard kind. One call: the interpreter's time goes by operations, not by lanes."""
+    type, weighted = case
+    expected = oracle.quantize(hard_rows(8), type, importance_of(weighted, 512))
+    assert not oracle.first_difference(results[case_id(case)], expected, type)
+
+
+@pytest.fixture(scope="module")
+def quick_in_triton(tmp_path_factory):
+    return interpret(QUICK_IN_TRITON, tmp_path_factory.mktemp("triton"))
+
+
+@pytest.mark.parametrize("case", QUICK_IN_TRITON, ids=case_id)
+def test_triton(case, quick_in_triton):
+    assert_interpreted(case, quick_in_triton)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK_IN_TRITON], ids=case_id)
+def test_triton_all(case, tmp_path):
+    assert_interpreted(case, interpret([case], tmp_path))
+
+
+@pytest.mark.parametrize("engine", ["torch"])
+def test_every_byte_is_written(engine):
+    """Programs write into memory that was never set: what it held before must not show."""
+    rows = hard_rows(2)
+    torch.use_deterministic_algorithms(True)  # torch.empty then fills with NaN and the largest integer
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        for type, weighted in CASES:
+            importance = importance_of(weighted, rows.shape[1])
+            found = qkernels.quantize(rows, type, importance, engine=engine)
+            assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("engine", ["torch", "triton"])
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.accelerator.is_available(), reason="no GPU here: kernels are compiled and interpreted"
+)
+def test_on_the_gpu(engine):
+    """The same bytes on a real device, for all kinds of rows."""
+    device = torch.accelerator.current_accelerator()
+    if engine == "triton" and device.type == "mps":
+        pytest.skip("Triton has no backend for Metal")
+    for type, weighted in CASES:
+        for kind in data_kinds.ROWS:
+            rows = data_kinds.rows(kind, 16, 2304)
+            importance = importance_of(weighted, 2304)
+            weights = None if importance is None else torch.from_numpy(importance).to(device)
+            found = qkernels.quantize(torch.from_numpy(rows).to(device), type, weights, engine=engine)
+            difference = oracle.first_difference(
+                found.cpu().numpy(), oracle.quantize(rows, type, importance), type
+            )
+            assert not difference, f"{kind}: {difference}"
