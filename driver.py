@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +30,25 @@ DEFAULT_BUFFER_BYTES = 256 << 20
 # Slabs under way beside those being quantized: one read, one waiting, one written.
 _SLABS_IN_TRANSIT = 3
 
-Progress = Callable[[PlanEntry, int], None]  # the tensor, and how many more bytes of it are done
+
+class Watcher(Protocol):
+    """Whoever wants to know how a run goes; called from its threads."""
+
+    def planned(self, plan: Plan) -> None:
+        """The plan is sound and work begins."""
+
+    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
+        """`n_bytes` more of the source are done, of this tensor."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def planned(self, plan: Plan) -> None:
+        pass
+
+    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
+        pass
 
 
 class JobError(ValueError):
@@ -80,7 +98,7 @@ def plan_job(job: Job) -> Plan:
         return _plan(job, source, _load_importance(job))
 
 
-def run(job: Job, progress: Progress = lambda entry, n_bytes: None) -> Result:
+def run(job: Job, watcher: Watcher | None = None) -> Result:
     """Do the job. The output appears under its name when it is complete, or not at all.
 
     Raises JobError for a plan that cannot be carried out and for weights that cannot be quantized (naming tensor and
@@ -88,6 +106,7 @@ def run(job: Job, progress: Progress = lambda entry, n_bytes: None) -> Result:
     nothing behind.
     """
     started = time.perf_counter()
+    watcher = watcher or Silent()
     with ExitStack() as opened:
         source = open_source(job.source)
         opened.callback(source.close)
@@ -106,6 +125,7 @@ def run(job: Job, progress: Progress = lambda entry, n_bytes: None) -> Result:
             inputs=source.paths,
         )
         opened.enter_context(sink)
+        watcher.planned(plan)
         line = _Line(
             source, sink, importance, [_quantizer(engine, job.threads) for engine in engines], progress
         )
@@ -234,14 +254,14 @@ class _Line:
         sink: GGUFSink,
         importance: ImportanceMatrix | None,
         quantizers: Sequence[_Quantizer],
-        progress: Progress,
+        watcher: Watcher,
     ) -> None:
         self.clock = _Clock()
         self._source = source
         self._sink = sink
         self._importance = importance
         self._quantizers = quantizers
-        self._progress = progress
+        self._watcher = watcher
         self._columns: tuple[str, np.ndarray | None] = ("", None)  # importance of the tensor being read
 
     def carry(self, entries: Sequence[PlanEntry], max_bytes: int) -> None:
@@ -319,7 +339,7 @@ class _Line:
         with self.clock("write"):
             self._sink.write(slab.entry.name, data)
             self._source.release(slab.entry.source, slab.first_row, slab.n_rows)
-        self._progress(
+        self._watcher.advanced(
             slab.entry, slab.entry.source_bytes * slab.n_rows * slab.entry.n_cols // slab.entry.n_weights
         )
 

@@ -1,0 +1,312 @@
+"""quantmill quantize: llama-quantize's command line, by its own engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from quantmill_cli.console import bytes_bar, print_line, print_warnings, size_text, table_text
+
+if TYPE_CHECKING:
+    from driver import Job, Result
+    from recipe import Plan, PlanEntry, TypeRule
+
+_FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
+_SIZE = re.compile(r"(\d+)([MG])", re.IGNORECASE)
+
+
+class _OrderedPatterns(TyperCommand):
+    """Keeps `--tensor-type` and `--tensor-type-file` in the order given: the first pattern that matches wins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined = []
+        rest = iter(args)
+        for argument in rest:
+            name, has_value, value = argument.partition("=")
+            if name == "--tensor-type-file":
+                joined += ["--tensor-type", _FILE_MARK + (value if has_value else next(rest, ""))]
+            else:
+                joined.append(argument)
+        return super().parse_args(ctx, joined)
+
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command(
+    cls=_OrderedPatterns, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+def quantize(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL [OUTPUT] TYPE [THREADS]",
+            help="A GGUF file (of a split model its first file) or a Hugging Face directory; the file to write, "
+            "by default ggml-model-TYPE.gguf beside the model; a file type as `quantmill types` lists them, by name "
+            "or number, or COPY.",
+        ),
+    ],
+    imatrix: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Importance matrix, .gguf or .dat.")
+    ] = None,
+    include_weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Use importance only where the name contains TEXT."),
+    ] = None,
+    exclude_weights: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Use no importance where the name contains TEXT.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Type of the tensors whose name matches a regular expression, e.g. attn_v=q8_0. The first match wins.",
+        ),
+    ] = None,
+    tensor_type_file: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="More of these, separated by white space.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Of the token embeddings.")
+    ] = None,
+    output_tensor_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Of output.weight.")] = None,
+    leave_output_tensor: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Copy output.weight.")
+    ] = False,
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
+    allow_requantize: Annotated[
+        bool,
+        typer.Option("--allow-requantize", help="Convert tensors that are quantized already. Costs quality."),
+    ] = False,
+    no_fallback: Annotated[
+        bool, typer.Option("--no-fallback", help="Fail where a row length forces another type than wanted.")
+    ] = False,
+    prune_layers: Annotated[str | None, typer.Option(metavar="5,39", help="Leave these layers out.")] = None,
+    override_kv: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=TYPE:VALUE", help="Set metadata; int, float, bool or str."),
+    ] = None,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="As many files as the model has.")] = False,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(metavar="N[M|G]", help="Files of at most N megabytes or gigabytes of tensors."),
+    ] = None,
+    max_buffer_size: Annotated[
+        int | None, typer.Option(metavar="MIB", min=1, help="Memory for rows under way. [default: 256]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, cuda:0,cuda:1, mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=0, help="CPU threads, all cores by default.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the exact size; write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Make a smaller GGUF. Takes llama-quantize's own arguments and writes the same bytes.
+
+    Better than there: the plan shows the exact size of the file, patterns that never decide anything are reported,
+    missing importance is found before the work, pruning keeps the per-layer metadata in step, and an output never
+    appears under its name before it is complete.
+    """
+    if include_weights and exclude_weights:
+        raise typer.BadParameter("--include-weights and --exclude-weights cannot be used together")
+    if keep_split and split_max_size:
+        raise typer.BadParameter("--keep-split and --split-max-size cannot be used together")
+    from driver import DEFAULT_BUFFER_BYTES, Job, plan_job
+    from recipe import Recipe, parse_layers, parse_override, parse_type
+
+    source, output, file_type, n_threads = _positional(arguments, keep_split)
+    recipe = Recipe(
+        file_type,
+        rules=_rules(tensor_type or []),
+        token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
+        output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
+        leave_output_tensor=leave_output_tensor,
+        pure=pure,
+        fallback=not no_fallback,
+        allow_requantize=allow_requantize,
+        prune_layers=parse_layers(prune_layers) if prune_layers else (),
+        overrides=tuple(parse_override(text) for text in override_kv or ()),
+        keep_split=keep_split,
+        split_max_bytes=_split_bytes(split_max_size) if split_max_size else None,
+    )
+    job = Job(
+        source,
+        output,
+        recipe,
+        imatrix=imatrix,
+        include_weights=tuple(include_weights or ()),
+        exclude_weights=tuple(exclude_weights or ()),
+        device=device,
+        threads=(threads if threads is not None else n_threads) or None,
+        max_buffer_bytes=max_buffer_size << 20 if max_buffer_size else DEFAULT_BUFFER_BYTES,
+    )
+    if dry_run:
+        _show_plan(plan_job(job), as_json)
+    else:
+        _run(job, as_json)
+
+
+def _positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str, int | None]:
+    """MODEL [OUTPUT] TYPE [THREADS] → model, output, file type, threads; told apart as llama-quantize does.
+
+    It takes `7B.gguf` for type 7 where a type may stand; here a type is a whole word.
+    """
+    from recipe import find_file_type, get_file_type
+
+    if not 2 <= len(arguments) <= 4:
+        raise typer.BadParameter("expected MODEL [OUTPUT] TYPE [THREADS]")
+    source, rest = arguments[0], arguments[1:]
+    output: Path | None = None
+    if find_file_type(rest[0]) is None and len(rest) > 1:
+        output, rest = Path(rest[0]), rest[1:]
+    file_type = get_file_type(rest[0])
+    if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdecimal()):
+        raise typer.BadParameter(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
+    if output is None:
+        suffix = "" if keep_split else ".gguf"
+        output = Path(source).parent / f"ggml-model-{file_type}{suffix}"
+    return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
+
+
+def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
+    from recipe import parse_rule, parse_rules
+
+    rules: list[TypeRule] = []
+    for text in texts:
+        if text.startswith(_FILE_MARK):
+            path = Path(text.removeprefix(_FILE_MARK))
+            rules += parse_rules(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        else:
+            rules.append(parse_rule(text))
+    return tuple(rules)
+
+
+def _split_bytes(text: str) -> int:
+    """`2G`, `500M`: decimal, as llama-gguf-split counts."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"--split-max-size {text!r}: expected a size such as 500M or 2G")
+    return int(match.group(1)) * {"M": 10**6, "G": 10**9}[match.group(2).upper()]
+
+
+def plan_object(plan: Plan) -> dict[str, Any]:
+    """The plan as one JSON object. Problems, which stop a real run, stand among the warnings."""
+    return {
+        "tensors": [
+            {
+                "name": entry.name,
+                "shape": list(entry.shape),
+                "source_type": entry.source_type,
+                "type": entry.type,
+                "bytes": entry.n_bytes,
+            }
+            for entry in plan.entries
+        ],
+        "file_bytes": plan.file_bytes,
+        "bpw": plan.bpw,
+        "fallbacks": [
+            {"name": entry.name, "wanted": entry.fallback_from, "type": entry.type}
+            for entry in plan.fallbacks
+        ],
+        "warnings": [*plan.problems, *plan.warnings],
+    }
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(plan_object(plan)))
+        return
+    rows = [("tensor", "shape", "from", "to", "size")]
+    for entry in plan.entries:
+        to = entry.type if entry.fallback_from is None else f"{entry.type} (not {entry.fallback_from})"
+        shape = " x ".join(map(str, entry.shape))
+        rows.append((entry.name, shape, entry.source_type, to, size_text(entry.n_bytes)))
+    typer.echo(table_text(rows, right=(4,)))
+    typer.echo()
+    typer.echo(table_text(_summary(plan)))
+    print_warnings([*plan.problems, *_fallback_warning(plan), *plan.warnings])
+
+
+def _summary(plan: Plan) -> list[tuple[str, str]]:
+    counts = Counter(entry.type for entry in plan.entries)
+    return [
+        ("types", ", ".join(f"{count} {type}" for type, count in counts.most_common())),
+        ("file", f"{plan.file_bytes} bytes ({size_text(plan.file_bytes)}), metadata and padding included"),
+        ("bits per weight", f"{plan.source_bpw:.2f} -> {plan.bpw:.2f}"),
+    ]
+
+
+def _fallback_warning(plan: Plan) -> list[str]:
+    if not plan.fallbacks:
+        return []
+    first = plan.fallbacks[0]
+    return [
+        f"{len(plan.fallbacks)} of {len(plan.entries)} tensors have a row length that rules their type out: "
+        f"{first.name} becomes {first.type}, not {first.fallback_from} (--no-fallback refuses this)"
+    ]
+
+
+class _Shown:
+    """Shows a run on stderr: what it does, warnings, the bar."""
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        self._job = job
+        self._stack = stack
+
+    def planned(self, plan: Plan) -> None:
+        print_line(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")
+        print_warnings([*_fallback_warning(plan), *plan.warnings])
+        total = sum(entry.source_bytes for entry in plan.entries)
+        self._advance = self._stack.enter_context(bytes_bar(self._job.recipe.file_type, total))
+
+    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
+        self._advance(n_bytes, entry.name)
+
+
+def _run(job: Job, as_json: bool) -> None:
+    from driver import run
+
+    with ExitStack() as stack:
+        result = run(job, _Shown(job, stack))
+    if as_json:
+        typer.echo(json.dumps({**plan_object(result.plan), **_result_object(result)}))
+    else:
+        typer.echo(table_text(_result_rows(result)))
+
+
+def _result_object(result: Result) -> dict[str, Any]:
+    return {
+        "files": [str(path) for path in result.paths],
+        "source_bytes": result.source_bytes,
+        "seconds": result.seconds,
+        "step_seconds": dict(result.step_seconds),
+        "mweights_per_second": result.converted_weights / result.seconds / 1e6,
+        "engines": [
+            {"name": engine.name, "device": engine.device, "why": engine.why} for engine in result.engines
+        ],
+    }
+
+
+def _result_rows(result: Result) -> list[tuple[str, str]]:
+    plan = result.plan
+    slowest, busy = max(result.step_seconds.items(), key=lambda item: item[1])
+    ratio = result.file_bytes / result.source_bytes
+    files = (
+        str(result.paths[0]) if len(result.paths) == 1 else f"{result.paths[0]} … {len(result.paths)} files"
+    )
+    rate = result.converted_weights / result.seconds / 1e6
+    return [
+        ("written", files),
+        ("size", f"{size_text(result.source_bytes)} -> {size_text(result.file_bytes)} ({100 * ratio:.1f} %)"),
+        ("bits per weight", f"{plan.source_bpw:.2f} -> {plan.bpw:.2f}"),
+        ("time", f"{result.seconds:.2f} s, {rate:.1f} Mweights/s"),
+        ("slowest step", f"{slowest}, busy for {busy:.2f} s"),
+        ("engine", "; ".join(f"{engine.name} on {engine.device}: {engine.why}" for engine in result.engines)),
+    ]
