@@ -49,7 +49,8 @@ class Checkpoint:
         self._readers = readers(config, stored)
         self._table = tensor_table(config, {name: reader.shape for name, reader in self._readers.items()})
         _check(directory, config, self._table, self._readers)
-        config["file_type"] = _file_type(config, outtype, stored)
+        self.outtype = _outtype(outtype, stored)
+        config["file_type"] = _file_type(config, self.outtype)
         writer = GGUFWriter(None, gguf.MODEL_ARCH_NAMES[family.arch])
         self._rope = family.rope(writer, config)
         shapes = {name: table.shape for name, table in self._rope.items()}
@@ -156,15 +157,18 @@ def _as_slice(index: np.ndarray) -> Index:
     return index
 
 
-def _file_type(
-    config: Mapping[str, Any], outtype: str, stored: Mapping[str, StoredTensor]
-) -> gguf.LlamaFileType:
-    """general.file_type. auto goes by the first matrix, as config.json's dtype is often wrong."""
-    if outtype != "AUTO" and outtype not in FILE_TYPES:
-        raise GGUFError(f"type {outtype.lower()}: a conversion gives f32, f16, bf16, q8_0 or auto")
-    if outtype == "AUTO":
-        first = next((tensor.dtype for tensor in stored.values() if len(tensor.shape) > 1), "F16")
-        outtype = first if first in ("F16", "BF16") else "F16"
+def _outtype(asked: str, stored: Mapping[str, StoredTensor]) -> str:
+    """The type asked for; auto goes by the first matrix, as config.json's dtype is often wrong."""
+    if asked in FILE_TYPES:
+        return asked
+    if asked != "AUTO":
+        raise GGUFError(f"type {asked.lower()}: a conversion gives f32, f16, bf16, q8_0 or auto")
+    first = next((tensor.dtype for tensor in stored.values() if len(tensor.shape) > 1), "F16")
+    return first if first in ("F16", "BF16") else "F16"
+
+
+def _file_type(config: Mapping[str, Any], outtype: str) -> gguf.LlamaFileType:
+    """general.file_type of a conversion to `outtype`."""
     quantized = (config.get("quantization_config") or {}).get("quant_method")
     if quantized == "mxfp4" and outtype != "Q8_0":
         return gguf.LlamaFileType.MOSTLY_MXFP4_MOE
