@@ -165,7 +165,9 @@ def from_source(
 ) -> LoadedModel:
     """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages."""
     specs = {spec.name: spec for spec in source.specs()}
-    architecture = source.metadata["general.architecture"].value
+    architecture = source.metadata.value("general.architecture")
+    if not isinstance(architecture, str):
+        raise MeasureError(f"{path}: is no model: the key general.architecture is missing")
     facts = Facts(
         architecture,
         source.metadata,
