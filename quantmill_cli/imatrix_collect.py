@@ -1,0 +1,210 @@
+"""`quantmill imatrix collect`: load the model, cut the texts, run, show, save."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from imatrix import chat, coverage, store
+from imatrix.collect import Progress, Result, Settings
+from imatrix.matrix import ImatrixError, ImportanceMatrix
+from imatrix.run import Saving, run
+from imatrix.text import Cutting, Render, Text, chunks_of, read_conversations, read_text
+from quantmill_cli.console import print_line, tokens_bar
+from quantmill_cli.hub import local_model
+from quantmill_cli.imatrix_tables import as_json, coverage_table, write_to
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `quantmill imatrix collect`."""
+
+    model: str
+    files: tuple[str, ...]
+    output: Path
+    format: store.Format
+    n_ctx: int
+    n_chunks: int | None
+    from_chunk: int
+    parse_special: bool
+    process_output: bool
+    perplexity: bool
+    with_means: bool
+    route_all: bool
+    shrink: int
+    seed: int | None
+    batch: int | None
+    device: str
+    dtype: str
+    threads: int | None
+    tokenizer: Path | None
+    every: int
+    resume: bool
+    json_path: str | None
+
+
+def collect_and_save(request: Request) -> None:
+    """Everything that can fail is tried before the model runs: arguments, texts, tokens, the output's place."""
+    cutting = Cutting(request.n_ctx, request.n_chunks, request.from_chunk, request.seed)
+    texts = [text_argument(argument) for argument in request.files]
+    if request.shrink < 0:
+        raise ImatrixError(f"--shrink-experts {request.shrink}: a number of tokens cannot be negative")
+    if request.batch is not None and request.batch < 1:
+        raise ImatrixError(f"--batch {request.batch}: at least one chunk must be run")
+    if not request.output.absolute().parent.is_dir():
+        raise ImatrixError(f"{request.output}: there is no directory {request.output.absolute().parent}")
+    plain = {text.path: read_text(text.path) for text in texts}  # before a model is loaded for minutes
+    loaded = _load(request)
+    try:
+        chunks = _chunks(request, cutting, texts, plain, loaded)
+        settings = Settings(
+            bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None,
+            process_output=request.process_output,
+            perplexity=request.perplexity,
+            with_means=request.with_means,
+            route_all=request.route_all,
+            batch=request.batch,
+        )
+        names = tuple(str(text.path) for text in texts)
+        saving = Saving(request.output, names, request.model, request.every, request.resume)
+        with _Shown(chunks) as shown:
+            matrix, result = run(loaded.model, loaded.table, chunks, settings, saving, shown, _warn)
+    except KeyboardInterrupt:
+        kept = f"what was done is in {saving.partial}: go on with --resume"
+        print_line(f"interrupted; {kept if saving.partial.exists() else 'no batch was complete yet'}")
+        raise SystemExit(130) from None
+    finally:
+        loaded.close()
+    store.save(request.output, coverage.shrunk(matrix, request.shrink), request.format)
+    saving.partial.unlink(missing_ok=True)
+    _report(request, matrix, result, shown.last)
+
+
+class _Shown:
+    """Progress on stderr: a bar on a terminal, elsewhere a line after every tenth of the run."""
+
+    def __init__(self, chunks: np.ndarray) -> None:
+        self.n_chunks, self.n_ctx = chunks.shape
+        self.last: Progress | None = None
+        self._bar = tokens_bar("imatrix", chunks.size)
+        self._shown = 0  # chunks the bar has been told of
+        self._tenth = 0
+
+    def __enter__(self) -> _Shown:
+        self._advance = self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.__exit__(*exception)
+
+    def __call__(self, progress: Progress) -> None:
+        self.last = progress
+        ppl = f", PPL {progress.perplexity[0]:.4f}" if progress.perplexity else ""
+        what = f"{progress.n_tokens / progress.seconds:.0f} tokens/s{ppl}"
+        self._advance((progress.n_done - self._shown) * self.n_ctx, what)
+        self._shown = progress.n_done
+        tenth = 10 * progress.n_done // self.n_chunks
+        if tenth > self._tenth and not sys.stderr.isatty():
+            print_line(f"{progress.n_done} of {self.n_chunks} chunks, {what}")
+        self._tenth = tenth
+
+
+def text_argument(argument: str) -> Text:
+    """FILE or FILE=WEIGHT; a file whose own name ends in =number is taken as it is when it exists."""
+    path, equals, weight = argument.rpartition("=")
+    if equals and path and not Path(argument).exists():
+        try:
+            return Text(Path(path), float(weight))
+        except ValueError:
+            pass
+    return Text(Path(argument))
+
+
+def _load(request: Request) -> Any:
+    import torch
+    from transformers.utils import logging
+
+    from measure.model import load
+
+    logging.set_verbosity_error()  # it warns of long texts, which are cut here
+    if request.threads is not None:
+        if request.threads < 1:
+            raise ImatrixError(f"--threads {request.threads}: at least one")
+        torch.set_num_threads(request.threads)
+    device = request.device
+    if device == "auto":
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    dtype = request.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return load(local_model(request.model), device, dtype, request.tokenizer)
+
+
+def _chunks(
+    request: Request, cutting: Cutting, texts: list[Text], plain: dict[Path, str], loaded: Any
+) -> np.ndarray:
+    render: Render | None = None
+    tokens = []
+    for text in texts:
+        if text.path.suffix == ".jsonl":
+            render = render or _renderer(request, loaded)
+            rendered = read_conversations(text.path, render)
+            tokens.append((text, loaded.tokenizer.encode(rendered, add_special=False, parse_special=True)))
+        else:
+            encoded = loaded.tokenizer.encode(plain[text.path], parse_special=request.parse_special)
+            tokens.append((text, encoded))
+    return chunks_of(tokens, cutting)
+
+
+def _renderer(request: Request, loaded: Any) -> Render:
+    directory = request.tokenizer or (loaded.path if loaded.path.is_dir() else None)
+    if directory is not None:
+        return chat.from_directory(directory)
+    return chat.from_metadata(loaded.source.metadata, str(loaded.path))
+
+
+def _warn(message: str) -> None:
+    print_line(f"warning: {message}")
+
+
+def _report(request: Request, matrix: ImportanceMatrix, result: Result, progress: Progress | None) -> None:
+    found = coverage.gaps(matrix, result.missed)
+    speed = progress.n_tokens / progress.seconds if progress else None
+    perplexity = result.perplexity()
+    if request.json_path is not None:
+        record = {
+            "output": str(request.output),
+            "tensors": len(matrix.entries),
+            "chunks": matrix.chunk_count,
+            "chunk_size": matrix.chunk_size,
+            "tokens_per_second": speed,
+            "perplexity": perplexity and {"value": perplexity[0], "error": perplexity[1]},
+            "gaps": [vars(gap) for gap in found],
+        }
+        write_to(request.json_path, as_json(record))
+        if request.json_path == "-":
+            return
+    if perplexity is not None:
+        typer.echo(f"Final estimate: PPL = {perplexity[0]:.4f} +/- {perplexity[1]:.5f}")
+    rate = f", {speed:.0f} tokens/s" if speed else ""
+    typer.echo(
+        f"{request.output}: {len(matrix.entries)} tensors, {matrix.chunk_count} chunks of {matrix.chunk_size}{rate}"
+    )
+    if found:
+        typer.echo(f"\nToo little text for {len(found)} tensors (below {coverage.FEW} tokens a matrix):\n")
+        typer.echo(coverage_table(found))
+        typer.echo("\n" + _ways_out(request, found))
+
+
+def _ways_out(request: Request, found: list[coverage.Gap]) -> str:
+    ways = ["a longer text"]
+    if any(gap.n_mat > 1 for gap in found):
+        ways += [] if request.route_all else ["--route-all-experts"]
+        ways += [] if request.shrink else [f"--shrink-experts {coverage.FEW}"]
+    return f"What helps: {', '.join(ways)}."
