@@ -1,0 +1,178 @@
+"""The report as one HTML page that needs nothing else: styles, plots and numbers are inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from measure.report import tables
+from measure.report.collect import HeatMap, Report
+from measure.report.svg import Line, Point, scatter
+from measure.report.tables import Table, size
+
+
+def page(report: Report) -> str:
+    """The whole document."""
+    style = resources.files("measure.report").joinpath("style.css").read_text("utf-8")
+    sections = [_summary(report), _plots(report), _quality(report), _tasks(report), _speeds(report)]
+    sections += [_types(report), _origin(report)]
+    title = escape(report.title)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}: what quantization lost</title><style>{style}</style></head><body><main>"
+        f"<h1>{title}: what quantization lost</h1>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+def _table(table: Table | None, wide_last: bool = False) -> str:
+    if table is None:
+        return ""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
+    kind = "hashes" if wide_last else "numbers"
+    rows = "".join(
+        f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _paragraphs(lines: Sequence[str]) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _summary(report: Report) -> str:
+    text = next((run.text for run in report.runs if run.text), None)
+    lines = []
+    if report.base is not None:
+        file = report.base.file
+        lines.append(
+            f"Base: {file.name} ({file.architecture}, {file.n_weights:,} weights, {size(file.bytes)}, "
+            f"{file.bits_per_weight:.2f} bits per weight)."
+        )
+    if text is not None:
+        lines.append(
+            f"Text: {text.path}, {text.n_chunks} chunks of {text.n_ctx} tokens; the second half of each is scored, "
+            f"{text.n_scored:,} tokens in all."
+        )
+    items = "".join(f"<li>{escape(line)}</li>" for line in tables.verdicts(report))
+    return _paragraphs(lines) + (f"<ul>{items}</ul>" if items else "")
+
+
+def _plots(report: Report) -> str:
+    plots = []
+    divergent = [r for r in report.models if r.divergence is not None]
+    points = [
+        Point(
+            r.file.bytes / _unit(report)[1],
+            r.divergence.kld.value,
+            r.divergence.kld.error,
+            report.labels[r.file.name],
+            f"{r.file.name}: {size(r.file.bytes)}, KLD {tables.plus_minus(r.divergence.kld, 6)}",
+        )
+        for r in divergent
+        if r.divergence is not None
+    ]
+    size_title = f"size, {_unit(report)[0]}"
+    if points:
+        log = min(p.y for p in points) > 0
+        plots.append(
+            _figure(scatter(points, size_title, "mean KL divergence, nats", log), "KL divergence by size")
+        )
+    points = [
+        Point(
+            r.file.bytes / _unit(report)[1],
+            r.ppl.value,
+            0.0,
+            report.labels[r.file.name],
+            f"{r.file.name}: {size(r.file.bytes)}, PPL {tables.plus_minus(r.ppl, 4)}",
+        )
+        for r in report.models
+        if r.ppl is not None
+    ]
+    if points:
+        base = report.base.ppl if report.base else None
+        line = Line(base.value, f"base {base.value:.3f}") if base else None
+        plots.append(_figure(scatter(points, size_title, "perplexity", False, line), "Perplexity by size"))
+    if not plots:
+        return ""
+    note = (
+        "<p class='note'>Lower and further left is better; the line joins the files that no other beats in both. "
+        "Quants of one text share its noise, so errors of perplexity are not drawn: compare by divergence.</p>"
+    )
+    return _section("Size and loss", f'<div class="plots">{"".join(plots)}</div>{note}')
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
+
+
+def _unit(report: Report) -> tuple[str, int]:
+    largest = max(r.file.bytes for r in report.results)
+    return ("GiB", 1 << 30) if largest >= 1 << 30 else ("MiB", 1 << 20)
+
+
+def _quality(report: Report) -> str:
+    note = (
+        "<p class='note'>KLD: Kullback-Leibler divergence of the file's predictions from the base's, nats a token. "
+        "Δp: change of the probability of the right token. Same top: share of positions where both rank the same "
+        "token first. ± is one standard error.</p>"
+    )
+    body = _table(tables.quality(report))
+    spread = _table(tables.percentiles(report))
+    return _section("Perplexity and divergence", body and body + spread + note)
+
+
+def _tasks(report: Report) -> str:
+    return _section("Tasks", _table(tables.tasks(report)))
+
+
+def _speeds(report: Report) -> str:
+    return _section("Tokens per second", _table(tables.speeds(report)))
+
+
+def _types(report: Report) -> str:
+    maps = "".join(
+        f"<details{' open' if i == 0 else ''}><summary>{escape(heat.title)}</summary>{_heat_map(heat)}</details>"
+        for i, heat in enumerate(report.heat_maps)
+    )
+    return _section("Types and importance by layer", maps and _table(tables.type_counts(report)) + maps)
+
+
+def _heat_map(heat: HeatMap) -> str:
+    head = "".join(f"<th><span>{escape(kind)}</span></th>" for kind in heat.kinds)
+    rows = []
+    for layer, texts, levels, hints in zip(heat.layers, heat.text, heat.level, heat.hint, strict=True):
+        cells = [
+            f'<td class="h{round(10 * level)}" title="{escape(hint)}">{escape(text)}</td>'
+            if text
+            else "<td></td>"
+            for text, level, hint in zip(texts, levels, hints, strict=True)
+        ]
+        rows.append(f"<tr><th>{escape(layer)}</th>{''.join(cells)}</tr>")
+    return (
+        f'<div class="scroll"><table class="heat"><thead><tr><th>layer</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _origin(report: Report) -> str:
+    runs = "".join(
+        f"<li><code>{escape(run.command)}</code><br>{escape(run.date)}, quantmill {escape(run.version)}, "
+        f"{escape(run.machine)}; {escape(run.device)}"
+        + (f"<br>text sha256 <code>{run.text.sha256}</code>" if run.text else "")
+        + "".join(f"<br>{escape(note)}" for note in run.notes)
+        + "</li>"
+        for run in report.runs
+    )
+    return _section(
+        "Commands and files", f"<ul class='runs'>{runs}</ul>{_table(tables.files(report), wide_last=True)}"
+    )
