@@ -50,6 +50,8 @@ def complete(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
             config[key] = default(config) if config.get(key) is None else config[key]
         else:
             config.setdefault(key, default)
+    if config.get("num_key_value_heads") is None:  # attention without grouping
+        config["num_key_value_heads"] = config["num_attention_heads"]
     config["rope_parameters"] = _rope_parameters(config)
     return config
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gguf_io.convert.hyperparameters import head_dim, need
+from gguf_io.convert.hyperparameters import head_dim
 from gguf_io.convert.rules import Config
-
-
-def all_heads(config: Config) -> int:
-    return config["num_attention_heads"]
 
 
 def alternating(period: int) -> Callable[[Config], list[str]]:
@@ -28,13 +24,12 @@ def alternating(period: int) -> Callable[[Config], list[str]]:
 
 LLAMA = {
     "max_position_embeddings": 2048,
-    "num_key_value_heads": all_heads,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
 }
 LLAMA_WITH_HEADS = {**LLAMA, "head_dim": head_dim}
 MISTRAL = {**LLAMA_WITH_HEADS, "max_position_embeddings": 131072, "num_key_value_heads": 8}
-QWEN = {**LLAMA, "max_position_embeddings": 32768}
+QWEN = {**LLAMA, "max_position_embeddings": 32768, "num_key_value_heads": 32}
 GEMMA = {
     "head_dim": 256,
     "num_key_value_heads": 4,
@@ -46,13 +41,14 @@ GEMMA = {
 OLMO = {**LLAMA, "rms_norm_eps": 1e-5}
 DEEPSEEK = {
     **LLAMA,
-    "head_dim": lambda config: need(config, "qk_rope_head_dim"),
+    "first_k_dense_replace": 0,
     "kv_lora_rank": 512,
     "moe_intermediate_size": 1407,
     "n_routed_experts": 64,
     "n_shared_experts": 2,
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
+    "head_dim": lambda config: config["qk_rope_head_dim"],
     "routed_scaling_factor": 1.0,
     "v_head_dim": 128,
 }

@@ -114,6 +114,7 @@ FAMILIES = (
         keys.qwen_moe,
         {
             **defaults.QWEN,
+            "num_key_value_heads": 16,
             "moe_intermediate_size": 1408,
             "num_experts": 60,
             "num_experts_per_tok": 4,
@@ -232,6 +233,7 @@ FAMILIES = (
             **defaults.DEEPSEEK,
             "first_k_dense_replace": 3,
             "max_position_embeddings": 4096,
+            "num_key_value_heads": 128,
             "moe_intermediate_size": 2048,
             "n_group": 8,
             "n_routed_experts": 256,
@@ -265,7 +267,9 @@ FAMILIES = (
         keys.exaone4,
         {
             **defaults.LLAMA,
+            "num_key_value_heads": 32,
             "rms_norm_eps": 1e-5,
+            "sliding_window": 4096,
             "sliding_window_pattern": 4,
             "layer_types": defaults.alternating(4),
         },
@@ -281,7 +285,6 @@ FAMILIES = (
             "layer_norm_eps": 1e-5,
             "logit_scale": 0.0625,
             "max_position_embeddings": 8192,
-            "num_key_value_heads": defaults.all_heads,
             "rope_theta": 10000.0,
             "rotary_pct": 1.0,
             "sliding_window": 4096,

@@ -1,0 +1,169 @@
+"""The checkpoint as a source: row slabs, transforms and their inverses, defaults of the configuration classes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gguf_io.convert import open_checkpoint, tensor_table
+from gguf_io.convert.config import complete
+from gguf_io.convert.families import FAMILIES, family_of
+from gguf_io.convert.stored import FP8_VALUES
+from gguf_io.source import open_source
+from tests.convert_models import DATA, MODELS, tensors, write_model
+
+SHAPES = json.loads((DATA / "tensors.json").read_text())
+
+
+def config_of(name):
+    model = MODELS[name]
+    return {"architectures": [model.architecture], "model_type": model.model_type, **model.config}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_slabs_are_parts_of_the_whole(name, tmp_path):
+    source = open_checkpoint(write_model(name, tmp_path))
+    random = np.random.RandomState(0)
+    for spec in source.specs():
+        whole = source.read(spec.name)
+        assert whole.shape == (spec.n_rows, spec.row_bytes)
+        for _ in range(4):
+            first, end = sorted(random.randint(0, spec.n_rows + 1, 2))
+            np.testing.assert_array_equal(source.read(spec.name, first, end - first), whole[first:end])
+
+
+def test_unchanged_rows_are_not_copied(tmp_path):
+    source = open_checkpoint(write_model("qwen2", tmp_path))
+    assert not source.read("blk.0.ffn_up.weight", 3, 100).flags.owndata
+    assert not source.read("blk.0.ffn_up.weight").flags.writeable
+
+
+def test_open_source_takes_a_directory(tmp_path):
+    source = open_source(write_model("qwen2", tmp_path))
+    assert source.metadata.value("general.architecture") == "qwen2"
+    assert [path.name for path in source.paths] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_names_lead_back(name, library):
+    """Hugging Face → GGUF → Hugging Face gives every tensor back that has a GGUF name."""
+    shapes = {key: tuple(shape) for key, shape in SHAPES[name].items()}
+    table = tensor_table(config_of(name), shapes)
+    random = np.random.RandomState(1)
+    stored = {key: random.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+    empty = np.empty
+    if library == "torch":
+        stored = {key: torch.from_numpy(value) for key, value in stored.items()}
+        empty = torch.empty
+    converted = {key: table.to_gguf(key, stored.__getitem__) for key in table.views}
+    for key, view in table.views.items():
+        assert tuple(converted[key].shape) == view.shape
+    assert set(table.uses) | set(table.left_out) == set(shapes)
+    for key in table.uses:
+        np.testing.assert_allclose(table.to_hf(key, converted.__getitem__, empty), stored[key], atol=1e-6)
+
+
+def test_experts_one_by_one_and_fused_are_the_same_tensors(tmp_path):
+    one_by_one = open_checkpoint(write_model("qwen3-moe", tmp_path / "a"))
+    found = tensors("qwen3-moe")
+    source = open_checkpoint(write_model("qwen3-moe-fused", tmp_path / "b"))
+    assert {spec.name: spec.shape for spec in source.specs()} == {s.name: s.shape for s in one_by_one.specs()}
+    gate = found["model.layers.0.mlp.experts.2.gate_proj.weight"][1]
+    rows = one_by_one.read("blk.0.ffn_gate_exps.weight", 2 * len(gate), len(gate))
+    np.testing.assert_array_equal(rows.view(np.uint16), gate)
+
+
+def test_fp8_values_are_torchs():
+    codes = torch.arange(256, dtype=torch.uint8)
+    for name, dtype in (("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)):
+        np.testing.assert_array_equal(FP8_VALUES[name], codes.view(dtype).float().numpy())
+
+
+def test_mxfp4_keeps_every_value(tmp_path):
+    """The repacked blocks decode to the values of the checkpoint's own layout (MXFP4 of the OCP specification)."""
+    from qkernels import dequantize
+
+    source = open_checkpoint(write_model("gpt-oss", tmp_path))
+    codes = tensors("gpt-oss")["model.layers.0.mlp.experts.down_proj_blocks"][1]
+    exponents = tensors("gpt-oss")["model.layers.0.mlp.experts.down_proj_scales"][1]
+    e2m1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    values = np.stack((e2m1[codes & 15], e2m1[codes >> 4]), axis=-1).reshape(*exponents.shape, 32)
+    expected = values * np.exp2(exponents.astype(np.float32) - 127)[..., None]
+    ours = dequantize(source.read("blk.0.ffn_down_exps.weight"), "MXFP4")
+    np.testing.assert_array_equal(ours.ravel(), expected.ravel())
+
+
+# What the conversion reads from a configuration, whichever class it is.
+READ = (
+    "max_position_embeddings",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "norm_epsilon",
+    "layer_norm_eps",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "n_group",
+    "topk_group",
+    "sliding_window",
+    "layer_types",
+    "logit_scale",
+    "kv_lora_rank",
+    "qk_rope_head_dim",
+    "qk_nope_head_dim",
+    "v_head_dim",
+    "n_routed_experts",
+    "n_shared_experts",
+    "first_k_dense_replace",
+    "routed_scaling_factor",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "original_max_position_embeddings",
+)
+SPARSE = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "vocab_size": 1000,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.classes[0])
+def test_defaults_are_those_of_the_configuration_class(family):
+    """A config.json with the required keys only means to us what it means to transformers."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = next(m.model_type for m in MODELS.values() if m.architecture == family.classes[0])
+    theirs = CONFIG_MAPPING[model_type](**SPARSE).to_dict()
+    ours = complete(family, SPARSE)
+    for key in READ:
+        if key == "num_local_experts" and key not in ours:
+            assert ours.get("num_experts") == theirs.get(key, theirs.get("num_experts"))
+        elif theirs.get(key) is not None and (key in ours or key != "layer_types"):
+            if key in ("sliding_window", "layer_types") and key not in ours:
+                continue  # written by no family that leaves it out
+            if (key, model_type) in UNWRITTEN:
+                continue
+            assert ours.get(key) == theirs[key], key
+    rope = theirs["rope_parameters"]
+    for kind in ("full_attention", "sliding_attention"):
+        mine, other = ours["rope_parameters"].get(kind, {}), rope.get(kind, {})
+        assert mine.get("rope_theta") == other.get("rope_theta")
+    assert ours["rope_parameters"].get("rope_theta") == rope.get("rope_theta")
+    assert ours["rope_parameters"].get("rope_type") == rope.get("rope_type")
+    assert ours["rope_parameters"].get("partial_rotary_factor") in (rope.get("partial_rotary_factor"), None)
+
+
+# Defaults of classes that no key is written for.
+UNWRITTEN = {("head_dim", "granite"), ("head_dim", "granitemoe")}
+
+
+def test_text_config_is_lifted():
+    raw = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {**SPARSE, "head_dim": 64}}
+    assert complete(family_of(raw), raw)["head_dim"] == 64
