@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from quantmill_cli.console import own_version, tokens_bar
 
 if TYPE_CHECKING:
     from measure.record import Run
@@ -29,6 +28,8 @@ class _CompareByDefault(TyperGroup):
 app = typer.Typer(
     cls=_CompareByDefault,
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
     help="Measure what quantization lost. `compare` is the default: quantmill evaluate --base F16.gguf "
     "--text TEXT a.gguf b.gguf.",
 )
@@ -109,7 +110,7 @@ def compare(
         threads=threads,
         tokenizer=tokenizer,
     )
-    _report(evaluate(options, command_line(), own_version(), _bar), details, json_path, csv_path)
+    _report(evaluate(options, command_line(), own_version(), tokens_bar), details, json_path, csv_path)
 
 
 @app.command("speed")
@@ -133,40 +134,13 @@ def speed(
     from measure.speed_run import speed_run
 
     options = SpeedOptions(parse_tests(tests), repeats, threads, repack, bench)
-    run = speed_run(tuple(models or ()), options, command_line(), own_version(), _bar)
+    run = speed_run(tuple(models or ()), options, command_line(), own_version(), tokens_bar)
     _report(run, False, json_path, csv_path)
 
 
 def command_line() -> str:
     """The command as it was typed, quoted for a shell."""
     return shlex.join(["quantmill", *sys.argv[1:]])
-
-
-def own_version() -> str:
-    """The installed version; a source tree that is only on the path has none."""
-    try:
-        return version("quantmill")
-    except PackageNotFoundError:
-        return "source tree"
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error: share done, rate and time left of tokens or tasks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(bar, done)
 
 
 def _report(run: Run, details: bool, json_path: str | None, csv_path: str | None) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import rich.table
-from rich.console import Console
+import typer
 
 from measure.divergence import Divergence
 from measure.record import Run
 from measure.report import collect, tables
 from measure.report.tables import plus_minus
+from quantmill_cli.console import table_text
 
 # The columns of the report's table that fit a terminal; --details and the files have the others.
 NARROW = ("model", "size", "bpw", "PPL", "KLD mean", "same top %")
@@ -16,35 +16,28 @@ NARROW = ("model", "size", "bpw", "PPL", "KLD mean", "same top %")
 
 def print_evaluation(run: Run, details: bool) -> None:
     """Perplexity and divergence, tasks, speed; best first where there is a base. details: every statistic."""
-    console = Console()
     report = collect([run])
     for table in (tables.quality(report), tables.tasks(report), tables.speeds(report)):
         if table is not None:
-            console.print(_narrow(table))
+            typer.echo(_narrow(table) + "\n")
     for line in (*tables.verdicts(report), *run.notes):
-        console.print(line, highlight=False)
+        typer.echo(line)
     if details:
         for result in report.models:
             if result.divergence is not None:
-                console.print(_details(result.file.name, result.divergence))
+                rows = _details(result.divergence).items()
+                typer.echo(f"\n{result.file.name}\n{table_text(list(rows), right=(1,))}")
 
 
-def _narrow(table: tables.Table) -> rich.table.Table:
+def _narrow(table: tables.Table) -> str:
     wide = "KLD mean" in table.head
     kept = [i for i, head in enumerate(table.head) if not wide or head in NARROW]
-    out = rich.table.Table(box=None, pad_edge=False)
-    for i in kept:
-        out.add_column(table.head[i], justify="right" if i else "left", overflow="fold")
-    for row in table.rows:
-        out.add_row(*(row[i] for i in kept))
-    return out
+    rows = [[row[i] for i in kept] for row in (table.head, *table.rows)]
+    return table_text(rows, right=range(1, len(kept)))
 
 
-def _details(name: str, d: Divergence) -> rich.table.Table:
-    table = rich.table.Table(title=name, box=None)
-    table.add_column("statistic")
-    table.add_column("value", justify="right")
-    rows = {
+def _details(d: Divergence) -> dict[str, str]:
+    return {
         "PPL(Q)": plus_minus(d.ppl, 6),
         "PPL(base)": plus_minus(d.ppl_base, 6),
         "Cor(ln PPL(Q), ln PPL(base))": "" if d.correlation is None else f"{100 * d.correlation:.2f} %",
@@ -62,6 +55,3 @@ def _details(name: str, d: Divergence) -> rich.table.Table:
         "Δp RMS": plus_minus(d.p_diff_rms.scaled(100), 3) + " %",
         "same top token": plus_minus(d.same_top.scaled(100), 3) + " %",
     }
-    for statistic, value in rows.items():
-        table.add_row(statistic, value)
-    return table

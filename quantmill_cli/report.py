@@ -11,7 +11,10 @@ import typer
 if TYPE_CHECKING:
     from measure.report import HeatMap
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Records that quantmill evaluate --json wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for index.html and README.md.")] = Path(

@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
 FONT = 12
 CHARACTER = 6.6  # mean width of a letter at FONT
+LINE_LABELS = (0.0, 0.95, 0.5, 0.25, 0.75)  # where along a line its label may stand, best first
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,12 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, log: bool, line
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(point.hint)}</title></circle>'
         )
-    if line is not None:
-        y = y_axis.at(line.y)
-        # Beside the axis it belongs to, where it meets the fewest points.
-        parts += _labels(
-            [(line.label, LEFT + 4, y), (line.label, WIDTH - RIGHT - 4, y)], blocked, "base", first=True
-        )
     parts += _labels([(p.label, *place) for p, place in zip(points, places, strict=True)], blocked, "label")
+    if line is not None:
+        along = [
+            (line.label, LEFT + share * (WIDTH - RIGHT - LEFT), y_axis.at(line.y)) for share in LINE_LABELS
+        ]
+        parts += _labels(along, blocked, "base", first=True)
     return "".join([*parts, "</svg>"])
 
 
