@@ -173,6 +173,11 @@ def test_keep_split_is_that_of_llama_quantize(tmp_path: Path) -> None:
         assert sink.paths[number].read_bytes() == expected
 
 
+def test_one_file_from_a_split_model_has_no_split_keys(tmp_path: Path) -> None:
+    shard = METADATA.set("split.count", MetaValue(GGUFValueType.UINT16, 7))
+    assert lay_out(tmp_path / "m.gguf", shard, TWO) == lay_out(tmp_path / "m.gguf", METADATA, TWO)
+
+
 def test_keep_split_of_one_file_sets_no_split_keys(tmp_path: Path) -> None:
     (file,) = lay_out(tmp_path / "m.gguf", METADATA, TWO, keep_split=True)
     assert file.path.name == "m-00001-of-00001.gguf"

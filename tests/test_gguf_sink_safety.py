@@ -81,8 +81,16 @@ def test_an_error_keeps_the_old_file_and_removes_the_new(tmp_path: Path) -> None
     assert (tmp_path / "x.gguf").read_bytes() == b"old"
 
 
-def test_a_leftover_is_reused_and_a_running_writer_is_not_disturbed(tmp_path: Path) -> None:
+def test_a_leftover_is_reused(tmp_path: Path) -> None:
     (tmp_path / ("x.gguf" + PARTIAL)).write_bytes(b"\xff" * 10_000)
+    with GGUFSink(tmp_path / "x.gguf", Metadata(), [OutputTensor("a", (3,), "F32")]) as sink:
+        fill(sink)
+        sink.commit()
+    assert listed(tmp_path) == ["x.gguf"]
+    assert (tmp_path / "x.gguf").read_bytes() == gguf([], [RawTensor("a", (3,), 0, b"\1" * 12)])
+
+
+def test_a_running_writer_is_not_disturbed(tmp_path: Path) -> None:
     with GGUFSink(tmp_path / "x.gguf", Metadata(), TWO) as sink:
         fill(sink)
         with pytest.raises(GGUFError, match="another run is writing it now"):

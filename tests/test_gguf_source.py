@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
 
 from gguf_io import GGML_TYPES, GGUFError, GGUFValueType, MetaValue, open_source, type_by_id
+from qkernels.types import TYPES
 from tests.gguf_builder import (
     BOOL,
     F32,
@@ -96,6 +97,12 @@ def test_types_equal_gguf_package() -> None:
         assert type_by_id(type) == type.name
     assert set(GGML_TYPES) - {type.name for type in GGMLQuantizationType} <= {"Q2_0"}
     assert type_by_id(4) is None
+
+
+def test_types_equal_those_of_the_kernels() -> None:
+    assert {name: (type.id, type.block, type.bytes) for name, type in TYPES.items()} == {
+        name: (GGML_TYPES[name].id, GGML_TYPES[name].block, GGML_TYPES[name].bytes) for name in TYPES
+    }
 
 
 def test_version_2_reads_as_version_3(stored: Callable[..., Path]) -> None:
