@@ -31,6 +31,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from gguf_io.partial import PartialFile, resolved
 from measure.divergence import TokenScores, compare, scores
 from measure.errors import MeasureError
 from measure.perplexity import row_slabs
@@ -125,19 +126,25 @@ class LogitsWriter:
     """Write a base file chunk by chunk; it takes its name when all chunks are there, and not before."""
 
     def __init__(self, path: Path, tokens: np.ndarray, n_vocab: int, k: int = 0):
-        """tokens [n_chunk, n_ctx] i32; k = 0 writes llama.cpp's format."""
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        """tokens [n_chunk, n_ctx] i32; k = 0 writes llama.cpp's format. Raises GGUFError for a path that cannot be."""
         self.header = Header(tokens.shape[1], n_vocab, tokens.shape[0], min(k, n_vocab))
         self.chunks_left = tokens.shape[0]
-        self.file = self.partial.open("wb")
-        self.file.write(self.header.encoded() + np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+        rows = self.header.n_chunk * self.header.n_scored * self.header.row.itemsize
+        start = self.header.encoded() + np.ascontiguousarray(tokens, dtype="<i4").tobytes()
+        self.file = PartialFile(resolved(path), len(start) + rows)
+        self.position = 0
+        self._write(start)
 
     def append(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """logits [n_scored, n_vocab] f32 and target [n_scored] i64 of the next chunk."""
         encode = _llama_rows if self.header.k == 0 else _compact_rows
         for rows in row_slabs(*logits.shape):
-            self.file.write(encode(logits[rows], target[rows], self.header).tobytes())
+            self._write(encode(logits[rows], target[rows], self.header).tobytes())
         self.chunks_left -= 1
+
+    def _write(self, data: bytes) -> None:
+        self.file.write_at(self.position, memoryview(data))
+        self.position += len(data)
 
     def __enter__(self) -> LogitsWriter:
         return self
@@ -145,14 +152,11 @@ class LogitsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None and self.chunks_left == 0:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.partial.replace(self.path)
-        finally:
-            self.file.close()
-            self.partial.unlink(missing_ok=True)
+        if kind is None and self.chunks_left == 0:
+            self.file.sync()
+            self.file.rename()
+        else:
+            self.file.discard()
 
 
 def _codes(values: torch.Tensor, low: torch.Tensor, scale: torch.Tensor) -> np.ndarray:

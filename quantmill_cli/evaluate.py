@@ -43,7 +43,8 @@ Csv = Annotated[str | None, typer.Option("--csv", help="Write a table here; - fo
 def compare(
     models: Models = None,
     base: Annotated[
-        Path | None, typer.Option(help="The model to compare with: a GGUF or a Hugging Face directory.")
+        str | None,
+        typer.Option(help="The model to compare with: GGUF, Hugging Face directory or repository."),
     ] = None,
     base_file: Annotated[
         Path | None, typer.Option(help="Its saved predictions: llama.cpp's _logits_ file or ours.")
@@ -51,7 +52,9 @@ def compare(
     text: Annotated[Path | None, typer.Option("--text", "-f", help="The text to predict.")] = None,
     ctx: Annotated[int | None, typer.Option("--ctx", "-c", help="Tokens in a chunk. [default: 512]")] = None,
     chunks: Annotated[int | None, typer.Option(help="Score only the first chunks.")] = None,
-    parse_special: Annotated[bool, typer.Option(help="Read control tokens written out in the text.")] = False,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Read control tokens written out in the text.")
+    ] = False,
     save_logits: Annotated[
         Path | None, typer.Option(help="Save the base's predictions in llama.cpp's format.")
     ] = None,
@@ -80,19 +83,22 @@ def compare(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
     ] = None,
-    details: Annotated[bool, typer.Option(help="Print every statistic of llama-perplexity.")] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Print every statistic of llama-perplexity.")
+    ] = False,
     json_path: Json = None,
     csv_path: Csv = None,
 ) -> None:
     """Perplexity, KL divergence and task scores of GGUF files against a base, in one pass."""
     from measure.evaluation import Options, TaskJob, evaluate
+    from quantmill_cli.hub import local_model
 
     jobs = [TaskJob("hellaswag", hellaswag)] if hellaswag else []
     jobs += [TaskJob("winogrande", winogrande)] if winogrande else []
     jobs += [TaskJob("multiple-choice", path) for path in multiple_choice or ()]
     options = Options(
         models=tuple(models or ()),
-        base=base,
+        base=local_model(base) if base else None,
         base_file=base_file,
         text=text,
         n_ctx=ctx,
@@ -158,9 +164,14 @@ def _report(run: Run, details: bool, json_path: str | None, csv_path: str | None
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file under its name only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
+    from gguf_io.partial import PartialFile, resolved
+
+    data = text.encode("utf-8")
+    file = PartialFile(resolved(path), len(data))
     try:
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
+        file.write_at(0, memoryview(data))
+        file.sync()
+        file.rename()
     finally:
-        partial.unlink(missing_ok=True)
+        if not file.has_final_name:
+            file.discard()
