@@ -127,7 +127,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         opened.enter_context(sink)
         watcher.planned(plan)
         line = _Line(
-            source, sink, importance, [_quantizer(engine, job.threads) for engine in engines], progress
+            source, sink, importance, [_quantizer(engine, job.threads) for engine in engines], watcher
         )
         line.carry(plan.entries, job.max_buffer_bytes)
         with line.clock("write"):
