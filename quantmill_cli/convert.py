@@ -1,0 +1,103 @@
+"""quantmill convert: a Hugging Face model as a GGUF that is not quantized (or only to Q8_0)."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantmill_cli.console import CommandError, bytes_bar, print_warnings, size_text
+
+if TYPE_CHECKING:
+    from gguf_io.convert import Checkpoint
+    from recipe import Plan, PlanEntry, Recipe
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="A Hugging Face model directory, or org/name on the hub.")],
+    output: Annotated[Path, typer.Argument(help="The GGUF to write.")],
+    type: Annotated[
+        str, typer.Option("--type", help="f16, bf16, f32, q8_0, or auto: what the checkpoint is in.")
+    ] = "auto",
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of org/name.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Default: all cores.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as one JSON object.")] = False,
+) -> None:
+    """Turn a Hugging Face model into a GGUF with the tensors and keys of llama.cpp's convert_hf_to_gguf.py.
+
+    `quantmill quantize` takes the directory itself; this is for those who want the baseline file.
+    """
+    from driver import Job, run
+    from gguf_io.convert import open_checkpoint
+    from quantmill_cli.hub import local_model
+
+    directory = local_model(model, revision)
+    if not directory.is_dir():
+        raise CommandError(f"{model}: is no directory; convert takes a Hugging Face model")
+    recipe = conversion_recipe(open_checkpoint(directory, type))
+    with ExitStack() as stack:
+        result = run(Job(str(directory), output, recipe, threads=threads), _Shown(stack))
+    facts = {
+        "output": str(output),
+        "type": recipe.file_type,
+        "tensors": len(result.plan.entries),
+        "bytes": result.file_bytes,
+        "seconds": round(result.seconds, 3),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        size = size_text(result.file_bytes)
+        typer.echo(
+            f"{output}: {recipe.file_type}, {len(result.plan.entries)} tensors, {size}, {result.seconds:.1f} s"
+        )
+
+
+def conversion_recipe(checkpoint: Checkpoint) -> Recipe:
+    """The recipe of a plain conversion: one type for the weights; blocks the checkpoint came with stay as they are."""
+    from gguf_io.metadata import GGUFValueType, MetaValue
+    from qkernels.types import TYPES
+    from recipe import Recipe
+    from recipe.overrides import Override
+    from recipe.patterns import parse_rule
+
+    kept = [spec for spec in checkpoint.specs() if TYPES[spec.type].family != "plain"]
+    if not kept:
+        return Recipe(checkpoint.outtype)
+    file_type = int(checkpoint.metadata.value("general.file_type"))
+    return Recipe(
+        checkpoint.outtype,
+        rules=tuple(parse_rule(f"^{re.escape(spec.name)}$={spec.type}") for spec in kept),
+        overrides=(
+            Override("general.file_type", MetaValue(GGUFValueType.UINT32, file_type), str(file_type)),
+        ),
+    )
+
+
+class _Shown:
+    """Shows a run on stderr: warnings, the bar."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def planned(self, plan: Plan) -> None:
+        print_warnings(plan.warnings)
+        total = sum(entry.source_bytes for entry in plan.entries)
+        self._advance = self._stack.enter_context(bytes_bar("converting", total))
+
+    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
+        self._advance(n_bytes, entry.name)
+
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command()(convert)

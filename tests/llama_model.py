@@ -1,0 +1,119 @@
+"""llama.cpp itself, through the C API that xllamacpp's extension module exports: logits and tokens of a GGUF.
+
+Everything is computed in float32: no flash attention, a float32 cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+_F16, _F32 = 1, 0  # ggml.h: enum ggml_type
+# Positions in llama_context_params, counted in 32-bit words (llama.h).
+_N_CTX, _N_THREADS, _N_THREADS_BATCH, _FLASH_ATTENTION, _TYPE_K, _TYPE_V = 0, 7, 8, 13, 26, 27
+
+
+class _Params(ctypes.Structure):
+    """Larger than any of the parameter structures, which are passed last and by value."""
+
+    _fields_ = (("words", ctypes.c_int32 * 128),)
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+@functools.cache
+def _llama() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("xllamacpp")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("xllamacpp, the oracle, is not installed: pip install 'quantmill[test]'")
+    library = ctypes.CDLL(str(next(Path(spec.origin).parent.glob("xllamacpp*.so"))))
+    for name in ("llama_model_default_params", "llama_context_default_params"):
+        getattr(library, name).restype = _Params
+    library.llama_model_load_from_file.restype = ctypes.c_void_p
+    library.llama_model_load_from_file.argtypes = [ctypes.c_char_p, _Params]
+    library.llama_init_from_model.restype = ctypes.c_void_p
+    library.llama_init_from_model.argtypes = [ctypes.c_void_p, _Params]
+    library.llama_model_get_vocab.restype = ctypes.c_void_p
+    library.llama_model_get_vocab.argtypes = [ctypes.c_void_p]
+    library.llama_vocab_n_tokens.argtypes = [ctypes.c_void_p]
+    library.llama_tokenize.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_int32)),
+        *(ctypes.c_int32, ctypes.c_bool, ctypes.c_bool),
+    ]
+    library.llama_batch_init.restype = _Batch
+    library.llama_decode.argtypes = [ctypes.c_void_p, _Batch]
+    library.llama_get_logits_ith.restype = ctypes.POINTER(ctypes.c_float)
+    library.llama_get_logits_ith.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    library.llama_free.argtypes = library.llama_model_free.argtypes = [ctypes.c_void_p]
+    library.quiet = _LOG(lambda level, text, data: None)  # kept alive with the library
+    library.llama_log_set(library.quiet, None)
+    library.llama_backend_init()
+    return library
+
+
+class LlamaModel:
+    """A GGUF that llama.cpp has loaded. Use as a context manager."""
+
+    def __init__(self, path: Path, n_ctx: int = 64) -> None:
+        self._llama = _llama()
+        self._context = None
+        self._model = self._llama.llama_model_load_from_file(
+            bytes(path), self._llama.llama_model_default_params()
+        )
+        if not self._model:
+            raise RuntimeError(f"llama.cpp does not load {path}")
+        params = self._llama.llama_context_default_params()
+        assert (params.words[_N_CTX], params.words[_TYPE_K], params.words[_TYPE_V]) == (512, _F16, _F16)
+        params.words[_N_CTX] = n_ctx
+        params.words[_N_THREADS] = params.words[_N_THREADS_BATCH] = 1
+        params.words[_FLASH_ATTENTION] = 0
+        params.words[_TYPE_K] = params.words[_TYPE_V] = _F32
+        self._context = self._llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise RuntimeError(f"llama.cpp makes no context for {path}")
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        self.n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of `text` without added BOS or EOS."""
+        raw = text.encode()
+        ids = (ctypes.c_int32 * (len(raw) + 8))()
+        count = self._llama.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, special)
+        assert count >= 0
+        return list(ids[:count])
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """float32 [len(tokens), n_vocab] of one sequence; once for a model, whose cache it fills."""
+        batch = self._llama.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, i
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
+        assert self._llama.llama_decode(self._context, batch) == 0
+        rows = [self._llama.llama_get_logits_ith(self._context, i) for i in range(len(tokens))]
+        return np.stack([np.ctypeslib.as_array(row, (self.n_vocab,)).copy() for row in rows])
+
+    def __enter__(self) -> LlamaModel:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._context:
+            self._llama.llama_free(self._context)
+        self._llama.llama_model_free(self._model)
