@@ -1,0 +1,46 @@
+"""Small GGUF files for the tests of measure, made once a session from the example model."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import gguf
+
+from gguf_io import GGUFSink, OutputTensor
+from gguf_io.convert import open_checkpoint
+from qkernels import to_float32
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
+DATA = Path(__file__).parent / "data" / "measure"
+
+
+@functools.cache
+def directory() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="quantmill-test-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@functools.cache
+def tiny(kind: str) -> Path:
+    """The example model as GGUF. kind: "F16"; or "Q8_0", "Q4_0": every matrix of that type, by the gguf package's
+    own quantizer, so that these tests need none of ours."""
+    path = directory() / f"tiny-{kind}.gguf"
+    source = open_checkpoint(EXAMPLE, "f16")
+    data = {}
+    for spec in source.specs():
+        values = to_float32(source.read(spec.name), spec.type)
+        # Vectors stay in float32, as the converter has them.
+        type_name = "F32" if spec.type == "F32" else kind
+        raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[type_name])
+        data[spec.name] = (spec.shape, type_name, raw)
+    tensors = [OutputTensor(name, shape, type_name) for name, (shape, type_name, _) in data.items()]
+    with GGUFSink(path, source.metadata, tensors) as sink:
+        for name, (_, _, raw) in data.items():
+            sink.write(name, raw.view("uint8"))
+        sink.commit()
+    return path

@@ -1,0 +1,339 @@
+"""Models run from GGUF tensors: every family against transformers' own logits, tokens, and what they weigh.
+
+The reference is the random model itself, as transformers computes it before it is saved, converted and rebuilt from
+GGUF metadata and tensors. Vocabularies: llama.cpp's tokens are checked in test_measure_perplexity.py on the example
+model; here the two algorithms are held against the libraries they were made for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from measure_models import EXAMPLE, tiny
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from gguf_io import open_source
+from measure.model import from_source, load
+from measure.packed import PackedExperts, PackedLinear
+from measure.tokenizer import from_metadata
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+COMMON: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "rope_parameters": DEFAULT_ROPE,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+GRANITE = {
+    "attention_multiplier": 0.1,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 4.0,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+FULL_AND_SLIDING = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+    "sliding_attention": DEFAULT_ROPE,
+}
+
+# name: transformers' model type and what it changes. Settings that a family reads from metadata differ from defaults.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied, biased": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama 3 rope": ("llama", {"rope_parameters": LLAMA_3}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 moe": ("qwen2_moe", EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 64}),
+    "qwen3, yarn": ("qwen3", {"head_dim": 64, "rope_parameters": YARN}),
+    "qwen3 moe": ("qwen3_moe", EXPERTS | {"head_dim": 64, "num_experts": 4, "norm_topk_prob": True}),
+    "gemma 3": (
+        "gemma3_text",
+        {
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 32,
+            "num_hidden_layers": 7,
+            "tie_word_embeddings": True,
+            "rope_parameters": FULL_AND_SLIDING,
+        },
+    ),
+    "smollm3": ("smollm3", {"tie_word_embeddings": True}),
+    "granite": ("granite", GRANITE),
+    "granite moe": ("granitemoe", GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granite moe, shared": (
+        "granitemoeshared",
+        GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+    ),
+    "olmo 2": ("olmo2", {}),
+    "starcoder 2": ("starcoder2", {"tie_word_embeddings": True}),
+    "gpt-oss": (
+        "gpt_oss",
+        {
+            "head_dim": 64,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 32,
+            "rope_parameters": YARN | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+        },
+    ),
+    "deepseek v2": (
+        "deepseek_v2",
+        LATENT
+        | EXPERTS
+        | {
+            "q_lora_rank": None,
+            "n_routed_experts": 4,
+            "topk_method": "greedy",
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+        },
+    ),
+    "deepseek v3": (
+        "deepseek_v3",
+        LATENT
+        | EXPERTS
+        | {
+            "q_lora_rank": 96,
+            "n_routed_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+        },
+    ),
+    "exaone 4": ("exaone4", {"sliding_window": 32, "sliding_window_pattern": 4}),
+    "cohere 2": ("cohere2", {"sliding_window": 32, "tie_word_embeddings": True, "logit_scale": 0.25}),
+}
+
+
+def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
+    """A model with weights that matter: norms off their defaults, routers and biases not zero."""
+    torch.manual_seed(0)
+    model: Any = (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON | settings)).float().eval()
+    )
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *(b for name, b in model.named_buffers() if "e_score" in name)):
+            if tensor.dim() == 1:
+                tensor.add_(0.1 * torch.randn_like(tensor))
+            else:
+                tensor.mul_(2)
+    model.save_pretrained(path)
+    for name in TOKENIZER:
+        shutil.copy(EXAMPLE / name, path / name)
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    original = random_model(tmp_path, *FAMILIES[name])
+    ids = torch.randint(0, 2048, (1, 80), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = original(input_ids=ids).logits
+    source = open_source(tmp_path)
+    found = from_source(source, tmp_path, torch.device("cpu"), torch.float32).logits(ids)
+    source.close()
+    # Llama 3's factors and YaRN's ramp are computed in another order; all else is the same arithmetic.
+    torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
+
+
+def test_a_layer_less_runs(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    original = random_model(tmp_path, "qwen3", {"head_dim": 32})
+    with torch.no_grad():
+        original.model.layers = original.model.layers[:2]
+    original.config.num_hidden_layers = 2
+    original.config.layer_types = original.config.layer_types[:2]
+    original.save_pretrained(tmp_path)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        wanted = original(input_ids=ids).logits
+    found = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(found.logits(ids), wanted, atol=1e-5, rtol=0)
+
+
+def test_weights_stay_packed() -> None:
+    loaded = load(tiny("Q4_0"))
+    source = open_source(tiny("Q4_0"))
+    stored = sum(spec.n_bytes for spec in source.specs())
+    source.close()
+    # Beyond the file: the rotary table, 32 frequencies twice.
+    assert loaded.n_bytes == stored + 2 * 32 * 4
+    linear = loaded.model.model.layers[0].self_attn.q_proj
+    experts = loaded.model.model.layers[0].mlp.experts.gate_up_proj
+    assert isinstance(linear, PackedLinear)
+    assert isinstance(experts, PackedExperts)
+    assert {piece.ggml_type for piece in (*linear.weight.pieces, *experts.weight.pieces)} == {"Q4_0"}
+    assert experts[3].shape == (512, 256)
+
+
+def test_name_map_leads_to_gguf_names() -> None:
+    found = load(tiny("F16")).name_map
+    assert found["model.layers.2.self_attn.q_proj.weight"] == ("blk.2.attn_q.weight",)
+    experts = "model.layers.0.mlp.experts."
+    assert found[experts + "gate_up_proj"] == ("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight")
+    assert found[experts + "down_proj"] == ("blk.0.ffn_down_exps.weight",)
+    assert "lm_head.weight" not in found
+
+
+def test_wide_rows_are_decoded_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.arange(30)[None]
+    whole = load(tiny("Q8_0")).logits(ids)
+    monkeypatch.setattr("measure.packed.SLAB", 256 * 100)
+    torch.testing.assert_close(load(tiny("Q8_0")).logits(ids), whole, atol=1e-4, rtol=0)
+
+
+def test_kept_positions_are_the_last() -> None:
+    loaded = load(tiny("F16"))
+    ids = torch.arange(40)[None]
+    torch.testing.assert_close(loaded.logits(ids, first=25), loaded.logits(ids)[:, 25:], atol=1e-4, rtol=0)
+
+
+def test_byte_pair_tokens_are_those_of_the_tokenizers_library() -> None:
+    from tokenizers import Tokenizer
+
+    source = open_source(tiny("F16"))
+    ours = from_metadata(source.metadata)
+    theirs = Tokenizer.from_file(str(EXAMPLE / "tokenizer.json"))
+    text = (EXAMPLE / "evaluation.txt").read_text()[
+        :20000
+    ] + "\n\n  Ünïcode 東京 1234567 don't\t\r\n x=y+1;🦙🦙"
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert not ours.add_bos
+
+
+def test_sentence_pieces_are_those_of_sentencepiece(tmp_path: Path) -> None:
+    import sentencepiece
+
+    sentencepiece.set_min_log_level(2)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(EXAMPLE / "evaluation.txt"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=1200,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+
+    class Value:
+        def __init__(self, value: Any):
+            self.value = value
+
+    n = theirs.get_piece_size()
+    kinds = [
+        6 if theirs.is_byte(i) else 2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 1
+        for i in range(n)
+    ]
+    metadata = {
+        "tokenizer.ggml.model": Value("llama"),
+        "tokenizer.ggml.tokens": Value([theirs.id_to_piece(i) for i in range(n)]),
+        "tokenizer.ggml.scores": Value([theirs.get_score(i) for i in range(n)]),
+        "tokenizer.ggml.token_type": Value(kinds),
+    }
+    ours = from_metadata(metadata)
+    assert (ours.add_bos, ours.bos) == (True, 1)
+    for line in (EXAMPLE / "evaluation.txt").read_text().splitlines()[:200]:
+        if line:
+            assert ours.encode(line, add_special=False) == theirs.encode(line)
+    assert ours.encode("東 <s>") == [1, *theirs.encode("東 <s>")]
+    # Written-out control tokens count only when asked for.
+    assert ours.encode("a<s>b", add_special=False, parse_special=True).count(1) == 1
+
+
+def test_every_splitting_rule_splits_and_joins() -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    from measure.tokenizer import _pretokenizers
+
+    text = (EXAMPLE / "evaluation.txt").read_text()[:3000] + " 12345 don't I'LL 東京 x_y\r\n\n  \t🦙!?"
+    for name, row in _pretokenizers().items():
+        steps: list[Any] = [pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in row["split"]]
+        pieces = [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)]
+        assert "".join(pieces) == text, name
+        assert 500 < len(pieces) < 2500, name
+
+
+# What llama.cpp's own test vocabularies expect (models/ggml-vocab-*.gguf.inp and .out): pieces of these texts.
+SPLITS = {
+    "gpt-2": ["Hello", ",", " y", "'", "all", "!", " 3", " 33", " 333"],
+    "llama-bpe": ["Hello", ",", " y", "'all", "!", " ", "3", " ", "33", " ", "333"],
+    "qwen2": ["Hello", ",", " y", "'all", "!", " ", "3", " ", "3", "3", " ", "3", "3", "3"],
+    "smollm": ["Hello", ",", " y", "'", "all", "!", " ", "3", " ", "3", "3", " ", "3", "3", "3"],
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_splitting_rule(name: str) -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    from measure.tokenizer import _pretokenizers
+
+    steps: list[Any] = [
+        pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in _pretokenizers()[name]["split"]
+    ]
+    pieces = pre_tokenizers.Sequence(steps).pre_tokenize_str("Hello, y'all! 3 33 333")
+    assert [piece for piece, _ in pieces] == SPLITS[name]
+
+
+def test_vocabulary_flags_come_from_metadata() -> None:
+    source = open_source(tiny("F16"))
+    metadata = dict(source.metadata)
+    from gguf_io import GGUFValueType, MetaValue
+
+    metadata["tokenizer.ggml.add_bos_token"] = MetaValue(GGUFValueType.BOOL, True)
+    metadata["tokenizer.ggml.bos_token_id"] = MetaValue(GGUFValueType.UINT32, 7)
+    assert from_metadata(metadata).encode("a")[0] == 7
+    assert from_metadata(metadata).encode("a", add_special=False)[0] != 7
+
+
+def test_config_of_example_is_what_it_was_made_from() -> None:
+    config = json.loads((EXAMPLE / "config.json").read_text())
+    rebuilt = load(tiny("F16")).model.config.to_dict()
+    for key in (
+        "hidden_size",
+        "num_hidden_layers",
+        "head_dim",
+        "moe_intermediate_size",
+        "num_experts_per_tok",
+    ):
+        assert rebuilt[key] == config[key]
+    assert np.float32(rebuilt["rms_norm_eps"]) == np.float32(config["rms_norm_eps"])
