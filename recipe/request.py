@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from recipe.overrides import Override
 from recipe.patterns import TypeRule
+from recipe.presets import get_file_type
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the user asked for. `file_type` is a name of recipe.presets.FILE_TYPES or COPY."""
+    """What the user asked for. `file_type`: a name of recipe.presets.FILE_TYPES, an alias, a number, or COPY.
+
+    Raises RecipeError for any other file type.
+    """
 
     file_type: str
     rules: tuple[TypeRule, ...] = ()
@@ -25,6 +29,9 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     keep_split: bool = False
     split_max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file_type", get_file_type(self.file_type))
 
 
 @dataclass(frozen=True)
