@@ -24,9 +24,8 @@ from qkernels.cache import cache_dir
 from qkernels.lanes.cpu_words import WIDTH
 
 _HERE = Path(__file__).resolve().parent
-_MACHINERY = [
-    _HERE / name
-    for name in ("compiled.py", "cpu.py", "cpu_tables.py", "cpu_words.py", "simd.py", "loader.py")
+_MACHINERY = sorted(_HERE.glob("cpu*.py")) + [
+    _HERE / name for name in ("compiled.py", "simd.py", "loader.py")
 ]
 
 

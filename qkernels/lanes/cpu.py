@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, types
 
 from qkernels.lanes.compiled import cached
-from qkernels.lanes.cpu_tables import WORDS
+from qkernels.lanes.cpu_snap import WORDS
 from qkernels.lanes.cpu_words import WIDTH, transpose16
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import load, sources

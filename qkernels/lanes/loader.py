@@ -35,7 +35,8 @@ def load(family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any]) -> d
     """The functions of `qkernels/programs/<family>.py` with the vocabulary replaced by `words`.
 
     `wrap` turns each plain function into the engine's own kind (a numba dispatcher, a Triton function). Line numbers
-    and the file name stay those of the program, so that tracebacks and `inspect.getsource` point to it.
+    and the file name stay those of the program, so that tracebacks and `inspect.getsource` point to it. A program
+    function that is among the words is left out: the engine has its own way to do the same.
     """
     path = program_path(family)
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -47,7 +48,7 @@ def load(family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any]) -> d
             namespace.update(
                 {a.asname or a.name: functions[a.name] for a in node.names if a.name in functions}
             )
-        elif isinstance(node, ast.FunctionDef):
+        elif isinstance(node, ast.FunctionDef) and node.name not in words:
             body.append(node)
     tree.body = body
     exec(compile(tree, str(path), "exec"), namespace)

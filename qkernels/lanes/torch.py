@@ -202,8 +202,6 @@ def _nearest(
     scale: torch.Tensor,
     lists: torch.Tensor,
     near: torch.Tensor,
-    notes: torch.Tensor,
-    slot: int,
     dim: int,
     n_bits: int,
 ) -> torch.Tensor:
@@ -262,7 +260,6 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "get": lambda array, index, value: value,
     "nearest": _nearest,
     "nearest_shifted": _nearest_shifted,
-    "forget": lambda notes, slot: None,
 }
 
 

@@ -189,7 +189,7 @@ def _walk(
 
 
 @triton.jit
-def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
+def nearest(u, V, ROOT, place, scale, LISTS, NEAR, DIM, BITS):
     return _walk(u, V, ROOT, place, scale, scale, LISTS, NEAR, DIM, BITS, False)
 
 
@@ -198,16 +198,11 @@ def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
     return _walk(u, V, WEIGHT, place, scale, low, LISTS, NEAR, 8, 2, True)
 
 
-@triton.jit
-def forget(NOTES, slot):
-    pass
-
-
 WORDS = {
     word.fn.__name__: word
     for word in (
         *(ld, st, ldb, stb, cst, take, pick, zeros, izeros, full, where),
         *(div, sqrt, fabs, nint, lev, rnear, trunc, i2f, f2h, h2f, bits, from_bits),
-        *(imin, imax, any_, put, get, nearest, nearest_shifted, forget),
+        *(imin, imax, any_, put, get, nearest, nearest_shifted),
     )
 }

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-
 _NEVER = "lane programs run through qkernels.lanes.loader, not by themselves"
 
 
@@ -52,7 +51,7 @@ put: Any = _declared  # put(A, i, v): remember v for `get`; an engine may forget
 get: Any = _declared  # get(A, i, v): what was put, or v, which is the same value computed again
 
 
-def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
+def nearest(u, V, ROOT, place, scale, LISTS, NEAR, DIM, BITS):
     """For each lane, the code of the codebook entry nearest to a group of DIM weights (`iq2_find_best_neighbour`).
 
     A code holds DIM digits of BITS bits, digit k at bits BITS·k. u: integers, the codes to start from.
@@ -63,19 +62,14 @@ def nearest(u, V, ROOT, place, scale, LISTS, NEAR, NOTES, slot, DIM, BITS):
         D = ((ROOT_0·d_0)·d_0 + (ROOT_1·d_1)·d_1) + …,  d_k = scale·(2·digit_k + 1) - V_k,
     V_k and ROOT_k being elements place + k of their arrays; the first of equals wins. A result differs from u exactly
     where u is off the grid.
-
-    NOTES: an i32 array for the engine's own use, or none. Between two calls with the same `slot` that no `forget` of
-    the slot separates, V and ROOT at `place` do not change and scale does not grow.
     """
     raise NotImplementedError(_NEVER)
-
-
-forget: Any = _declared  # forget(NOTES, slot): what `nearest` noted under this slot no longer holds
 
 
 def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
     """`nearest` for groups of 8 digits of 2 bits with d_k = scale·(digit_k + low) - V_k (`iq1_find_best_neighbour2`).
 
-    low: of each lane, -1 plus or minus 1/8, so that digit + low is exact.
+    low: of each lane, -1 plus or minus 1/8, so that digit + low is exact. NOTES: four integers a lane for the
+    engine's own use.
     """
     raise NotImplementedError(_NEVER)

@@ -131,6 +131,7 @@ def _encoder(grid: _Grid, pack: Phase, weighted: bool) -> Encoder:
         "extent",
         "scale",
         "code",
+        "wanted",
         "trial",
         "notes",
         "lists",
@@ -145,11 +146,11 @@ def _encoder(grid: _Grid, pack: Phase, weighted: bool) -> Encoder:
         scratch={
             **dict.fromkeys(("weight", "v", "root", "product", "levels"), (256, "f32")),
             **dict.fromkeys(("scale", "extent", "total"), (subs, "f32")),
-            **dict.fromkeys(("code", "trial", "entry"), (groups, "i32")),
+            **dict.fromkeys(("code", "wanted", "trial", "entry"), (groups, "i32")),
             "sigma": (1, "f32"),
             "sign": (32, "i32"),
             "level": (subs, "i32"),
-            "notes": (32, "i32"),
+            "notes": (4 * grid.n // grid.dim + 2, "i32"),
         },
         tables={
             "factor": constants(grid.sigma / 256),

@@ -11,7 +11,6 @@ from qkernels.lanes.vocabulary import (
     bits,
     cst,
     div,
-    forget,
     full,
     i2f,
     imax,
@@ -122,6 +121,38 @@ def value(code, k, BITS):
     return i2f((((code << 1) >> (BITS * k)) & ((2 << BITS) - 2)) | 1)
 
 
+def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, DIM, BITS):
+    """FOUND[at + g] becomes `nearest` to WANTED[at + g]; bit g of the result says where group g was off the grid.
+
+    An engine may have its own word for this, and for `forget`, that remembers in the array NOTES what it found:
+    between two calls that no `forget` separates, V and ROOT stay as they are and the scale does not grow.
+    """
+    off = izeros(scale)
+    for g in range(GROUPS):
+        wanted = ld(WANTED, at + g)
+        found = nearest(wanted, V, ROOT, place + g * DIM, scale, LISTS, NEAR, DIM, BITS)
+        st(FOUND, at + g, found)
+        off = off | (where(found != wanted, izeros(off) + 1, izeros(off)) << g)
+    return off
+
+
+def forget(NOTES, GROUPS):
+    """What `snap` noted no longer holds."""
+
+
+def fitted_sums(CODE, first_code, PRODUCT, WEIGHT, first, like, N, DIM, BITS):
+    """Σ w·v·q and Σ w·q·q over a sub-block whose codes are in CODE."""
+    sqx = zeros(like)
+    sqq = sqx
+    for g in range(N // DIM):
+        code = ld(CODE, first_code + g)
+        for k in range(DIM):
+            q = value(code, k, BITS)
+            sqx = sqx + ld(PRODUCT, first + g * DIM + k) * q
+            sqq = sqq + ld(WEIGHT, first + g * DIM + k) * q * q
+    return sqx, sqq
+
+
 def grid_search(
     j,
     V,
@@ -131,6 +162,7 @@ def grid_search(
     EXTENT,
     SCALE,
     CODE,
+    WANTED,
     TRIAL,
     NOTES,
     LISTS,
@@ -149,6 +181,7 @@ def grid_search(
     """
     groups = N // DIM
     first = j * N
+    at = j * groups
     extent = ld(EXTENT, j)
     live = extent > 0.0
     extent = where(live, extent, full(extent, 1.0))
@@ -159,52 +192,38 @@ def grid_search(
     if REDO == 1:
         missed = missed + 1
     for g in range(groups):
-        st(CODE, j * groups + g, izeros(extent))
-        forget(NOTES, g)
+        st(CODE, at + g, izeros(extent))
+    forget(NOTES, groups)
     for t in range(TRIALS):
         inverse = div(full(extent, cst(LADDER, t)), extent)
-        step = div(one, inverse)
-        off = izeros(extent)
-        sqx = zeros(extent)
-        sqq = sqx
         for g in range(groups):
-            place = first + g * DIM
-            wanted = plain_code(V, place, inverse, DIM, BITS)
-            code = nearest(wanted, V, ROOT, place, step, LISTS, NEAR, NOTES, g, DIM, BITS)
-            st(TRIAL, j * groups + g, code)
-            off = off | (where(code != wanted, izeros(off) + 1, izeros(off)) << g)
-            for k in range(DIM):
-                q = value(code, k, BITS)
-                sqx = sqx + ld(PRODUCT, place + k) * q
-                sqq = sqq + ld(WEIGHT, place + k) * q * q
+            st(WANTED, at + g, plain_code(V, first + g * DIM, inverse, DIM, BITS))
+        off = snap(
+            WANTED, TRIAL, at, V, ROOT, first, div(one, inverse), LISTS, NEAR, NOTES, groups, DIM, BITS
+        )
+        sqx, sqq = fitted_sums(TRIAL, at, PRODUCT, WEIGHT, first, extent, N, DIM, BITS)
         up = (sqq > 0.0) & (sqx * sqx > best * sqq)
         if any_(up):
             scale = where(up, div(sqx, sqq), scale)
             best = where(up, scale * sqx, best)
             missed = where(up, off, missed)
             for g in range(groups):
-                st(CODE, j * groups + g, where(up, ld(TRIAL, j * groups + g), ld(CODE, j * groups + g)))
+                st(CODE, at + g, where(up, ld(TRIAL, at + g), ld(CODE, at + g)))
     again = live & (scale > 0.0)
     if REDO < 2:
         again = again & (missed != 0)
     if any_(again):
         step = where(again, scale, one)
         inverse = div(one, step)
-        sqx = zeros(extent)
-        sqq = sqx
         for g in range(groups):
-            place = first + g * DIM
-            forget(NOTES, g)
-            wanted = plain_code(V, place, inverse, DIM, BITS)
-            code = nearest(wanted, V, ROOT, place, step, LISTS, NEAR, NOTES, g, DIM, BITS)
+            st(WANTED, at + g, plain_code(V, first + g * DIM, inverse, DIM, BITS))
+        forget(NOTES, groups)
+        snap(WANTED, TRIAL, at, V, ROOT, first, step, LISTS, NEAR, NOTES, groups, DIM, BITS)
+        for g in range(groups):
             chosen = again
             if REDO == 0:
-                chosen = chosen & (((missed >> g) & 1) != 0)
-            code = where(chosen, code, ld(CODE, j * groups + g))
-            st(CODE, j * groups + g, code)
-            for k in range(DIM):
-                q = value(code, k, BITS)
-                sqx = sqx + ld(PRODUCT, place + k) * q
-                sqq = sqq + ld(WEIGHT, place + k) * q * q
+                chosen = chosen & ((missed & (1 << g)) != 0)
+            st(CODE, at + g, where(chosen, ld(TRIAL, at + g), ld(CODE, at + g)))
+        sqx, sqq = fitted_sums(CODE, at, PRODUCT, WEIGHT, first, extent, N, DIM, BITS)
         scale = where(again & (sqq > 0.0), div(sqx, sqq), scale)
     st(SCALE, j, where(live, scale, zeros(scale)))

@@ -1,0 +1,216 @@
+"""Emits the search for the codebook entry nearest to a group, and a certificate of how long it stays the nearest.
+
+The lanes are turned round here: the list of neighbours of one group is walked sixteen at a time, with a neighbour in
+each place of a vector. A distance is a sum of terms that depend on one digit each, so the terms of all digits are
+computed once and a neighbour only selects among them.
+
+The certificate: from trial to trial of a search the scale s falls by a per cent or so, and a group mostly keeps its
+code and its neighbour. In real numbers D_i(s') - D_n(s') has, for s' ≤ s, the sign of
+
+    D_i(s) - D_n(s) - s·(s - s')·(A_i - A_n),     A = Σ weight_k·value_k²,
+
+so a search also knows down to which scale its neighbour n stays the nearest. Rounding cannot make that wrong: each D
+is computed with an error below 14·2^-24·Σ weight_k·(s·value_k + |x_k|)², which is at most
+28·2^-24·(s²·A_i + 2·s²·A_n + 2·D_n), and several times that is set aside. Where numbers are so small or large that
+they might underflow or overflow, or where another neighbour is that near, nothing is certified.
+"""
+
+from __future__ import annotations
+
+import llvmlite.ir as ir
+from numba.core import cgutils
+
+from qkernels.lanes.cpu_tables import HAS_LOOKUP, call, lookup16
+from qkernels.lanes.cpu_words import WIDTH
+from qkernels.lanes.simd import I32, Lanes, load, splat
+
+# Neighbours a vector; lists are filled up to a multiple of it.
+RUN = 16
+# The longest list of any codebook, in runs.
+MAX_RUNS = 19
+# Twice what the bound above asks for: three times both errors, and the roundings of the certificate itself.
+_SLACK = 2.0**-16
+_SMALLEST, _LARGEST = 2.0**-60, 2.0**100
+
+_FLOAT, _I1 = ir.FloatType(), ir.IntType(1)
+_I32S, _FLOATS, _I1S = (ir.VectorType(kind, RUN) for kind in (I32, _FLOAT, _I1))
+
+
+def _all(value: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [value] * RUN)
+
+
+def _all_int(value: int) -> ir.Constant:
+    return ir.Constant(_I32S, [value] * RUN)
+
+
+def _least(builder: ir.IRBuilder, values: ir.Value) -> ir.Value:
+    """The smallest of sixteen integers; the bits of floats that are not negative are ordered as the floats are."""
+    return call(builder, f"llvm.vector.reduce.smin.v{RUN}i32", I32, values)
+
+
+class Group:
+    """One group of `dim` weights: the distances and norms of sixteen neighbours from their codes.
+
+    xs, ws: addresses of the first weight and of what its distance is weighted with, the next WIDTH elements on.
+    A digit of a code stands for apart·digit + low.
+    """
+
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        xs: ir.Value,
+        ws: ir.Value,
+        scale: ir.Value,
+        shape: tuple[int, int],
+        apart: float,
+        low: ir.Value,
+    ) -> None:
+        self.builder = builder
+        self.dim, self.bits = shape
+        self.scale, self.low = (splat(builder, v, RUN) for v in (scale, low))
+        self.apart = apart
+        self.elements = [tuple(self._element(array, k) for array in (xs, ws)) for k in range(self.dim)]
+        if HAS_LOOKUP:
+            # the table repeats, because above a digit's bits stand those of the next
+            digits = ir.Constant(_FLOATS, [i % (1 << self.bits) for i in range(RUN)])
+            self.tables = [self._terms(k, digits) for k in range(self.dim)]
+
+    def _element(self, array: ir.Value, k: int) -> ir.Value:
+        place = self.builder.gep(array, [ir.IntType(64)(k * WIDTH)])
+        return splat(self.builder, self.builder.load(place), RUN)
+
+    def _terms(self, k: int, digits: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Element k's share of the distance and of the norm, for each of `digits`."""
+        b = self.builder
+        x, w = self.elements[k]
+        values = b.fadd(b.fmul(digits, _all(self.apart)), self.low)
+        d = b.fsub(b.fmul(self.scale, values), x)
+        return b.fmul(b.fmul(w, d), d), b.fmul(w, b.fmul(values, values))
+
+    def _share(self, codes: ir.Value, k: int) -> tuple[ir.Value, ir.Value]:
+        b = self.builder
+        digit = b.lshr(codes, _all_int(self.bits * k))
+        if HAS_LOOKUP:
+            distance, norm = self.tables[k]
+            return lookup16(b, distance, digit), lookup16(b, norm, digit)
+        digit = b.and_(digit, _all_int((1 << self.bits) - 1))
+        return self._terms(k, b.sitofp(digit, _FLOATS))
+
+    def measure(self, codes: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Distances, summed in the reference's order, and norms."""
+        distance, norm = self._share(codes, 0)
+        for k in range(1, self.dim):
+            more, more_norm = self._share(codes, k)
+            distance, norm = self.builder.fadd(distance, more), self.builder.fadd(norm, more_norm)
+        return distance, norm
+
+
+class Nearest:
+    """The nearest of a list of neighbours, the first of equally near ones: its place in the list, code, distance."""
+
+    def __init__(self, builder: ir.IRBuilder, group: Group, list_at: ir.Value, runs: ir.Value | None) -> None:
+        """`runs` is None for a list of one run."""
+        self.builder, self.list_at, self.runs = builder, list_at, runs
+        b = builder
+        self.kept = [cgutils.alloca_once(b, ir.ArrayType(_FLOATS, MAX_RUNS if runs else 1)) for _ in range(2)]
+        if runs is None:
+            nearest = self._measure(group, I32(0))
+            least = _least(b, nearest)
+            ties = b.bitcast(b.icmp_signed("==", nearest, splat(b, least, RUN)), ir.IntType(RUN))
+            self.first = b.zext(b.cttz(ties, _I1(0)), I32)
+        else:
+            least, self.first = self._among_runs(group, runs)
+        self.distance = b.bitcast(least, _FLOAT)
+        self.code = b.load(b.gep(list_at, [self.first]))
+
+    def _measure(self, group: Group, run: ir.Value) -> ir.Value:
+        """One run's distances, as integers of the same order."""
+        measured = group.measure(self.codes(run))
+        for values, place in zip(measured, self.kept, strict=True):
+            self.builder.store(values, self.builder.gep(place, [I32(0), run]))
+        return self.builder.bitcast(measured[0], _I32S)
+
+    def _among_runs(self, group: Group, runs: ir.Value) -> tuple[ir.Value, ir.Value]:
+        b = self.builder
+        best, best_run = (cgutils.alloca_once(b, _I32S) for _ in range(2))
+        b.store(_all_int(0x7FFFFFFF), best)
+        b.store(_all_int(0), best_run)
+        with cgutils.for_range(b, runs) as loop:
+            ordered = self._measure(group, loop.index)
+            nearer = b.icmp_signed("<", ordered, b.load(best))
+            run = splat(b, b.trunc(loop.index, I32), RUN)
+            b.store(b.select(nearer, ordered, b.load(best)), best)
+            b.store(b.select(nearer, run, b.load(best_run)), best_run)
+        nearest = b.load(best)
+        least = _least(b, nearest)
+        ties = b.icmp_signed("==", nearest, splat(b, least, RUN))
+        # the first in the list may stand in any place of the vector
+        position = b.or_(b.shl(b.load(best_run), _all_int(4)), ir.Constant(_I32S, list(range(RUN))))
+        return least, _least(b, b.select(ties, position, _all_int(0x7FFFFFFF)))
+
+    def codes(self, run: ir.Value) -> ir.Value:
+        return load(self.builder, self.list_at, self.builder.mul(run, run.type(RUN)), Lanes("i32", RUN))
+
+    def measured(self, run: ir.Value) -> list[ir.Value]:
+        """Distances and norms of a run."""
+        return [self.builder.load(self.builder.gep(place, [I32(0), run])) for place in self.kept]
+
+    def norm(self) -> ir.Value:
+        b = self.builder
+        return b.load(b.gep(b.bitcast(self.kept[1], _FLOAT.as_pointer()), [self.first]))
+
+
+class _Certificate:
+    def __init__(self, builder: ir.IRBuilder, scale: ir.Value, nearest: Nearest) -> None:
+        b = self.builder = builder
+        self.scale, self.norm = scale, nearest.norm()
+        square = b.fmul(scale, scale)
+        self.energy = b.fmul(square, self.norm)
+        size = b.fadd(b.fmul(self.energy, _FLOAT(5.0)), b.fmul(nearest.distance, _FLOAT(4.0)))
+        base = b.fadd(nearest.distance, b.fmul(size, _FLOAT(_SLACK)))
+        slack = b.fmul(square, _FLOAT(_SLACK))
+        # the bound is not used below half the scale
+        most = b.fmul(square, _FLOAT(0.5))
+        self.code, self.base, self.norms, self.slack, self.most = (
+            splat(b, v, RUN) for v in (nearest.code, base, self.norm, slack, most)
+        )
+
+    def limits(self, codes: ir.Value, distances: ir.Value, norms: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Of sixteen neighbours: how large s·(s - s') may become, and which are too near to tell."""
+        b = self.builder
+        ahead = b.fsub(b.fsub(distances, self.base), b.fmul(self.slack, norms))
+        other = b.icmp_signed("!=", codes, self.code)
+        close = b.and_(other, b.fcmp_unordered("<=", ahead, _all(0.0)))
+        gain = b.fsub(norms, self.norms)
+        gains = b.and_(other, b.fcmp_ordered(">", gain, _all(0.0)))
+        limit = b.fdiv(ahead, b.select(gains, gain, _all(1.0)))
+        tighter = b.and_(gains, b.fcmp_ordered("<", limit, self.most))
+        return b.select(tighter, limit, self.most), close
+
+    def until(self, limits: ir.Value, close: ir.Value) -> ir.Value:
+        b = self.builder
+        least = b.bitcast(_least(b, b.bitcast(limits, _I32S)), _FLOAT)
+        bound = b.fsub(self.scale, b.fdiv(least, self.scale))
+        sure = b.icmp_unsigned("==", b.bitcast(close, ir.IntType(RUN)), ir.IntType(RUN)(0))
+        sure = b.and_(sure, b.fcmp_ordered(">=", self.energy, _FLOAT(_SMALLEST)))
+        sure = b.and_(sure, b.fcmp_ordered("<=", self.norm, _FLOAT(_LARGEST)))
+        return b.select(sure, bound, _FLOAT(float("inf")))
+
+
+def stays_until(builder: ir.IRBuilder, scale: ir.Value, nearest: Nearest) -> ir.Value:
+    """The smallest scale, down from this one, for which the search would find the same; infinite if unknown."""
+    b = builder
+    certificate = _Certificate(b, scale, nearest)
+    if nearest.runs is None:
+        run = I32(0)
+        return certificate.until(*certificate.limits(nearest.codes(run), *nearest.measured(run)))
+    limits, close = cgutils.alloca_once(b, _FLOATS), cgutils.alloca_once(b, _I1S)
+    b.store(certificate.most, limits)
+    b.store(ir.Constant(_I1S, [0] * RUN), close)
+    with cgutils.for_range(b, nearest.runs) as loop:
+        limit, near = certificate.limits(nearest.codes(loop.index), *nearest.measured(loop.index))
+        tighter = b.fcmp_ordered("<", limit, b.load(limits))
+        b.store(b.select(tighter, limit, b.load(limits)), limits)
+        b.store(b.or_(b.load(close), near), close)
+    return certificate.until(b.load(limits), b.load(close))
