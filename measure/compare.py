@@ -14,6 +14,8 @@ from measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter
 from measure.model import LoadedModel
 from measure.perplexity import batches, scored_logits, targets
 
+SAMPLE = 20_000  # characters of a text that two vocabularies must split alike
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -24,18 +26,19 @@ class Pass:
     n_chunks: int
 
 
-def check_vocabularies(base: LoadedModel, quants: Sequence[LoadedModel]) -> None:
-    """Raises MeasureError unless all predict over the same tokens, told by size and by a sample text."""
-    sample = "The quick brown fox, 1234 times: naïve Ω≈ç√ 東京\n\tjumps."
+def check_vocabularies(base: LoadedModel, quants: Sequence[LoadedModel], text: str) -> None:
+    """Raises MeasureError unless all predict over the same tokens, told by size and by the text's beginning."""
+    sample = text[:SAMPLE]
+    wanted = base.tokenizer.encode(sample)
     for quant in quants:
         if quant.n_vocab != base.n_vocab:
             raise MeasureError(
                 f"{quant.path} has a vocabulary of {quant.n_vocab}, the base {base.path} of {base.n_vocab}; "
                 "only models with one vocabulary can be compared"
             )
-        if quant.tokenizer.encode(sample) != base.tokenizer.encode(sample):
+        if quant is not base and quant.tokenizer.encode(sample) != wanted:
             raise MeasureError(
-                f"{quant.path} and the base {base.path} split a text differently; "
+                f"{quant.path} and the base {base.path} split the text differently; "
                 "only models with one vocabulary can be compared"
             )
 

@@ -179,8 +179,9 @@ def _text(
         source, sha = base_file.path, digest([base_file.path])
     elif options.text is not None:
         first = base or quants[0]
-        compare.check_vocabularies(first, quants)
-        tokens = first.tokenizer.encode(read_text(options.text), parse_special=options.parse_special)
+        words = read_text(options.text)
+        compare.check_vocabularies(first, quants, words)
+        tokens = first.tokenizer.encode(words, parse_special=options.parse_special)
         chunks = cut(tokens, options.n_ctx or 512, options.chunks)
         source, sha = options.text, digest([options.text])
     else:

@@ -25,7 +25,7 @@ from measure import tokenizer
 from measure.architectures import Facts, configuration
 from measure.errors import MeasureError
 from measure.fill import Filler, skeleton, stretch_rotation
-from measure.packed import PackedEmbedding, PackedLinear, n_bytes
+from measure.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
 from measure.tokenizer import Tokenizer
 from qkernels import to_float32
 
@@ -81,7 +81,7 @@ class LoadedModel:
 
             return hook
 
-        # Leaves only: a container is bad when its last leaf is.
+        # Only what has weights of its own or no parts: a container is bad when its last part is.
         leaves = [(n, m) for n, m in self.model.named_modules() if _is_leaf(m)]
         handles = [module.register_forward_hook(look(name)) for name, module in leaves]
         try:
@@ -91,12 +91,18 @@ class LoadedModel:
                 handle.remove()
         if not found:
             return "every layer's output is finite, only the final logits overflow"
-        tensors = self.name_map.get(f"{found[0]}.weight", ())
+        inside = [names for name, names in self.name_map.items() if name.startswith(f"{found[0]}.")]
+        tensors = [name for names in inside for name in names]
         return f"the first bad output is that of {', '.join(tensors) or found[0]}"
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    return isinstance(module, PackedLinear | PackedEmbedding) or not any(True for _ in module.children())
+    parts = list(module.children())
+    has_weights = any(True for _ in module.parameters(recurse=False))
+    packed = isinstance(module, PackedLinear | PackedEmbedding) or any(
+        isinstance(p, PackedExperts) for p in parts
+    )
+    return packed or has_weights or not parts
 
 
 def load(
