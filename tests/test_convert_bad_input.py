@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -105,16 +106,29 @@ def test_files_that_are_not_json(model, file, text):
     refused(model, file)
 
 
+def test_model_card(model):
+    (model / "README.md").write_text("---\nlicense: [\n---\n")
+    refused(model, r"README\.md: its front matter is not YAML")
+
+
+@pytest.mark.parametrize("odd", [None, 3, -1, "text", [], [3], {}, {"a": 3}], ids=str)
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("---\nlicense: [\n---\n", r"README\.md: its front matter is not YAML"),
-        ("---\nbase_model: [3]\n---\n", "the model card cannot be read"),
-    ],
+    "file", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"]
 )
-def test_model_card(model, text, message):
-    (model / "README.md").write_text(text)
-    refused(model, message)
+def test_values_of_another_kind(tmp_path, file, odd):
+    """Every value of every file, replaced: it converts, or it is refused; no other error escapes."""
+    directory = write_model("qwen3-moe", tmp_path)
+    original = json.loads((directory / file).read_text())
+    places = [(original, key) for key in original]
+    places += [
+        (value, key) for value in original.values() if isinstance(value, dict) for key in list(value)[:12]
+    ]
+    for holder, key in places:
+        kept, holder[key] = holder[key], odd
+        (directory / file).write_text(json.dumps(original))
+        holder[key] = kept
+        with suppress(GGUFError):
+            open_checkpoint(directory).metadata.encode()
 
 
 def test_no_config(model):

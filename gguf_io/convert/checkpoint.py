@@ -141,7 +141,15 @@ def open_checkpoint(path: str | PathLike[str], outtype: str = "auto") -> Checkpo
     outtype: F32, F16, BF16, Q8_0 or auto (what most of the checkpoint is in): general.file_type says it; the values
     themselves come in their own types. Raises GGUFError naming file, tensor or key and the way out.
     """
-    return Checkpoint(Path(path), outtype.upper())
+    directory = Path(path)
+    try:
+        return Checkpoint(directory, outtype.upper())
+    except GGUFError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # JSON is read in a hundred places; a value of another kind than it must have surfaces where it is used.
+        why = " ".join(repr(error).split())
+        raise GGUFError(f"{directory}: config, tokenizer or model card is malformed ({why})") from error
 
 
 def _keeps_type(name: str) -> bool:
@@ -180,10 +188,18 @@ def _file_type(config: Mapping[str, Any], outtype: str) -> gguf.LlamaFileType:
 def _write_metadata(
     writer: GGUFWriter, directory: Path, config: Config, family: Family, shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    general.write(writer, directory, general.parameter_counts(shapes.items()))
-    family.keys(writer, config)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    family.tokenizer(writer, directory, config)
+    try:
+        general.write(writer, directory, general.parameter_counts(shapes.items()))
+        family.keys(writer, config)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        family.tokenizer(writer, directory, config)
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:  # JSON of another shape than it must have
+        raise GGUFError(f"{directory}: config, tokenizer or model card is malformed ({error!r})") from error
 
 
 def _recorded(writer: GGUFWriter) -> Metadata:

@@ -16,7 +16,14 @@ from gguf_io.errors import GGUFError
 if TYPE_CHECKING:
     from gguf_io.convert.families import Family
 
-REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+# Required numbers and what is believed of them: a hostile file must not make us count to a trillion.
+REQUIRED = {
+    "hidden_size": 2**24,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**16,
+    "vocab_size": 2**24,
+}
 SCALED_ROPE = ("llama3", "yarn", "longrope")
 
 
@@ -41,10 +48,12 @@ def complete(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises GGUFError when a required key is missing or is no positive number.
     """
     config = {**raw, **(raw.get("text_config") or {})}
-    for key in REQUIRED:
+    for key, limit in REQUIRED.items():
         number = config.get(key)
-        if type(number) is not int or number < 1:
-            raise GGUFError(f"config.json: key {key!r} must be a positive number, not {number!r}")
+        if type(number) is not int or not 1 <= number <= limit:
+            raise GGUFError(
+                f"config.json: key {key!r} must be a positive number up to {limit}, not {number!r}"
+            )
     for key, default in family.defaults.items():
         if callable(default):  # computed by the class, also for null
             config[key] = default(config) if config.get(key) is None else config[key]

@@ -1,7 +1,7 @@
 """general.*: who made the model, its size, licence and origin, from the model card, config and directory name.
 
-gguf's own `Metadata` reads them, as llama.cpp's converter does; what that package version does not know yet is
-added here.
+gguf's own `Metadata` reads them from the model card, as llama.cpp's converter does. Of a model in the hub's cache
+the name is that on the hub, not the hash its directory is named by.
 """
 
 from __future__ import annotations
@@ -16,6 +16,22 @@ from gguf import GGUFWriter
 from gguf_io.convert.config import load_optional_json
 from gguf_io.errors import GGUFError
 
+# Metadata field -> keys of generation_config.json
+SAMPLING = {
+    "sampling_sequence": ("sequence",),
+    "sampling_top_k": ("top_k",),
+    "sampling_top_p": ("top_p",),
+    "sampling_min_p": ("min_p",),
+    "sampling_xtc_probability": ("xtc_probability",),
+    "sampling_xtc_threshold": ("xtc_threshold",),
+    "sampling_temp": ("temperature",),
+    "sampling_penalty_last_n": ("penalty_last_n",),
+    "sampling_penalty_repeat": ("penalty_repeat", "repetition_penalty"),
+    "sampling_mirostat": ("mirostat",),
+    "sampling_mirostat_tau": ("mirostat_tau",),
+    "sampling_mirostat_eta": ("mirostat_eta",),
+}
+
 
 def parameter_counts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, int, int, int]:
     """(all, outside experts, in one expert, experts) of (GGUF name, shape in Hugging Face order) pairs."""
@@ -26,21 +42,34 @@ def parameter_counts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int
 
 
 def write(writer: GGUFWriter, directory: Path, counts: tuple[int, int, int, int]) -> None:
-    """Add general.type and everything Metadata finds in `directory`."""
+    """Add general.type and what model card, config.json and the name of the model say about it."""
     total, shared, one_expert, n_experts = counts
-    settings = load_optional_json(directory / "generation_config.json")
+    organization, name = _name(directory)
     try:
-        found = gguf.Metadata.load(None, directory, None, total)
+        card = gguf.Metadata.load_model_card(directory)
+        parameters = gguf.Metadata.load_hf_parameters(directory)
+        found = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, parameters, Path(name), total)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = str(error).replace("\n", " ")
+        where = " ".join(str(error).split())
         raise GGUFError(f"{directory / 'README.md'}: its front matter is not YAML ({where})") from None
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise GGUFError(f"{directory}: the model card cannot be read for general.* ({error!r})") from None
-    if found.sampling_penalty_repeat is None:  # its name in Hugging Face's files
-        found.sampling_penalty_repeat = settings.get("repetition_penalty")
+    if found.organization is None and organization is not None:
+        found.organization = gguf.Metadata.id_to_title(organization)
+    settings = load_optional_json(directory / "generation_config.json")
+    for field, keys in SAMPLING.items():
+        setattr(found, field, next((settings[key] for key in keys if key in settings), None))
     if found.name is None:
-        found.name = directory.name
+        found.name = name
     if found.size_label is None and total > 0:
         found.size_label = gguf.size_label(total, shared, one_expert, n_experts)
     writer.add_type(gguf.GGUFType.MODEL)
     found.set_gguf_meta_model(writer)
+
+
+def _name(directory: Path) -> tuple[str | None, str]:
+    """Organization and name: a directory's own, or the hub's in its cache (models--org--name/snapshots/hash)."""
+    path = directory.absolute()
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        organization, _, name = repository.removeprefix("models--").rpartition("--")
+        return organization or None, name
+    return None, path.name

@@ -48,6 +48,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise GGUFError(f"{directory}: no tokenizer.json and no tokenizer.model; the vocabulary is missing")
+    model = load_optional_json(path).get("model") or {}
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(key):
+            raise GGUFError(f"{path}: {key} {model[key]!r}; llama.cpp has no such tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for every fault of the file
