@@ -33,7 +33,7 @@ from measure.record import (
     named,
 )
 from measure.task_files import Kind, Task, read_tasks
-from measure.tasks import TaskResult, mcnemar, score
+from measure.tasks import TaskResult, mcnemar, prepared, score
 
 Advance = Callable[[int], None]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]  # (what, how many tokens or tasks)
@@ -107,6 +107,8 @@ def evaluate(options: Options, command: str, version: str, bar: Bar = no_bar) ->
     paths = ([options.base] if options.base else []) + list(options.models)
     loaded = [load(path, options.device, options.dtype, options.tokenizer) for path in paths]
     base, quants = (loaded[0], loaded[1:]) if options.base else (None, loaded)
+    for job, tasks in jobs:
+        prepared(loaded[0], job.kind, tasks, options.n_ctx or 512)
     results, text, scores = _text(options, base, base_file, quants, bar)
     scored = [_tasks(model, jobs, options, bar) for model in loaded]
     harness = [_harness(model, options) for model in loaded]

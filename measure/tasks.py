@@ -80,9 +80,8 @@ def score(
 
     Raises MeasureError for a task that does not fit, naming it.
     """
-    prepare = _winogrande if kind == "winogrande" else _choices
     scored: list[Scored] = []
-    for group in _groups(loaded, [prepare(loaded, task, i, n_ctx) for i, task in enumerate(tasks)]):
+    for group in _groups(loaded, prepared(loaded, kind, tasks, n_ctx)):
         means = _means(loaded, [sequence for sequences in group for sequence in sequences])
         at = 0
         for sequences in group:
@@ -94,6 +93,12 @@ def score(
         advance(len(group))
     chance = len(tasks) / sum(len(task.choices) for task in tasks)
     return TaskResult(kind, tuple(scored), chance)
+
+
+def prepared(loaded: LoadedModel, kind: Kind, tasks: Sequence[Task], n_ctx: int) -> list[list[_Sequence]]:
+    """The token sequences of all tasks. Raises MeasureError as `score` does, before anything runs."""
+    prepare = _winogrande if kind == "winogrande" else _choices
+    return [prepare(loaded, task, i, n_ctx) for i, task in enumerate(tasks)]
 
 
 def _take(kind: Kind, means: Sequence[float]) -> int:
@@ -149,12 +154,12 @@ def _check_room(number: int, encoded: Sequence[Sequence[int]], same: int, n_ctx:
         )
 
 
-def _groups(loaded: LoadedModel, prepared: Sequence[list[_Sequence]]) -> list[list[list[_Sequence]]]:
+def _groups(loaded: LoadedModel, tasks: Sequence[list[_Sequence]]) -> list[list[list[_Sequence]]]:
     """Consecutive tasks that run as one padded batch."""
     groups: list[list[list[_Sequence]]] = []
     room = min(BATCH_TOKENS, max(1, LOGIT_BYTES // (4 * loaded.n_vocab)))
     longest = count = 0
-    for sequences in prepared:
+    for sequences in tasks:
         length = max(len(s.tokens) for s in sequences)
         if not groups or max(longest, length) * (count + len(sequences)) > room:
             groups.append([])

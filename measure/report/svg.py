@@ -39,6 +39,8 @@ class Line:
 def scatter(points: Sequence[Point], x_title: str, y_title: str, log: bool, line: Line | None = None) -> str:
     """An SVG element. Less is better on both axes. log: a logarithmic y axis."""
     ys = [p.y for p in points] + ([line.y] if line else [])
+    # A narrow range has no decade to mark.
+    log = log and max(ys) > 3 * min(ys) > 0
     spans = [y for p in points for y in (p.y - p.error, p.y + p.error) if not log or y > 0]
     x_axis = _Axis.linear([p.x for p in points], LEFT, WIDTH - RIGHT)
     limits = ys + spans

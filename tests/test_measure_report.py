@@ -1,0 +1,327 @@
+"""The record of an evaluation, the page and the card made of it, and the speed tool's parsing."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from measure_models import DATA, EXAMPLE, directory, tiny
+
+import cli
+from measure.errors import MeasureError
+from measure.record import ModelFile, ModelResult, Run, TensorRow, from_json, to_csv, to_json
+from measure.report import HeatMap, card, collect, page
+from measure.report.collect import pareto, type_map
+from measure.report.svg import CHARACTER, FONT, HEIGHT, WIDTH, Line, Point, scatter
+from measure.speed import Speed, SpeedOptions, SpeedTest, measure_speed, parse_tests, tokens_per_second
+
+
+@functools.cache
+def record() -> Run:
+    """A small evaluation through the command line: base, two quants, text and tasks."""
+    path = directory() / "run.json"
+    arguments = ["--base", *map(tiny, ("F16", "Q4_0", "Q8_0")), "-f", EXAMPLE / "evaluation.txt", "-c", 128]
+    tasks = ["--hellaswag", DATA / "hs.txt", "--multiple-choice", DATA / "mc.bin", "--tasks", 10]
+    command = ["evaluate", *arguments, "--chunks", 8, *tasks, "-t", 1, "--json", path]
+    torch.set_num_threads(1)
+    assert cli.main([str(word) for word in command]) == 0
+    return from_json(path)
+
+
+def speed_record() -> Run:
+    file = record().models[0].file
+    speeds = (Speed("pp512", 100.0, 1.5, 5), Speed("tg128", 20.0, 0.25, 5))
+    return Run(
+        "0", "quantmill evaluate speed x", "now", "m", "llama-bench", (ModelResult(file, speed=speeds),)
+    )
+
+
+def test_record_says_what_was_measured() -> None:
+    run = record()
+    assert run.base is not None
+    assert run.text is not None
+    assert (run.text.n_ctx, run.text.n_chunks, run.text.n_scored) == (128, 8, 8 * 63)
+    assert [result.file.name for result in run.models] == ["tiny-Q4_0", "tiny-Q8_0"]
+    assert run.ranking == ("tiny-Q8_0", "tiny-Q4_0")
+    file = run.models[0].file
+    assert file.bytes == tiny("Q4_0").stat().st_size
+    assert file.sha256 == __import__("hashlib").sha256(tiny("Q4_0").read_bytes()).hexdigest()
+    assert file.bits_per_weight == pytest.approx(4.5, abs=0.05)
+    assert {task.kind for task in run.models[0].tasks} == {"hellaswag", "mc"}
+    assert len(run.models[0].tasks[0].right) == 10
+    divergence = run.models[0].divergence
+    assert divergence is not None
+    assert divergence.kld.value == pytest.approx(sum(run.models[0].chunk_kld) / 8)
+    assert {comparison.measure for comparison in run.comparisons} == {"kld", "hellaswag", "mc"}
+
+
+def test_record_survives_json() -> None:
+    path = directory() / "copy.json"
+    path.write_text(to_json(record()))
+    assert from_json(path) == record()
+    # No NaN or Infinity, which other JSON readers refuse.
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_csv_has_a_row_a_model() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(record()))))
+    assert [row["name"] for row in rows] == ["tiny-F16", "tiny-Q4_0", "tiny-Q8_0"]
+    divergence = record().models[0].divergence
+    assert divergence is not None
+    assert float(rows[1]["kld"]) == divergence.kld.value
+    assert float(rows[1]["same_top"]) == divergence.same_top.value
+    assert rows[0]["kld"] == ""
+    assert 0 <= float(rows[2]["hellaswag"]) <= 1
+
+
+def test_table_and_files_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["evaluate", tiny("Q8_0"), "-f", EXAMPLE / "evaluation.txt", "-c", 16, "--chunks", 2]
+    assert cli.main([*map(str, command), "--csv", "-"]) == 0
+    assert capsys.readouterr().out.startswith("name,bytes,bits_per_weight,ppl")
+    assert cli.main([*map(str, command), "--json", str(tmp_path / "run.json")]) == 0
+    assert re.search(r"tiny-Q8_0 +7.81 MiB +8.53 +\d+\.\d{4} ± \d+\.\d{4}", capsys.readouterr().out)
+    assert from_json(tmp_path / "run.json").models[0].ppl is not None
+
+
+class _Page(HTMLParser):
+    """Collects what a page would fetch, and its text; complains about tags that are not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [
+            f"{tag} {name}={value}" for name, value in attrs if name in ("src", "href", "srcset", "data")
+        ]
+        if tag in ("script", "iframe", "link", "img", "object", "embed"):
+            self.fetched.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_page_needs_nothing_else() -> None:
+    text = page(collect([record(), speed_record()]))
+    parsed = _Page()
+    parsed.feed(text)
+    assert parsed.open == []
+    assert parsed.fetched == []
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_page_shows_the_numbers() -> None:
+    text = page(collect([record(), speed_record()], title="A <model> & more"))
+    parsed = _Page()
+    parsed.feed(text)
+    words = " ".join(parsed.words)
+    divergence = record().models[0].divergence
+    assert divergence is not None
+    assert "A <model> & more" in words
+    assert f"{divergence.kld.value:.6f} ± {divergence.kld.error:.6f}" in words
+    assert "100.00 ± 1.50" in words
+    assert record().models[0].file.sha256 in words
+    assert record().command in words
+    assert text.count("<svg") == 2
+
+
+def test_card_has_a_header_and_tables() -> None:
+    text = card(collect([record(), speed_record()]), "org/model", "apache-2.0")
+    header, _, body = text.removeprefix("---\n").partition("\n---\n")
+    lines = header.splitlines()
+    assert 'base_model: "org/model"' in lines
+    assert 'license: "apache-2.0"' in lines
+    assert lines[lines.index("tags:") + 1] == "- gguf"
+    tables = re.findall(r"(?:^\|.*\|\n)+", body, re.M)
+    assert len(tables) == 6  # files, quality, percentiles, tasks, speed, types
+    for table in tables:
+        counts = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(counts) == 1
+    assert "tiny-Q4\\_0" in body
+    with pytest.raises(MeasureError, match="cannot stand in a model card"):
+        card(collect([record()]), "a\nb: c")
+
+
+def test_report_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record()
+    imatrix = EXAMPLE / "imatrix.gguf"
+    out = tmp_path / "deep" / "report"
+    command = ["report", directory() / "run.json", "-o", out, "--imatrix", imatrix, "--base-model", "org/m"]
+    assert cli.main([str(word) for word in command]) == 0
+    assert capsys.readouterr().out.split() == [str(out / "index.html"), str(out / "README.md")]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "index.html"]
+    assert "imatrix.gguf: importance" in (out / "index.html").read_text()
+
+
+def test_records_that_do_not_compare_are_refused() -> None:
+    run = record()
+    assert run.text is not None
+    assert run.base is not None
+    from dataclasses import replace
+
+    with pytest.raises(MeasureError, match="different texts"):
+        collect([run, replace(run, text=replace(run.text, n_ctx=256))])
+    other = replace(run.base, file=replace(run.base.file, sha256="0", name="other"))
+    with pytest.raises(MeasureError, match="different bases"):
+        collect([run, replace(run, base=other)])
+
+
+def test_pareto_front() -> None:
+    points = [(3.0, 1.0), (1.0, 3.0), (2.0, 3.5), (2.0, 2.0), (4.0, 1.0), (1.0, 3.0)]
+    assert pareto(points) == [1, 3, 0]
+    assert pareto([]) == []
+
+
+def test_type_map_places_tensors() -> None:
+    rows = (
+        TensorRow("blk.0.attn_q.weight", "Q4_K", 256, 144),
+        TensorRow("blk.10.attn_q.weight", "Q8_0", 256, 272),
+        TensorRow("blk.2.attn_q.weight", "Q2_K", 256, 84),
+        TensorRow("blk.0.attn_norm.weight", "F32", 256, 1024),
+        TensorRow("token_embd.weight", "Q6_K", 256, 210),
+    )
+    found = type_map(ModelFile("m", "m.gguf", 1, 1, 4.0, "", "llama", rows))
+    assert found.layers == ("0", "2", "10", "—")
+    assert found.kinds == ("attn_q", "token_embd")
+    assert found.text == (("Q4_K", ""), ("Q2_K", ""), ("Q8_0", ""), ("", "Q6_K"))
+    levels = [found.level[i][0] for i in (1, 0, 2)]
+    assert levels == sorted(levels)
+    assert isinstance(found, HeatMap)
+
+
+Box = tuple[float, float, float, float]
+
+
+def _texts(svg: str) -> list[Box]:
+    """Boxes of all point labels, from their places and lengths."""
+    found = re.findall(r'<text class="(?:label|base)" x="([\d.-]+)" y="([\d.-]+)">([^<]*)</text>', svg)
+    return [(float(x), float(y) - FONT + 2, float(x) + CHARACTER * len(t), float(y) + 3) for x, y, t in found]
+
+
+def test_labels_cover_neither_each_other_nor_points() -> None:
+    names = [f"Q{i}_K_{size}" for i in range(2, 7) for size in "SML"]
+    points = [Point(3 + 0.1 * i, 0.1 / (1 + i % 5), 0.001, name, name) for i, name in enumerate(names)]
+    svg = scatter(points, "size, GiB", "KLD", log=True, line=Line(0.05, "base 0.05"))
+    boxes = _texts(svg)
+    assert len(boxes) >= 6
+    circles = [
+        (float(x), float(y)) for x, y in re.findall(r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', svg)
+    ]
+    assert len(circles) == len(points)
+    for i, a in enumerate(boxes):
+        assert a[0] >= 0
+        assert a[2] <= WIDTH
+        assert a[3] <= HEIGHT
+        for b in boxes[i + 1 :]:
+            assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
+        for x, y in circles:
+            assert not (a[0] < x + 4 and x - 4 < a[2] and a[1] < y + 4 and y - 4 < a[3])
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("ys", [[1.0], [0.0001, 0.5], [27.1, 27.2, 27.15], [3.0, 3.0]])
+def test_axes_have_ticks_inside_the_plot(ys: list[float], log: bool) -> None:
+    svg = scatter([Point(i + 1, y, 0.0, "x", "x") for i, y in enumerate(ys)], "x", "y", log)
+    ticks = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', svg)
+    vertical = [(float(y), float(text)) for x, y, anchor, text in ticks if anchor == "end"]
+    assert 1 <= len(vertical) <= 9
+    assert all(0 < y < HEIGHT - 30 for y, _ in vertical)
+    # Higher values stand higher.
+    assert [text for _, text in sorted(vertical)] == sorted((text for _, text in vertical), reverse=True)
+
+
+def test_speed_tests_are_read() -> None:
+    assert parse_tests("pp512,tg128,pp1024+tg1024") == (
+        SpeedTest(512, 0),
+        SpeedTest(0, 128),
+        SpeedTest(1024, 1024),
+    )
+    assert [test.name for test in parse_tests("pp512,tg128,pp16+tg8")] == ["pp512", "tg128", "pp16+tg8"]
+    for wrong in ("", "512", "pp", "tg128+pp4", "pp512tg4", "pp512,"):
+        with pytest.raises(MeasureError, match="write pp512"):
+            parse_tests(wrong)
+
+
+def test_tokens_per_second_leaves_out_the_free_token() -> None:
+    assert tokens_per_second(SpeedTest(512, 0), 1000.0, 5.0) == 512
+    assert tokens_per_second(SpeedTest(0, 128), 10.0, 1000.0) == 127
+    assert tokens_per_second(SpeedTest(100, 101), 1000.0, 1000.0) == 100
+
+
+def fake_bench(path: Path, body: str) -> Path:
+    path.write_text(f"#!{sys.executable}\nimport json, os, signal, sys\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_llama_bench_is_asked_and_read(tmp_path: Path) -> None:
+    bench = fake_bench(
+        tmp_path / "llama-bench",
+        "open(sys.argv[0] + '.args', 'w').write(' '.join(sys.argv[1:]))\n"
+        "rows = [(8, 0, 80.0), (0, 4, 4.0), (8, 4, 12.5)]\n"
+        "print(json.dumps([{'n_prompt': p, 'n_gen': n, 'avg_ts': a, 'stddev_ts': 0.5} for p, n, a in rows]))",
+    )
+    options = SpeedOptions(parse_tests("pp8,tg4,pp8+tg4"), repeats=3, threads=2, repack=False, bench=bench)
+    found = measure_speed(tiny("Q4_0"), options)
+    assert found == (Speed("pp8", 80.0, 0.5, 3), Speed("tg4", 4.0, 0.5, 3), Speed("pp8+tg4", 12.5, 0.5, 3))
+    asked = (tmp_path / "llama-bench.args").read_text()
+    assert asked == f"-m {tiny('Q4_0')} -r 3 -o json -t 2 --repack 0 -p 8 -n 4 -pg 8,4"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("sys.stderr.write('noise\\nerror: no room\\n'); sys.exit(1)", "llama.cpp failed .error: no room"),
+        (
+            "os.kill(os.getpid(), signal.SIGILL)",
+            "killed by SIGILL; on machines with AMX, --no-repack may help",
+        ),
+        ("", "llama.cpp failed .without a word"),
+    ],
+)
+def test_a_bench_that_fails_says_so(body: str, message: str, tmp_path: Path) -> None:
+    bench = fake_bench(tmp_path / "llama-bench", body)
+    with pytest.raises(MeasureError, match=message):
+        measure_speed(tiny("Q4_0"), SpeedOptions(bench=bench))
+
+
+def test_speed_through_xllamacpp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "speed.json"
+    command = [
+        "evaluate",
+        "speed",
+        tiny("Q4_0"),
+        "--tests",
+        "pp32,tg8,pp16+tg8",
+        "-r",
+        2,
+        "-t",
+        1,
+        "--no-repack",
+    ]
+    assert cli.main([*map(str, command), "--json", str(path)]) == 0
+    found = from_json(path).models[0].speed
+    assert [speed.test for speed in found] == ["pp32", "tg8", "pp16+tg8"]
+    assert all(speed.mean > 0 and speed.runs == 2 for speed in found)
+    assert "pp16+tg8 t/s" in capsys.readouterr().out
