@@ -91,7 +91,7 @@ def collect(
     tensor and the chunk), a token outside the vocabulary, or a model in which nothing can be watched.
     """
     _check_tokens(model, chunks, settings)
-    device = model.get_input_embeddings().weight.device
+    device = _device(model)
     step = settings.batch or _batch(model, chunks.shape[1], device)
     recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
     recorder.attach(model)
@@ -184,6 +184,13 @@ def _check_tokens(model: Any, chunks: np.ndarray, settings: Settings) -> None:
             f"token {largest} of the text is outside the model's vocabulary of {n_vocab}; "
             "the tokenizer belongs to another model"
         )
+
+
+def _device(model: Any) -> torch.device:
+    """Where the model runs, which is not where its weights are when accelerate brings them there in turn."""
+    embedding = model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)
+    return embedding.weight.device if hook is None else torch.device(hook.execution_device)
 
 
 def _batch(model: Any, n_ctx: int, device: torch.device) -> int:

@@ -1,9 +1,8 @@
 """Sums of what enters every matrix of a model, taken on the device while the model runs.
 
 A hook in front of every linear layer sums x² over the rows of the batch; experts.py does the same for each
-expert. The sums of a batch stay apart until the batch is complete and finite; then they are added to the
-totals with the rounding error of each addition kept in a second float32 (Knuth's two-sum, works where there
-is no float64), so that a long run loses nothing. Only sums ever leave the device.
+expert. The sums of a batch stay apart until the batch is complete and finite; then they join the totals
+(sums.py). Only sums ever leave the device.
 """
 
 from __future__ import annotations
@@ -18,43 +17,9 @@ import torch
 from torch import nn
 
 from gguf_io.convert.names import TensorTable
-from gguf_io.convert.rules import Index
 from imatrix.experts import is_recordable, recording_forward
 from imatrix.matrix import Entry, ImatrixError
-
-
-@dataclass(frozen=True)
-class Taker:
-    """A GGUF tensor that takes its statistics from one input.
-
-    matrix: which matrix of the tensor's stack this input feeds, None: all, or the only one
-    columns: which columns of the input, in which order, None: all
-    n_mat: matrices in the tensor
-    """
-
-    name: str
-    matrix: int | None
-    columns: Index | None
-    n_mat: int
-
-
-@dataclass
-class Input:
-    """One place where activations enter a matmul: [n_mat] row counts, [n_mat, n_cols] sums in two float32."""
-
-    takers: tuple[Taker, ...]
-    counts: np.ndarray
-    square: tuple[torch.Tensor, torch.Tensor] | None = None
-    plain: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-@dataclass
-class Batch:
-    """What one input saw in the batch that is running: sums [n_mat, n_cols] f32 on the device."""
-
-    square: torch.Tensor
-    plain: torch.Tensor | None
-    counts: np.ndarray
+from imatrix.sums import Batch, Input, Taker, added, joined, take, total
 
 
 @dataclass
@@ -80,7 +45,7 @@ class Recorder:
             if any(f"{name}.{part}" in self.table.uses for part in ("gate_up_proj", "up_proj", "down_proj")):
                 self._attach_experts(name, module)
             elif f"{name}.weight" in self.table.uses and _is_linear(module):
-                self._attach_linear(name, module)
+                self._attach_linear(model, name, module)
         if self.process_output:
             self._attach_output(model)
         if not self.inputs:
@@ -99,10 +64,39 @@ class Recorder:
         self._last = None
         self.pending = {}
 
-    def _attach_linear(self, name: str, module: nn.Module) -> None:
+    def _attach_linear(self, model: nn.Module, name: str, module: nn.Module) -> None:
         place = self._place(f"{name}.weight")
         if place is not None:
             self._hook(module, place)
+        for use in self.table.uses[f"{name}.weight"]:
+            if self._is_turned_head(f"{name}.weight", use.name):
+                self._attach_heads(model, name, use.name)
+
+    def _is_turned_head(self, hf_name: str, gguf_name: str) -> bool:
+        """A projection cut into heads and turned round, as attn_k_b of a latent attention is."""
+        view = self.table.views[gguf_name]
+        return view.transpose and view.matrices > 1 and len(self.table.shapes[hf_name]) == 2
+
+    def _attach_heads(self, model: nn.Module, name: str, gguf_name: str) -> None:
+        """attn_k_b multiplies the part of each head's query that is not rotated (llama.cpp absorbs it into Q);
+        transformers never does, so the query itself is watched."""
+        layer = name.rpartition(".")[0]
+        modules = dict(model.get_submodule(layer).named_children())
+        query = modules.get("q_b_proj", modules.get("q_proj"))
+        if query is None:
+            return
+        view = self.table.views[gguf_name]
+        self.inputs.append(Input((Taker(gguf_name, None, None, 1),), np.zeros(1, np.int64)))
+        see = partial(self._see_heads, len(self.inputs) - 1, view.matrices, view.shape[-1])
+        self._undo.append(query.register_forward_hook(see).remove)
+
+    def _see_heads(
+        self, index: int, n_heads: int, n_cols: int, module: nn.Module, arguments: Any, output: torch.Tensor
+    ) -> None:
+        heads = output.reshape(-1, n_heads, output.shape[-1] // n_heads)[..., :n_cols]
+        square, plain = self._sums(heads.reshape(len(heads), -1))
+        batch = Batch(square[None], None if plain is None else plain[None], np.array([len(heads)]))
+        self.pending[index] = batch
 
     def _attach_output(self, model: Any) -> None:
         """The output projection; that of a tied model is the embedding, whose tensor is what gets quantized."""
@@ -127,8 +121,12 @@ class Recorder:
         self.inputs += [into, out]
         indices = (len(self.inputs) - 2, len(self.inputs) - 1)
         forward = partial(recording_forward, module, self._see_expert, indices, self.route_all)
-        module.forward = forward  # type: ignore[method-assign]
-        self._undo.append(partial(delattr, module, "forward"))
+        # accelerate brings weights to the device around `_old_forward`
+        place = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+        before = module.__dict__.get(place)
+        setattr(module, place, forward)
+        undo = partial(delattr, module, place) if before is None else partial(setattr, module, place, before)
+        self._undo.append(undo)
 
     def _place(self, hf_name: str) -> Input | None:
         """The input of a Hugging Face weight: every block matrix of the GGUF that is made of it takes from it."""
@@ -139,8 +137,8 @@ class Recorder:
             view = self.table.views[use.name]
             if len(view.shape) < 2 or not _is_block_matrix(use.name):
                 continue
-            if view.transpose and view.matrices > 1 and not stacked:
-                continue  # cut into heads and turned round: its input is inside the attention
+            if self._is_turned_head(hf_name, use.name):
+                continue  # what enters it is not what enters this module
             # the input runs along the source's columns, or its rows where the matrix is stored turned round
             columns = view.rows if view.transpose else view.columns
             takers.append(Taker(use.name, use.matrix, columns, view.matrices))
@@ -157,7 +155,7 @@ class Recorder:
             square[None], None if plain is None else plain[None], np.array([x.numel() // x.shape[-1]])
         )
         if index in self.pending:  # a layer that is used twice in one pass
-            batch = _joined(self.pending[index], batch)
+            batch = joined(self.pending[index], batch)
         self.pending[index] = batch
 
     def _see_expert(self, index: int, expert: int, x: torch.Tensor) -> None:
@@ -196,9 +194,9 @@ class Recorder:
         inputs = list(self.inputs)
         for index, batch in self.pending.items():
             old = inputs[index]
-            plain = None if batch.plain is None else _added(old.plain, batch.plain)
+            plain = None if batch.plain is None else added(old.plain, batch.plain)
             inputs[index] = Input(
-                old.takers, old.counts + batch.counts, _added(old.square, batch.square), plain
+                old.takers, old.counts + batch.counts, added(old.square, batch.square), plain
             )
         self.inputs, self.pending, self._last = inputs, {}, None
 
@@ -212,10 +210,10 @@ class Recorder:
         for place in self.inputs:
             if place.square is None:
                 continue
-            square = _total(place.square)
-            plain = None if place.plain is None else _total(place.plain)
+            square = total(place.square)
+            plain = None if place.plain is None else total(place.plain)
             for taker in place.takers:
-                _take(found, taker, place.counts, square, plain)
+                take(found, taker, place.counts, square, plain)
         return found
 
 
@@ -228,52 +226,3 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _is_block_matrix(name: str) -> bool:
     return name.startswith("blk.") and name.endswith(".weight")
-
-
-def _joined(one: Batch, other: Batch) -> Batch:
-    plain = None if one.plain is None or other.plain is None else one.plain + other.plain
-    return Batch(one.square + other.square, plain, one.counts + other.counts)
-
-
-def _added(
-    total: tuple[torch.Tensor, torch.Tensor] | None, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two-sum: (high, low) + value, where low gathers what high cannot hold."""
-    if total is None:
-        return value, torch.zeros_like(value)
-    high, low = total
-    added = high + value
-    part = added - high
-    return added, low + ((high - (added - part)) + (value - part))
-
-
-def _total(pair: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray:
-    high, low = (part.cpu().double() for part in pair)
-    return (high + low).float().numpy()
-
-
-def _take(
-    found: dict[str, Entry], taker: Taker, counts: np.ndarray, square: np.ndarray, plain: np.ndarray | None
-) -> None:
-    def chosen(values: np.ndarray | None) -> np.ndarray | None:
-        return values if values is None or taker.columns is None else values[:, taker.columns]
-
-    square_of, plain_of = chosen(square), chosen(plain)
-    assert square_of is not None
-    if taker.matrix is None:
-        if taker.n_mat > len(square_of):  # a matrix cut into heads that share one input: one count for all
-            square_of = np.tile(square_of, (1, taker.n_mat))
-            plain_of = None if plain_of is None else np.tile(plain_of, (1, taker.n_mat))
-        found[taker.name] = Entry(square_of, counts, plain_of)
-        return
-    # one expert of a stack whose experts are modules of their own
-    n_cols = square_of.shape[1]
-    if taker.name not in found:
-        empty = np.zeros((taker.n_mat, n_cols), np.float32)
-        sums = None if plain_of is None else empty.copy()
-        found[taker.name] = Entry(empty, np.zeros(taker.n_mat, np.int64), sums)
-    entry = found[taker.name]
-    entry.in_sum2[taker.matrix] = square_of[0]
-    entry.counts[taker.matrix] = counts[0]
-    if entry.in_sum is not None and plain_of is not None:
-        entry.in_sum[taker.matrix] = plain_of[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import typer
 
+from gguf_io.partial import resolved
 from imatrix import chat, coverage, store
 from imatrix.collect import Progress, Result, Settings
 from imatrix.matrix import ImatrixError, ImportanceMatrix
@@ -56,8 +58,9 @@ def collect_and_save(request: Request) -> None:
         raise ImatrixError(f"--shrink-experts {request.shrink}: a number of tokens cannot be negative")
     if request.batch is not None and request.batch < 1:
         raise ImatrixError(f"--batch {request.batch}: at least one chunk must be run")
-    if not request.output.absolute().parent.is_dir():
-        raise ImatrixError(f"{request.output}: there is no directory {request.output.absolute().parent}")
+    directory = resolved(request.output).parent
+    if not os.access(directory, os.W_OK):
+        raise ImatrixError(f"{request.output}: {directory} is not writable; choose another output")
     plain = {text.path: read_text(text.path) for text in texts}  # before a model is loaded for minutes
     loaded = _load(request)
     try:
@@ -143,7 +146,33 @@ def _load(request: Request) -> Any:
     dtype = request.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    return load(local_model(request.model), device, dtype, request.tokenizer)
+    path = local_model(request.model)
+    if not device.startswith("cuda") or _fits(path, torch.device(device), dtype):
+        return load(path, device, dtype, request.tokenizer)
+    print_line(
+        f"{request.model}: does not fit on {device}; its weights stay in main memory and visit it in turn"
+    )
+    loaded = load(path, "cpu", dtype, request.tokenizer)
+    offload(loaded.model, torch.device(device))
+    return loaded
+
+
+def _fits(path: Path, device: Any, dtype: str) -> bool:
+    """Whether the weights take less than three quarters of the free memory; the rest is for activations."""
+    import torch
+
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    # a GGUF is held as its blocks, a checkpoint (mostly of 16 bits) in the type asked for
+    growth = 2 if path.is_dir() and dtype == "float32" else 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return growth * sum(file.stat().st_size for file in files) < 0.75 * free
+
+
+def offload(model: Any, device: Any) -> None:
+    """Keep the weights where they are and bring each module's to `device` while it runs (accelerate)."""
+    from accelerate import cpu_offload
+
+    cpu_offload(model, execution_device=device, offload_buffers=True)
 
 
 def _chunks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,22 @@ def test_recording_does_not_change_what_the_model_says(experts: Any) -> None:
         assert torch.equal(experts(torch.from_numpy(chunks).long()).logits, before)  # hooks are gone
 
 
+def test_weights_that_accelerate_brings_in_turn(experts: Any) -> None:
+    from quantmill_cli.imatrix_collect import offload
+
+    chunks = some_chunks(2)
+    expected, _ = collected(experts, chunks)
+    table = table_of(experts)
+    travelling = copy.deepcopy(experts)
+    offload(travelling, torch.device("cpu"))
+    result = Result()
+    for _ in collect(travelling, table, chunks, Settings(), result):
+        pass
+    for name, entry in result.matrix((), N_CTX).entries.items():
+        assert np.array_equal(entry.in_sum2, expected.entries[name].in_sum2), name
+        assert np.array_equal(entry.counts, expected.entries[name].counts), name
+
+
 def test_routing_all_experts_shows_every_token_to_each(experts: Any) -> None:
     chunks = some_chunks(2)
     matrix, _ = collected(experts, chunks, route_all=True)
@@ -159,6 +176,39 @@ def test_routing_all_experts_shows_every_token_to_each(experts: Any) -> None:
     assert np.array_equal(up.in_sum2[0], up.in_sum2[5])
     down = matrix.entries["blk.0.ffn_down_exps.weight"]
     assert not np.array_equal(down.in_sum2[0], down.in_sum2[5])
+
+
+def test_latent_attention_shows_each_head_s_query_and_the_latent() -> None:
+    torch.manual_seed(3)
+    config = transformers.DeepseekV3Config(
+        vocab_size=N_VOCAB, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=24, q_lora_rank=20, qk_rope_head_dim=8,
+        v_head_dim=12, qk_nope_head_dim=10, n_routed_experts=8, num_experts_per_tok=2, n_group=2, topk_group=1,
+        first_k_dense_replace=1, n_shared_experts=1,
+    )  # fmt: skip
+    model = transformers.DeepseekV3ForCausalLM(config).eval()
+    chunks = some_chunks(3)
+    attention = model.model.layers[1].self_attn
+    seen: list[torch.Tensor] = []
+    handles = [
+        attention.q_b_proj.register_forward_hook(lambda module, args, out: seen.append(out)),
+        attention.kv_b_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+    ]
+    matrix, result = collected(model, chunks, batch=3)
+    for handle in handles:
+        handle.remove()
+    query, latent = (x.double().reshape(-1, x.shape[-1]) for x in seen)
+    nope = query.reshape(-1, 4, 18)[..., :10]
+    k_b, v_b = (matrix.columns(f"blk.1.attn_{kind}_b.weight", n, 4) for kind, n in (("k", 10), ("v", 24)))
+    assert k_b is not None
+    assert v_b is not None
+    np.testing.assert_allclose(k_b, (nope * nope).mean(0).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(v_b, np.tile((latent * latent).mean(0).numpy(), (4, 1)), rtol=1e-5)
+    assert result.missed == ()
+    assert {n for n in matrix.entries if n.startswith("blk.1.ffn")} == {
+        *(f"blk.1.ffn_{kind}_{of}.weight" for kind in ("gate", "up", "down") for of in ("exps", "shexp")),
+        "blk.1.ffn_gate_inp.weight",
+    }
 
 
 def test_a_tied_head_is_collected_under_the_embedding_s_name(experts: Any) -> None:
@@ -265,13 +315,13 @@ def test_a_token_outside_the_vocabulary_is_refused(dense: Any) -> None:
 
 def test_long_sums_lose_nothing() -> None:
     """Adding small batches to a large total: plain float32 would stand still."""
-    from imatrix.recorder import _added, _total
+    from imatrix.sums import added, total
 
-    total = (torch.tensor([2.0**25]), torch.zeros(1))
+    sums = (torch.tensor([2.0**25]), torch.zeros(1))
     for _ in range(1000):
-        total = _added(total, torch.ones(1))
+        sums = added(sums, torch.ones(1))
     assert torch.tensor([2.0**25]) + 1 == 2.0**25
-    assert _total(total)[0] == np.float32(2.0**25 + 1000)
+    assert total(sums)[0] == np.float32(2.0**25 + 1000)
 
 
 def test_gaps_name_experts_and_what_becomes_of_them() -> None:
