@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qkernels.codebooks import codebook
 from qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder
+from qkernels.neighbours import codebook_tables
 from qkernels.programs.common import block_sigma, importance_weights, square_weights
 from qkernels.programs.grid_pack import (
     block_scale,
@@ -64,44 +64,6 @@ def _trials(grid: _Grid) -> Callable[[], np.ndarray]:
     return make
 
 
-def _index(name: str) -> Callable[[], np.ndarray]:
-    return lambda: codebook(name).index
-
-
-def _runs(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """For each code its number of neighbours, and how many runs of 16 they and their padding take."""
-    count = np.diff(codebook(name).start)
-    return count, -(-count // 16)
-
-
-def _lists(name: str) -> Callable[[], np.ndarray]:
-    """`nearest`: where the neighbours of a code start and how many they are."""
-
-    def make() -> np.ndarray:
-        count, runs = _runs(name)
-        first = np.cumsum(runs) - runs
-        return np.where(count > 0, first << 10 | count, 0).astype(np.int32)
-
-    return make
-
-
-def _near(name: str) -> Callable[[], np.ndarray]:
-    """`nearest`: the neighbours' codes, each list filled up to whole runs with its last."""
-
-    def make() -> np.ndarray:
-        book = codebook(name)
-        count, runs = _runs(name)
-        codes = (book.digits.astype(np.int32) << book.bits * np.arange(book.dim)).sum(1)
-        listed = count > 0
-        offset = np.arange(16 * runs.sum()) - np.repeat(16 * (np.cumsum(runs) - runs), 16 * runs)
-        kept = np.minimum(offset, np.repeat(count - 1, 16 * runs))
-        return codes[book.neighbours[np.repeat(book.start[:-1][listed], 16 * runs[listed]) + kept]].astype(
-            np.int32
-        )
-
-    return make
-
-
 def _weights(grid: _Grid, weighted: bool) -> tuple[Phase, ...]:
     sigma = Phase("block_sigma", ("x", "sigma", "factor", 256))
     subs = 256 // grid.n
@@ -153,13 +115,11 @@ def _encoder(grid: _Grid, pack: Phase, weighted: bool) -> Encoder:
             "notes": (4 * grid.n // grid.dim + 2, "i32"),
         },
         tables={
+            **codebook_tables(grid.name),
             "factor": constants(grid.sigma / 256),
             "limits": constants(grid.least, 3 if grid.redo == 2 else grid.top),
             "ladder": scale_ladder(4),
             "trials": _trials(grid),
-            "lists": _lists(grid.name),
-            "near": _near(grid.name),
-            "index": _index(grid.name),
             "correction": constants(1, 31, grid.factor),
         },
         uses_importance=weighted,

@@ -26,8 +26,8 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
+from qkernels.neighbours import codebook_tables
 from qkernels.programs.common import block_sigma, importance_weights, running_max, square_weights
-from qkernels.programs.grid import _index, _lists, _near
 from qkernels.programs.layout import store_half
 from qkernels.programs.ternary import largest_magnitude
 from qkernels.programs.ternary_split import sort_weights, split_16, split_32
@@ -178,11 +178,9 @@ def _encoder(
             "notes": (4, "i32"),
         },
         tables={
+            **codebook_tables("IQ1_S"),
             "factor": constants(2 / 256),
             "least": constants(least),
-            "lists": _lists("IQ1_S"),
-            "near": _near("IQ1_S"),
-            "index": _index("IQ1_S"),
         },
         uses_importance=weighted,
         phases=(
