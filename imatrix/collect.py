@@ -58,7 +58,6 @@ class Result:
     """What has been collected so far: sums, chunks done, negative log-likelihood of the scored tokens."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
-    missed: tuple[str, ...] = ()
     n_done: int = 0
     nll: float = 0.0
     nll2: float = 0.0
@@ -94,11 +93,10 @@ def collect(
     device = _device(model)
     step = settings.batch or _batch(model, chunks.shape[1], device)
     recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
-    recorder.attach(model)
-    result.missed = tuple(recorder.missed)
     result.recorder = recorder
     begin, n_before = time.perf_counter(), result.n_done
     try:
+        recorder.attach(model)
         while result.n_done < len(chunks):
             batch = chunks[result.n_done : result.n_done + step]
             nll = _run(model, batch, settings, device)

@@ -24,6 +24,23 @@ class Gap:
     consequence: str
 
 
+# Small convolutions and the like: never multiplied as matrices, never quantized.
+NO_MATRIX = ("_norm", "conv1d", "shortconv.conv", "attn_rel_b")
+
+
+def uncollected(matrix: ImportanceMatrix, tensors: Iterable[tuple[str, int]]) -> list[str]:
+    """Names among a model's tensors (name, number of dimensions) that quantizing will look up in vain."""
+    return [
+        name
+        for name, n_dims in tensors
+        if name.startswith("blk.")
+        and name.endswith(".weight")
+        and n_dims > 1
+        and name not in matrix.entries
+        and not any(part in name for part in NO_MATRIX)
+    ]
+
+
 def gaps(matrix: ImportanceMatrix, missed: Iterable[str] = (), few: int = FEW) -> list[Gap]:
     """Tensors with matrices that saw fewer than `few` tokens, and those that have no entry at all (`missed`)."""
     found = [

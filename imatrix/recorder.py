@@ -24,17 +24,13 @@ from imatrix.sums import Batch, Input, Taker, added, joined, take, total
 
 @dataclass
 class Recorder:
-    """Watches a model. with_means: also Σx. route_all: every expert is shown every token (recorded, not used).
-
-    missed: GGUF matrices of blocks whose input cannot be seen in this model.
-    """
+    """Watches a model. with_means: also Σx. route_all: every expert is shown every token (recorded, not used)."""
 
     table: TensorTable
     with_means: bool = False
     process_output: bool = False
     route_all: bool = False
     inputs: list[Input] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
     pending: dict[int, Batch] = field(default_factory=dict)
     _undo: list[Callable[[], Any]] = field(default_factory=list)
     _last: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
@@ -50,12 +46,6 @@ class Recorder:
             self._attach_output(model)
         if not self.inputs:
             raise ImatrixError(f"{type(model).__name__}: no matrix of this model can be watched")
-        seen = {taker.name for place in self.inputs for taker in place.takers}
-        self.missed = [
-            name
-            for name, view in self.table.views.items()
-            if _is_block_matrix(name) and len(view.shape) > 1 and name not in seen
-        ]
 
     def detach(self) -> None:
         for undo in self._undo:
@@ -113,7 +103,7 @@ class Recorder:
 
     def _attach_experts(self, name: str, module: nn.Module) -> None:
         if not is_recordable(module):
-            return  # its matrices appear among the missed
+            return  # its matrices get no entry, and the coverage says so
         up = "gate_up_proj" if f"{name}.gate_up_proj" in self.table.uses else "up_proj"
         into, out = self._place(f"{name}.{up}"), self._place(f"{name}.down_proj")
         if into is None or out is None:

@@ -60,7 +60,7 @@ def run(
     """
     identity = _identity(chunks, settings, saving)
     before, result = _begun(saving, identity)
-    first = saved = result.n_done
+    first = saved = tried = result.n_done
 
     def matrix() -> ImportanceMatrix:
         new = result.matrix(saving.datasets, chunks.shape[1])
@@ -76,7 +76,8 @@ def run(
     try:
         for progress in collect(model, table, chunks, settings, result):
             show(progress)
-            if saving.every and result.n_done - saved >= saving.every and result.n_done < len(chunks):
+            if saving.every and result.n_done - tried >= saving.every and result.n_done < len(chunks):
+                tried = result.n_done
                 try:
                     keep()
                     saved = result.n_done

@@ -77,6 +77,7 @@ def collect_and_save(request: Request) -> None:
         saving = Saving(request.output, names, request.model, request.every, request.resume)
         with _Shown(chunks) as shown:
             matrix, result = run(loaded.model, loaded.table, chunks, settings, saving, shown, _warn)
+        missed = coverage.uncollected(matrix, _tensors(loaded))
     except KeyboardInterrupt:
         kept = f"what was done is in {saving.partial}: go on with --resume"
         print_line(f"interrupted; {kept if saving.partial.exists() else 'no batch was complete yet'}")
@@ -85,7 +86,7 @@ def collect_and_save(request: Request) -> None:
         loaded.close()
     store.save(request.output, coverage.shrunk(matrix, request.shrink), request.format)
     saving.partial.unlink(missing_ok=True)
-    _report(request, matrix, result, shown.last)
+    _report(request, coverage.gaps(matrix, missed), matrix, result, shown.last)
 
 
 class _Shown:
@@ -198,12 +199,24 @@ def _renderer(request: Request, loaded: Any) -> Render:
     return chat.from_metadata(loaded.source.metadata, str(loaded.path))
 
 
+def _tensors(loaded: Any) -> list[tuple[str, int]]:
+    """What will be quantized: the tensors of the GGUF, or those the checkpoint converts to."""
+    if loaded.source is not None:
+        return [(spec.name, len(spec.shape)) for spec in loaded.source.specs()]
+    return [(name, len(view.shape)) for name, view in loaded.table.views.items()]
+
+
 def _warn(message: str) -> None:
     print_line(f"warning: {message}")
 
 
-def _report(request: Request, matrix: ImportanceMatrix, result: Result, progress: Progress | None) -> None:
-    found = coverage.gaps(matrix, result.missed)
+def _report(
+    request: Request,
+    found: list[coverage.Gap],
+    matrix: ImportanceMatrix,
+    result: Result,
+    progress: Progress | None,
+) -> None:
     speed = progress.n_tokens / progress.seconds if progress else None
     perplexity = result.perplexity()
     if request.json_path is not None:
