@@ -23,4 +23,4 @@ def go_on(path: str, text: str, n_tokens: int = 24) -> str:
 
 if __name__ == "__main__":
     model, prompt = sys.argv[1:]
-    print(f"{prompt}{go_on(model, prompt)}")
+    sys.stdout.write(f"{prompt}{go_on(model, prompt)}\n")

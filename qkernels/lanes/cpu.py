@@ -17,9 +17,10 @@ from numba import njit, types
 
 from qkernels.lanes.compiled import cached
 from qkernels.lanes.cpu_snap import WORDS
-from qkernels.lanes.cpu_words import WIDTH, transpose16
+from qkernels.lanes.cpu_words import WIDTH
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import load, sources
+from qkernels.lanes.simd import transpose16
 from qkernels.types import QuantType
 
 # numpy's error model: the Python one puts a test for zero into every division.

@@ -22,7 +22,6 @@ from qkernels.lanes.simd import (
     Lanes,
     as_lanes,
     data_pointer,
-    interleave,
     load,
     splat,
     store,
@@ -223,6 +222,7 @@ def _trunc(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 @intrinsic(prefer_literal=True)
 def lev(typing: Any, value: Any, low: Any, high: Any) -> Any:
     """The clamp is done on the magic number's own bits, which saves the way to an integer and back."""
+
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         def bound(k: int) -> ir.Value:
             number = context.cast(builder, args[k], sig.args[k], types.int32)
@@ -281,32 +281,3 @@ WORDS: dict[str, Any] = {
     "imin": _map(_I32, _smaller, 2),
     "imax": _map(_I32, _larger, 2),
 }
-
-
-@intrinsic(prefer_literal=True)
-def _transpose16(
-    typing: Any, source: Any, start: Any, stride: Any, target: Any, place: Any, step: Any
-) -> Any:
-    """Sixteen runs of 16 elements, `stride` apart from `start` on, become 16 runs `step` apart from `place` on."""
-    lanes = Lanes(_element(source), 16)
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        read = data_pointer(context, builder, sig.args[0], args[0])
-        write = data_pointer(context, builder, sig.args[3], args[3])
-        first, apart, to, to_apart = (
-            context.cast(builder, args[k], sig.args[k], types.intp) for k in (1, 2, 4, 5)
-        )
-
-        def nth(base: ir.Value, distance: ir.Value, k: int) -> ir.Value:
-            return builder.add(base, builder.mul(distance, ir.Constant(base.type, k)))
-
-        rows = interleave(builder, [load(builder, read, nth(first, apart, k), lanes) for k in range(16)])
-        for k, row in enumerate(rows):
-            store(builder, write, nth(to, to_apart, k), row, lanes)
-        return context.get_dummy_value()
-
-    return types.void(source, start, stride, target, place, step), codegen
-
-
-# What the decorator makes of it takes no typing context.
-transpose16: Any = _transpose16

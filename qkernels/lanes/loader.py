@@ -38,13 +38,22 @@ def load(family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any]) -> d
     and the file name stay those of the program, so that tracebacks and `inspect.getsource` point to it. A program
     function that is among the words is left out: the engine has its own way to do the same.
     """
+    return _load(family, words, wrap, {})
+
+
+def _load(
+    family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any], loaded: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """`loaded`: what was loaded for the same family before; a file that several import from is compiled once."""
+    if family in loaded:
+        return loaded[family]
     path = program_path(family)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     namespace: dict[str, Any] = {"__name__": f"{_PROGRAM}{family}", **words}
     body: list[ast.stmt] = []
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PROGRAM):
-            functions = load(node.module[len(_PROGRAM) :], words, wrap)  # type: ignore[index]
+            functions = _load(node.module[len(_PROGRAM) :], words, wrap, loaded)  # type: ignore[index]
             namespace.update(
                 {a.asname or a.name: functions[a.name] for a in node.names if a.name in functions}
             )
@@ -55,4 +64,5 @@ def load(family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any]) -> d
     for node in body:
         assert isinstance(node, ast.FunctionDef)
         namespace[node.name] = wrap(namespace[node.name])
+    loaded[family] = namespace
     return namespace

@@ -12,7 +12,7 @@ from typing import Any
 
 import llvmlite.ir as ir
 from numba import types
-from numba.extending import lower_builtin, models, register_model, type_callable
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
@@ -169,3 +169,32 @@ def interleave(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
         rows = result
         step //= 2
     return rows
+
+
+@intrinsic(prefer_literal=True)
+def _transpose16(
+    typing: Any, source: Any, start: Any, stride: Any, target: Any, place: Any, step: Any
+) -> Any:
+    """Sixteen runs of 16 elements, `stride` apart from `start` on, become 16 runs `step` apart from `place` on."""
+    lanes = Lanes(OF_DTYPE[source.dtype], 16)
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        read = data_pointer(context, builder, sig.args[0], args[0])
+        write = data_pointer(context, builder, sig.args[3], args[3])
+        first, apart, to, to_apart = (
+            context.cast(builder, args[k], sig.args[k], types.intp) for k in (1, 2, 4, 5)
+        )
+
+        def nth(base: ir.Value, distance: ir.Value, k: int) -> ir.Value:
+            return builder.add(base, builder.mul(distance, ir.Constant(base.type, k)))
+
+        rows = interleave(builder, [load(builder, read, nth(first, apart, k), lanes) for k in range(16)])
+        for k, row in enumerate(rows):
+            store(builder, write, nth(to, to_apart, k), row, lanes)
+        return context.get_dummy_value()
+
+    return types.void(source, start, stride, target, place, step), codegen
+
+
+# What the decorator makes of it takes no typing context.
+transpose16: Any = _transpose16
