@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from gguf_io.convert.names import View
 from qkernels import dequantize
@@ -110,9 +109,15 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [F.linear(x, slab) for slab in self.weight.slabs(x.dtype)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return out if self.bias is None else out + self.bias
+        rows = x.reshape(-1, self.in_features)
+        out = rows.new_empty(rows.shape[0], self.out_features)
+        first = 0
+        for slab in self.weight.slabs(x.dtype):
+            torch.mm(rows, slab.T, out=out[:, first : first + slab.shape[0]])
+            first += slab.shape[0]
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
 
 
 class PackedEmbedding(nn.Module):
