@@ -1,0 +1,120 @@
+"""IQ2, IQ3 and IQ4 on the CPU against llama.cpp, on data made for what is special in them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import data_kinds
+import numpy as np
+import oracle
+import pytest
+
+import qkernels
+from qkernels.codebooks import codebook
+from qkernels.encoders import encoder_of, encoders
+from qkernels.lanes import cpu
+from qkernels.lanes.cpu_search import MAX_RUNS, RUN
+
+GRIDS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
+VALUES = ["IQ4_NL", "IQ4_XS"]
+
+
+def ways(types: list[str]) -> list[tuple[str, bool]]:
+    return [(type, weighted) for type, weighted in encoders() if type in types]
+
+
+def check(rows: np.ndarray, type: str, importance: np.ndarray | None) -> None:
+    rows = np.ascontiguousarray(rows, np.float32)
+    actual = qkernels.quantize(rows, type, importance, threads=1)
+    difference = oracle.first_difference(actual, oracle.quantize(rows, type, importance), type)
+    assert not difference, difference
+
+
+@pytest.mark.parametrize(("type", "weighted"), ways(VALUES))
+def test_middles_between_two_values(type: str, weighted: bool) -> None:
+    """Products that end exactly in the middle of two values of the codebook, and one float to either side of it."""
+    values = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+    middles = ((values[1:] + values[:-1]) / 2).astype(np.float32)
+    near = [middles, np.nextafter(middles, np.float32(200)), np.nextafter(middles, np.float32(-200))]
+    rng = np.random.default_rng(3)
+    rows = rng.choice(np.concatenate([*near, values]), (64, 1024)).astype(np.float32)
+    # the largest magnitude of every 32 is -127: the first trial's scale is then exactly 1
+    rows.reshape(-1, 32)[:, 0] = -127
+    rows *= np.exp2(rng.integers(-20, 10, (64, 1))).astype(np.float32)
+    check(rows, type, data_kinds.importance("ones", 1024) if weighted else None)
+
+
+@pytest.mark.parametrize("type", GRIDS)
+def test_no_list_of_neighbours_is_longer_than_the_search_expects(type: str) -> None:
+    longest = np.diff(codebook(type).start).max()
+    assert longest <= RUN * MAX_RUNS
+
+
+@pytest.mark.parametrize("noise", [0, 1e-7, 1e-5])
+@pytest.mark.parametrize(("type", "weighted"), ways(GRIDS))
+def test_weights_between_points_of_the_grid(type: str, weighted: bool, noise: float) -> None:
+    """Neighbours equally far or almost so: a remembered neighbour must not outlive the rounding of its distance."""
+    rng = np.random.default_rng(5)
+    # odd numbers are the grid's own points, even ones lie in the middle of two
+    rows = rng.integers(0, 17, (16, 4096)) * rng.choice([-1.0, 1.0], (16, 4096))
+    rows *= 1 + noise * rng.standard_normal(rows.shape)
+    rows *= np.exp2(rng.integers(-12, 2, (16, 1)))
+    importance = rng.integers(1, 3, 4096).astype(np.float32) if weighted else None
+    check(rows, type, importance)
+
+
+# at 1e15 llama.cpp aborts, because no neighbour has a finite distance
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12])
+@pytest.mark.parametrize(("type", "weighted"), ways(GRIDS))
+def test_weights_so_small_or_large_that_distances_leave_the_range(
+    type: str, weighted: bool, scale: float
+) -> None:
+    rows = (data_kinds.rows("heavy-tailed", 4, 2048).astype(np.float64) * scale).astype(np.float32)
+    importance = data_kinds.importance("heavy-tailed", 2048) if weighted else None
+    expected = oracle.quantize(rows, type, importance)
+    actual = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1)
+    difference = oracle.first_difference(actual, expected, type)
+    assert not difference, difference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("type", "weighted"), ways(GRIDS + VALUES))
+def test_thousands_of_blocks(type: str, weighted: bool) -> None:
+    """2304 blocks of each kind of rows, with each kind of importance in turn."""
+    kinds = list(data_kinds.IMPORTANCE)
+    for i, kind in enumerate(data_kinds.ROWS):
+        rows = data_kinds.rows(kind, 256, 2304, seed=7)
+        importance = data_kinds.importance(kinds[(i + 5) % len(kinds)], 2304, seed=7) if weighted else None
+        check(rows, type, importance)
+
+
+_OTHER_PROCESSOR = """
+import llvmlite.binding as llvm
+import numpy as np
+features = llvm.get_host_cpu_features()
+for name in sys.argv[1].split(","):
+    features[name] = False
+llvm.get_host_cpu_features = lambda: features
+import qkernels
+from qkernels.lanes import cpu_tables, cpu_words
+assert cpu_words.WIDTH == 16
+assert cpu_tables.HAS_LOOKUP == ("avx2" not in sys.argv[1])
+rows, importance = np.load(sys.argv[2]), np.load(sys.argv[3])
+np.save(sys.argv[4], qkernels.quantize(rows, sys.argv[5], importance, threads=1))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["avx512f", "avx512f,avx2"])
+@pytest.mark.parametrize("type", ["IQ4_XS", "IQ3_S", "IQ2_XS", "IQ1_S"])
+def test_processors_that_select_among_fewer_or_not_at_all(type: str, missing: str, tmp_path) -> None:
+    rows = np.concatenate([data_kinds.rows(kind, 3, 1024) for kind in data_kinds.HARD_ROWS])
+    importance = data_kinds.importance("cubed", 1024)
+    paths = [str(tmp_path / name) for name in ("rows.npy", "importance.npy", "blocks.npy")]
+    np.save(paths[0], rows)
+    np.save(paths[1], importance)
+    program = "import sys\n" + _OTHER_PROCESSOR
+    subprocess.run([sys.executable, "-c", program, missing, *paths, type], check=True)
+    difference = oracle.first_difference(np.load(paths[2]), oracle.quantize(rows, type, importance), type)
+    assert not difference, difference
