@@ -63,7 +63,7 @@ class LoadedModel:
         if first and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             arguments["logits_to_keep"] = kept
         out = self.model(**arguments).logits[:, -kept:]
-        ends = torch.stack(torch.aminmax(out))  # both are NaN where one logit is
+        ends = torch.stack((out.amin(), out.amax()))  # both are NaN where one logit is
         if not bool(torch.isfinite(ends).all()):
             raise MeasureError(f"{self.path}: logits are not finite; {self._first_bad_module(ids)}")
         return out
