@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 
-from qkernels.lanes.compiled import cached
+from qkernels.lanes.compiled import cached, entry, inner
 from qkernels.lanes.cpu_snap import WORDS
 from qkernels.lanes.cpu_words import WIDTH
 from qkernels.lanes.encoder import Encoder
@@ -23,8 +23,6 @@ from qkernels.lanes.loader import load, sources
 from qkernels.lanes.simd import transpose16
 from qkernels.types import QuantType
 
-# numpy's error model: the Python one puts a test for zero into every division.
-_jit: Any = njit(error_model="numpy", nogil=True)
 _NUMPY_NAMES = {"f32": "np.float32", "i32": "np.int32", "u8": "np.uint8"}
 _F32_IN = types.Array(types.float32, 1, "C", readonly=True)
 _I32_IN = types.Array(types.int32, 1, "C", readonly=True)
@@ -33,7 +31,7 @@ _BYTES_OUT = types.Array(types.uint8, 1, "C")
 _CHUNK = 64 * WIDTH
 
 
-@_jit
+@inner
 def load_blocks(source, first, live, size, tile, edge):
     """`live` ≤ WIDTH blocks of `size` elements from `first` on → tile[element][lane]; a short tile repeats its last."""
     if live < WIDTH:
@@ -50,7 +48,7 @@ def load_blocks(source, first, live, size, tile, edge):
                 transpose16(source, (first + lane) * size + i, size, tile, i * WIDTH + lane, WIDTH)
 
 
-@_jit
+@inner
 def store_blocks(tile, size, target, first, live, edge):
     """tile[byte][lane] → `live` blocks of `size` ≥ 16 bytes; the last 16 bytes overlap the run before them."""
     if live < WIDTH:
@@ -118,7 +116,7 @@ def _table_type(table: np.ndarray) -> types.Array:
 def _compiled(type: QuantType, encoder: Encoder) -> tuple[Callable[..., None], tuple[Any, ...]]:
     """The driver of one encoder, compiled or from the cache, and its constant tables."""
     tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
-    functions = load(encoder.family, WORDS, _jit)
+    functions = load(encoder.family, WORDS, inner)
     namespace = {**functions, "np": np, "load_blocks": load_blocks, "store_blocks": store_blocks}
     name = f"{type.name}{'_weighted' if encoder.uses_importance else ''}"
     text = _driver_text(encoder, type.block, type.bytes)
@@ -133,10 +131,10 @@ def _compiled(type: QuantType, encoder: Encoder) -> tuple[Callable[..., None], t
         types.int64,
         *map(_table_type, tables),
     )
-    return cached(_jit(namespace["drive"]), signature, name, text, sources(encoder.family)), tables
+    return cached(entry(namespace["drive"]), signature, name, text, sources(encoder.family)), tables
 
 
-@_jit
+@entry
 def _row_sigma(rows, n_cols, first, last, sigma):
     """Mean square of each row, summed from left to right as the reference does; 16 rows side by side."""
     tile = np.empty(256, np.float32)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.ir as ir
-from numba import extending, njit, types
+from numba import extending, types
 
 from qkernels.lanes import cpu_tables, cpu_words
+from qkernels.lanes.compiled import inner
 from qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
 from qkernels.lanes.cpu_tables import call, part
 from qkernels.lanes.cpu_words import WIDTH
@@ -18,7 +19,6 @@ _FLOAT = ir.FloatType()
 cst, ld, st, take, where = (cpu_words.WORDS[word] for word in ("cst", "ld", "st", "take", "where"))
 _to_bits, _from_bits = cpu_words.WORDS["bits"], cpu_words.WORDS["from_bits"]
 intrinsic: Any = extending.intrinsic
-_jit: Any = njit(error_model="numpy", nogil=True)
 
 
 def _search(dim: int, bits: int) -> Any:
@@ -122,12 +122,12 @@ def _set(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, index, value), codegen
 
 
-@_jit
+@inner
 def _runs(listed):
     return ((listed & 1023) + (RUN - 1)) // RUN
 
 
-@_jit
+@inner
 def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, DIM, BITS):
     """In NOTES: the scale; for each group the code last wanted, the one found, until when it holds; the queue."""
     st(NOTES, 0, _to_bits(scale))
@@ -160,13 +160,13 @@ def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, D
     return off_grid
 
 
-@_jit
+@inner
 def forget(NOTES, GROUPS):
     for g in range(GROUPS):
         st(NOTES, 1 + 3 * g, _no_code(NOTES))
 
 
-@_jit
+@inner
 def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
     """In NOTES: the scale, the codes wanted and then found, the low values, the queue."""
     st(NOTES, 0, _to_bits(scale))
