@@ -40,12 +40,13 @@ def convert(
     directory = local_model(model, revision)
     if not directory.is_dir():
         raise CommandError(f"{model}: is no directory; convert takes a Hugging Face model")
-    recipe = conversion_recipe(open_checkpoint(directory, type))
+    checkpoint = open_checkpoint(directory, type)
+    recipe = conversion_recipe(checkpoint)
     with ExitStack() as stack:
         result = run(Job(str(directory), output, recipe, threads=threads), _Shown(stack))
     facts = {
         "output": str(output),
-        "type": recipe.file_type,
+        "type": checkpoint.outtype,
         "tensors": len(result.plan.entries),
         "bytes": result.file_bytes,
         "seconds": round(result.seconds, 3),
@@ -70,10 +71,12 @@ def conversion_recipe(checkpoint: Checkpoint) -> Recipe:
     kept = [spec for spec in checkpoint.specs() if TYPES[spec.type].family != "plain"]
     if not kept:
         return Recipe(checkpoint.outtype)
+    # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.
     file_type = int(checkpoint.metadata.value("general.file_type"))
+    names = [f"^{re.escape(spec.name)}$={spec.type}" for spec in kept]
     return Recipe(
-        checkpoint.outtype,
-        rules=tuple(parse_rule(f"^{re.escape(spec.name)}$={spec.type}") for spec in kept),
+        "Q8_0",
+        rules=tuple(parse_rule(rule) for rule in (*names, f".*={checkpoint.outtype}")),
         overrides=(
             Override("general.file_type", MetaValue(GGUFValueType.UINT32, file_type), str(file_type)),
         ),

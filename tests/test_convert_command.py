@@ -1,0 +1,150 @@
+"""quantmill convert, and quantizing a Hugging Face directory in one pass."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import cli
+from gguf_io.source import GGUFSource
+from tests.convert_models import DATA, write_model
+
+GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model("qwen3-moe", tmp_path / "Tiny-Model-1B-Instruct")
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_a_conversion_has_llama_cpps_tensors_and_keys(model, tmp_path):
+    assert run("convert", model, tmp_path / "out.gguf") == 0
+    found = GGUFSource(tmp_path / "out.gguf")
+    golden = GOLDEN["qwen3-moe"]
+    assert {spec.name: [spec.type, list(spec.shape)] for spec in found.specs()} == {
+        name: row[:2] for name, row in golden["tensors"].items()
+    }
+    assert set(found.metadata) == set(golden["metadata"])
+    assert found.metadata.value("general.file_type") == golden["metadata"]["general.file_type"][1]
+
+
+@pytest.mark.parametrize(("type", "number"), [("f32", 0), ("f16", 1), ("bf16", 32), ("q8_0", 7)])
+def test_types(model, tmp_path, type, number, capsys):
+    assert run("convert", model, tmp_path / "out.gguf", "--type", type, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["type"] == type.upper()
+    found = GGUFSource(tmp_path / "out.gguf")
+    assert found.metadata.value("general.file_type") == number
+    kinds = {spec.name: spec.type for spec in found.specs()}
+    assert kinds["blk.0.ffn_up_exps.weight"] == type.upper()
+    assert kinds["blk.0.ffn_gate_inp.weight"] == kinds["blk.0.attn_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize("type", ["auto", "f16", "q8_0"])
+def test_mxfp4_blocks_stay(tmp_path, type):
+    assert run("convert", write_model("gpt-oss", tmp_path / "hf"), tmp_path / "out.gguf", "--type", type) == 0
+    found = GGUFSource(tmp_path / "out.gguf")
+    name = "blk.1.ffn_up_exps.weight"
+    assert {spec.name: spec.type for spec in found.specs()}[name] == "MXFP4"
+    from gguf_io.convert import open_checkpoint
+
+    np.testing.assert_array_equal(found.read(name), open_checkpoint(tmp_path / "hf").read(name))
+    assert found.metadata.value("general.file_type") == (7 if type == "q8_0" else 38)
+
+
+@pytest.mark.parametrize(
+    ("name", "type"), [("qwen3-moe", "bf16"), ("deepseek-v3", "f32"), ("gemma2", "f16"), ("olmo2", "f32")]
+)
+def test_one_pass_is_the_bytes_of_two(name, type, tmp_path):
+    """By way of a file that holds the checkpoint's values without loss."""
+    directory = write_model(name, tmp_path / "hf")
+    assert run("convert", directory, tmp_path / "plain.gguf", "--type", type) == 0
+    assert run("quantize", tmp_path / "plain.gguf", tmp_path / "two.gguf", "Q4_K_M") == 0
+    assert run("quantize", directory, tmp_path / "one.gguf", "Q4_K_M") == 0
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+def test_nothing_is_left_behind_when_weights_are_not_finite(model, tmp_path, capsys):
+    path = model / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-2:] = b"\xc0\x7f"  # NaN in BF16
+    path.write_bytes(data)
+    assert run("convert", model, tmp_path / "out.gguf") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-directory"], "no-such-directory: no such file or directory"),
+        (["{file}"], "is no directory; convert takes a Hugging Face model"),
+        (["{model}", "--type", "q4_k"], "type q4_k: a conversion gives f32, f16, bf16, q8_0 or auto"),
+        (["{model}", "--revision", "main"], "revisions belong to org/name"),
+    ],
+)
+def test_wrong_arguments(arguments, message, model, tmp_path, capsys):
+    places = {"{model}": str(model), "{file}": str(model / "config.json")}
+    source, *options = (places.get(argument, argument) for argument in arguments)
+    assert run("convert", source, tmp_path / "out.gguf", *options) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_org_name_is_downloaded_once_named(model, tmp_path, monkeypatch):
+    """What is asked of huggingface_hub: the revision, no pickle, no other framework's weights."""
+    import huggingface_hub
+
+    snapshot = tmp_path / "models--example-org--Tiny-Model" / "snapshots" / "0123abcd"
+    snapshot.parent.mkdir(parents=True)
+    model.rename(snapshot)
+    asked = {}
+
+    def snapshot_download(**options):
+        asked.update(options)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert run("convert", "example-org/Tiny-Model", tmp_path / "out.gguf", "--revision", "v2") == 0
+    assert (asked["repo_id"], asked["revision"]) == ("example-org/Tiny-Model", "v2")
+    assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
+    metadata = GGUFSource(tmp_path / "out.gguf").metadata
+    assert metadata.value("general.name") == "Tiny Model"
+    assert metadata.value("general.organization") == "Example Org"
+
+
+def _http_error(kind):
+    import httpx2  # what huggingface_hub speaks HTTP with
+    from huggingface_hub import errors
+
+    response = httpx2.Response(404, request=httpx2.Request("GET", "https://example.org"))
+    return getattr(errors, kind)("no", response=response)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("RepositoryNotFoundError", "neither a path here nor a model on the Hugging Face hub"),
+        ("GatedRepoError", "access must be granted on huggingface.co first"),
+        ("RevisionNotFoundError", "has no revision v9"),
+        ("HfHubHTTPError", "cannot be downloaded"),
+    ],
+)
+def test_hub_errors_are_one_line(kind, message, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    def snapshot_download(**options):
+        raise _http_error(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert run("convert", "example-org/none", tmp_path / "out.gguf", "--revision", "v9") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
