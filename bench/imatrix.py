@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -27,30 +30,33 @@ from imatrix.text import Cutting, Text, chunks_of, read_text
 from measure.model import LoadedModel, load
 
 
-def with_hooks(loaded: LoadedModel, chunks: object, settings: collecting.Settings) -> float:
-    result = collecting.Result()
-    *_, last = collecting.collect(loaded.model, loaded.table, chunks, settings, result)  # type: ignore[arg-type]
-    return last.seconds
+def with_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:
+    for _ in collecting.collect(loaded.model, loaded.table, chunks, settings, collecting.Result()):
+        pass
 
 
-def without_hooks(loaded: LoadedModel, chunks: object, settings: collecting.Settings) -> float:
-    begin = time.perf_counter()
-    n_chunk, n_ctx = chunks.shape  # type: ignore[attr-defined]
-    step = max(1, collecting.BATCH_TOKENS // n_ctx)
-    for i in range(0, n_chunk, step):
-        collecting._run(loaded.model, chunks[i : i + step], settings, loaded.device)  # type: ignore[index]
-    return time.perf_counter() - begin
+def without_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:
+    step = max(1, collecting.BATCH_TOKENS // chunks.shape[1])
+    for i in range(0, len(chunks), step):
+        collecting._run(loaded.model, chunks[i : i + step], settings, loaded.device)
 
 
-def llama_imatrix(binary: str, model: str, text: str, chunks: int, threads: int) -> float:
+def llama_imatrix(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         command = [
-            binary, "-m", model, "-f", text, "-o", f"{directory}/o.gguf", "--chunks", str(chunks),
-            "-c", "512", "-t", str(threads), "-tb", str(threads),
+            given.llama_imatrix, "-m", given.model, "-f", given.text, "-o", f"{directory}/o.gguf", "-c", "512",
+            "--chunks", str(given.chunks), "-t", str(given.threads), "-tb", str(given.threads),
         ]  # fmt: skip
-        begin = time.perf_counter()
         subprocess.run(command, capture_output=True, check=True)
-        return time.perf_counter() - begin
+
+
+def timed(run: Callable[[], None]) -> tuple[float, float]:
+    """Wall and processor seconds; the latter hardly suffer from other work on the machine."""
+    begin, before = time.perf_counter(), os.times()
+    run()
+    after = os.times()
+    spent = sum(after[:4]) - sum(before[:4])  # of this process and of those it waited for
+    return time.perf_counter() - begin, spent
 
 
 def main() -> None:
@@ -71,26 +77,26 @@ def main() -> None:
     chunks = chunks_of([(Text(Path(given.text)), tokens)], Cutting(n_chunks=given.chunks))
     settings = collecting.Settings(bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None)
     without_hooks(loaded, chunks[:4], settings)
-    seconds: dict[str, list[float]] = {"collect": [], "plain forward": []}
+    runs: dict[str, Callable[[], None]] = {
+        "plain forward": lambda: without_hooks(loaded, chunks, settings),
+        "collect": lambda: with_hooks(loaded, chunks, settings),
+    }
+    if given.llama_imatrix:
+        runs["llama-imatrix"] = lambda: llama_imatrix(given)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(given.rounds):
-        seconds["plain forward"].append(without_hooks(loaded, chunks, settings))
-        seconds["collect"].append(with_hooks(loaded, chunks, settings))
-        if given.llama_imatrix:
-            theirs = llama_imatrix(given.llama_imatrix, given.model, given.text, len(chunks), given.threads)
-            seconds.setdefault("llama-imatrix", []).append(theirs)
-    rates = {name: round(chunks.size / statistics.median(times), 1) for name, times in seconds.items()}
-    print(
-        json.dumps(
-            {
-                "model": given.hf or given.model,
-                "threads": given.threads,
-                "chunks": len(chunks),
-                "tokens_per_second": rates,
-                "seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
-            },
-            ensure_ascii=False,
-        )
-    )
+        for name, run in runs.items():
+            times[name].append(timed(run))
+    record = {"model": given.hf or given.model, "threads": given.threads, "chunks": len(chunks)}
+    for i, clock in enumerate(("wall", "cpu")):
+        medians = {name: statistics.median(pair[i] for pair in pairs) for name, pairs in times.items()}
+        record[f"tokens_per_second_{clock}"] = {
+            name: round(chunks.size / t, 1) for name, t in medians.items()
+        }
+        record[f"seconds_{clock}"] = {
+            name: [round(pair[i], 2) for pair in pairs] for name, pairs in times.items()
+        }
+    print(json.dumps(record, ensure_ascii=False))
 
 
 if __name__ == "__main__":
