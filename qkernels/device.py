@@ -20,8 +20,8 @@ from qkernels.types import QuantizeError, QuantType, get_type
 _CPU_SLAB_BYTES = 1 << 23
 # Of a device's free memory for the arrays of one slab; the rest is for rows on their way in and out.
 _SHARE = 0.4
-# More weights than this in a slab gain nothing, but make the first upload and the last download longer.
-_MOST_WEIGHTS = 1 << 26
+# Enough threads for the largest GPU, few enough that what the driver hands over at a time makes several slabs.
+_MOST_WEIGHTS = 1 << 22
 
 
 def encode_rows(

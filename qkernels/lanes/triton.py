@@ -57,9 +57,10 @@ def _programs(family: str) -> dict[str, Any]:
 
 
 def kernel_name(phase: Phase) -> str:
-    """The program's name and its constants, and a word that keeps them apart."""
+    """The program's name, its constants and lanes, and a word that keeps both names apart."""
     constants = (re.sub(r"\W", "_", str(a)) for a in phase.arguments if not isinstance(a, str))
-    return "_".join([phase.function, *constants, "kernel"])
+    lanes = [f"x{phase.lanes}"] if phase.lanes > 1 else []
+    return "_".join([phase.function, *constants, *lanes, "kernel"])
 
 
 def pointers(phase: Phase) -> list[str]:
