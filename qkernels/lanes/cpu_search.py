@@ -72,9 +72,24 @@ class Group:
         self.apart = apart
         self.elements = [tuple(self._element(array, k) for array in (xs, ws)) for k in range(self.dim)]
         if HAS_LOOKUP:
-            # the table repeats, because above a digit's bits stand those of the next
-            digits = ir.Constant(_FLOATS, [i % (1 << self.bits) for i in range(RUN)])
-            self.tables = [self._terms(k, digits) for k in range(self.dim)]
+            self.tables = [self._terms(k, self._digits(0)) for k in range(self.dim)]
+        if self.norms_by_pairs:
+            self.tables = [(distance, self._pair_norm(k)) for k, (distance, _) in enumerate(self.tables)]
+
+    @property
+    def norms_by_pairs(self) -> bool:
+        """Norms need not be exact, so two digits' shares may be looked up as one where both fit an index."""
+        return HAS_LOOKUP == 16 and self.bits == 2
+
+    def _digits(self, which: int) -> ir.Constant:
+        """What an index says of its first or second digit; above a digit's bits stand those of the next."""
+        return ir.Constant(_FLOATS, [i >> self.bits * which & (1 << self.bits) - 1 for i in range(RUN)])
+
+    def _pair_norm(self, k: int) -> ir.Value | None:
+        if k % 2:
+            return None
+        (_, first), (_, second) = (self._terms(k + which, self._digits(which)) for which in (0, 1))
+        return self.builder.fadd(first, second)
 
     def _element(self, array: ir.Value, k: int) -> ir.Value:
         place = self.builder.gep(array, [ir.IntType(64)(k * WIDTH)])
@@ -88,12 +103,12 @@ class Group:
         d = b.fsub(b.fmul(self.scale, values), x)
         return b.fmul(b.fmul(w, d), d), b.fmul(w, b.fmul(values, values))
 
-    def _share(self, codes: ir.Value, k: int) -> tuple[ir.Value, ir.Value]:
+    def _share(self, codes: ir.Value, k: int) -> tuple[ir.Value, ir.Value | None]:
         b = self.builder
         digit = b.lshr(codes, _all_int(self.bits * k))
         if HAS_LOOKUP:
             distance, norm = self.tables[k]
-            return lookup16(b, distance, digit), lookup16(b, norm, digit)
+            return lookup16(b, distance, digit), None if norm is None else lookup16(b, norm, digit)
         digit = b.and_(digit, _all_int((1 << self.bits) - 1))
         return self._terms(k, b.sitofp(digit, _FLOATS))
 
@@ -102,7 +117,9 @@ class Group:
         distance, norm = self._share(codes, 0)
         for k in range(1, self.dim):
             more, more_norm = self._share(codes, k)
-            distance, norm = self.builder.fadd(distance, more), self.builder.fadd(norm, more_norm)
+            distance = self.builder.fadd(distance, more)
+            if more_norm is not None:
+                norm = self.builder.fadd(norm, more_norm)
         return distance, norm
 
 

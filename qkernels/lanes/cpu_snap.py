@@ -16,6 +16,7 @@ from qkernels.lanes.cpu_words import WIDTH
 from qkernels.lanes.simd import I32, Lanes, data_pointer
 
 _FLOAT = ir.FloatType()
+_LANE_BITS = WIDTH.bit_length() - 1
 cst, ld, st, take, where = (cpu_words.WORDS[word] for word in ("cst", "ld", "st", "take", "where"))
 _to_bits, _from_bits = cpu_words.WORDS["bits"], cpu_words.WORDS["from_bits"]
 intrinsic: Any = extending.intrinsic
@@ -124,7 +125,7 @@ def _set(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 @inner
 def _runs(listed):
-    return ((listed & 1023) + (RUN - 1)) // RUN
+    return ((listed & 1023) + (RUN - 1)) >> 4
 
 
 @inner
@@ -145,7 +146,7 @@ def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, D
     for k in range(queue, end):
         item = types.int64(cst(NOTES, k))
         lane = item & (WIDTH - 1)
-        g = item // WIDTH
+        g = item >> _LANE_BITS
         step = _float_of(cst(NOTES, lane))
         note = (2 + 3 * g) * WIDTH + lane
         listed = types.int64(cst(LISTS, cst(WANTED, at * WIDTH + item)))

@@ -16,8 +16,8 @@ from qkernels.lanes.simd import I32, OF_DTYPE, Lanes, data_pointer, load
 _FEATURES = llvm.get_host_cpu_features()
 _AVX512 = bool(_FEATURES.get("avx512f"))
 _AVX2 = bool(_FEATURES.get("avx2"))
-# Whether a vector of indices can select from a register; else values are computed again instead of looked up.
-HAS_LOOKUP = _AVX512 or _AVX2
+# How many floats a vector of indices can select from; where it is none, values are computed again.
+HAS_LOOKUP = 16 if _AVX512 else 8 if _AVX2 else 0
 _FLOAT = ir.FloatType()
 
 
