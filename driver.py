@@ -26,7 +26,7 @@ from qkernels.plain import require_finite_scales
 from qkernels.types import TYPES
 from recipe import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
 
-DEFAULT_BUFFER_BYTES = 256 << 20
+DEFAULT_BUFFER_BYTES = 128 << 20
 # Slabs under way beside those being quantized: one read, one waiting, one written.
 _SLABS_IN_TRANSIT = 3
 

@@ -99,7 +99,7 @@ def quantize(
         typer.Option(metavar="N[M|G]", help="Files of at most N megabytes or gigabytes of tensors."),
     ] = None,
     max_buffer_size: Annotated[
-        int | None, typer.Option(metavar="MIB", min=1, help="Memory for rows under way. [default: 256]")
+        int | None, typer.Option(metavar="MIB", min=1, help="Memory for rows under way. [default: 128]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, cuda:0,cuda:1, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=0, help="CPU threads, all cores by default.")] = None,
