@@ -1,0 +1,145 @@
+"""Small random models of every family, as transformers makes them: the reference of test_measure_model.py."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure_models import EXAMPLE
+from transformers import AutoConfig, AutoModelForCausalLM
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+COMMON: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "rope_parameters": DEFAULT_ROPE,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+GRANITE = {
+    "attention_multiplier": 0.1,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 4.0,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+FULL_AND_SLIDING = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+    "sliding_attention": DEFAULT_ROPE,
+}
+
+# name: transformers' model type and what it changes. Settings that a family reads from metadata differ from defaults.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied, biased": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama 3 rope": ("llama", {"rope_parameters": LLAMA_3}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 moe": ("qwen2_moe", EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 64}),
+    "qwen3, yarn": ("qwen3", {"head_dim": 64, "rope_parameters": YARN}),
+    "qwen3 moe": ("qwen3_moe", EXPERTS | {"head_dim": 64, "num_experts": 4, "norm_topk_prob": True}),
+    "gemma 3": (
+        "gemma3_text",
+        {
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 32,
+            "num_hidden_layers": 7,
+            "tie_word_embeddings": True,
+            "rope_parameters": FULL_AND_SLIDING,
+        },
+    ),
+    "smollm3": ("smollm3", {"tie_word_embeddings": True}),
+    "granite": ("granite", GRANITE),
+    "granite moe": ("granitemoe", GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granite moe, shared": (
+        "granitemoeshared",
+        GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+    ),
+    "olmo 2": ("olmo2", {}),
+    "starcoder 2": ("starcoder2", {"tie_word_embeddings": True}),
+    "gpt-oss": (
+        "gpt_oss",
+        {
+            "head_dim": 64,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 32,
+            "rope_parameters": YARN | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+        },
+    ),
+    "deepseek v2": (
+        "deepseek_v2",
+        LATENT
+        | EXPERTS
+        | {
+            "q_lora_rank": None,
+            "n_routed_experts": 4,
+            "topk_method": "greedy",
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+        },
+    ),
+    "deepseek v3": (
+        "deepseek_v3",
+        LATENT
+        | EXPERTS
+        | {
+            "q_lora_rank": 96,
+            "n_routed_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+        },
+    ),
+    "exaone 4": ("exaone4", {"sliding_window": 32, "sliding_window_pattern": 4}),
+    "cohere 2": ("cohere2", {"sliding_window": 32, "tie_word_embeddings": True, "logit_scale": 0.25}),
+}
+
+
+def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
+    """A model with weights that matter: norms off their defaults, routers and biases not zero."""
+    torch.manual_seed(0)
+    model: Any = (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON | settings)).float().eval()
+    )
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *(b for name, b in model.named_buffers() if "e_score" in name)):
+            if tensor.dim() == 1:
+                tensor.add_(0.1 * torch.randn_like(tensor))
+            else:
+                tensor.mul_(2)
+    model.save_pretrained(path)
+    for name in TOKENIZER:
+        shutil.copy(EXAMPLE / name, path / name)
+    return model
