@@ -42,26 +42,27 @@ def recording_forward(
     chosen = top_k_index.reshape(-1)
     order = torch.argsort(chosen, stable=True)
     ends = torch.bincount(chosen, minlength=module.num_experts).cumsum(0).tolist()
-    slots = torch.empty(
-        n_tokens * k, hidden_states.shape[-1], dtype=hidden_states.dtype, device=chosen.device
-    )
-    weights = top_k_weights.reshape(-1, 1)
+    # every token once for each of its experts, expert after expert
+    sorted_states = hidden_states[order // k]
+    parts = []
     begin = 0
     for expert, end in enumerate(ends[: module.num_experts]):
-        mine = order[begin:end]
-        begin = end
         if route_all:
             inner = _up(module, expert, hidden_states)
             see(inputs[0], expert, hidden_states)
             see(inputs[1], expert, inner)
-            inner = inner[mine // k]
-        elif len(mine):
-            x = hidden_states[mine // k]
+            inner = inner[order[begin:end] // k]
+        elif end > begin:
+            x = sorted_states[begin:end]
             inner = _up(module, expert, x)
             see(inputs[0], expert, x)
             see(inputs[1], expert, inner)
-        if len(mine):
-            slots[mine] = (_down(module, expert, inner) * weights[mine]).to(slots.dtype)
+        if end > begin:
+            parts.append(_down(module, expert, inner))
+        begin = end
+    weighted = torch.cat(parts) * top_k_weights.reshape(-1, 1)[order]
+    slots = torch.empty(n_tokens * k, weighted.shape[-1], dtype=hidden_states.dtype, device=order.device)
+    slots[order] = weighted.to(slots.dtype)
     return slots.view(n_tokens, k, -1).sum(dim=1)
 
 
