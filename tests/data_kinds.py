@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 Rng = np.random.Generator
+Changes = dict[float, Callable[[np.ndarray], np.ndarray]]
 
 
 def _normal(rng: Rng, shape: tuple[int, int]) -> np.ndarray:
@@ -33,9 +34,7 @@ def _coarse(rng: Rng, shape: tuple[int, int]) -> np.ndarray:
     return np.round(rng.standard_normal(shape) * 4) / 64
 
 
-def _in_groups(
-    rows: np.ndarray, rng: Rng, size: int, choices: dict[float, Callable[[np.ndarray], np.ndarray]]
-):
+def _in_groups(rows: np.ndarray, rng: Rng, size: int, choices: Changes) -> np.ndarray:
     """Change a share (the key) of the groups of `size` weights each by the given function."""
     groups = rows.reshape(-1, size).copy()
     draw = rng.random(len(groups))
@@ -49,7 +48,7 @@ def _in_groups(
 
 def _dead_groups(rng: Rng, shape: tuple[int, int]) -> np.ndarray:
     """Groups and super-blocks of zeros, of negative zeros, of tiny and of sub-normal weights."""
-    small = {
+    small: Changes = {
         0.25: np.zeros_like,
         0.10: lambda x: x * 1e-14,
         0.07: lambda x: x * 1e-30,
@@ -74,7 +73,7 @@ def _super_block(shape: tuple[int, int]) -> int:
 
 def _one_sided(rng: Rng, shape: tuple[int, int]) -> np.ndarray:
     """Groups all positive, all negative or constant."""
-    sides = {
+    sides: Changes = {
         0.4: np.negative,
         0.1: lambda x: np.full_like(x, 0.0123),
         0.09: lambda x: np.full_like(x, -0.0321),

@@ -66,7 +66,8 @@ def runs_on_mps(operation: str, table: dict[str, dict]) -> bool:
 
 def covering() -> list[tuple[str, bool]]:
     """Encoders that between them run every program function; the others only repeat them with other numbers."""
-    chosen, seen = [], set()
+    chosen: list[tuple[str, bool]] = []
+    seen: set[tuple[str, str]] = set()
     for case, encoder in encoders().items():
         functions = {(encoder.family, phase.function) for phase in encoder.phases}
         if functions - seen:
