@@ -89,12 +89,12 @@ def larger_score(best, sqx, sqq):
     return where(score > best, score, best)
 
 
-def score_of_split(X, W, base, low, high, N):
-    """The best score of one split: with both halves shifted alike, or for IQ1_M as they like."""
+def score_of_split(X, W, base, low, high, best, N):
+    """`best`, or the score of one split if it is larger: with both halves shifted alike, for IQ1_M also unlike."""
     half = N // 2
     ux0, uq0, dx0, dq0 = shifted_sums(X, W, base, low, high, half)
     ux1, uq1, dx1, dq1 = shifted_sums(X, W, base + half, low, high, half)
-    best = larger_score(zeros(low), ux0 + ux1, uq0 + uq1)
+    best = larger_score(best, ux0 + ux1, uq0 + uq1)
     best = larger_score(best, dx0 + dx1, dq0 + dq1)
     if N == 16:
         best = larger_score(best, ux0 + dx1, uq0 + dq1)
@@ -116,9 +116,11 @@ def first_best(X, W, base, N):
         total = total + w
         size = size + w * fabs(ld(X, base + i))
     guess = div(size, total)
-    score = score_of_split(X, W, base, guess * -0.53, guess * 0.88, N)
-    other = score_of_split(X, W, base, guess * -0.88, guess * 0.53, N)
-    score = where(other > score, other, score)
+    score = zeros(total)
+    for lean in range(2):
+        low = guess * (-0.53 - 0.35 * lean)
+        high = guess * (0.88 - 0.35 * lean)
+        score = score_of_split(X, W, base, low, high, score, N)
     safe = (total > 1e-18) & (total < 1e18) & (score * total > 1e-24) & (score < 1e30) & (size < 1e16)
     return where(safe, score * 0.998, -3.4028234663852886e38)
 
