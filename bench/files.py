@@ -63,7 +63,7 @@ _COLUMNS = (
     tables.Column("peak, MB", "peak_mb", "{:.0f}"),
     tables.Column("without files, MB", "own_mb", "{:.0f}"),
     tables.Column("waiting for disk, %", "waiting_percent", "{:.0f}"),
-    tables.Column("ratio", "ratio", "{:.1f} ×"),
+    tables.Column("ratio", "ratio", "{:.2f} ×"),
     tables.Column("same bytes", "same_bytes"),
 )
 
