@@ -95,9 +95,12 @@ def test_percentiles_of_float_values() -> None:
     for percent, value in Q4_0_KLD.items():
         assert found.kld_percentiles[percent] == pytest.approx(value, rel=0.02, abs=5e-5)
     for percent, value in Q4_0_P_DIFF.items():
-        assert found.p_diff_percentiles[percent] == pytest.approx(value, abs=2e-4)
-    assert found.kld_max == pytest.approx(0.415344, abs=2e-3)
-    assert (found.p_diff_max, found.p_diff_min) == pytest.approx((0.19889, -0.26240), abs=2e-4)
+        assert found.p_diff_percentiles[percent] == pytest.approx(
+            value, abs=1e-3 if percent == 99.9 else 2e-4
+        )
+    # One token each: where two experts are nearly tied, rounding decides, and so does the number of threads.
+    assert found.kld_max == pytest.approx(0.415344, rel=0.02)
+    assert (found.p_diff_max, found.p_diff_min) == pytest.approx((0.19889, -0.26240), abs=2e-3)
     assert found.correlation == pytest.approx(0.9975, abs=1e-4)
 
 
