@@ -20,11 +20,13 @@ import numpy as np
 
 from gguf_io import GGUFSink, TensorSource, open_source
 from imatrix.store import ImportanceMatrix, load
-from qkernels import QuantizeError, quantize, to_float32
+from qkernels import QuantizeError, to_float32
 from qkernels.engines import Engine, choose_engines
 from qkernels.plain import require_finite_scales
+from qkernels.rows import RowQuantizer, row_quantizer
 from qkernels.types import TYPES
 from recipe import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
+from recipe.slabs import Slab, slabs
 
 DEFAULT_BUFFER_BYTES = 128 << 20
 # Slabs under way beside those being quantized: one read, one waiting, one written.
@@ -127,7 +129,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         opened.enter_context(sink)
         watcher.planned(plan)
         line = _Line(
-            source, sink, importance, [_quantizer(engine, job.threads) for engine in engines], watcher
+            source, sink, importance, [row_quantizer(engine, job.threads) for engine in engines], watcher
         )
         line.carry(plan.entries, job.max_buffer_bytes)
         with line.clock("write"):
@@ -161,75 +163,6 @@ def _plan(job: Job, source: TensorSource, importance: ImportanceMatrix | None) -
     return build_plan(source.specs(), source.metadata, job.recipe, index)
 
 
-@dataclass(frozen=True)
-class _Slab:
-    """Rows of one tensor that travel together; `matrix` is the expert they belong to (one vector of importance)."""
-
-    entry: PlanEntry
-    first_row: int
-    n_rows: int
-    matrix: int = 0
-
-
-def _slabs(entries: Sequence[PlanEntry], budget: int) -> Iterator[_Slab]:
-    """Slabs of at most `budget` bytes (or one row): raw, as float32 and quantized. In order, experts apart."""
-    for entry in entries:
-        n_rows = entry.n_weights // entry.n_cols
-        row_bytes = entry.source_bytes // n_rows
-        if entry.converted:
-            row_bytes += entry.n_bytes // n_rows + 4 * entry.n_cols
-        step = max(1, budget // row_bytes)
-        n_parts = entry.n_matrices if entry.importance_name is not None else 1
-        part_rows = n_rows // n_parts
-        for part in range(n_parts):
-            for first in range(0, part_rows, step):
-                yield _Slab(entry, part * part_rows + first, min(step, part_rows - first), part)
-
-
-class _Quantizer(Protocol):
-    """What one worker does on its device. `load` runs in the reading thread, `quantize` in the worker's."""
-
-    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray: ...
-
-    def quantize(
-        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
-    ) -> np.ndarray: ...
-
-
-class _CpuQuantizer:
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads
-
-    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
-        return to_float32(raw, source_type)
-
-    def quantize(
-        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
-    ) -> np.ndarray:
-        return quantize(loaded, type, importance, "cpu", self._threads)
-
-
-class _DeviceQuantizer:
-    """Rows go to the device as they are stored; float32 exists there only."""
-
-    def __init__(self, engine: Engine) -> None:
-        from qkernels.device import DeviceQuantizer  # imports torch
-
-        self._device = DeviceQuantizer(engine)
-
-    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
-        return np.array(raw)  # reads the file here, not in the worker
-
-    def quantize(
-        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
-    ) -> np.ndarray:
-        return self._device.quantize(loaded, source_type, type, importance)
-
-
-def _quantizer(engine: Engine, threads: int | None) -> _Quantizer:
-    return _CpuQuantizer(threads) if engine.name == "cpu" else _DeviceQuantizer(engine)
-
-
 class _Clock:
     """Seconds that each step was busy; every step has a thread of its own."""
 
@@ -253,7 +186,7 @@ class _Line:
         source: TensorSource,
         sink: GGUFSink,
         importance: ImportanceMatrix | None,
-        quantizers: Sequence[_Quantizer],
+        quantizers: Sequence[RowQuantizer],
         watcher: Watcher,
     ) -> None:
         self.clock = _Clock()
@@ -273,7 +206,7 @@ class _Line:
             for pool in (reader, *workers, writer):
                 pools.callback(pool.shutdown, cancel_futures=True)
             devices = cycle(zip(workers, self._quantizers, strict=True))
-            for slab in _slabs(entries, max_bytes // in_flight):
+            for slab in slabs(entries, max_bytes // in_flight):
                 worker, quantizer = next(devices)
                 read = reader.submit(self._read, slab, quantizer)
                 made = worker.submit(self._make, slab, quantizer, read)
@@ -283,7 +216,7 @@ class _Line:
             for written in under_way:
                 written.result()
 
-    def _read(self, slab: _Slab, quantizer: _Quantizer) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(self, slab: Slab, quantizer: RowQuantizer) -> tuple[np.ndarray, np.ndarray | None]:
         """The rows as the next step wants them, and their importance."""
         with self.clock("read"):
             entry = slab.entry
@@ -293,7 +226,7 @@ class _Line:
                 return raw, None
             return quantizer.load(raw, entry.source_type), self._importance_of(slab)
 
-    def _importance_of(self, slab: _Slab) -> np.ndarray | None:
+    def _importance_of(self, slab: Slab) -> np.ndarray | None:
         name = slab.entry.importance_name
         if name is None or self._importance is None:
             return None
@@ -304,7 +237,7 @@ class _Line:
         return None if columns is None else columns[slab.matrix]
 
     def _make(
-        self, slab: _Slab, quantizer: _Quantizer, read: Future[tuple[np.ndarray, np.ndarray | None]]
+        self, slab: Slab, quantizer: RowQuantizer, read: Future[tuple[np.ndarray, np.ndarray | None]]
     ) -> np.ndarray:
         loaded, importance = read.result()
         entry = slab.entry
@@ -317,7 +250,7 @@ class _Line:
                 raise self._explained(error, slab, quantizer, importance) from error
 
     def _explained(
-        self, error: QuantizeError, slab: _Slab, quantizer: _Quantizer, importance: np.ndarray | None
+        self, error: QuantizeError, slab: Slab, quantizer: RowQuantizer, importance: np.ndarray | None
     ) -> JobError:
         """The error of an engine, which knows a slab of rows, in the words of the model: tensor and row."""
         entry = slab.entry
@@ -334,7 +267,7 @@ class _Line:
                 )
         return JobError(f"{entry.name}: {error}")
 
-    def _write(self, slab: _Slab, made: Future[np.ndarray]) -> None:
+    def _write(self, slab: Slab, made: Future[np.ndarray]) -> None:
         data = made.result()
         with self.clock("write"):
             self._sink.write(slab.entry.name, data)
@@ -344,7 +277,7 @@ class _Line:
         )
 
 
-def _require_sound(slab: _Slab, raw: np.ndarray) -> None:
+def _require_sound(slab: Slab, raw: np.ndarray) -> None:
     """Copied rows are checked as llama-quantize checks them: finite numbers, finite scales."""
     type = TYPES.get(slab.entry.type)
     if type is None:  # integers
@@ -361,7 +294,7 @@ def _require_sound(slab: _Slab, raw: np.ndarray) -> None:
         ) from None
 
 
-def _require_finite(slab: _Slab, rows: np.ndarray) -> None:
+def _require_finite(slab: Slab, rows: np.ndarray) -> None:
     finite = np.isfinite(rows)
     if finite.all():
         return

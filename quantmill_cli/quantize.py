@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from quantmill_cli.console import bytes_bar, print_line, print_warnings, size_text, table_text
+from quantmill_cli.console import bytes_bar, print_line, print_warnings
+from quantmill_cli.quantize_tables import fallback_warning, plan_object, plan_text, result_object, result_text
 
 if TYPE_CHECKING:
-    from driver import Job, Result
+    from driver import Job
     from recipe import Plan, PlanEntry, TypeRule
 
 _FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
@@ -196,61 +196,12 @@ def _split_bytes(text: str) -> int:
     return int(match.group(1)) * {"M": 10**6, "G": 10**9}[match.group(2).upper()]
 
 
-def plan_object(plan: Plan) -> dict[str, Any]:
-    """The plan as one JSON object. Problems, which stop a real run, stand among the warnings."""
-    return {
-        "tensors": [
-            {
-                "name": entry.name,
-                "shape": list(entry.shape),
-                "source_type": entry.source_type,
-                "type": entry.type,
-                "bytes": entry.n_bytes,
-            }
-            for entry in plan.entries
-        ],
-        "file_bytes": plan.file_bytes,
-        "bpw": plan.bpw,
-        "fallbacks": [
-            {"name": entry.name, "wanted": entry.fallback_from, "type": entry.type}
-            for entry in plan.fallbacks
-        ],
-        "warnings": [*plan.problems, *plan.warnings],
-    }
-
-
 def _show_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(plan_object(plan)))
         return
-    rows = [("tensor", "shape", "from", "to", "size")]
-    for entry in plan.entries:
-        to = entry.type if entry.fallback_from is None else f"{entry.type} (not {entry.fallback_from})"
-        shape = " x ".join(map(str, entry.shape))
-        rows.append((entry.name, shape, entry.source_type, to, size_text(entry.n_bytes)))
-    typer.echo(table_text(rows, right=(4,)))
-    typer.echo()
-    typer.echo(table_text(_summary(plan)))
-    print_warnings([*plan.problems, *_fallback_warning(plan), *plan.warnings])
-
-
-def _summary(plan: Plan) -> list[tuple[str, str]]:
-    counts = Counter(entry.type for entry in plan.entries)
-    return [
-        ("types", ", ".join(f"{count} {type}" for type, count in counts.most_common())),
-        ("file", f"{plan.file_bytes} bytes ({size_text(plan.file_bytes)}), metadata and padding included"),
-        ("bits per weight", f"{plan.source_bpw:.2f} -> {plan.bpw:.2f}"),
-    ]
-
-
-def _fallback_warning(plan: Plan) -> list[str]:
-    if not plan.fallbacks:
-        return []
-    first = plan.fallbacks[0]
-    return [
-        f"{len(plan.fallbacks)} of {len(plan.entries)} tensors have a row length that rules their type out: "
-        f"{first.name} becomes {first.type}, not {first.fallback_from} (--no-fallback refuses this)"
-    ]
+    typer.echo(plan_text(plan))
+    print_warnings([*plan.problems, *fallback_warning(plan), *plan.warnings])
 
 
 class _Shown:
@@ -262,7 +213,7 @@ class _Shown:
 
     def planned(self, plan: Plan) -> None:
         print_line(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")
-        print_warnings([*_fallback_warning(plan), *plan.warnings])
+        print_warnings([*fallback_warning(plan), *plan.warnings])
         total = sum(entry.source_bytes for entry in plan.entries)
         self._advance = self._stack.enter_context(bytes_bar(self._job.recipe.file_type, total))
 
@@ -276,37 +227,6 @@ def _run(job: Job, as_json: bool) -> None:
     with ExitStack() as stack:
         result = run(job, _Shown(job, stack))
     if as_json:
-        typer.echo(json.dumps({**plan_object(result.plan), **_result_object(result)}))
+        typer.echo(json.dumps({**plan_object(result.plan), **result_object(result)}))
     else:
-        typer.echo(table_text(_result_rows(result)))
-
-
-def _result_object(result: Result) -> dict[str, Any]:
-    return {
-        "files": [str(path) for path in result.paths],
-        "source_bytes": result.source_bytes,
-        "seconds": result.seconds,
-        "step_seconds": dict(result.step_seconds),
-        "mweights_per_second": result.converted_weights / result.seconds / 1e6,
-        "engines": [
-            {"name": engine.name, "device": engine.device, "why": engine.why} for engine in result.engines
-        ],
-    }
-
-
-def _result_rows(result: Result) -> list[tuple[str, str]]:
-    plan = result.plan
-    slowest, busy = max(result.step_seconds.items(), key=lambda item: item[1])
-    ratio = result.file_bytes / result.source_bytes
-    files = (
-        str(result.paths[0]) if len(result.paths) == 1 else f"{result.paths[0]} … {len(result.paths)} files"
-    )
-    rate = result.converted_weights / result.seconds / 1e6
-    return [
-        ("written", files),
-        ("size", f"{size_text(result.source_bytes)} -> {size_text(result.file_bytes)} ({100 * ratio:.1f} %)"),
-        ("bits per weight", f"{plan.source_bpw:.2f} -> {plan.bpw:.2f}"),
-        ("time", f"{result.seconds:.2f} s, {rate:.1f} Mweights/s"),
-        ("slowest step", f"{slowest}, busy for {busy:.2f} s"),
-        ("engine", "; ".join(f"{engine.name} on {engine.device}: {engine.why}" for engine in result.engines)),
-    ]
+        typer.echo(result_text(result))

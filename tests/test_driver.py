@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import driver
 from driver import Job, JobError, plan_job, run
 from gguf_io import GGUFError, GGUFSink, OutputTensor, open_source
 from imatrix.store import load
 from qkernels import to_float32
 from recipe import Recipe, parse_override, parse_rule
+from recipe.slabs import slabs
 from tests import oracle
 from tests.measure_models import EXAMPLE, tiny
 from tests.recipe_models import metadata
@@ -127,14 +127,14 @@ def test_slabs_cover_all_rows_and_keep_experts_apart():
     plan = plan_job(Job(str(tiny("F16")), Path("unused"), Recipe("Q4_K_M"), imatrix=IMATRIX))
     entry = entry_of(plan, "blk.0.ffn_up_exps.weight")
     row_bytes = (entry.source_bytes + entry.n_bytes) // (entry.n_weights // entry.n_cols) + 4 * entry.n_cols
-    slabs = list(driver._slabs([entry], 5 * row_bytes))
-    assert [slab.first_row for slab in slabs] == list(np.cumsum([0] + [slab.n_rows for slab in slabs[:-1]]))
-    assert sum(slab.n_rows for slab in slabs) == entry.n_weights // entry.n_cols
+    found = list(slabs([entry], 5 * row_bytes))
+    assert [slab.first_row for slab in found] == list(np.cumsum([0] + [slab.n_rows for slab in found[:-1]]))
+    assert sum(slab.n_rows for slab in found) == entry.n_weights // entry.n_cols
     rows = entry.shape[1]
     assert all(
-        slab.first_row // rows == slab.matrix == (slab.first_row + slab.n_rows - 1) // rows for slab in slabs
+        slab.first_row // rows == slab.matrix == (slab.first_row + slab.n_rows - 1) // rows for slab in found
     )
-    assert max(slab.n_rows for slab in slabs) == 5
+    assert max(slab.n_rows for slab in found) == 5
 
 
 # Damage

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 import pytest
+
 from gguf_io import TensorSpec
 from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-
 from qkernels.types import TYPES
 from recipe import FILE_TYPES, ImportanceIndex, Recipe, RecipeError, build_plan, get_file_type
 from recipe.presets import ALIASES, find_file_type

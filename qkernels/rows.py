@@ -1,0 +1,59 @@
+"""Stored rows in one type to stored rows in another: the same two steps on the CPU and on a device."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from qkernels.api import quantize, to_float32
+from qkernels.engines import Engine
+
+
+class RowQuantizer(Protocol):
+    """Stored rows u8 [n_rows, row_bytes] of one type → rows of another, on one device, for one worker.
+
+    `load` runs in the reading thread and gives `quantize`, in the worker's, what it wants: so reading and decoding
+    overlap with the search. Both raise QuantizeError as `qkernels.quantize` does.
+    """
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray: ...
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray: ...
+
+
+class _CpuQuantizer:
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        return to_float32(raw, source_type)
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        return quantize(loaded, type, importance, "cpu", self._threads)
+
+
+class _DeviceQuantizer:
+    """Rows go to the device as they are stored; float32 exists there only."""
+
+    def __init__(self, engine: Engine) -> None:
+        from qkernels.device import DeviceQuantizer  # imports torch
+
+        self._device = DeviceQuantizer(engine)
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        return np.array(raw)  # reads the file here, not in the worker
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        return self._device.quantize(loaded, source_type, type, importance)
+
+
+def row_quantizer(engine: Engine, threads: int | None = None) -> RowQuantizer:
+    """The quantizer of an engine; `threads` are those of the cpu engine, None for all cores."""
+    return _CpuQuantizer(threads) if engine.name == "cpu" else _DeviceQuantizer(engine)
