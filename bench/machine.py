@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from qkernels import engines
+
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("numpy", "numba", "llvmlite", "torch", "triton", "gguf", "xllamacpp")
 
@@ -43,22 +45,13 @@ def describe(module: str, arguments: list[str]) -> Machine:
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        devices=cuda_devices(),
+        devices=tuple(engines.describe(e.device) for e in engines.available_engines() if e.device != "cpu"),
         system=f"{platform.system()} {platform.release()}",
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         versions=versions,
         commit=_commit(),
         command=shlex.join(["python", "-m", module, *arguments]),
     )
-
-
-def cuda_devices() -> tuple[str, ...]:
-    """Names of the GPUs that torch sees; none without torch."""
-    try:
-        import torch
-    except ImportError:
-        return ()
-    return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
 def _processor() -> str:

@@ -2,7 +2,7 @@
 
 For each type, with and without importance, on each engine and number of threads: Mweights/s, the ratio to
 ggml_quantize_chunk in the same rounds, and what the first use costs. All bytes are compared first; if one differs, no
-number is printed and the exit code is 1. On a machine with a GPU the Triton engine joins by itself.
+number is printed and the exit code is 1. On a machine with a GPU its engine joins by itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 import qkernels
 from bench import machine, startup, tables, timing
+from qkernels.engines import available_engines
 from tests import data_kinds, oracle
 
 
@@ -104,10 +105,8 @@ def call_of(case: Case, rows: np.ndarray, importance: np.ndarray | None) -> Call
 
     def call() -> Any:
         blocks = qkernels.quantize(there, case.type, weights, engine=case.engine)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         return blocks
 
     return call
@@ -196,12 +195,12 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     quantized = [row.name for row in qkernels.TYPES.values() if row.family != "plain"]
-    engines = ["cpu", *(f"triton:cuda:{i}" for i in range(len(machine.cuda_devices())))]
+    engines = [e.name if e.device == "cpu" else f"{e.name}:{e.device}" for e in available_engines()]
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(prog="python -m bench.quantize", description=__doc__)
     parser.add_argument("--types", nargs="+", default=quantized, choices=quantized, metavar="TYPE")
     parser.add_argument("--engines", nargs="+", default=engines, metavar="ENGINE[:DEVICE]",
-                        help="cpu, torch:cpu, torch:mps, triton:cuda:0; the cpu and every GPU by default")  # fmt: skip
+                        help="cpu, torch:cpu, torch:mps, triton:cuda:0 …; all that are here by default")  # fmt: skip
     parser.add_argument(
         "--threads", nargs="+", type=int, default=sorted({1, cores}), help="of the cpu engine"
     )
