@@ -1,6 +1,6 @@
 """Compare the conversion of Hugging Face directories with llama.cpp's convert_hf_to_gguf.py.
 
-    python bench/compare_convert.py --converter path/to/llama.cpp/convert_hf_to_gguf.py model-dir ...
+    python -m bench.compare_convert --converter path/to/llama.cpp/convert_hf_to_gguf.py model-dir ...
 
 Prints for each directory what differs: tensors (names, order, shapes, types, bytes) and metadata (keys, order,
 types, values). Exit code 1 when anything does. Tensors are compared in the type the converter chose; where that is
@@ -23,7 +23,9 @@ from gguf_io.tensors import TensorSource
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--converter", type=Path, required=True, help="llama.cpp's convert_hf_to_gguf.py")
     parser.add_argument("--type", default="auto", choices=["auto", "f32", "f16", "bf16"])
@@ -60,7 +62,9 @@ def metadata_differences(ours: TensorSource, reference: TensorSource) -> list[st
     for key in {**reference.metadata, **ours.metadata}:
         mine, theirs = ours.metadata.get(key), reference.metadata.get(key)
         if mine is None or theirs is None:
-            lines.append(f"{key}: only {'theirs' if mine is None else 'ours'}: {_short((mine or theirs).value)}")
+            lines.append(
+                f"{key}: only {'theirs' if mine is None else 'ours'}: {_short((mine or theirs).value)}"
+            )
         elif mine.encode() != theirs.encode():
             kinds = f"{mine.type.name} and {theirs.type.name}, " if mine.type != theirs.type else ""
             lines.append(f"{key}: {kinds}{_first_difference(mine.value, theirs.value)}")
@@ -95,7 +99,9 @@ def _float32(raw: np.ndarray, type: str, target: str) -> np.ndarray:
     if type == "BF16":
         values = (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
-        values = np.ascontiguousarray(raw).view({"F32": np.float32, "F16": np.float16}[type]).astype(np.float32)
+        values = (
+            np.ascontiguousarray(raw).view({"F32": np.float32, "F16": np.float16}[type]).astype(np.float32)
+        )
     if target == "F16":
         return values.astype(np.float16).astype(np.float32)
     if target == "BF16":

@@ -69,13 +69,17 @@ def write_model(name: str, directory: Path) -> Path:
     return directory
 
 
+def shapes_of(name: str) -> dict[str, list[int]]:
+    """Tensor name → shape."""
+    return json.loads((DATA / "tensors.json").read_text())[MODELS[name].tensors_of or name]
+
+
 def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
     """name → (safetensors dtype, values), in stored form."""
     model = MODELS[name]
-    shapes = json.loads((DATA / "tensors.json").read_text())[model.tensors_of or name]
     random = np.random.RandomState(sum(name.encode()))
     found: dict[str, tuple[str, np.ndarray]] = {}
-    for tensor, shape in shapes.items():
+    for tensor, shape in shapes_of(name).items():
         if name == "gpt-oss" and tensor.endswith(("experts.gate_up_proj", "experts.down_proj")):
             found.update(_mxfp4(random, tensor, shape))
         elif name == "deepseek-v3-fp8" and len(shape) == 2 and "proj" in tensor:
@@ -197,9 +201,7 @@ def _write_sentencepiece(directory: Path, vocab_size: int) -> None:
     letters = [chr(97 + i) for i in range(26)] + ["▁", ".", ",", "é", "我"]
     pieces += [(text, -float(i), 1) for i, text in enumerate(texts + letters)]
     assert len(pieces) < vocab_size - 8
-    trainer = _message(2, b"\x18\x02\x98\x02\x01")  # model_type BPE, byte_fallback
-    model = b"".join(_message(1, _piece(*piece)) for piece in pieces) + trainer
-    (directory / "tokenizer.model").write_bytes(model)
+    (directory / "tokenizer.model").write_bytes(sentencepiece_model(pieces))
     end = len(pieces)
     _write_json(directory / "added_tokens.json", {"<|im_start|>": end, "▁two▁words": end + 1})
     added = {
@@ -217,6 +219,12 @@ def _write_sentencepiece(directory: Path, vocab_size: int) -> None:
         ]
         settings["chat_template"] = named
     _write_json(directory / "tokenizer_config.json", settings)
+
+
+def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
+    """tokenizer.model of (text, score, kind) pieces."""
+    trainer = _message(2, b"\x18\x02\x98\x02\x01")  # model_type BPE, byte_fallback
+    return b"".join(_message(1, _piece(*piece)) for piece in pieces) + trainer
 
 
 def _piece(text: str, score: float, kind: int) -> bytes:

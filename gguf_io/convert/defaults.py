@@ -29,6 +29,14 @@ LLAMA = {
 }
 LLAMA_WITH_HEADS = {**LLAMA, "head_dim": head_dim}
 MISTRAL = {**LLAMA_WITH_HEADS, "max_position_embeddings": 131072, "num_key_value_heads": 8}
+MIXTRAL = {
+    "max_position_embeddings": 131072,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+}
 QWEN = {**LLAMA, "max_position_embeddings": 32768, "num_key_value_heads": 32}
 GEMMA = {
     "head_dim": 256,
@@ -58,4 +66,15 @@ GPT_OSS_ROPE = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
     "original_max_position_embeddings": 4096,
+}
+GPT_OSS = {
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 8,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0,
+    "rope_parameters": GPT_OSS_ROPE,
+    "sliding_window": 128,
 }

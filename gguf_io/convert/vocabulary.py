@@ -48,7 +48,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise GGUFError(f"{directory}: no tokenizer.json and no tokenizer.model; the vocabulary is missing")
-    model = load_optional_json(path).get("model") or {}
+    definition = load_optional_json(path)
+    model = definition.get("model") or {}
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise GGUFError(f"{path}: {key} {model[key]!r}; llama.cpp has no such tokenizer")
@@ -56,6 +57,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for every fault of the file
         raise GGUFError(f"{path}: not a tokenizer ({error})") from None
+    for token in definition.get("added_tokens") or []:
+        found = tokenizer.token_to_id(token["content"])
+        if found != token["id"]:  # the library numbers tokens anew that do not follow the vocabulary
+            raise GGUFError(
+                f"{path}: added token {token['content']!r} has id {token['id']}, but {found} is its place"
+            )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
@@ -72,7 +79,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 def byte_level_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     """The vocabulary of a byte-level BPE tokenizer. Raises GGUFError when it is larger than the model's."""
-    by_id = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
+    by_id = _texts_by_id(directory, tokenizer)
     added = tokenizer.get_added_tokens_decoder()
     if by_id and max(by_id) >= vocab_size:
         raise GGUFError(
@@ -91,6 +98,16 @@ def byte_level_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vo
         texts.append(text)
         types.append(int(kind))
     return Vocabulary(texts, types)
+
+
+def _texts_by_id(directory: Path, tokenizer: Tokenizer) -> dict[int, str]:
+    by_id: dict[int, str] = {}
+    for text, token_id in tokenizer.get_vocab().items():
+        other = by_id.setdefault(token_id, text)
+        if other != text:
+            both = " and ".join(sorted((repr(text), repr(other))))
+            raise GGUFError(f"{directory / 'tokenizer.json'}: {both} have the same id {token_id}")
+    return by_id
 
 
 def _added_token(tokenizer: Tokenizer, token: AddedToken, text: str) -> tuple[str, TokenType]:
@@ -115,7 +132,7 @@ def is_byte_fallback_bpe(directory: Path) -> bool:
 
 def byte_fallback_bpe(directory: Path, tokenizer: Tokenizer) -> Vocabulary:
     """SentencePiece's BPE from tokenizer.json: no scores there, so merges rank by UNSCORED like llama.cpp's."""
-    by_id = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
+    by_id = _texts_by_id(directory, tokenizer)
     base = set(
         json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"].values()
     )
