@@ -13,7 +13,7 @@ from measure.report.collect import pareto
 WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
 FONT = 12
-CHARACTER = 6.6  # mean width of a letter at FONT
+CHARACTER = 7.6  # width of a letter at FONT: types are capitals and digits
 LINE_LABELS = (0.0, 0.95, 0.5, 0.25, 0.75)  # where along a line its label may stand, best first
 
 
