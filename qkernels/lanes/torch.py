@@ -76,10 +76,6 @@ def _stb(array: _Array, index: Index, value: torch.Tensor | int) -> None:
     array.store(index, low.to(torch.uint8) if isinstance(low, torch.Tensor) else low)
 
 
-def _cst(table: torch.Tensor, index: int) -> torch.Tensor:
-    return table[index]
-
-
 def _take(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index.reshape(-1)).view(index.shape)
 
@@ -233,7 +229,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "st": _st,
     "ldb": _ldb,
     "stb": _stb,
-    "cst": _cst,
+    "cst": lambda table, index: table[index],
     "take": _take,
     "pick": _pick,
     "zeros": _zeros,
