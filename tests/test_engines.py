@@ -9,7 +9,6 @@ import numpy as np
 import oracle
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 import qkernels
@@ -88,10 +87,8 @@ def test_refuses(three_devices, asked, message):
 
 
 def test_devices_command():
-    from quantmill_cli.devices import devices
+    from quantmill_cli.devices import app
 
-    app = typer.Typer()
-    app.command()(devices)
     found = json.loads(CliRunner().invoke(app, ["--json"]).output)
     assert found["devices"][-1]["device"] == "cpu"
     assert found["auto"]["device"] in {row["device"] for row in found["devices"]}
