@@ -93,6 +93,15 @@ class Options:
             raise MeasureError("nothing to measure: give --text, --base-file or tasks")
         if (self.save_logits or self.save_base) and (self.base is None or self.text is None):
             raise MeasureError("saving predictions needs --base and --text")
+        numbers = {
+            "--ctx": self.n_ctx,
+            "--chunks": self.chunks,
+            "--top-k": self.top_k,
+            "--threads": self.threads,
+        }
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise MeasureError(f"{name} {value}: must be at least 1")
         if self.base_file is not None and self.text is not None:
             raise MeasureError("--base-file holds its own tokens; leave out --text")
 

@@ -48,7 +48,7 @@ def perplexity(nll: np.ndarray) -> Estimate:
 
 
 def cut(tokens: list[int], n_ctx: int, limit: int | None = None) -> np.ndarray:
-    """Tokens of a text -> chunks [n_chunk, n_ctx] i32; what is left over is dropped.
+    """Tokens of a text -> chunks [n_chunk, n_ctx] i32, at most `limit`; what is left over is dropped.
 
     Raises MeasureError when the text has fewer than two chunks, as llama-perplexity does.
     """
@@ -61,8 +61,6 @@ def cut(tokens: list[int], n_ctx: int, limit: int | None = None) -> np.ndarray:
         )
     n_chunk = len(tokens) // n_ctx
     if limit is not None:
-        if limit < 1:
-            raise MeasureError(f"--chunks {limit}: at least one chunk must be scored")
         n_chunk = min(n_chunk, limit)
     return np.array(tokens[: n_chunk * n_ctx], dtype=np.int32).reshape(n_chunk, n_ctx)
 

@@ -88,8 +88,9 @@ def tool(options: SpeedOptions) -> str:
 
 def measure_speed(path: Path, options: SpeedOptions) -> tuple[Speed, ...]:
     """All tests of one GGUF, in order. Raises MeasureError with llama.cpp's last words when it fails."""
-    if options.repeats < 1:
-        raise MeasureError(f"--repeats {options.repeats}: at least one run is needed")
+    for flag, value in (("--repeats", options.repeats), ("--threads", options.threads)):
+        if value is not None and value < 1:
+            raise MeasureError(f"{flag} {value}: must be at least 1")
     if not path.is_file():
         raise MeasureError(f"{path}: no such file; speed is measured on GGUF files")
     name = tool(options)

@@ -217,7 +217,9 @@ def from_directory(path: Path) -> Tokenizer:
         core = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise MeasureError(f"{path}: no tokenizer could be loaded from here ({error})") from error
-    core.model_max_length = sys.maxsize  # a text is cut into chunks later; its length is nothing to warn about
+    core.model_max_length = (
+        sys.maxsize
+    )  # a text is cut into chunks later; its length is nothing to warn about
     bos = core.bos_token_id
     empty = core.encode("")
     # A tokenizer that does not know its BOS still names one when it encodes nothing.
