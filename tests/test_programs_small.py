@@ -36,7 +36,9 @@ def largest_weights(around: int) -> np.ndarray:
 @pytest.mark.parametrize("around", [8, pytest.param(128, marks=pytest.mark.slow)])
 def test_largest_weights_next_to_powers_of_two(type: str, around: int) -> None:
     rng = np.random.default_rng(around)
-    largest = largest_weights(around) * rng.choice(np.float32([-1, 1]), len(largest_weights(around)))
+    largest = largest_weights(around) * rng.choice(
+        np.array([-1, 1], np.float32), len(largest_weights(around))
+    )
     block = TYPES[type].block
     with np.errstate(under="ignore"):
         rows = rng.uniform(-1, 1, (len(largest), block)).astype(np.float32) * largest[:, None]

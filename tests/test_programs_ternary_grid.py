@@ -42,7 +42,7 @@ def test_few_levels(type: str, levels: tuple[int, int], n_rows: int) -> None:
 @pytest.mark.parametrize("type", IQ1)
 def test_zeros_of_both_signs_are_equal_in_the_sort(type: str, n_rows: int) -> None:
     rng = np.random.default_rng(n_rows)
-    rows = rng.choice(np.float32([-1, -0.0, 0.0, 1]), (n_rows, COLUMNS), p=[0.15, 0.35, 0.35, 0.15])
+    rows = rng.choice(np.array([-1, -0.0, 0.0, 1], np.float32), (n_rows, COLUMNS), p=[0.15, 0.35, 0.35, 0.15])
     assert_same_blocks(rows, rng.random(COLUMNS), type)
 
 
