@@ -48,9 +48,9 @@ def quantize(
         list[str],
         typer.Argument(
             metavar="MODEL [OUTPUT] TYPE [THREADS]",
-            help="A GGUF file (of a split model its first file) or a Hugging Face directory; the file to write, "
-            "by default ggml-model-TYPE.gguf beside the model; a file type as `quantmill types` lists them, by name "
-            "or number, or COPY.",
+            help="A GGUF file (of a split model its first file), a Hugging Face directory or org/name on the hub; "
+            "the file to write, by default ggml-model-TYPE.gguf beside the model; a file type as `quantmill types` "
+            "lists them, by name or number, or COPY.",
         ),
     ],
     imatrix: Annotated[
@@ -101,6 +101,9 @@ def quantize(
     max_buffer_size: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Memory for rows under way. [default: 128]")
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Branch, tag or commit of a model on the hub.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, cuda:0,cuda:1, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=0, help="CPU threads, all cores by default.")] = None,
     dry_run: Annotated[
@@ -119,6 +122,7 @@ def quantize(
     if keep_split and split_max_size:
         raise typer.BadParameter("--keep-split and --split-max-size cannot be used together")
     from driver import DEFAULT_BUFFER_BYTES, Job, plan_job
+    from quantmill_cli.hub import local_model
     from recipe import Recipe, parse_layers, parse_override, parse_type
 
     source, output, file_type, n_threads = _positional(arguments, keep_split)
@@ -137,7 +141,7 @@ def quantize(
         split_max_bytes=_split_bytes(split_max_size) if split_max_size else None,
     )
     job = Job(
-        source,
+        str(local_model(source, revision)),
         output,
         recipe,
         imatrix=imatrix,
@@ -171,7 +175,9 @@ def _positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str,
         raise typer.BadParameter(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
     if output is None:
         suffix = "" if keep_split else ".gguf"
-        output = Path(source).parent / f"ggml-model-{file_type}{suffix}"
+        # A model by name lies in the hub's cache, which is no place for results.
+        beside = Path(source).parent if Path(source).exists() else Path()
+        output = beside / f"ggml-model-{file_type}{suffix}"
     return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
 
 

@@ -162,7 +162,7 @@ def one_line(err, *parts):
 
 def test_inputs_that_are_no_models(capsys, tmp_path):
     cases = {
-        "missing.gguf": (None, "No such file"),
+        "missing.gguf": (None, "no such file"),
         "text.gguf": (b"hello, this is text" * 9, "not a GGUF file"),
         "empty.gguf": (b"", "it is empty"),
         "old.gguf": (gguf(version=1), "version 1"),
@@ -366,3 +366,20 @@ def test_tables_and_sizes():
         "5.00 MiB",
         "3.50 GiB",
     ]
+
+
+def test_a_model_by_its_name_on_the_hub(capsys, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    checkpoint = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
+    asked = []
+
+    def snapshot_download(repo_id, revision, **patterns):
+        asked.append((repo_id, revision))
+        return str(checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    assert quantize(capsys, "--revision", "v2", "example-org/Tiny-MoE", "Q8_0")[0] == 0
+    assert asked == [("example-org/Tiny-MoE", "v2")]
+    assert (tmp_path / "ggml-model-Q8_0.gguf").exists()
