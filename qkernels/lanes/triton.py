@@ -44,10 +44,10 @@ def options(backend: str, warps: int) -> dict[str, Any]:
 
     Fusing a multiplication and an addition would round once where the reference rounds twice; the default differs
     between versions of Triton, so it is always said. ptxas left alone aims at 32 registers and spills a few of some
-    kernels; told a higher limit it needs no stack.
+    kernels; told a higher limit it needs no stack. The walks along neighbours keep their group of weights at hand.
     """
     chosen: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": False}
-    return chosen | {"maxnreg": 128} if backend == "cuda" else chosen
+    return chosen | {"maxnreg": 168 if warps == 1 else 128} if backend == "cuda" else chosen
 
 
 @functools.cache

@@ -1,0 +1,80 @@
+"""Every Triton kernel compiled ahead of time for GPUs that are not here.
+
+The table of registers is tests/data/triton_registers.json; after a change that is meant, write it anew with
+`python -m tests.test_triton_compile` and commit both.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import triton
+
+from bench.compile_ahead import TARGETS, Compiled, all_kernels, compile_for
+
+TABLE = Path(__file__).with_name("data") / "triton_registers.json"
+MOST_REGISTERS = 168
+KERNELS = {kernel.name: kernel for kernel in all_kernels()}
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """Triton's cache for this run alone: the kernels of the working tree are compiled, not remembered."""
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton-cache"))
+        yield
+
+
+@pytest.fixture(scope="module", params=[pytest.param("sm_80", marks=pytest.mark.slow), "sm_90", "gfx942"])
+def compiled(request, own_cache) -> tuple[str, dict[str, Compiled]]:
+    return request.param, {
+        name: compile_for(kernel, TARGETS[request.param]) for name, kernel in KERNELS.items()
+    }
+
+
+def test_kernels_have_names_of_their_own():
+    assert len(KERNELS) == len(list(all_kernels())) > 100
+
+
+def test_nothing_is_fused(compiled):
+    """Two roundings stay two: no fused multiply-add, no approximate division or root, no flushed sub-normals."""
+    target, results = compiled
+    for name, result in results.items():
+        if target.startswith("sm_"):
+            wrong = re.findall(
+                r"\bfma\.rn\S*|\bdiv\.(?!rn\.f32)\S*f32|\bsqrt\.(?!rn\.f32)\S*|\S*\.ftz\S*", result.text
+            )
+        else:
+            # the machine code's v_fma are the steps of exact division and root; what could fuse is in the LLVM IR
+            wrong = re.findall(
+                r"llvm\.fma\S*|llvm\.fmuladd\S*|\bcontract\b|\bfast\b|\bafn\b|\barcp\b", result.llir
+            )
+        assert not wrong, f"{name} on {target}: {set(wrong)}"
+
+
+def test_nothing_spills(compiled):
+    target, results = compiled
+    assert not {name: result.spills for name, result in results.items() if result.spills}, target
+    assert not {name: r.registers for name, r in results.items() if r.registers > MOST_REGISTERS}, target
+
+
+def test_registers_are_those_of_the_table(compiled):
+    target, results = compiled
+    recorded = json.loads(TABLE.read_text())
+    assert recorded["triton"] == triton.__version__, "the table is for another Triton"
+    table = {name: row[target] for name, row in recorded["registers"].items()}
+    assert {name: result.registers for name, result in results.items()} == table
+
+
+def write_table() -> None:
+    registers = {
+        name: {target: compile_for(kernel, TARGETS[target]).registers for target in TARGETS}
+        for name, kernel in sorted(KERNELS.items())
+    }
+    rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in registers.items())
+    TABLE.write_text(f'{{"triton": "{triton.__version__}", "registers": {{\n{rows}\n}}}}\n')
+
+
+if __name__ == "__main__":
+    write_table()
