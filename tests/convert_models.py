@@ -82,10 +82,13 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
     for tensor, shape in shapes_of(name).items():
         if name == "gpt-oss" and tensor.endswith(("experts.gate_up_proj", "experts.down_proj")):
             found.update(_mxfp4(random, tensor, shape))
-        elif name == "deepseek-v3-fp8" and len(shape) == 2 and "proj" in tensor:
-            found.update(_fp8(random, tensor, shape))
+        elif name.endswith("-fp8") and "proj" in tensor:
+            found.update(_fp8(random, tensor, shape, in_blocks=name != "llama-fp8"))
         else:
             found[tensor] = _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
+    if name == "gemma3-vision":
+        found = {tensor.replace("model.", "model.language_model."): value for tensor, value in found.items()}
+        found["model.vision_tower.post_layernorm.weight"] = _floats("BF16", np.ones(64, np.float32))
     return _fused(found) if name == "qwen3-moe-fused" else found
 
 
@@ -103,13 +106,20 @@ def _mxfp4(random: np.random.RandomState, name: str, shape: list[int]) -> dict[s
     return {f"{name}_blocks": ("U8", codes), f"{name}_scales": ("U8", exponents)}
 
 
-def _fp8(random: np.random.RandomState, name: str, shape: list[int]) -> dict[str, tuple[str, np.ndarray]]:
+def _fp8(
+    random: np.random.RandomState, name: str, shape: list[int], in_blocks: bool
+) -> dict[str, tuple[str, np.ndarray]]:
+    """A scale for each block of 128 by 128 (DeepSeek), or for each row (compressed-tensors)."""
     codes = random.randint(0, 127, shape).astype(np.uint8) | (random.randint(0, 2, shape) << 7).astype(
         np.uint8
     )
-    blocks = [-(-n // 128) for n in shape]
+    blocks = [-(-n // 128) for n in shape] if in_blocks else [shape[0], 1]
     scales = random.uniform(1e-4, 2e-4, blocks).astype(np.float32)
-    return {name: ("F8_E4M3", codes), f"{name}_scale_inv": ("F32", scales)}
+    suffix = "_scale_inv" if in_blocks else "_scale"
+    return {
+        name: ("F8_E4M3", codes),
+        name + suffix: ("F32", scales) if in_blocks else _floats("BF16", scales),
+    }
 
 
 def _fused(found: dict[str, tuple[str, np.ndarray]]) -> dict[str, tuple[str, np.ndarray]]:

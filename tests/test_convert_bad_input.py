@@ -207,6 +207,14 @@ def test_fp8_scale_without_weight(tmp_path):
     refused(tmp_path, f"{name}_scale_inv has no weight to scale")
 
 
+@pytest.mark.parametrize("name", ["deepseek-v3-fp8", "llama-fp8"])
+def test_fp8_scales_of_another_shape(tmp_path, name):
+    write_model(name, tmp_path)
+    scale = next(tensor for tensor in tensors(name) if "_scale" in tensor)
+    rewrite(tmp_path, lambda found: found.update({scale: ("F32", np.ones((3, 3), np.float32))}), name)
+    refused(tmp_path, rf"{scale} \[3, 3\] does not fit")
+
+
 def test_unknown_pre_tokenizer_is_not_guessed(model):
     edit(model / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
     refused(model, "its pre-tokenizer is none that llama.cpp knows")

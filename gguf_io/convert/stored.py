@@ -5,6 +5,7 @@ A reader maps the file anew for every read, so memory holds the rows that are in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -54,24 +55,42 @@ class Floats:
 
 @dataclass(frozen=True)
 class ScaledFP8:
-    """FP8 codes times a scale for each block of `block` (rows, columns)."""
+    """FP8 codes times scales: one for each block of `block` (rows, columns); without blocks one for each row or
+    one for all, as the shape of the scales says."""
 
     codes: StoredTensor
     scales: StoredTensor
-    block: tuple[int, int]
+    block: tuple[int, int] | None
 
     type = "F32"
+
+    def __post_init__(self) -> None:
+        rows, columns = _matrix_shape(self.codes)
+        found = _matrix_shape(self.scales)
+        if self.block is None:
+            sound = found in ((rows, 1), (1, 1))
+        else:
+            # Blocks of stacked matrices must not reach from one into the next.
+            whole = len(self.codes.shape) == 2 or self.codes.shape[-2] % self.block[0] == 0
+            sound = whole and found == (-(-rows // self.block[0]), -(-columns // self.block[1]))
+        if not sound:
+            raise GGUFError(
+                f"{self.scales.path}: {self.scales.name} {list(self.scales.shape)} does not fit "
+                f"{self.codes.name} {list(self.codes.shape)} in blocks of {self.block}"
+            )
 
     @property
     def shape(self) -> Shape:
         return self.codes.shape
 
     def rows(self, rows: Index, columns: Index) -> np.ndarray:
-        codes = _matrix(self.codes)
-        scales = to_float32(_matrix(self.scales), self.scales.dtype)
+        codes, scales = _matrix(self.codes), to_float32(_matrix(self.scales), self.scales.dtype)
+        values = FP8_VALUES[self.codes.dtype][codes[rows][:, columns]]
+        if self.block is None:
+            return values * (scales if len(scales) == 1 else scales[rows])
         scale_rows = np.arange(codes.shape[0])[rows] // self.block[0]
         scale_columns = np.arange(codes.shape[1])[columns] // self.block[1]
-        return FP8_VALUES[self.codes.dtype][codes[rows][:, columns]] * scales[scale_rows][:, scale_columns]
+        return values * scales[scale_rows][:, scale_columns]
 
 
 @dataclass(frozen=True)
@@ -152,42 +171,42 @@ def _mxfp4(codes: StoredTensor, exponents: StoredTensor | None) -> MXFP4:
     return MXFP4(codes, exponents)
 
 
-def _quantization(config: Mapping[str, Any]) -> tuple[str | None, tuple[int, int], str]:
+def _quantization(config: Mapping[str, Any]) -> tuple[str | None, tuple[int, int] | None, str]:
     """Method, block (rows, columns) and the suffix of scale tensors."""
     settings = config.get("quantization_config")
-    none = (None, (1, 1), ".weight_scale_inv")
     if not isinstance(settings, Mapping):
-        return none
+        return None, None, ".weight_scale_inv"
     method = settings.get("quant_method")
     if method == "mxfp4":
-        return "mxfp4", *none[1:]
+        return "mxfp4", None, ".weight_scale_inv"
     if method == "fp8":
         return "fp8", _block(settings.get("weight_block_size")), ".weight_scale_inv"
     if method == "compressed-tensors" and settings.get("format") in ("float-quantized", "naive-quantized"):
         groups = list((settings.get("config_groups") or {}).values())
         weights = groups[0].get("weights", {}) if len(groups) == 1 else {}
         if weights.get("strategy") in ("channel", "block", "tensor") and weights.get("type") == "float":
-            block = weights.get("block_structure") or (
-                [1, 2**40] if weights["strategy"] == "channel" else None
-            )
-            return "fp8", _block(block), ".weight_scale"
+            return "fp8", _block(weights.get("block_structure")), ".weight_scale"
     raise GGUFError(
         f"config.json: quantization_config {method!r} is not supported (FP8 and MXFP4 are); "
         "convert the unquantized model"
     )
 
 
-def _block(size: Any) -> tuple[int, int]:
+def _block(size: Any) -> tuple[int, int] | None:
     if size is None:
-        return 2**40, 2**40  # one scale for the whole tensor
+        return None
     if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
-        raise GGUFError(f"config.json: weight_block_size {size!r} is not [rows, columns]")
+        raise GGUFError(f"config.json: FP8 block size {size!r} is not [rows, columns]")
     return size[0], size[1]
 
 
+def _matrix_shape(tensor: StoredTensor) -> tuple[int, int]:
+    columns = tensor.shape[-1] if len(tensor.shape) > 1 else 1
+    return math.prod(tensor.shape) // max(columns, 1), columns
+
+
 def _matrix(tensor: StoredTensor) -> np.ndarray:
-    array = tensor.array()
-    return array.reshape(-1, 1 if array.ndim < 2 else array.shape[-1])
+    return tensor.array().reshape(_matrix_shape(tensor))
 
 
 def _e4m3() -> np.ndarray:
