@@ -376,7 +376,7 @@ def test_a_model_by_its_name_on_the_hub(capsys, tmp_path, monkeypatch):
 
     def snapshot_download(repo_id, revision, **patterns):
         asked.append((repo_id, revision))
-        return str(checkpoint)
+        return str(EXAMPLE)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
