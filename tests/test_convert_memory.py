@@ -1,0 +1,81 @@
+"""Memory does not grow with the model: a checkpoint of stacked experts, converted by a process of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.convert_models import MODELS, write_model
+
+ROOT = Path(__file__).parents[1]
+LIMIT_BYTES = 700 << 20
+HIDDEN, FEED_FORWARD, EXPERTS, LAYERS = 2048, 768, 128, 2
+
+CONVERT = """
+import resource, sys
+import cli
+code = cli.main(["convert", *sys.argv[1:]])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+raise SystemExit(code)
+"""
+
+
+def sparse_safetensors(path, shapes):
+    """All zeros, without taking the space: the data is a hole in the file."""
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
+        position += size
+    raw = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + position)
+    return position
+
+
+@pytest.mark.slow
+def test_stacked_experts_of_two_gigabytes(tmp_path):
+    directory = write_model("qwen3-moe-fused", tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"hidden_size": HIDDEN, "moe_intermediate_size": FEED_FORWARD, "num_experts": EXPERTS}
+    (directory / "config.json").write_text(json.dumps(config))
+    for shard in directory.glob("*.safetensors*"):
+        shard.unlink()
+    sizes = ("vocab_size", "num_attention_heads", "num_key_value_heads")
+    vocab, heads, kv_heads = (MODELS["qwen3-moe"].config[size] for size in sizes)
+    shapes = {
+        "model.embed_tokens.weight": [vocab, HIDDEN],
+        "model.norm.weight": [HIDDEN],
+        "lm_head.weight": [vocab, HIDDEN],
+    }
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        shapes |= {prefix + f"{norm}_layernorm.weight": [HIDDEN] for norm in ("input", "post_attention")}
+        shapes |= {prefix + f"self_attn.{norm}_norm.weight": [64] for norm in "qk"}
+        shapes |= {
+            prefix + "self_attn.q_proj.weight": [heads * 64, HIDDEN],
+            prefix + "self_attn.k_proj.weight": [kv_heads * 64, HIDDEN],
+            prefix + "self_attn.v_proj.weight": [kv_heads * 64, HIDDEN],
+            prefix + "self_attn.o_proj.weight": [HIDDEN, heads * 64],
+            prefix + "mlp.gate.weight": [EXPERTS, HIDDEN],
+            prefix + "mlp.experts.gate_up_proj": [EXPERTS, 2 * FEED_FORWARD, HIDDEN],
+            prefix + "mlp.experts.down_proj": [EXPERTS, HIDDEN, FEED_FORWARD],
+        }
+    assert sparse_safetensors(directory / "model.safetensors", shapes) > 2 << 30
+    child = subprocess.run(
+        [sys.executable, "-c", CONVERT, directory, tmp_path / "out.gguf", "--type", "q8_0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    peak = int(child.stdout.split()[-1])
+    assert peak < LIMIT_BYTES, f"{peak >> 20} MiB"
