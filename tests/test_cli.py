@@ -371,7 +371,6 @@ def test_tables_and_sizes():
 def test_a_model_by_its_name_on_the_hub(capsys, tmp_path, monkeypatch):
     import huggingface_hub
 
-    checkpoint = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
     asked = []
 
     def snapshot_download(repo_id, revision, **patterns):
