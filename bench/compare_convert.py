@@ -61,10 +61,10 @@ def metadata_differences(ours: TensorSource, reference: TensorSource) -> list[st
     lines = []
     for key in {**reference.metadata, **ours.metadata}:
         mine, theirs = ours.metadata.get(key), reference.metadata.get(key)
-        if mine is None or theirs is None:
-            lines.append(
-                f"{key}: only {'theirs' if mine is None else 'ours'}: {_short((mine or theirs).value)}"
-            )
+        if theirs is None:
+            lines.append(f"{key}: only ours: {_short(ours.metadata.value(key))}")
+        elif mine is None:
+            lines.append(f"{key}: only theirs: {_short(theirs.value)}")
         elif mine.encode() != theirs.encode():
             kinds = f"{mine.type.name} and {theirs.type.name}, " if mine.type != theirs.type else ""
             lines.append(f"{key}: {kinds}{_first_difference(mine.value, theirs.value)}")

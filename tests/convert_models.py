@@ -143,7 +143,7 @@ def write_shards(directory: Path, found: dict[str, tuple[str, np.ndarray]], n_sh
     if n_shards == 1:
         write_safetensors(directory / "model.safetensors", found)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(n_shards):
         file = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
         part = dict(list(found.items())[i::n_shards])
@@ -298,8 +298,10 @@ def byte_level_tokenizer(pre: str) -> dict[str, Any]:
 
 def _write_bpe(directory: Path, pre: str) -> None:
     _write_json(directory / "tokenizer.json", byte_level_tokenizer(pre))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    settings |= {
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
         "pad_token": "<|endoftext|>",
         "model_max_length": 4096,
         "clean_up_tokenization_spaces": False,
