@@ -2,12 +2,12 @@
 
 import gguf
 import numpy as np
-import oracle
 import pytest
 import torch
 
 from qkernels.decode import DECODERS, dequantize
 from qkernels.types import TYPES, QuantizeError
+from tests import oracle
 
 # gguf 0.19 has no decoder for these
 NOT_IN_GGUF = {"Q1_0", "Q2_0"}

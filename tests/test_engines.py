@@ -4,9 +4,7 @@ import json
 import subprocess
 import sys
 
-import data_kinds
 import numpy as np
-import oracle
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -15,6 +13,7 @@ import qkernels
 from qkernels import device, engines
 from qkernels.engines import Engine, choose_engines
 from qkernels.types import QuantizeError
+from tests import data_kinds, oracle
 
 ON_CPU = Engine("torch", "cpu", "a test")
 

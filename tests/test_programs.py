@@ -9,9 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import data_kinds
 import numpy as np
-import oracle
 import pytest
 import torch
 
@@ -19,6 +17,7 @@ import qkernels
 from qkernels.encoders import encoders
 from qkernels.lanes import vocabulary
 from qkernels.types import TYPES
+from tests import data_kinds, oracle
 
 CASES = list(encoders())
 # Types whose Triton kernels the interpreter runs in every test run: each family, the cheapest of each search.

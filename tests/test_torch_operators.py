@@ -3,7 +3,6 @@
 import inspect
 from pathlib import Path
 
-import data_kinds
 import pytest
 import torch
 import torchgen
@@ -14,6 +13,7 @@ import qkernels
 from qkernels.encoders import encoders
 from qkernels.lanes import torch as torch_lanes
 from qkernels.types import TYPES
+from tests import data_kinds
 
 # Composite operations are made of others, which the recording below sees when they are not views.
 ON_EVERY_DEVICE = (
