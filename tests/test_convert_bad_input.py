@@ -84,16 +84,12 @@ def test_numbers_that_are_text(model):
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
         ("qwen2", {"num_attention_heads": 3, "num_hidden_layers": 3}, "has no tensors for blk.2."),
         ("llama", {"num_attention_heads": 3}, "256 rows do not divide into the heads of config.json"),
-        ("llama", {"vocab_size": 300}, None),
-        ("qwen2", {"vocab_size": 256}, "the tokenizer has token"),
+        ("llama", {"vocab_size": 300}, "embed_tokens.weight has 512 rows, config.json's vocab_size is 300"),
     ],
 )
 def test_settings(tmp_path, name, changes, message):
     write_model(name, tmp_path)
     edit(tmp_path / "config.json", **changes)
-    if message is None:  # SentencePiece ids behind the vocabulary are passed over, as llama.cpp does
-        assert len(open_checkpoint(tmp_path).metadata.value("tokenizer.ggml.tokens")) == 300
-        return
     refused(tmp_path, message)
 
 
@@ -135,6 +131,34 @@ def test_no_config(model):
     (model / "config.json").unlink()
     with pytest.raises(OSError, match=r"config\.json"):
         open_checkpoint(model)
+
+
+def shrink(directory, name, vocab_size):
+    """The model with fewer tokens than its tokenizer has."""
+    write_model(name, directory)
+    edit(directory / "config.json", vocab_size=vocab_size)
+
+    def change(found):
+        for tensor in {"model.embed_tokens.weight", "lm_head.weight"} & found.keys():
+            found[tensor] = (found[tensor][0], found[tensor][1][:vocab_size])
+
+    rewrite(directory, change, name)
+
+
+def test_a_tokenizer_larger_than_the_model(tmp_path):
+    shrink(tmp_path / "bpe", "qwen2", 256)
+    refused(tmp_path / "bpe", "the tokenizer has token")
+    # SentencePiece ids behind the vocabulary are passed over, as llama.cpp's converter does.
+    shrink(tmp_path / "spm", "llama", 300)
+    assert len(open_checkpoint(tmp_path / "spm").metadata.value("tokenizer.ggml.tokens")) == 300
+
+
+def test_experts_of_different_type_meet_in_float32(model):
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    rewrite(model, lambda found: found.update({name: ("F16", np.ones((256, 256), np.float16))}))
+    source = open_checkpoint(model)
+    assert {spec.name: spec.type for spec in source.specs()}["blk.0.ffn_up_exps.weight"] == "F32"
+    assert (source.read("blk.0.ffn_up_exps.weight", 256, 256).view(np.float32) == 1).all()
 
 
 def test_no_tokenizer(model):

@@ -164,6 +164,27 @@ def test_defaults_are_those_of_the_configuration_class(family):
 UNWRITTEN = {("head_dim", "granite"), ("head_dim", "granitemoe")}
 
 
-def test_text_config_is_lifted():
-    raw = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {**SPARSE, "head_dim": 64}}
-    assert complete(family_of(raw), raw)["head_dim"] == 64
+def test_text_config_is_lifted_and_completed():
+    """The published Gemma 3 4B says no more than this."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    raw = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    from transformers import Gemma3TextConfig
+
+    ours, theirs = complete(family_of(raw), raw), Gemma3TextConfig(**text).to_dict()
+    for key in (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "sliding_window",
+        *READ[:1],
+    ):
+        assert ours[key] == theirs[key], key
+    assert ours["rope_parameters"] == theirs["rope_parameters"]

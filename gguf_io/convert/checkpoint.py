@@ -102,7 +102,8 @@ class Checkpoint:
     def _spec(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
         kind = "F32"
         if name in self._table.views and len(shape) > 1 and _keeps_type(name):
-            kind = self._readers[self._table.views[name].sources[0]].type
+            kinds = {self._readers[source].type for source in self._table.views[name].sources}
+            kind = kinds.pop() if len(kinds) == 1 else "F32"  # experts that differ meet in F32
         return TensorSpec(name, checked_shape(name, shape[::-1], kind), kind, 0, 0)
 
     def _rows(self, view: View, spec: TensorSpec, first: int, end: int) -> np.ndarray:
@@ -116,6 +117,7 @@ class Checkpoint:
 
     def _matrix_parts(self, view: View, kind: str, first: int, end: int) -> Iterator[np.ndarray]:
         """The wanted rows, matrix after matrix."""
+        assert not view.add, "constants are added to vectors only"
         per_matrix = view.shape[-2]
         n_source_rows = view.source_matrix[0]
         for matrix in range(first // per_matrix, -(-end // per_matrix)):
@@ -228,6 +230,11 @@ def _check(directory: Path, config: Config, table: TensorTable, found: Mapping[s
         name for name in ("token_embd.weight", "output_norm.weight") if name not in table.views
     ]
     if missing:
+        names = ", ".join(missing[:5])
+        raise GGUFError(f"{directory}: the checkpoint has no tensors for {names}; it is incomplete")
+    embedding = table.views["token_embd.weight"]
+    if embedding.shape[0] != config["vocab_size"]:
         raise GGUFError(
-            f"{directory}: the checkpoint has no tensors for {', '.join(missing[:5])}; it is incomplete"
+            f"{directory}: {embedding.sources[0]} has {embedding.shape[0]} rows, config.json's vocab_size is "
+            f"{config['vocab_size']}; the files are not of one model"
         )

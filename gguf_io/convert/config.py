@@ -1,7 +1,7 @@
 """config.json as the Hugging Face configuration classes would complete it, without running them.
 
 Checkpoints leave out what their class supplies. Only the keys the conversion reads are completed, from the
-family's `defaults`; a number that makes the model what it is (hidden_size, …) is required, never supplied.
+family's `defaults`; a number that makes the model what it is (hidden_size, …) is required, hardly ever supplied.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def complete(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises GGUFError when a required key is missing or is no positive number.
     """
     config = {**raw, **(raw.get("text_config") or {})}
+    for key, default in family.defaults.items():
+        if not callable(default):
+            config.setdefault(key, default)
     for key, limit in REQUIRED.items():
         number = config.get(key)
         if type(number) is not int or not 1 <= number <= limit:
@@ -55,10 +58,8 @@ def complete(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
                 f"config.json: key {key!r} must be a positive number up to {limit}, not {number!r}"
             )
     for key, default in family.defaults.items():
-        if callable(default):  # computed by the class, also for null
-            config[key] = default(config) if config.get(key) is None else config[key]
-        else:
-            config.setdefault(key, default)
+        if callable(default) and config.get(key) is None:  # computed by the class, also for null
+            config[key] = default(config)
     if config.get("num_key_value_heads") is None:  # attention without grouping
         config["num_key_value_heads"] = config["num_attention_heads"]
     config["rope_parameters"] = _rope_parameters(config)

@@ -46,6 +46,14 @@ GEMMA = {
     "sliding_window": 4096,
     "tie_word_embeddings": True,
 }
+GEMMA3 = {
+    **GEMMA,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 8,  # left out by the published 4B
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+    "vocab_size": 262208,
+}
 OLMO = {**LLAMA, "rms_norm_eps": 1e-5}
 DEEPSEEK = {
     **LLAMA,

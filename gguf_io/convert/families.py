@@ -151,12 +151,7 @@ FAMILIES = (
         MODEL_ARCH.GEMMA3,
         rules.NORM_PLUS_ONE + rules.ONLY_KNOWN_TOKENS,
         keys.gemma3,
-        {
-            **defaults.GEMMA,
-            "max_position_embeddings": 131072,
-            "rope_theta": 1e6,
-            "rope_local_base_freq": 10000.0,
-        },
+        defaults.GEMMA3,
         tokenizer=tokenizer.gemma3,
     ),
     Family(
