@@ -15,7 +15,8 @@ from pathlib import Path
 
 from gguf_io.source import GGUFSource
 from tests import convert_models
-from tests.convert_models import MODELS, byte_level_tokenizer, write_model
+from tests.convert_models import MODELS, write_model
+from tests.convert_tokenizers import byte_level_tokenizer, sentencepiece_model
 
 # vocabulary: (model whose architecture and tensors it gets, definition of its pre-tokenizer or spm)
 VOCABULARIES = {
@@ -100,7 +101,7 @@ def write_sentencepiece(directory: Path, metadata: object, tokens: list[str]) ->
         (i for i, (_, score, kind) in enumerate(pieces) if i > 3 and score == -1000.0 and kind != 6),
         len(pieces),
     )
-    (directory / "tokenizer.model").write_bytes(convert_models.sentencepiece_model(pieces[:end]))
+    (directory / "tokenizer.model").write_bytes(sentencepiece_model(pieces[:end]))
     (directory / "added_tokens.json").unlink(missing_ok=True)
     added = {
         str(i): {"content": text, "special": kind == CONTROL, "normalized": False}

@@ -15,7 +15,8 @@ from gguf_io.convert.sentencepiece_model import read_pieces
 from gguf_io.convert.special_tokens import load
 from gguf_io.errors import GGUFError
 from qkernels import to_float32
-from tests.convert_models import DEFINITIONS, byte_level_tokenizer, write_model
+from tests.convert_models import write_model
+from tests.convert_tokenizers import DEFINITIONS, byte_level_tokenizer
 from tests.llama_model import LlamaModel
 
 TEXTS = [

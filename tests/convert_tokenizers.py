@@ -1,0 +1,157 @@
+"""Made-up tokenizers for the tiny models: byte-level BPE under real definitions, SentencePiece."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data" / "convert"
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "that",
+    "it",
+    "is",
+    "was",
+    "for",
+    "with",
+    "his",
+    "they",
+    "have",
+    "not",
+]
+SPECIAL = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|im_start|>")
+
+
+def write_tokenizer(directory: Path, kind: str, vocab_size: int) -> None:
+    """kind: spm, or the name of a pre-tokenizer's definition."""
+    if kind == "spm":
+        _write_sentencepiece(directory, vocab_size)
+    else:
+        _write_bpe(directory, kind)
+
+
+def _write_sentencepiece(directory: Path, vocab_size: int) -> None:
+    """tokenizer.model with control, byte and normal pieces, some added tokens; a few ids are left for padding."""
+    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("[user]", 0.0, 4), ("<unused0>", 0.0, 5)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    texts = list(dict.fromkeys(p for word in WORDS for p in (f"▁{word}", word)))
+    letters = [chr(97 + i) for i in range(26)] + ["▁", ".", ",", "é", "我"]
+    pieces += [(text, -float(i), 1) for i, text in enumerate(texts + letters)]
+    assert len(pieces) < vocab_size - 8
+    (directory / "tokenizer.model").write_bytes(sentencepiece_model(pieces))
+    end = len(pieces)
+    _write_json(directory / "added_tokens.json", {"<|im_start|>": end, "▁two▁words": end + 1})
+    added = {
+        str(end): {"content": "<|im_start|>", "special": False, "normalized": False},
+        str(end + 1): {"content": "▁two▁words", "special": False, "normalized": True},
+        "1": {"content": "<s>", "special": True, "normalized": False},
+    }
+    settings = {"added_tokens_decoder": added, "add_bos_token": True, "add_eos_token": False}
+    settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": {"content": "<unk>"}}
+    settings |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": True}
+    if not (directory / "chat_template.jinja").is_file():
+        named = [
+            {"name": "default", "template": "{{ messages }}"},
+            {"name": "tool_use", "template": "{{ tools }}"},
+        ]
+        settings["chat_template"] = named
+    _write_json(directory / "tokenizer_config.json", settings)
+
+
+def sentencepiece_model(pieces: list[tuple[str, float, int]]) -> bytes:
+    """tokenizer.model of (text, score, kind) pieces."""
+    trainer = _message(2, b"\x18\x02\x98\x02\x01")  # model_type BPE, byte_fallback
+    return b"".join(_message(1, _piece(*piece)) for piece in pieces) + trainer
+
+
+def _piece(text: str, score: float, kind: int) -> bytes:
+    message = _message(1, text.encode()) + b"\x15" + struct.pack("<f", score)
+    return message if kind == 1 else message + b"\x18" + bytes([kind])
+
+
+def _message(field: int, payload: bytes) -> bytes:
+    assert len(payload) < 128
+    return bytes([field << 3 | 2, len(payload)]) + payload
+
+
+def byte_level_tokenizer(pre: str) -> dict[str, Any]:
+    """tokenizer.json with llama.cpp's pre-tokenizer `pre`: all bytes and the beginnings of some words."""
+    alphabet = _byte_characters()
+    vocab = {token: i for i, token in enumerate(SPECIAL)}
+    for character in alphabet:
+        vocab[character] = len(vocab)
+    merges = []
+    for word in [prefix + word for word in WORDS for prefix in ("Ġ", "")]:
+        for end in range(1, len(word)):
+            if word[: end + 1] not in vocab:
+                vocab[word[: end + 1]] = len(vocab)
+                merges.append([word[:end], word[end]])
+    definition = DEFINITIONS[pre]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    special = [{"id": i, "content": token, **flags, "special": True} for i, token in enumerate(SPECIAL)]
+    special.append(
+        {"id": len(vocab), "content": "[added]", **flags, "special": False}
+    )  # behind the vocabulary
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": definition["pre_tokenizer"],
+        "post_processor": template if pre == "llama-bpe" else byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": definition["ignore_merges"],
+            "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def _write_bpe(directory: Path, pre: str) -> None:
+    _write_json(directory / "tokenizer.json", byte_level_tokenizer(pre))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 4096,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write_json(directory / "tokenizer_config.json", {**settings, "chat_template": "{{ messages }}"})
+
+
+def _byte_characters() -> list[str]:
+    """The printable stand-ins of GPT-2's byte-level BPE, in byte order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_in = {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [stand_in.get(byte, chr(byte)) for byte in range(256)]
+
+
+DEFINITIONS = json.loads((DATA / "pretokenizers.json").read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
