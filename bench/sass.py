@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 _LABEL = re.compile(r"^(\.L_x_\d+|\$?\S+):")
 _LINE = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@(!?)(U?P\d+|U?PT)\s+)?(\S+)\s*(.*?)\s*;")
+_WIDE = re.compile(r"\.64(\.|$)|WIDE")
 _MASK = (1 << 32) - 1
 _LIMIT = 50_000_000
 
@@ -38,6 +39,7 @@ class Thread:
         self._values: dict[str, int | None] = {}
         self._truth: dict[str, bool | None] = {}
         self._visits: Counter[int] = Counter()
+        self._written: dict[Instruction, list[str]] = {}
         self._parse(sass)
 
     def _parse(self, sass: str) -> None:
@@ -115,30 +117,24 @@ class Thread:
             return None
 
     def _execute(self, name: str, instruction: Instruction, unsure: bool) -> None:
-        compute = _COMPUTE.get(name)
-        before = {operand: self._values.get(operand) for operand in instruction.operands}
+        # under a guard that may or may not have held, what it would have changed is unknown
+        compute = None if unsure else _COMPUTE.get(name)
         if compute is None or not compute(self, instruction):
-            self._forget(instruction)
-        if unsure:  # a guard that may or may not have held
-            for operand in before:
-                if operand in self._values and self._values[operand] != before[operand]:
-                    self._values[operand] = None
+            for register in self._targets(instruction):
+                self._values[register] = None
+            for operand in instruction.operands[:2]:
                 self._truth.pop(operand, None)
 
-    def _forget(self, instruction: Instruction) -> None:
-        for operand in instruction.operands[:2]:
-            if re.fullmatch(r"U?P\d+", operand):
-                self._truth[operand] = None
-        wide = (
-            4
-            if ".128" in instruction.opcode
-            else 2
-            if re.search(r"\.64(\.|$)|WIDE", instruction.opcode)
-            else 1
-        )
-        if found := re.fullmatch(r"(U?R)(\d+)", instruction.operands[0] if instruction.operands else ""):
-            for k in range(wide):
-                self._values[f"{found.group(1)}{int(found.group(2)) + k}"] = None
+    def _targets(self, instruction: Instruction) -> list[str]:
+        """The registers that an instruction writes."""
+        known = self._written.get(instruction)
+        if known is None:
+            wide = 4 if ".128" in instruction.opcode else 2 if _WIDE.search(instruction.opcode) else 1
+            first = instruction.operands[0] if instruction.operands else ""
+            found = re.fullmatch(r"(U?R)(\d+)", first)
+            known = [f"{found.group(1)}{int(found.group(2)) + k}" for k in range(wide)] if found else []
+            self._written[instruction] = known
+        return known
 
     def _move(self, instruction: Instruction) -> bool:
         self._values[instruction.operands[0]] = self._value(instruction.operands[-1])
