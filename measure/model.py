@@ -111,6 +111,7 @@ def load(
 ) -> LoadedModel:
     """Load a GGUF (single or split) or a Hugging Face directory.
 
+    device: torch's name of one, or "auto" (see automatic_device).
     dtype: of activations and decoded weights ("float32", "bfloat16", "float16").
     tokenizer_path: a Hugging Face directory whose tokenizer is used instead of the model's own.
     Raises MeasureError for a model that cannot be built, OSError for a path that cannot be read.
@@ -123,9 +124,16 @@ def load(
     return from_source(open_source(path), path, target, compute, given)
 
 
+def automatic_device() -> str:
+    """Where a model runs unless told otherwise: on CUDA, else on Apple's GPU, else on the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
+        device = torch.device(automatic_device() if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise MeasureError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error

@@ -77,7 +77,7 @@ def compare(
         str | None, typer.Option(help="Tasks of EleutherAI's harness, separated by commas.")
     ] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Examples of each harness task.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of activations: float32, bfloat16 or float16.")] = "float32",
     threads: Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")] = None,
     tokenizer: Annotated[

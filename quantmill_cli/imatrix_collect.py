@@ -133,17 +133,14 @@ def _load(request: Request) -> Any:
     import torch
     from transformers.utils import logging
 
-    from measure.model import load
+    from measure.model import automatic_device, load
 
     logging.set_verbosity_error()  # it warns of long texts, which are cut here
     if request.threads is not None:
         if request.threads < 1:
             raise ImatrixError(f"--threads {request.threads}: at least one")
         torch.set_num_threads(request.threads)
-    device = request.device
-    if device == "auto":
-        has_mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    device = automatic_device() if request.device == "auto" else request.device
     dtype = request.dtype
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
