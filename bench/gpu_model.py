@@ -73,14 +73,17 @@ class Estimate:
 
 
 def _trips(kernel: Kernel, type: str) -> float:
-    """How often loops of unknown length go round: along neighbours, unrolled four times, or sweeps."""
+    """How often loops of unknown length go round: sweeps, or a walk along neighbours to a warp's longest list.
+
+    The walk is compiled with four neighbours a round where a group has four weights, else with one.
+    """
     if "near" not in [name.removeprefix("p_") for name in kernel.signature]:
         return _SWEEPS
     lengths = np.diff(codebook(type).start)
     lengths = lengths[lengths > 0]
     walkers = max(1, round(32 * _OFF_GRID[type]))
     draws = np.random.default_rng(0).choice(lengths, (4096, walkers))
-    return max(1.0, draws.max(1).mean() / 4)
+    return max(1.0, draws.max(1).mean() / (4 if codebook(type).dim == 4 else 1))
 
 
 def _kind(opcode: str) -> str:
@@ -107,14 +110,14 @@ def estimate(type: str, weighted: bool, encoder: Encoder, known: dict[object, Co
     row = TYPES[type]
     counts: Counter[str] = Counter()
     for kernel in kernels_of(encoder, row.block):
-        if kernel.function not in known:
+        trips = _trips(kernel, type)
+        key = (kernel.function, trips)
+        if key not in known:
             done = compile_for(kernel, TARGETS["sm_90"])
             if done.cubin is None:
                 raise RuntimeError("no machine code")
-            known[kernel.function] = Thread(
-                run_tool("nvdisasm", done.cubin, "-c"), _trips(kernel, type)
-            ).run()
-        for opcode, n in known[kernel.function].items():
+            known[key] = Thread(run_tool("nvdisasm", done.cubin, "-c"), trips).run()
+        for opcode, n in known[key].items():
             counts[_kind(opcode)] += n * kernel.lanes / row.block  # type: ignore[assignment]
     total, moved = sum(counts.values()), _moved(encoder, row.block, row.bytes)
     issue, bandwidth = {}, {}

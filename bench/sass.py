@@ -61,8 +61,8 @@ class Thread:
             executed[instruction.opcode] += 1
             holds = self._predicate(instruction.guard, instruction.wanted)
             name = instruction.opcode.split(".")[0]
-            if name == "EXIT" and holds is not False:
-                if instruction.guard in ("PT", "UPT"):
+            if name == "EXIT":
+                if holds:  # not the exits of threads past the end, of which nothing is known
                     return executed
             elif name in ("BRA", "BRX"):
                 at = self._branch(at, instruction, holds)
@@ -152,13 +152,14 @@ class Thread:
         form = instruction.opcode.split(".")[1:]
         if form[:1] == ["MOV"]:
             return self._move(instruction)
-        if form[:1] not in (["IADD"], ["X"]):
+        if form[:1] not in (["IADD"], ["X"], ["SHL"]):
             return False
         target, a, b, c, *carried = instruction.operands
-        factors = [self._value(a), self._value(b)]
-        if 0 in factors:
-            return self._sum(target, [c], carried)
-        return factors[1] == 1 and self._sum(target, [a, c], carried)
+        x, y = self._value(a), self._value(b)
+        if 0 not in (x, y) and (x is None or y is None):
+            return False
+        product = 0 if x is None or y is None else x * y & _MASK
+        return self._sum(target, [str(product), c], carried if form[0] == "X" else [])
 
     def _add(self, instruction: Instruction) -> bool:
         """IADD3 dst, [carry out, …] a, b, c, [carry in, carry in]."""
@@ -183,6 +184,47 @@ class Thread:
         self._values[target] = total & _MASK if known else None
         for operand in out or ():
             self._truth[operand] = bool(total >> 32) if known else None
+        return True
+
+    def _shift(self, instruction: Instruction) -> bool:
+        """SHF.L low, n, high: the low word shifted left. SHF.R….HI low, n, high: the high word shifted right."""
+        target, low, count, high = instruction.operands
+        left = ".L." in instruction.opcode
+        value, n = self._value(low if left else high), self._value(count)
+        if value is None or n is None or (".HI" in instruction.opcode and left):
+            return False
+        if not left and ".S32" in instruction.opcode and value >> 31:
+            value -= 1 << 32
+        self._values[target] = (value << n if left else value >> n) & _MASK
+        return True
+
+    def _logic(self, instruction: Instruction) -> bool:
+        """LOP3.LUT [P,] target, a, b, c, table of the eight results of three bits, !PT."""
+        flag = instruction.operands[0] if instruction.operands[0].lstrip("U").startswith("P") else ""
+        target, a, b, c, lut = instruction.operands[1:6] if flag else instruction.operands[:5]
+        words, table = [self._value(a), self._value(b), self._value(c)], int(lut, 0)
+        if None in words:
+            return False
+        result = 0
+        for case in range(8):
+            if table >> case & 1:
+                chosen = _MASK
+                for word, bit in zip(words, (4, 2, 1), strict=True):
+                    chosen &= (word or 0) if case & bit else ~(word or 0) & _MASK
+                result |= chosen
+        self._values[target] = result
+        if flag:
+            self._truth[flag] = result != 0
+        return True
+
+    def _predicates(self, instruction: Instruction) -> bool:
+        """PLOP3.LUT P, PT, a, b, c, table of the eight results of three predicates, 0."""
+        target, _, a, b, c, lut, *_ = instruction.operands
+        flags = [self._flag(a), self._flag(b), self._flag(c)]
+        if None in flags:
+            return False
+        case = sum(bit for flag, bit in zip(flags, (4, 2, 1), strict=True) if flag)
+        self._truth[target] = bool(int(lut, 0) >> case & 1)
         return True
 
     def _compare(self, instruction: Instruction) -> bool:
@@ -222,6 +264,12 @@ _COMPUTE: dict[str, Callable[[Thread, Instruction], bool]] = {
     "IADD3": Thread._add,
     "UIADD3": Thread._add,
     "VIADD": Thread._add,
+    "SHF": Thread._shift,
+    "USHF": Thread._shift,
+    "LOP3": Thread._logic,
+    "ULOP3": Thread._logic,
+    "PLOP3": Thread._predicates,
+    "UPLOP3": Thread._predicates,
     "ISETP": Thread._compare,
     "UISETP": Thread._compare,
 }
