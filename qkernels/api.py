@@ -78,8 +78,8 @@ def _on_cpu(rows: Array, type: QuantType, importance: Array | None, threads: int
         weights = None if importance is None else importance.cpu().numpy()
         done = _on_cpu(rows.cpu().numpy(), type, weights, threads)
         return torch.from_numpy(done).to(rows.device)
-    plain.require_finite(rows, "weights")
     if type.family == "plain":
+        plain.require_finite(rows, "weights")
         out = plain.narrow(np.ascontiguousarray(rows), type)
     else:
         from qkernels.encoders import encoder_of

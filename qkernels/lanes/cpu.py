@@ -21,6 +21,7 @@ from qkernels.lanes.cpu_words import WIDTH
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import load, sources
 from qkernels.lanes.simd import transpose16
+from qkernels.plain import require_finite
 from qkernels.types import QuantType
 
 _NUMPY_NAMES = {"f32": "np.float32", "i32": "np.int32", "u8": "np.uint8"}
@@ -181,7 +182,10 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 def encode(
     type: QuantType, encoder: Encoder, rows: np.ndarray, importance: np.ndarray | None, n_threads: int
 ) -> np.ndarray:
-    """rows f32 [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes]."""
+    """rows f32 [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes].
+
+    Raises QuantizeError for weights that are not finite.
+    """
     n_rows, n_cols = rows.shape
     per_row = n_cols // type.block
     source = np.ascontiguousarray(rows).reshape(-1)
@@ -199,6 +203,9 @@ def encode(
     drive, tables = _compiled(type, encoder)
 
     def work(begin: int, end: int) -> None:
+        # Checked here, where threads share the work and the chunk is about to be read anyway.
+        if not np.isfinite(source[begin * type.block : end * type.block]).all():
+            require_finite(rows, "weights")
         drive(source, columns, sigma, target, per_row, begin, end, *tables)
 
     _spread(pool, work, n_rows * per_row, _CHUNK * 256 // type.block)
