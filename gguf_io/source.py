@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_io.errors import GGUFError, quoted, shown
+from gguf_io.errors import GGUFError, quoted
 from gguf_io.header import parse_header
 from gguf_io.metadata import Metadata
 from gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
@@ -123,10 +123,7 @@ class GGUFSource:
         spec = self._specs.get(name)
         if spec is None:
             raise GGUFError(f"{self._paths[0]}: there is no tensor {quoted(name)}")
-        if n_rows is None:
-            n_rows = spec.n_rows - first_row
-        if first_row < 0 or n_rows < 0 or first_row + n_rows > spec.n_rows:
-            raise GGUFError(f"{shown(name)}: rows {first_row} to {first_row + n_rows} of {spec.n_rows}")
+        n_rows = spec.wanted_rows(first_row, n_rows)
         return spec, spec.offset + first_row * spec.row_bytes, n_rows * spec.row_bytes
 
     def close(self) -> None:

@@ -49,6 +49,14 @@ class TensorSpec:
     def n_bytes(self) -> int:
         return self.n_rows * self.row_bytes
 
+    def wanted_rows(self, first_row: int, n_rows: int | None) -> int:
+        """How many rows `n_rows` from `first_row` on are; None: to the last. GGUFError for rows it does not have."""
+        if n_rows is None:
+            n_rows = self.n_rows - first_row
+        if first_row < 0 or n_rows < 0 or first_row + n_rows > self.n_rows:
+            raise GGUFError(f"{shown(self.name)}: rows {first_row} to {first_row + n_rows} of {self.n_rows}")
+        return n_rows
+
 
 class TensorSource(Protocol):
     """A model whose tensors can be read row by row: a GGUF file, or a Hugging Face checkpoint seen as one."""

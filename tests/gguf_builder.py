@@ -82,3 +82,9 @@ def gguf(
     )
     head = magic + struct.pack("<IQQ", version, *counts) + b"".join(pairs) + entries
     return head + bytes(-len(head) % alignment) + data + bytes(-len(data) % alignment)
+
+
+# A small F32 tensor for files that need one.
+F32_ID, Q4_K_ID = 0, 12
+ROW = struct.pack("<8f", *range(8))
+TENSOR = RawTensor("a", (8,), F32_ID, ROW)

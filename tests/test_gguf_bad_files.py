@@ -8,13 +8,16 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gguf_io import GGUFError, open_source
 from tests.gguf_builder import (
     ARRAY,
+    F32_ID,
+    Q4_K_ID,
+    ROW,
     STRING,
+    TENSOR,
     U16,
     U32,
     U64,
@@ -24,21 +27,6 @@ from tests.gguf_builder import (
     pair,
     string,
 )
-
-F32_ID, Q4_K_ID = 0, 12
-ROW = np.arange(8, dtype="<f4").tobytes()
-TENSOR = RawTensor("a", (8,), F32_ID, ROW)
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Callable[..., Path]:
-    def store(data: bytes, name: str = "model.gguf") -> Path:
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return store
-
 
 HEAD = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
 BAD_FILES = {

@@ -17,9 +17,13 @@ from qkernels.types import TYPES
 from tests.gguf_builder import (
     BOOL,
     F32,
+    F32_ID,
     F64,
     I64,
+    Q4_K_ID,
+    ROW,
     STRING,
+    TENSOR,
     U8,
     U32,
     RawTensor,
@@ -27,20 +31,6 @@ from tests.gguf_builder import (
     gguf,
     pair,
 )
-
-F32_ID, Q4_K_ID = 0, 12
-ROW = np.arange(8, dtype="<f4").tobytes()
-TENSOR = RawTensor("a", (8,), F32_ID, ROW)
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Callable[..., Path]:
-    def store(data: bytes, name: str = "model.gguf") -> Path:
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return store
 
 
 def written_by_gguf_package(path: Path, alignment: int | None = None) -> None:

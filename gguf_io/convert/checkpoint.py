@@ -76,9 +76,7 @@ class Checkpoint:
         spec = self._specs.get(name)
         if spec is None:
             raise GGUFError(f"there is no tensor {name!r}")
-        n_rows = spec.n_rows - first_row if n_rows is None else n_rows
-        if first_row < 0 or n_rows < 0 or first_row + n_rows > spec.n_rows:
-            raise GGUFError(f"{name}: rows {first_row} to {first_row + n_rows} of {spec.n_rows}")
+        n_rows = spec.wanted_rows(first_row, n_rows)
         if not n_rows:
             return np.empty((0, spec.row_bytes), np.uint8)
         if name in self._rope:
