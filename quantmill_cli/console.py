@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 # Each package has one exception for users, a ValueError with a plain message. Any other ValueError is our own bug
 # and keeps its traceback.
@@ -46,6 +45,8 @@ def _fail(message: str, code: int) -> None:
 
 def own_version() -> str:
     """The installed version; a source tree that is only on the path has none."""
+    from importlib.metadata import PackageNotFoundError, version  # loads all of `email`
+
     try:
         return version("quantmill")
     except PackageNotFoundError:
