@@ -193,6 +193,20 @@ def test_a_flush_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert listed(tmp_path) == []
 
 
+def test_a_system_that_does_not_write_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(gguf_io.partial, "_WRITEBACK_BYTES", 1)
+    for number, change in enumerate([None, refuse, "absent"]):
+        if change == "absent":
+            monkeypatch.delattr(os, "posix_fadvise", raising=False)
+        elif change is not None:
+            monkeypatch.setattr(os, "posix_fadvise", change, raising=False)
+        write_two(tmp_path / f"{number}.gguf")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_an_interrupt_between_renames_leaves_no_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
