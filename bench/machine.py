@@ -15,7 +15,7 @@ from pathlib import Path
 from qkernels import engines
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("numpy", "numba", "llvmlite", "torch", "triton", "gguf", "xllamacpp")
+_PACKAGES = ("numpy", "llvmlite", "torch", "triton", "gguf", "xllamacpp")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def quantize(
 ) -> Array:
     """rows f32 [n_rows, n_cols], importance f32 [n_cols] or None → u8 [n_rows, row_bytes], the bytes of llama.cpp.
 
-    numpy in, numpy out; tensor in, tensor out on the same device. `engine`: "cpu" (numba), "torch" (any device; the
+    numpy in, numpy out; tensor in, tensor out on the same device. `engine`: "cpu" (LLVM), "torch" (any device; the
     tensor's own) or "triton" (CUDA, ROCm). `threads`: of the cpu engine, all cores by default. None of them changes
     the bytes. Types that ignore importance accept it.
     Raises QuantizeError for an unknown type or engine, a row that is not whole blocks, missing importance, importance

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cache_dir(kind: str) -> Path:
-    """The folder for one kind of derived files ("codebooks", "numba"), not created here.
+    """The folder for one kind of derived files ("codebooks", "cpu"), not created here.
 
     The system's own convention: `$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches`, `%LOCALAPPDATA%`.
     """

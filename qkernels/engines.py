@@ -44,7 +44,7 @@ def available_engines() -> tuple[Engine, ...]:
     return (*found, _CPU)
 
 
-_CPU = Engine("cpu", "cpu", "lane programs compiled by numba, no torch needed")
+_CPU = Engine("cpu", "cpu", "lane programs compiled by LLVM, no torch needed")
 
 
 def _automatic() -> Engine:

@@ -58,7 +58,7 @@ def test_a_row_is_complete_and_saved(capsys: pytest.CaptureFixture[str], tmp_pat
     result = json.loads(prefix.with_suffix(".json").read_text(encoding="utf-8"))
     assert result["machine"]["command"].startswith("python -m bench.quantize --types Q8_0")
     assert result["machine"]["commit"] in table
-    assert {"python", "numpy", "numba", "xllamacpp"} <= result["machine"]["versions"].keys()
+    assert {"python", "numpy", "llvmlite", "xllamacpp"} <= result["machine"]["versions"].keys()
     (row,) = result["rows"]
     assert row.keys() == {field.name for field in dataclasses.fields(quantize.Row)}
     assert (row["type"], row["importance"], row["engine"], row["device"]) == ("Q8_0", False, "cpu", "cpu")

@@ -228,5 +228,5 @@ def test_fallbacks_are_listed():
 
 
 def test_planning_loads_no_engine():
-    code = "import recipe, sys; print(sorted({'torch', 'triton', 'numba', 'typer'} & set(sys.modules)))"
+    code = "import recipe, sys; print(sorted({'torch', 'triton', 'llvmlite', 'typer'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

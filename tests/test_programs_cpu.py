@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,8 @@ def test_two_processes_compile_into_one_empty_cache(tmp_path: Path) -> None:
     assert again.stdout.decode() == expected
 
 
-def test_a_damaged_cache_entry_is_compiled_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda b: b[:10], lambda b: b[:500] + b"\0" + b[501:], lambda b: b""])
+def test_a_damaged_cache_entry_is_compiled_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     program = (
         "import numpy as np, qkernels, sys\n"
         "rows = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)\n"
@@ -96,8 +98,49 @@ def test_a_damaged_cache_entry_is_compiled_again(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     command = [sys.executable, "-c", program]
     first = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True).stdout
-    entries = list(tmp_path.rglob("*.nb[ci]"))
-    assert entries
-    for entry in entries:
-        entry.write_bytes(entry.read_bytes()[:10])
+    (entry,) = tmp_path.rglob("Q8_0-*.o")
+    whole = entry.read_bytes()
+    damaged = damage(whole)
+    assert damaged != whole
+    entry.write_bytes(damaged)
     assert subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True).stdout == first
+    assert entry.read_bytes() == whole
+
+
+def test_a_cached_type_loads_no_compiler(tmp_path: Path) -> None:
+    """The second process reads its code from the cache: it neither reads programs nor builds LLVM IR."""
+    program = (
+        "import numpy as np, qkernels, sys\n"
+        "qkernels.quantize(np.ones((64, 256), np.float32), 'Q4_K')\n"
+        "print('qkernels.lanes.cpu_compiler' in sys.modules)\n"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True) for _ in range(2)]
+    assert [run.stdout.decode().strip() for run in runs] == ["True", "False"]
+
+
+def test_code_is_kept_nowhere_when_the_cache_cannot_be_written(tmp_path: Path) -> None:
+    blocked = tmp_path / "a file, not a folder"
+    blocked.write_text("")
+    program = (
+        "import numpy as np, qkernels, sys\n"
+        "sys.stdout.write(qkernels.quantize(np.ones((64, 256), np.float32), 'Q8_0').tobytes().hex())\n"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(blocked)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, check=True
+    )
+    assert done.stdout.decode() == oracle.quantize(np.ones((64, 256), np.float32), "Q8_0").tobytes().hex()
+
+
+@pytest.mark.parametrize("type", ["Q4_K", "Q4_0"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_rows", [0, 1, 31, 33])
+def test_few_rows(type: str, weighted: bool, n_rows: int) -> None:
+    rows = data_kinds.rows("heavy-tailed", 64, 512)[:n_rows]
+    importance = data_kinds.importance("cubed", 512) if weighted else None
+    found = qkernels.quantize(rows, type, importance)
+    assert found.shape == (n_rows, qkernels.TYPES[type].row_bytes(512))
+    if n_rows:
+        assert np.array_equal(found, oracle.quantize(rows, type, importance))

@@ -18,11 +18,9 @@ they might underflow or overflow, or where another neighbour is that near, nothi
 from __future__ import annotations
 
 import llvmlite.ir as ir
-from numba.core import cgutils
 
-from qkernels.lanes.cpu_tables import HAS_LOOKUP, call, lookup16
-from qkernels.lanes.cpu_words import WIDTH
-from qkernels.lanes.simd import I32, Lanes, load, splat
+from qkernels.lanes.cpu_tables import HAS_LOOKUP, lookup16
+from qkernels.lanes.simd import F32, I1, I32, I64, WIDTH, call, local, loop, repeated, splat
 
 # Neighbours a vector; lists are filled up to a multiple of it.
 RUN = 16
@@ -32,16 +30,15 @@ MAX_RUNS = 19
 _SLACK = 2.0**-16
 _SMALLEST, _LARGEST = 2.0**-60, 2.0**100
 
-_FLOAT, _I1 = ir.FloatType(), ir.IntType(1)
-_I32S, _FLOATS, _I1S = (ir.VectorType(kind, RUN) for kind in (I32, _FLOAT, _I1))
+_I32S, _FLOATS, _I1S = (ir.VectorType(kind, RUN) for kind in (I32, F32, I1))
 
 
 def _all(value: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [value] * RUN)
+    return repeated(value, _FLOATS)
 
 
 def _all_int(value: int) -> ir.Constant:
-    return ir.Constant(_I32S, [value] * RUN)
+    return repeated(value, _I32S)
 
 
 def _least(builder: ir.IRBuilder, values: ir.Value) -> ir.Value:
@@ -92,7 +89,7 @@ class Group:
         return self.builder.fadd(first, second)
 
     def _element(self, array: ir.Value, k: int) -> ir.Value:
-        place = self.builder.gep(array, [ir.IntType(64)(k * WIDTH)])
+        place = self.builder.gep(array, [I64(k * WIDTH)])
         return splat(self.builder, self.builder.load(place), RUN)
 
     def _terms(self, k: int, digits: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -130,15 +127,15 @@ class Nearest:
         """`runs` is None for a list of one run."""
         self.builder, self.list_at, self.runs = builder, list_at, runs
         b = builder
-        self.kept = [cgutils.alloca_once(b, ir.ArrayType(_FLOATS, MAX_RUNS if runs else 1)) for _ in range(2)]
+        self.kept = [local(b, ir.ArrayType(_FLOATS, MAX_RUNS if runs else 1)) for _ in range(2)]
         if runs is None:
             nearest = self._measure(group, I32(0))
             least = _least(b, nearest)
             ties = b.bitcast(b.icmp_signed("==", nearest, splat(b, least, RUN)), ir.IntType(RUN))
-            self.first = b.zext(b.cttz(ties, _I1(0)), I32)
+            self.first = b.zext(b.cttz(ties, I1(0)), I32)
         else:
             least, self.first = self._among_runs(group, runs)
-        self.distance = b.bitcast(least, _FLOAT)
+        self.distance = b.bitcast(least, F32)
         self.code = b.load(b.gep(list_at, [self.first]))
 
     def _measure(self, group: Group, run: ir.Value) -> ir.Value:
@@ -150,13 +147,13 @@ class Nearest:
 
     def _among_runs(self, group: Group, runs: ir.Value) -> tuple[ir.Value, ir.Value]:
         b = self.builder
-        best, best_run = (cgutils.alloca_once(b, _I32S) for _ in range(2))
+        best, best_run = (local(b, _I32S) for _ in range(2))
         b.store(_all_int(0x7FFFFFFF), best)
         b.store(_all_int(0), best_run)
-        with cgutils.for_range(b, runs) as loop:
-            ordered = self._measure(group, loop.index)
+        with loop(b, I64(0), runs) as i:
+            ordered = self._measure(group, i)
             nearer = b.icmp_signed("<", ordered, b.load(best))
-            run = splat(b, b.trunc(loop.index, I32), RUN)
+            run = splat(b, b.trunc(i, I32), RUN)
             b.store(b.select(nearer, ordered, b.load(best)), best)
             b.store(b.select(nearer, run, b.load(best_run)), best_run)
         nearest = b.load(best)
@@ -167,7 +164,9 @@ class Nearest:
         return least, _least(b, b.select(ties, position, _all_int(0x7FFFFFFF)))
 
     def codes(self, run: ir.Value) -> ir.Value:
-        return load(self.builder, self.list_at, self.builder.mul(run, run.type(RUN)), Lanes("i32", RUN))
+        b = self.builder
+        place = b.bitcast(self.list_at, _I32S.as_pointer())
+        return b.load(b.gep(place, [run]), align=4)
 
     def measured(self, run: ir.Value) -> list[ir.Value]:
         """Distances and norms of a run."""
@@ -175,7 +174,7 @@ class Nearest:
 
     def norm(self) -> ir.Value:
         b = self.builder
-        return b.load(b.gep(b.bitcast(self.kept[1], _FLOAT.as_pointer()), [self.first]))
+        return b.load(b.gep(b.bitcast(self.kept[1], F32.as_pointer()), [self.first]))
 
 
 class _Certificate:
@@ -184,11 +183,11 @@ class _Certificate:
         self.scale, self.norm = scale, nearest.norm()
         square = b.fmul(scale, scale)
         self.energy = b.fmul(square, self.norm)
-        size = b.fadd(b.fmul(self.energy, _FLOAT(5.0)), b.fmul(nearest.distance, _FLOAT(4.0)))
-        base = b.fadd(nearest.distance, b.fmul(size, _FLOAT(_SLACK)))
-        slack = b.fmul(square, _FLOAT(_SLACK))
+        size = b.fadd(b.fmul(self.energy, F32(5.0)), b.fmul(nearest.distance, F32(4.0)))
+        base = b.fadd(nearest.distance, b.fmul(size, F32(_SLACK)))
+        slack = b.fmul(square, F32(_SLACK))
         # the bound is not used below half the scale
-        most = b.fmul(square, _FLOAT(0.5))
+        most = b.fmul(square, F32(0.5))
         self.code, self.base, self.norms, self.slack, self.most = (
             splat(b, v, RUN) for v in (nearest.code, base, self.norm, slack, most)
         )
@@ -207,12 +206,12 @@ class _Certificate:
 
     def until(self, limits: ir.Value, close: ir.Value) -> ir.Value:
         b = self.builder
-        least = b.bitcast(_least(b, b.bitcast(limits, _I32S)), _FLOAT)
+        least = b.bitcast(_least(b, b.bitcast(limits, _I32S)), F32)
         bound = b.fsub(self.scale, b.fdiv(least, self.scale))
         sure = b.icmp_unsigned("==", b.bitcast(close, ir.IntType(RUN)), ir.IntType(RUN)(0))
-        sure = b.and_(sure, b.fcmp_ordered(">=", self.energy, _FLOAT(_SMALLEST)))
-        sure = b.and_(sure, b.fcmp_ordered("<=", self.norm, _FLOAT(_LARGEST)))
-        return b.select(sure, bound, _FLOAT(float("inf")))
+        sure = b.and_(sure, b.fcmp_ordered(">=", self.energy, F32(_SMALLEST)))
+        sure = b.and_(sure, b.fcmp_ordered("<=", self.norm, F32(_LARGEST)))
+        return b.select(sure, bound, F32(float("inf")))
 
 
 def stays_until(builder: ir.IRBuilder, scale: ir.Value, nearest: Nearest) -> ir.Value:
@@ -222,11 +221,11 @@ def stays_until(builder: ir.IRBuilder, scale: ir.Value, nearest: Nearest) -> ir.
     if nearest.runs is None:
         run = I32(0)
         return certificate.until(*certificate.limits(nearest.codes(run), *nearest.measured(run)))
-    limits, close = cgutils.alloca_once(b, _FLOATS), cgutils.alloca_once(b, _I1S)
+    limits, close = local(b, _FLOATS), local(b, _I1S)
     b.store(certificate.most, limits)
     b.store(ir.Constant(_I1S, [0] * RUN), close)
-    with cgutils.for_range(b, nearest.runs) as loop:
-        limit, near = certificate.limits(nearest.codes(loop.index), *nearest.measured(loop.index))
+    with loop(b, I64(0), nearest.runs) as i:
+        limit, near = certificate.limits(nearest.codes(i), *nearest.measured(i))
         tighter = b.fcmp_ordered("<", limit, b.load(limits))
         b.store(b.select(tighter, limit, b.load(limits)), limits)
         b.store(b.or_(b.load(close), near), close)

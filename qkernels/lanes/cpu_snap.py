@@ -2,138 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import llvmlite.ir as ir
-from numba import extending, types
 
 from qkernels.lanes import cpu_tables, cpu_words
-from qkernels.lanes.compiled import inner
+from qkernels.lanes.cpu_compiler import as_index, program, word
 from qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
-from qkernels.lanes.cpu_tables import call, part
-from qkernels.lanes.cpu_words import WIDTH
-from qkernels.lanes.simd import I32, Lanes, data_pointer
+from qkernels.lanes.simd import F32, I32, I64, INTS, WIDTH, call, part
 
-_FLOAT = ir.FloatType()
 _LANE_BITS = WIDTH.bit_length() - 1
-cst, ld, st, take, where = (cpu_words.WORDS[word] for word in ("cst", "ld", "st", "take", "where"))
+cst, ld, st, take, where = (cpu_words.WORDS[name] for name in ("cst", "ld", "st", "take", "where"))
 _to_bits, _from_bits = cpu_words.WORDS["bits"], cpu_words.WORDS["from_bits"]
-intrinsic: Any = extending.intrinsic
+
+
+def _at(b: ir.IRBuilder, array: ir.Value, place: Any) -> ir.Value:
+    """The address of number `place` of an array of lanes, or of a table."""
+    kind = array.type.pointee
+    if isinstance(kind, ir.VectorType):
+        array = b.bitcast(array, kind.element.as_pointer())
+    return b.gep(array, [as_index(b, place)])
 
 
 def _search(dim: int, bits: int) -> Any:
     """search(x, w, group, scale, near, start, runs, notes, note): note the nearest code, and how long it stays so."""
 
-    @intrinsic
-    def search(
-        typing: Any,
-        x: Any,
-        w: Any,
+    def build(
+        b: ir.IRBuilder,
+        x: ir.Value,
+        w: ir.Value,
         group: Any,
-        scale: Any,
-        near: Any,
-        start: Any,
-        runs: Any,
-        notes: Any,
+        scale: ir.Value,
+        near: ir.Value,
+        start: ir.Value,
+        runs: ir.Value,
+        notes: ir.Value,
         note: Any,
-    ) -> Any:
-        def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-            xs, ws, codes, notes = (data_pointer(context, b, sig.args[k], args[k]) for k in (0, 1, 4, 7))
-            scale, runs = args[3], args[6]
-            group = Group(b, b.gep(xs, [args[2]]), b.gep(ws, [args[2]]), scale, (dim, bits), 2.0, _FLOAT(1.0))
-            list_at = b.gep(codes, [args[5]])
-            code_at = b.gep(notes, [args[8]])
-            until_at = b.gep(code_at, [I32(WIDTH)])
-            with b.if_else(b.icmp_signed("==", runs, runs.type(1)), likely=True) as branches:
-                for branch, count in zip(branches, (None, runs), strict=True):
-                    with branch:
-                        nearest = Nearest(b, group, list_at, count)
-                        b.store(nearest.code, code_at)
-                        b.store(b.bitcast(stays_until(b, scale, nearest), I32), until_at)
-            return context.get_dummy_value()
+    ) -> None:
+        found = Group(b, _at(b, x, group), _at(b, w, group), scale, (dim, bits), 2.0, F32(1.0))
+        list_at = _at(b, near, start)
+        code_at = _at(b, notes, note)
+        until_at = b.gep(code_at, [I32(WIDTH)])
+        with b.if_else(b.icmp_signed("==", runs, I64(1)), likely=True) as branches:
+            for branch, count in zip(branches, (None, runs), strict=True):
+                with branch:
+                    nearest = Nearest(b, found, list_at, count)
+                    b.store(nearest.code, code_at)
+                    b.store(b.bitcast(stays_until(b, scale, nearest), I32), until_at)
 
-        return types.void(x, w, group, scale, near, start, runs, notes, note), codegen
-
-    return search
+    return word(build)
 
 
 _search4, _search8 = _search(4, 3), _search(8, 2)
 
 
-@intrinsic
+@word
 def _search_shifted(
-    typing: Any, x: Any, w: Any, group: Any, scale: Any, low: Any, near: Any, start: Any, runs: Any
-) -> Any:
-    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        xs, ws, codes = (data_pointer(context, b, sig.args[k], args[k]) for k in (0, 1, 5))
-        group = Group(b, b.gep(xs, [args[2]]), b.gep(ws, [args[2]]), args[3], (8, 2), 1.0, args[4])
-        return Nearest(b, group, b.gep(codes, [args[6]]), args[7]).code
-
-    return types.int32(x, w, group, scale, low, near, start, runs), codegen
-
-
-def _constant_lanes(values: list[int]) -> Callable[..., Any]:
-    lanes = Lanes("i32", WIDTH)
-
-    @intrinsic
-    def constant(typing: Any, like: Any) -> Any:
-        return lanes(like), lambda context, builder, sig, args: ir.Constant(lanes.llvm, values)
-
-    return constant
+    b: ir.IRBuilder,
+    x: ir.Value,
+    w: ir.Value,
+    group: Any,
+    scale: ir.Value,
+    low: ir.Value,
+    near: ir.Value,
+    start: ir.Value,
+    runs: ir.Value,
+) -> ir.Value:
+    found = Group(b, _at(b, x, group), _at(b, w, group), scale, (8, 2), 1.0, low)
+    return Nearest(b, found, _at(b, near, start), runs).code
 
 
-_lane_numbers = _constant_lanes(list(range(WIDTH)))
-_no_code = _constant_lanes([-1] * WIDTH)
+_lane_numbers = word(lambda b: ir.Constant(INTS, list(range(WIDTH))))
+_no_code = word(lambda b: ir.Constant(INTS, [-1] * WIDTH))
 
 
-@intrinsic
-def _queue(typing: Any, array: Any, end: Any, mask: Any, items: Any) -> Any:
+@word
+def _queue(b: ir.IRBuilder, array: ir.Value, end: Any, mask: ir.Value, items: ir.Value) -> ir.Value:
     """Append the items of the lanes that `mask` holds; the new end."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        pointer = data_pointer(context, builder, sig.args[0], args[0])
-        end = args[1]
-        for first in range(0, WIDTH, RUN):
-            mask, items = (part(builder, args[k], first, RUN) for k in (2, 3))
-            place = builder.gep(pointer, [end])
-            call(builder, f"llvm.masked.compressstore.v{RUN}i32", ir.VoidType(), items, place, mask)
-            count = builder.ctpop(builder.bitcast(mask, ir.IntType(RUN)))
-            end = builder.add(end, builder.zext(count, end.type))
-        return end
-
-    return types.int64(array, end, mask, items), codegen
+    end = as_index(b, end)
+    for first in range(0, WIDTH, RUN):
+        some, given = (part(b, value, first, RUN) for value in (mask, items))
+        name = f"llvm.masked.compressstore.v{RUN}i32"
+        call(b, name, ir.VoidType(), given, _at(b, array, end), some)
+        count = b.ctpop(b.bitcast(some, ir.IntType(RUN)))
+        end = b.add(end, b.zext(count, I64))
+    return end
 
 
-@intrinsic
-def _float_of(typing: Any, pattern: Any) -> Any:
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return builder.bitcast(args[0], _FLOAT)
-
-    return types.float32(pattern), codegen
+@word
+def _float_of(b: ir.IRBuilder, pattern: ir.Value) -> ir.Value:
+    return b.bitcast(b.trunc(pattern, I32), F32)
 
 
-@intrinsic
-def _set(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        pointer = data_pointer(context, builder, sig.args[0], args[0])
-        builder.store(args[2], builder.gep(pointer, [args[1]]))
-        return context.get_dummy_value()
-
-    return types.void(array, index, value), codegen
+@word
+def _set(b: ir.IRBuilder, array: ir.Value, index: Any, value: ir.Value) -> None:
+    b.store(value, _at(b, array, index))
 
 
-@inner
+@program
 def _runs(listed):
     return ((listed & 1023) + (RUN - 1)) >> 4
 
 
-@inner
+@program
 def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, DIM, BITS):
     """In NOTES: the scale; for each group the code last wanted, the one found, until when it holds; the queue."""
     st(NOTES, 0, _to_bits(scale))
-    off_grid = _lane_numbers(NOTES) & 0
-    queue = types.int64((1 + 3 * GROUPS) * WIDTH)
+    off_grid = _lane_numbers() & 0
+    queue = (1 + 3 * GROUPS) * WIDTH
     end = queue
     for g in range(GROUPS):
         wanted = ld(WANTED, at + g)
@@ -142,14 +119,14 @@ def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, D
         known = (ld(NOTES, row) == wanted) & (scale >= _from_bits(ld(NOTES, row + 2)))
         off_grid = off_grid | where(off, 1 << g, 0)
         st(NOTES, row, wanted)
-        end = _queue(NOTES, end, off & ~known, _lane_numbers(NOTES) + g * WIDTH)
+        end = _queue(NOTES, end, off & ~known, _lane_numbers() + g * WIDTH)
     for k in range(queue, end):
-        item = types.int64(cst(NOTES, k))
+        item = cst(NOTES, k)
         lane = item & (WIDTH - 1)
         g = item >> _LANE_BITS
         step = _float_of(cst(NOTES, lane))
         note = (2 + 3 * g) * WIDTH + lane
-        listed = types.int64(cst(LISTS, cst(WANTED, at * WIDTH + item)))
+        listed = cst(LISTS, cst(WANTED, at * WIDTH + item))
         group = (place + g * DIM) * WIDTH + lane
         if DIM == 4:
             _search4(V, ROOT, group, step, NEAR, (listed >> 10) * RUN, _runs(listed), NOTES, note)
@@ -161,24 +138,24 @@ def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, D
     return off_grid
 
 
-@inner
+@program
 def forget(NOTES, GROUPS):
     for g in range(GROUPS):
-        st(NOTES, 1 + 3 * g, _no_code(NOTES))
+        st(NOTES, 1 + 3 * g, _no_code())
 
 
-@inner
+@program
 def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
     """In NOTES: the scale, the codes wanted and then found, the low values, the queue."""
     st(NOTES, 0, _to_bits(scale))
     st(NOTES, 1, u)
     st(NOTES, 2, _to_bits(low))
-    queue = types.int64(3 * WIDTH)
-    for k in range(queue, _queue(NOTES, queue, take(LISTS, u) != 0, _lane_numbers(NOTES))):
-        lane = types.int64(cst(NOTES, k))
+    queue = 3 * WIDTH
+    for k in range(queue, _queue(NOTES, queue, take(LISTS, u) != 0, _lane_numbers())):
+        lane = cst(NOTES, k)
         step = _float_of(cst(NOTES, lane))
         lowest = _float_of(cst(NOTES, 2 * WIDTH + lane))
-        listed = types.int64(cst(LISTS, cst(NOTES, WIDTH + lane)))
+        listed = cst(LISTS, cst(NOTES, WIDTH + lane))
         group = place * WIDTH + lane
         start = (listed >> 10) * RUN
         code = _search_shifted(V, WEIGHT, group, step, lowest, NEAR, start, _runs(listed))
@@ -186,7 +163,7 @@ def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
     return ld(NOTES, 1)
 
 
-WORDS = {
+WORDS: Mapping[str, Any] = {
     **cpu_words.WORDS,
     "pick": cpu_tables.pick,
     "snap": snap,

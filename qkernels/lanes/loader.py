@@ -34,9 +34,9 @@ def sources(family: str) -> list[Path]:
 def load(family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any]) -> dict[str, Any]:
     """The functions of `qkernels/programs/<family>.py` with the vocabulary replaced by `words`.
 
-    `wrap` turns each plain function into the engine's own kind (a numba dispatcher, a Triton function). Line numbers
-    and the file name stay those of the program, so that tracebacks and `inspect.getsource` point to it. A program
-    function that is among the words is left out: the engine has its own way to do the same.
+    `wrap` turns each plain function into the engine's own kind (a program of the CPU's compiler, a Triton function).
+    Line numbers and the file name stay those of the program, so that tracebacks and `inspect.getsource` point to it.
+    A program function that is among the words is left out: the engine has its own way to do the same.
     """
     return _load(family, words, wrap, {})
 

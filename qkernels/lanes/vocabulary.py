@@ -3,7 +3,7 @@
 A lane program is straight-line Python over these names. A *lane* is one sub-block, super-block or row; a lane value
 is one float (f32), integer (i32) or truth value for every lane. Arrays are laid out `[element][lane]`: `ld(X, i)` is
 element i of every lane. Reductions are sequential loops in the order of the reference, each `+ - *` is one rounded
-binary32 operation, and every engine (numba, Triton, torch) gives the same bits.
+binary32 operation, and every engine (LLVM, Triton, torch) gives the same bits.
 
 The loader (`qkernels/lanes/loader.py`) executes a program's source with these names bound to one engine's words, so
 nothing here ever runs. Integer parameters in capitals are constants known when a kernel is compiled. `any_` may only

@@ -1,0 +1,163 @@
+"""What runs on the CPU for one encoder: a function over tiles of WIDTH blocks, as LLVM IR.
+
+    i32 drive(source, columns, sigma, target, n_rows, n_cols, begin, end, own, tables…)
+
+source f32 [n_rows, n_cols], columns f32 [n_cols] the importance, sigma f32 [n_rows] the rows' mean squares, target the
+blocks; tiles begin … end-1; own: memory as its Layout says. The result is 1 if a weight is not finite, else 0.
+
+A tile is loaded transposed (`[element][lane]`), taken through the phases and written back block by block. With
+importance its lanes are blocks of WIDTH rows at the same columns, so that all lanes share the importance of a column;
+else they are WIDTH blocks in a row, which reads memory in its order. The last tile ends with the last block and does
+again what the tile before it did: blocks are independent, so the bytes are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import llvmlite.ir as ir
+
+from qkernels.lanes.cpu import Layout
+from qkernels.lanes.cpu_compiler import Program, Unit, program
+from qkernels.lanes.cpu_snap import WORDS
+from qkernels.lanes.encoder import Encoder
+from qkernels.lanes.loader import load
+from qkernels.lanes.native import compile_module
+from qkernels.lanes.simd import F32, FLOATS, I8, I32, I64, LANES, WIDTH, interleave, local, loop, repeated
+from qkernels.types import QuantType
+
+# Elements of a side of the squares that are transposed.
+_SIDE = 16
+_FLOAT_RUN, _INT_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I32, I8))
+_LARGEST_FINITE = 0x7F7FFFFF
+_ld, _st = WORDS["ld"], WORDS["st"]
+
+
+def build(type: QuantType, encoder: Encoder, layout: Layout, tables: Sequence[str]) -> bytes:
+    """The object file of an encoder's function. `tables`: the kinds of its tables, "f32" or "i32"."""
+    driver = _Driver(layout, tables)
+    unit = Unit(driver.b.module)
+    programs = load(encoder.family, WORDS, Program)
+    arrays = {**driver.arrays, **dict(zip(encoder.tables, driver.tables, strict=True))}
+    b, block = driver.b, I64(type.block)
+    per_row = b.udiv(driver.n_cols, block)
+    with loop(b, driver.begin, driver.end) as tile:
+        if encoder.uses_importance:
+            row = driver.first_of(b.udiv(tile, per_row), driver.n_rows)
+            column = b.urem(tile, per_row)
+            first, apart = b.add(b.mul(row, per_row), column), per_row
+            arrays["importance"] = b.gep(driver.columns, [b.mul(column, block)])
+            if encoder.uses_row_sigma:
+                given = b.bitcast(b.gep(driver.sigma, [row]), FLOATS.as_pointer())
+                b.store(b.load(given, align=4), arrays["row_sigma"])
+        else:
+            first, apart = driver.first_of(tile, b.mul(driver.n_rows, per_row)), I64(1)
+        driver.load_tile(b.mul(first, block), b.mul(apart, block), type.block)
+        for phase in encoder.phases:
+            arguments = [arrays[a] if isinstance(a, str) else a for a in phase.arguments]
+            with loop(b, I64(0), I64(phase.lanes)) as j:
+                unit.call(b, programs[phase.function], [j, *arguments])
+        size = I64(type.bytes)
+        driver.store_tile(b.mul(first, size), b.mul(apart, size), type.bytes)
+    return driver.finish()
+
+
+@program
+def _add_squares(X, total, N):
+    for i in range(N):
+        x = _ld(X, i)
+        total = total + x * x
+    return total
+
+
+def build_row_sigma(layout: Layout) -> bytes:
+    """sigma[row] becomes the mean square of the row, summed from left to right as the reference does."""
+    driver = _Driver(layout, [])
+    b, run = driver.b, 32
+    unit = Unit(b.module)
+    total = local(b, FLOATS)
+    count = b.sitofp(driver.n_cols, F32)
+    with loop(b, driver.begin, driver.end) as tile:
+        row = driver.first_of(tile, driver.n_rows)
+        b.store(repeated(0.0, FLOATS), total)
+        with loop(b, I64(0), driver.n_cols, I64(run)) as column:
+            driver.load_tile(b.add(b.mul(row, driver.n_cols), column), driver.n_cols, run)
+            b.store(unit.call(b, _add_squares, [driver.arrays["x"], b.load(total), run]), total)
+        place = b.bitcast(b.gep(driver.sigma, [row]), FLOATS.as_pointer())
+        b.store(WORDS["div"].build(b, b.load(total), count), place, align=4)
+    return driver.finish()
+
+
+class _Driver:
+    """The function, its arguments, and what every tile goes through."""
+
+    def __init__(self, layout: Layout, tables: Sequence[str]) -> None:
+        module = ir.Module("quantmill")
+        floats, data = F32.as_pointer(), I8.as_pointer()
+        kinds = [{"f32": F32, "i32": I32}[kind].as_pointer() for kind in tables]
+        signature = ir.FunctionType(I32, [floats, floats, floats, data, I64, I64, I64, I64, data, *kinds])
+        function = ir.Function(module, signature, "drive")
+        self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
+        self.source, self.columns, self.sigma, self.target, *numbers, own = function.args[:9]
+        self.n_rows, self.n_cols, self.begin, self.end = numbers
+        self.tables = function.args[9:]
+        self.arrays: dict[str, ir.Value] = {
+            name: b.bitcast(b.gep(own, [I64(offset)]), LANES[kind].as_pointer())
+            for name, (offset, kind) in layout.places.items()
+        }
+        self.largest = local(b, _INT_RUN)
+        b.store(repeated(0, _INT_RUN), self.largest)
+
+    def first_of(self, number: ir.Value, count: ir.Value) -> ir.Value:
+        """Where the WIDTH of that number begin among `count`, the last of them not beyond the end."""
+        b = self.b
+        first, last = b.mul(number, I64(WIDTH)), b.sub(count, I64(WIDTH))
+        return b.select(b.icmp_signed("<", first, last), first, last)
+
+    def load_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
+        """WIDTH runs of n floats, from element `start` on, become x; the bits of the largest magnitude are kept."""
+        b = self.b
+        x = b.bitcast(self.arrays["x"], F32.as_pointer())
+        with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
+            highest = b.load(self.largest)
+            for lane in range(0, WIDTH, _SIDE):
+                rows = []
+                for k in range(_SIDE):
+                    place = b.add(b.add(start, b.mul(stride, I64(lane + k))), i)
+                    rows.append(self.load_run(self.source, place, _FLOAT_RUN, 4))
+                    bits = b.and_(b.bitcast(rows[-1], _INT_RUN), repeated(0x7FFFFFFF, _INT_RUN))
+                    highest = b.select(b.icmp_unsigned(">", bits, highest), bits, highest)
+                for k, run in enumerate(interleave(b, rows)):
+                    self.store_run(run, x, b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)), 64)
+            b.store(highest, self.largest)
+
+    def store_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
+        """out becomes WIDTH runs of n ≥ 16 bytes; the last 16 bytes of a run overlap the 16 before them."""
+        assert n >= _SIDE
+        b = self.b
+        with loop(b, I64(0), I64(n - _SIDE + 1), I64(_SIDE)) as i:
+            self._store_square(start, stride, i)
+        if n % _SIDE:
+            self._store_square(start, stride, I64(n - _SIDE))
+
+    def _store_square(self, start: ir.Value, stride: ir.Value, i: ir.Value) -> None:
+        b = self.b
+        out = b.bitcast(self.arrays["out"], I8.as_pointer())
+        for lane in range(0, WIDTH, _SIDE):
+            places = [b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)) for k in range(_SIDE)]
+            columns = [self.load_run(out, place, _BYTE_RUN, _SIDE) for place in places]
+            for k, run in enumerate(interleave(b, columns)):
+                self.store_run(run, self.target, b.add(b.add(start, b.mul(stride, I64(lane + k))), i), 1)
+
+    def load_run(self, array: ir.Value, place: ir.Value, kind: ir.VectorType, align: int) -> ir.Value:
+        return self.b.load(self.b.bitcast(self.b.gep(array, [place]), kind.as_pointer()), align=align)
+
+    def store_run(self, run: ir.Value, array: ir.Value, place: ir.Value, align: int) -> None:
+        self.b.store(run, self.b.bitcast(self.b.gep(array, [place]), run.type.as_pointer()), align=align)
+
+    def finish(self) -> bytes:
+        b = self.b
+        worst = b.icmp_unsigned(">", b.load(self.largest), repeated(_LARGEST_FINITE, _INT_RUN))
+        flags = b.bitcast(worst, ir.IntType(_SIDE))
+        b.ret(b.zext(b.icmp_unsigned("!=", flags, flags.type(0)), I32))
+        return compile_module(str(b.module))

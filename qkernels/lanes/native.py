@@ -1,0 +1,111 @@
+"""Machine code: LLVM modules made into object files, kept between runs, loaded and called.
+
+An object file is kept under a hash of everything it is made of, with a checksum, and written in one step; so an entry
+is right or absent, and processes that race write the same thing. A process that finds its entries loads them and
+compiles nothing: neither programs nor words nor LLVM's IR are imported then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from qkernels.cache import cache_dir, write_atomically
+
+_HERE = Path(__file__).resolve().parent
+# What every function is made of besides its own sources.
+_MACHINERY = sorted(_HERE.glob("cpu*.py")) + [_HERE / name for name in ("loader.py", "native.py", "simd.py")]
+
+
+@dataclass(frozen=True)
+class Host:
+    """This processor: LLVM's name of it, its extensions, and how many floats it has to a vector register."""
+
+    name: str
+    features: str
+    register: int
+
+    @property
+    def width(self) -> int:
+        """Lanes of a value. Two registers a value hide the latency of sequential sums where there are enough."""
+        return 32 if self.register == 16 else 16
+
+
+def _host() -> Host:
+    features = llvm.get_host_cpu_features()
+    register = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
+    return Host(llvm.get_host_cpu_name(), features.flatten(), register)
+
+
+HOST = _host()
+
+
+def _machine() -> llvm.TargetMachine:
+    """A new one for each use: an engine takes its own with it when it goes."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    # Code that stays in this process: x86 addresses its constants directly.
+    relocation = "static" if target.name.startswith("x86") else "default"
+    return target.create_target_machine(
+        cpu=HOST.name, features=HOST.features, opt=3, reloc=relocation, codemodel="jitdefault", jit=True
+    )
+
+
+def compile_module(text: str) -> bytes:
+    """LLVM IR → an object file for this processor."""
+    machine = _machine()
+    module = llvm.parse_assembly(text)
+    module.data_layout = str(machine.target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    # The lanes are the vectors; looking for others costs time and finds nothing.
+    options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    return machine.emit_object(module)
+
+
+def fingerprint(text: str, files: Iterable[Path]) -> str:
+    """Changes with the text, the files, the machinery, the versions and the processor."""
+    digest = hashlib.sha256()
+    for fact in (text, llvmlite.__version__, HOST.name, HOST.features):
+        digest.update(fact.encode() + b"\0")
+    for file in [*_MACHINERY, *files]:
+        digest.update(file.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def kept(name: str, key: str, make: Callable[[], bytes]) -> bytes:
+    """The object file of `name` and `key`, made when it is missing or damaged, and kept where that is possible."""
+    path = cache_dir("cpu") / f"{name}-{key}.o"
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        stored = b""
+    checksum, code = stored[:32], stored[32:]
+    if checksum == hashlib.sha256(code).digest():
+        return code
+    code = make()
+    # A read-only home or a full disk: this process has its code all the same.
+    with contextlib.suppress(OSError):
+        write_atomically(path, hashlib.sha256(code).digest() + code)
+    return code
+
+
+def load(code: bytes, symbol: str, parameters: Sequence[Any]) -> Callable[..., int]:
+    """A function of an object file: i32 from ctypes' `parameters`. Other threads run while it does."""
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    function = ctypes.CFUNCTYPE(ctypes.c_int32, *parameters)(engine.get_function_address(symbol))
+    # The code lives as long as its engine.
+    function.engine = engine  # type: ignore[attr-defined]
+    return function
