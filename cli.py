@@ -90,20 +90,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _spare_last_collection() -> None:
-    """Python would search all that is left for cycles, for 30 ms; the system takes the memory back in any case.
-
-    Not with torch loaded: Triton's bindings report what that search frees as leaked.
-    """
-    if "torch" not in sys.modules:
-        gc.freeze()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `quantmill ARGUMENTS` (those of the process by default). 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _stop)  # clean up as after Ctrl-C
     gc.set_threshold(10_000)  # loading modules makes much that stays and little to collect
-    atexit.register(_spare_last_collection)
+    atexit.register(gc.freeze)  # the system takes all memory back: no search for cycles among what is left
     try:
         typer.main.get_command(app).main(arguments, prog_name="quantmill")
     except SystemExit as exit:
