@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import importlib
 import importlib.util
 import signal
@@ -93,8 +91,6 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `quantmill ARGUMENTS` (those of the process by default). 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _stop)  # clean up as after Ctrl-C
-    gc.set_threshold(10_000)  # loading modules makes much that stays and little to collect
-    atexit.register(gc.freeze)  # the system takes all memory back: no search for cycles among what is left
     try:
         typer.main.get_command(app).main(arguments, prog_name="quantmill")
     except SystemExit as exit:
