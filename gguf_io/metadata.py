@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
+from gguf.constants import GGUFValueType
 
 from gguf_io.errors import GGUFError, shown
-from gguf_io.types import GGUFValueType
 
 __all__ = ["SCALARS", "GGUFValueType", "MetaValue", "Metadata", "PackedArray", "encode_string"]
 

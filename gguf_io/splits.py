@@ -6,8 +6,10 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from gguf.constants import GGUFValueType
+
 from gguf_io.errors import GGUFError
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from gguf_io.metadata import Metadata, MetaValue
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT = "split.no", "split.count", "split.tensors.count"
 # The order in which llama-quantize --keep-split writes them, and llama-gguf-split, which sets the count last.

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
-from gguf.constants import GGUFValueType as ValueTypeOfPackage
 
 from gguf_io import GGML_TYPES, GGUFError, GGUFValueType, MetaValue, open_source, type_by_id
 from qkernels.types import TYPES
@@ -88,10 +87,6 @@ def test_types_equal_gguf_package() -> None:
         assert type_by_id(type) == type.name
     assert set(GGML_TYPES) - {type.name for type in GGMLQuantizationType} <= {"Q2_0"}
     assert type_by_id(4) is None
-
-
-def test_value_types_equal_gguf_package() -> None:
-    assert {type.name: int(type) for type in GGUFValueType} == {t.name: int(t) for t in ValueTypeOfPackage}
 
 
 def test_types_equal_those_of_the_kernels() -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +55,7 @@ def test_arrows_point_down(package):
 def loaded(statement):
     """The heavy modules that a statement leaves in sys.modules of a fresh interpreter."""
     heavy = {"torch", "triton", "llvmlite", "transformers", "typer", "rich"}
-    heavy |= {"gguf", "huggingface_hub", "safetensors", "tokenizers"}
+    heavy |= {"huggingface_hub", "safetensors", "tokenizers"}
     code = f"{statement}\nimport sys; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     return done.stdout.split()
@@ -69,18 +68,6 @@ def test_light_modules(module):
 
 def test_the_command_line_loads_typer_only():
     assert loaded("import cli") == ["typer"]
-
-
-def test_planning_from_a_gguf_needs_nothing_heavy(tmp_path):
-    from imatrix.store import Entry, ImportanceMatrix, save
-    from tests.measure_models import tiny
-
-    save(tmp_path / "i.gguf", ImportanceMatrix({"a.weight": Entry(np.ones((1, 32), "<f4"), np.ones(1, int))}))
-    statement = (
-        "from pathlib import Path; from driver import Job, plan_job; from recipe import Recipe;"
-        f"plan_job(Job({str(tiny('F16'))!r}, Path('out.gguf'), Recipe('Q4_K_M'), imatrix={str(tmp_path / 'i.gguf')!r}))"
-    )
-    assert loaded(statement) == []
 
 
 def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):

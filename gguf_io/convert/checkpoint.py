@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 
 from gguf_io.convert import general
 from gguf_io.convert.config import complete, load_json
@@ -19,7 +19,7 @@ from gguf_io.convert.rules import Config, Index
 from gguf_io.convert.stored import Reader, check_values, readers, to_float32
 from gguf_io.convert.view import View
 from gguf_io.errors import GGUFError
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from gguf_io.metadata import Metadata, MetaValue
 from gguf_io.safetensors import StoredTensor, open_shards
 from gguf_io.tensors import TensorSpec, checked_shape
 
@@ -208,8 +208,8 @@ def _recorded(writer: GGUFWriter) -> Metadata:
     for key, found in writer.kv_data[0].items():
         element = None
         if found.type == GGUFValueType.ARRAY:
-            element = GGUFValueType(found.sub_type or gguf.GGUFValueType.get_type(found.value[0]))
-        items[key] = MetaValue(GGUFValueType(found.type), found.value, element)
+            element = found.sub_type or GGUFValueType.get_type(found.value[0])
+        items[key] = MetaValue(found.type, found.value, element)
     return Metadata(items)
 
 
