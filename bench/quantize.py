@@ -204,7 +204,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--threads", nargs="+", type=int, default=sorted({1, cores}), help="of the cpu engine"
     )
-    parser.add_argument("--rows", type=int, default=256, help="of --columns weights each")
+    parser.add_argument("--rows", type=int, default=1024, help="of --columns weights each")
     parser.add_argument("--columns", type=int, default=4096, help="a multiple of 256")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,12 +55,17 @@ class _Compiled:
     own_bytes: int
     tables: tuple[np.ndarray, ...]
 
-    def __call__(self, arrays: tuple[np.ndarray, ...], shape: tuple[int, int], begin: int, end: int) -> bool:
-        """Tiles begin … end-1 of rows of a shape; whether the weights in them were finite."""
+    def memory(self) -> np.ndarray:
+        """What a thread needs to itself, aligned."""
         own = np.empty(self.own_bytes + _ALIGNMENT, np.uint8)
-        aligned = -(-own.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+        return own[-own.ctypes.data % _ALIGNMENT :]
+
+    def __call__(
+        self, arrays: Sequence[np.ndarray], shape: tuple[int, int], begin: int, end: int, own: np.ndarray
+    ) -> bool:
+        """Tiles begin … end-1 of rows of a shape; whether the weights in them were finite."""
         given, tables = ([array.ctypes.data for array in some] for some in (arrays, self.tables))
-        return self.drive(*given, *shape, begin, end, aligned, *tables) == 0
+        return self.drive(*given, *shape, begin, end, own.ctypes.data, *tables) == 0
 
 
 def _from_cache(
@@ -104,19 +110,32 @@ def _compiled_row_sigma() -> _Compiled:
     return _Compiled(_from_cache("row-sigma", repr(layout), None, 0, make), layout.n_bytes, ())
 
 
-def _spread(n_threads: int, work: Callable[[int, int], None], n: int, size: int) -> None:
-    """Call work(begin, end) for n tiles of lanes of `size` weights in chunks, by as many threads."""
+def _spread(n_threads: int, work: Callable[[Iterator[tuple[int, int]]], None], n: int, size: int) -> None:
+    """Share n tiles of lanes of `size` weights among threads, this one included.
+
+    Each calls `work` once with an iterator that gives it bounds of tiles as long as there are any left.
+    """
     tile = size * HOST.width
     chunk = min(max(_SMALLEST_CHUNK, n * tile // (4 * n_threads)), _LARGEST_CHUNK)
     step = max(1, chunk // tile)
-    bounds = [(begin, min(begin + step, n)) for begin in range(0, n, step)]
-    if n_threads == 1 or len(bounds) == 1:
-        for begin, end in bounds:
-            work(begin, end)
-        return
-    pool = _pool(n_threads)
-    for done in [pool.submit(work, begin, end) for begin, end in bounds]:
-        done.result()
+    starts, lock = iter(range(0, n, step)), threading.Lock()
+
+    def bounds() -> Iterator[tuple[int, int]]:
+        while True:
+            with lock:
+                begin = next(starts, n)
+            if begin == n:
+                return
+            yield begin, min(begin + step, n)
+
+    helpers = min(n_threads, -(-n // step)) - 1
+    started = [_pool(n_threads).submit(work, bounds()) for _ in range(helpers)]
+    try:
+        work(bounds())
+    finally:
+        wait(started)
+    for helper in started:
+        helper.result()
 
 
 @functools.cache
@@ -143,10 +162,12 @@ def encode(
     out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
     columns = sigma = np.empty(0, np.float32)
 
-    def work(function: _Compiled) -> Callable[[int, int], None]:
-        def some(begin: int, end: int) -> None:
-            if not function((source, columns, sigma, out), shape, begin, end):
-                require_finite(rows, "weights")
+    def work(function: _Compiled) -> Callable[[Iterator[tuple[int, int]]], None]:
+        def some(bounds: Iterator[tuple[int, int]]) -> None:
+            own = function.memory()
+            for begin, end in bounds:
+                if not function((source, columns, sigma, out), shape, begin, end, own):
+                    require_finite(rows, "weights")
 
         return some
 
