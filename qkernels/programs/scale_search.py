@@ -43,6 +43,17 @@ def square_products(X, first, WEIGHT, WX, N):
         st(WX, i, w * x)
 
 
+def fitted_products(X, first, W, wfirst, WX, inverse, N, NMAX):
+    """Σ w·x·code and Σ w·code² with the codes of a step."""
+    s1 = zeros(inverse)
+    s2 = zeros(inverse)
+    for i in range(N):
+        l = signed_level(inverse * ld(X, first + i), NMAX)
+        s1 = s1 + ld(WX, i) * l
+        s2 = s2 + ld(W, wfirst + i) * l * l
+    return s1, s2
+
+
 def signed_scale(X, first, W, wfirst, WX, LADDER, N, NMAX):
     """Scale, the inverse step of its codes, and whether the data is alive (ggml-quants.c: make_qx_quants).
 
@@ -52,23 +63,13 @@ def signed_scale(X, first, W, wfirst, WX, LADDER, N, NMAX):
     largest, extreme = signed_extreme(X, first, N)
     live = largest >= 1e-15
     inverse = div(full(extreme, cst(LADDER, 0)), extreme)
-    s1 = zeros(extreme)
-    s2 = zeros(extreme)
-    for i in range(N):
-        l = signed_level(inverse * ld(X, first + i), NMAX)
-        s1 = s1 + ld(WX, i) * l
-        s2 = s2 + ld(W, wfirst + i) * l * l
+    s1, s2 = fitted_products(X, first, W, wfirst, WX, inverse, N, NMAX)
     scale = where(truth(s2), div(s1, s2), zeros(s1))
     best = scale * s1
     best_inverse = inverse
     for t in range(1, 19):
         inverse = div(full(extreme, cst(LADDER, t)), extreme)
-        s1 = zeros(extreme)
-        s2 = zeros(extreme)
-        for i in range(N):
-            l = signed_level(inverse * ld(X, first + i), NMAX)
-            s1 = s1 + ld(WX, i) * l
-            s2 = s2 + ld(W, wfirst + i) * l * l
+        s1, s2 = fitted_products(X, first, W, wfirst, WX, inverse, N, NMAX)
         up = (s2 > 0.0) & (s1 * s1 > best * s2)
         if any_(up):
             trial = div(s1, s2)
