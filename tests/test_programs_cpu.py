@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -65,73 +59,6 @@ def test_threads_and_slabs_do_not_change_bytes(type: str) -> None:
     assert np.array_equal(whole, qkernels.quantize(rows, type, importance, threads=3))
     slabs = [qkernels.quantize(rows[a : a + 99], type, importance, threads=2) for a in range(0, 700, 99)]
     assert np.array_equal(whole, np.concatenate(slabs))
-
-
-def test_two_processes_compile_into_one_empty_cache(tmp_path: Path) -> None:
-    program = (
-        "import numpy as np, qkernels, sys\n"
-        "rows = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)\n"
-        "sys.stdout.write(qkernels.quantize(rows, 'Q8_0').tobytes().hex())\n"
-    )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    started = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
-        for _ in range(2)
-    ]
-    rows = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
-    expected = oracle.quantize(rows, "Q8_0").tobytes().hex()
-    for process in started:
-        assert process.communicate()[0].decode() == expected
-    again = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, check=True
-    )
-    assert again.stdout.decode() == expected
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[:10], lambda b: b[:500] + b"\0" + b[501:], lambda b: b""])
-def test_a_damaged_cache_entry_is_compiled_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    program = (
-        "import numpy as np, qkernels, sys\n"
-        "rows = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)\n"
-        "sys.stdout.write(qkernels.quantize(rows, 'Q8_0').tobytes().hex())\n"
-    )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", program]
-    first = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True).stdout
-    (entry,) = tmp_path.rglob("Q8_0-*.o")
-    whole = entry.read_bytes()
-    damaged = damage(whole)
-    assert damaged != whole
-    entry.write_bytes(damaged)
-    assert subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True).stdout == first
-    assert entry.read_bytes() == whole
-
-
-def test_a_cached_type_loads_no_compiler(tmp_path: Path) -> None:
-    """The second process reads its code from the cache: it neither reads programs nor builds LLVM IR."""
-    program = (
-        "import numpy as np, qkernels, sys\n"
-        "qkernels.quantize(np.ones((64, 256), np.float32), 'Q4_K')\n"
-        "print('qkernels.lanes.cpu_compiler' in sys.modules)\n"
-    )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", program]
-    runs = [subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True) for _ in range(2)]
-    assert [run.stdout.decode().strip() for run in runs] == ["True", "False"]
-
-
-def test_code_is_kept_nowhere_when_the_cache_cannot_be_written(tmp_path: Path) -> None:
-    blocked = tmp_path / "a file, not a folder"
-    blocked.write_text("")
-    program = (
-        "import numpy as np, qkernels, sys\n"
-        "sys.stdout.write(qkernels.quantize(np.ones((64, 256), np.float32), 'Q8_0').tobytes().hex())\n"
-    )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(blocked)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, check=True
-    )
-    assert done.stdout.decode() == oracle.quantize(np.ones((64, 256), np.float32), "Q8_0").tobytes().hex()
 
 
 @pytest.mark.parametrize("type", ["Q4_K", "Q4_0"])
