@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from imatrix.store import ImportanceMatrix, load
 from qkernels import QuantizeError, to_float32
 from qkernels.engines import Engine, choose_engines
 from qkernels.plain import require_finite_scales
-from qkernels.rows import RowQuantizer, row_quantizer
+from qkernels.rows import RowQuantizer, row_quantizers
 from qkernels.types import TYPES
 from recipe import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
 from recipe.slabs import Slab, slabs
@@ -128,9 +129,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         )
         opened.enter_context(sink)
         watcher.planned(plan)
-        line = _Line(
-            source, sink, importance, [row_quantizer(engine, job.threads) for engine in engines], watcher
-        )
+        quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
+        line = _Line(source, sink, importance, quantizers, watcher)
         line.carry(plan.entries, job.max_buffer_bytes)
         with line.clock("write"):
             sink.commit()
@@ -164,10 +164,11 @@ def _plan(job: Job, source: TensorSource, importance: ImportanceMatrix | None) -
 
 
 class _Clock:
-    """Seconds that each step was busy; every step has a thread of its own."""
+    """Seconds that each step was busy; of several quantizers, all together."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = Lock()
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
@@ -175,11 +176,12 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+            with self._lock:
+                self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
 
 
 class _Line:
-    """The assembly line: one thread reads, one a device quantizes, one writes; slabs leave in the order they came."""
+    """The assembly line: a thread reads, one a quantizer works, one writes; slabs leave in the order they came."""
 
     def __init__(
         self,

@@ -54,6 +54,11 @@ class _DeviceQuantizer:
         return self._device.quantize(loaded, source_type, type, importance)
 
 
-def row_quantizer(engine: Engine, threads: int | None = None) -> RowQuantizer:
-    """The quantizer of an engine; `threads` are those of the cpu engine, None for all cores."""
-    return _CpuQuantizer(threads) if engine.name == "cpu" else _DeviceQuantizer(engine)
+def row_quantizers(engine: Engine, threads: int | None = None) -> list[RowQuantizer]:
+    """The quantizers that share the work of an engine; `threads` are those of the cpu engine, None for all cores.
+
+    Two for a GPU: while one waits for its rows to come back, the other's are on their way or being searched.
+    """
+    if engine.name == "cpu":
+        return [_CpuQuantizer(threads)]
+    return [_DeviceQuantizer(engine) for _ in range(2 if engine.device.startswith(("cuda", "xpu")) else 1)]

@@ -14,6 +14,7 @@ from driver import Job, JobError, plan_job, run
 from gguf_io import GGUFError, GGUFSink, OutputTensor, open_source
 from imatrix.store import load
 from qkernels import to_float32
+from qkernels.engines import Engine
 from recipe import Recipe, parse_override, parse_rule
 from recipe.slabs import slabs
 from tests import oracle
@@ -117,6 +118,18 @@ def test_splits_hold_the_same_tensors(tmp_path, recipe):
 
 
 # Slabs
+
+
+def test_several_quantizers_share_a_job(tmp_path, monkeypatch):
+    """Slabs go to them in turns and come back in order."""
+    two = (Engine("torch", "cpu", "a test"), Engine("cpu", "cpu", "a test"))
+    monkeypatch.setattr("driver.choose_engines", lambda device: two)
+    job = Job(
+        str(tiny("F16")), tmp_path / "out.gguf", Recipe("Q4_0"), imatrix=IMATRIX, max_buffer_bytes=1 << 20
+    )
+    result = run(job)
+    assert result.engines == two
+    assert_as_llama_cpp(job, result)
 
 
 def entry_of(plan, name):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import qkernels
 from qkernels import device, engines
+from qkernels import rows as row_work
 from qkernels.engines import Engine, choose_engines
 from qkernels.types import QuantizeError
 from tests import data_kinds, oracle
@@ -108,6 +109,21 @@ def test_stored_rows_through_a_device(monkeypatch, source, type, weighted):
     found = device.DeviceQuantizer(ON_CPU).quantize(raw, source, type, importance)
     expected = oracle.quantize(qkernels.to_float32(raw, source), type, importance)
     assert not oracle.first_difference(found, expected, type)
+
+
+@pytest.mark.parametrize(
+    ("engine", "count"),
+    [
+        (Engine("triton", "cuda:0", ""), 2),
+        (Engine("triton", "xpu:1", ""), 2),
+        (Engine("torch", "mps", ""), 1),
+        (Engine("cpu", "cpu", ""), 1),
+    ],
+    ids=lambda v: getattr(v, "device", str(v)),
+)
+def test_two_quantizers_share_a_gpu(monkeypatch, engine, count):
+    monkeypatch.setattr(row_work, "_DeviceQuantizer", lambda engine: engine)
+    assert len(row_work.row_quantizers(engine, 3)) == count
 
 
 def test_slabs_fit_the_memory(monkeypatch):
