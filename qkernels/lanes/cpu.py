@@ -16,7 +16,7 @@ import numpy as np
 
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import sources
-from qkernels.lanes.native import HOST, fingerprint, kept, load
+from qkernels.lanes.native import HOST, compile_module, fingerprint, kept, load
 from qkernels.plain import require_finite
 from qkernels.types import QuantType
 
@@ -77,24 +77,38 @@ def _from_cache(
     return load(kept(name, key, make), "drive", parameters)
 
 
-@functools.cache
-def _compiled(type: QuantType, encoder: Encoder) -> _Compiled:
-    """The function of one encoder."""
-    tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
-    kinds = ["f32" if table.dtype == np.float32 else "i32" for table in tables]
+@dataclass(frozen=True)
+class Parts:
+    """What the function of one encoder works with; `kinds` are those of the tables, "f32" or "i32"."""
+
+    layout: Layout
+    tables: tuple[np.ndarray, ...]
+    kinds: tuple[str, ...]
+
+
+def parts_of(type: QuantType, encoder: Encoder) -> Parts:
     arrays = {"x": (type.block, "f32"), "out": (type.bytes, "u8"), **encoder.scratch}
     if encoder.uses_row_sigma:
         arrays["row_sigma"] = (1, "f32")
-    layout = layout_of(arrays)
+    tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
+    kinds = tuple("f32" if table.dtype == np.float32 else "i32" for table in tables)
+    return Parts(layout_of(arrays), tables, kinds)
+
+
+@functools.cache
+def _compiled(type: QuantType, encoder: Encoder) -> _Compiled:
+    """The function of one encoder."""
+    parts = parts_of(type, encoder)
 
     def make() -> bytes:
-        from qkernels.lanes.cpu_driver import build
+        from qkernels.lanes.cpu_driver import text_of
 
-        return build(type, encoder, layout, kinds)
+        return compile_module(text_of(type, encoder, parts.layout, parts.kinds))
 
     name = f"{type.name}{'-importance' if encoder.uses_importance else ''}"
-    text = repr((name, type.block, type.bytes, encoder.phases, layout, kinds))
-    return _Compiled(_from_cache(name, text, encoder.family, len(tables), make), layout.n_bytes, tables)
+    text = repr((name, type.block, type.bytes, encoder.phases, parts.layout, parts.kinds))
+    drive = _from_cache(name, text, encoder.family, len(parts.tables), make)
+    return _Compiled(drive, parts.layout.n_bytes, parts.tables)
 
 
 @functools.cache
@@ -103,9 +117,9 @@ def _compiled_row_sigma() -> _Compiled:
     layout = layout_of({"x": (32, "f32")})
 
     def make() -> bytes:
-        from qkernels.lanes.cpu_driver import build_row_sigma
+        from qkernels.lanes.cpu_driver import text_of_row_sigma
 
-        return build_row_sigma(layout)
+        return compile_module(text_of_row_sigma(layout))
 
     return _Compiled(_from_cache("row-sigma", repr(layout), None, 0, make), layout.n_bytes, ())
 

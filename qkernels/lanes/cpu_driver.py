@@ -22,7 +22,6 @@ from qkernels.lanes.cpu_compiler import Program, Unit, program
 from qkernels.lanes.cpu_snap import WORDS
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import load
-from qkernels.lanes.native import compile_module
 from qkernels.lanes.simd import F32, FLOATS, I8, I32, I64, LANES, WIDTH, interleave, local, loop, repeated
 from qkernels.types import QuantType
 
@@ -33,8 +32,8 @@ _LARGEST_FINITE = 0x7F7FFFFF
 _ld, _st = WORDS["ld"], WORDS["st"]
 
 
-def build(type: QuantType, encoder: Encoder, layout: Layout, tables: Sequence[str]) -> bytes:
-    """The object file of an encoder's function. `tables`: the kinds of its tables, "f32" or "i32"."""
+def text_of(type: QuantType, encoder: Encoder, layout: Layout, tables: Sequence[str]) -> str:
+    """The function of an encoder. `tables`: the kinds of its tables, "f32" or "i32"."""
     driver = _Driver(layout, tables)
     unit = Unit(driver.b.module)
     programs = load(encoder.family, WORDS, Program)
@@ -70,7 +69,7 @@ def _add_squares(X, total, N):
     return total
 
 
-def build_row_sigma(layout: Layout) -> bytes:
+def text_of_row_sigma(layout: Layout) -> str:
     """sigma[row] becomes the mean square of the row, summed from left to right as the reference does."""
     driver = _Driver(layout, [])
     b, run = driver.b, 32
@@ -155,9 +154,9 @@ class _Driver:
     def store_run(self, run: ir.Value, array: ir.Value, place: ir.Value, align: int) -> None:
         self.b.store(run, self.b.bitcast(self.b.gep(array, [place]), run.type.as_pointer()), align=align)
 
-    def finish(self) -> bytes:
+    def finish(self) -> str:
         b = self.b
         worst = b.icmp_unsigned(">", b.load(self.largest), repeated(_LARGEST_FINITE, _INT_RUN))
         flags = b.bitcast(worst, ir.IntType(_SIDE))
         b.ret(b.zext(b.icmp_unsigned("!=", flags, flags.type(0)), I32))
-        return compile_module(str(b.module))
+        return str(b.module)

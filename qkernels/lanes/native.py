@@ -60,9 +60,8 @@ def _machine() -> llvm.TargetMachine:
     )
 
 
-def compile_module(text: str) -> bytes:
-    """LLVM IR → an object file for this processor."""
-    machine = _machine()
+def optimized(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+    """LLVM IR as that machine's code will be made from it."""
     module = llvm.parse_assembly(text)
     module.data_layout = str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -70,7 +69,13 @@ def compile_module(text: str) -> bytes:
     options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
     passes = llvm.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)
-    return machine.emit_object(module)
+    return module
+
+
+def compile_module(text: str) -> bytes:
+    """LLVM IR → an object file for this processor."""
+    machine = _machine()
+    return machine.emit_object(optimized(text, machine))
 
 
 def fingerprint(text: str, files: Iterable[Path]) -> str:

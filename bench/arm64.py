@@ -1,0 +1,110 @@
+"""The CPU engine's code for AArch64, run in emulation and compared with llama.cpp's quantizer: `python -m bench.arm64`.
+
+For those who have no such machine. Needs a cross compiler and an emulator (on Debian gcc-aarch64-linux-gnu and
+qemu-user-static). For each type, with and without importance: the function that an AArch64 machine would compile is
+compiled here, linked with arm64_main.c and run on all kinds of test rows; one line each, exit code 1 if a byte
+differs. Says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from bench import other_processor
+
+# Before the engine is imported: it asks the processor once.
+other_processor.pretend("generic", {})
+
+import qkernels  # noqa: E402
+from qkernels.encoders import encoders  # noqa: E402
+from qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
+from qkernels.lanes.encoder import Encoder  # noqa: E402
+from qkernels.types import QuantType  # noqa: E402
+from tests import data_kinds, oracle  # noqa: E402
+
+_MAIN = Path(__file__).with_name("arm64_main.c")
+_COLUMNS = 768
+
+
+def _rows() -> np.ndarray:
+    """Every kind of rows that a quantizer may be given."""
+    rows = np.concatenate([data_kinds.rows(kind, 12, _COLUMNS, i) for i, kind in enumerate(data_kinds.ROWS)])
+    return np.ascontiguousarray(rows[np.isfinite(rows).all(1)])
+
+
+def _program(type: QuantType, encoder: Encoder, folder: Path, options: argparse.Namespace) -> Path:
+    target = llvm.Target.from_triple("aarch64-linux-gnu")
+    machine = target.create_target_machine(cpu=options.processor, opt=3, reloc="pic")
+    parts = cpu.parts_of(type, encoder)
+    text = cpu_driver.text_of(type, encoder, parts.layout, parts.kinds)
+    (folder / "drive.o").write_bytes(machine.emit_object(native.optimized(text, machine)))
+    program = folder / "program"
+    compile = [options.compiler, "-O1", "-static", "-o", str(program), str(_MAIN), str(folder / "drive.o")]
+    subprocess.run(compile, check=True)
+    return program
+
+
+def _run(
+    type: QuantType,
+    encoder: Encoder,
+    rows: np.ndarray,
+    importance: np.ndarray | None,
+    program: Path,
+    options: argparse.Namespace,
+) -> np.ndarray:
+    parts = cpu.parts_of(type, encoder)
+    per_row = _COLUMNS // type.block
+    sigma = columns = np.zeros(0, np.float32)
+    if importance is not None:
+        columns = importance
+    if encoder.uses_row_sigma:
+        with np.errstate(all="ignore"):
+            sigma = np.add.accumulate(rows * rows, axis=1, dtype=np.float32)[:, -1] / np.float32(_COLUMNS)
+    across = -(-len(rows) // native.HOST.width) * per_row
+    along = -(-len(rows) * per_row // native.HOST.width)
+    facts = (len(rows), _COLUMNS, along if importance is None else across, parts.layout.n_bytes)
+    given, found = program.with_name("given"), program.with_name("found")
+    with open(given, "wb") as file:
+        n_bytes = len(rows) * type.row_bytes(_COLUMNS)
+        file.write(struct.pack("<6q", *facts, n_bytes, len(parts.tables)))
+        for array in (rows, columns, sigma, *parts.tables):
+            file.write(struct.pack("<q", array.nbytes) + array.tobytes())
+    subprocess.run([options.emulator, str(program), str(given), str(found)], check=True)
+    return np.fromfile(found, np.uint8).reshape(len(rows), -1)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.arm64", description=__doc__)
+    parser.add_argument("--types", nargs="+", metavar="TYPE", help="all by default")
+    parser.add_argument("--processor", default="neoverse-n1", help="LLVM's name of one")
+    parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc")
+    parser.add_argument("--emulator", default="qemu-aarch64-static")
+    options = parser.parse_args(arguments)
+    rows = _rows()
+    wrong = 0
+    for (name, weighted), encoder in encoders().items():
+        if options.types and name not in options.types:
+            continue
+        type = qkernels.get_type(name)
+        with tempfile.TemporaryDirectory() as folder:
+            program = _program(type, encoder, Path(folder), options)
+            for kind in ("zeros", "cubed") if weighted else (None,):
+                importance = data_kinds.importance(kind, _COLUMNS) if kind else None
+                found = _run(type, encoder, rows, importance, program, options)
+                difference = oracle.first_difference(found, oracle.quantize(rows, name, importance), name)
+                wrong += bool(difference)
+                blocks = rows.size // type.block
+                print(f"{name}, importance {kind}: {difference or f'{blocks} blocks, all the same'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
