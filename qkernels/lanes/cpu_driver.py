@@ -29,7 +29,7 @@ from qkernels.types import QuantType
 _SIDE = 16
 _FLOAT_RUN, _INT_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I32, I8))
 _LARGEST_FINITE = 0x7F7FFFFF
-_ld, _st = WORDS["ld"], WORDS["st"]
+_ld = WORDS["ld"]
 
 
 def text_of(type: QuantType, encoder: Encoder, layout: Layout, tables: Sequence[str]) -> str:
