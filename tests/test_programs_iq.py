@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import data_kinds
 import numpy as np
-import oracle
 import pytest
 
 import qkernels
@@ -15,6 +10,7 @@ from qkernels.codebooks import codebook
 from qkernels.encoders import encoder_of, encoders
 from qkernels.lanes import cpu
 from qkernels.lanes.cpu_search import MAX_RUNS, RUN
+from tests import data_kinds, oracle
 
 GRIDS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 VALUES = ["IQ4_NL", "IQ4_XS"]
@@ -87,34 +83,3 @@ def test_thousands_of_blocks(type: str, weighted: bool) -> None:
         rows = data_kinds.rows(kind, 256, 2304, seed=7)
         importance = data_kinds.importance(kinds[(i + 5) % len(kinds)], 2304, seed=7) if weighted else None
         check(rows, type, importance)
-
-
-_OTHER_PROCESSOR = """
-import llvmlite.binding as llvm
-import numpy as np
-features = llvm.get_host_cpu_features()
-for name in sys.argv[1].split(","):
-    features[name] = False
-llvm.get_host_cpu_features = lambda: features
-import qkernels
-from qkernels.lanes import cpu_tables, cpu_words
-assert cpu_words.WIDTH == 16
-assert cpu_tables.HAS_LOOKUP == ("avx2" not in sys.argv[1])
-rows, importance = np.load(sys.argv[2]), np.load(sys.argv[3])
-np.save(sys.argv[4], qkernels.quantize(rows, sys.argv[5], importance, threads=1))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("missing", ["avx512f", "avx512f,avx2"])
-@pytest.mark.parametrize("type", ["IQ4_XS", "IQ3_S", "IQ2_XS", "IQ1_S"])
-def test_processors_that_select_among_fewer_or_not_at_all(type: str, missing: str, tmp_path) -> None:
-    rows = np.concatenate([data_kinds.rows(kind, 3, 1024) for kind in data_kinds.HARD_ROWS])
-    importance = data_kinds.importance("cubed", 1024)
-    paths = [str(tmp_path / name) for name in ("rows.npy", "importance.npy", "blocks.npy")]
-    np.save(paths[0], rows)
-    np.save(paths[1], importance)
-    program = "import sys\n" + _OTHER_PROCESSOR
-    subprocess.run([sys.executable, "-c", program, missing, *paths, type], check=True)
-    difference = oracle.first_difference(np.load(paths[2]), oracle.quantize(rows, type, importance), type)
-    assert not difference, difference
