@@ -1,7 +1,8 @@
 """A GGUF of Llama's shape, of any size, with random weights, and importance for it.
 
 `python -m bench.synthetic OUT.gguf [--layers N] [--vocabulary N]`, for measuring time and memory on files larger
-than any model at hand. Writes OUT.gguf in F16 and OUT-imatrix.gguf; the same options give the same bytes. Four layers and the default vocabulary make 2.3 GB.
+than any model at hand. Writes OUT.gguf in F16 and OUT-imatrix.gguf; the same options give the same bytes. Four layers
+and the default vocabulary make 2.3 GB.
 """
 
 from __future__ import annotations
