@@ -18,8 +18,8 @@ from qkernels.types import QuantizeError, QuantType, get_type
 
 # Without a GPU small slabs are fastest: their arrays stay in the cache.
 _CPU_SLAB_BYTES = 1 << 23
-# Of a device's free memory for the arrays of one slab; the rest is for rows on their way in and out.
-_SHARE = 0.4
+# Of a device's free memory for the arrays of one slab. Two quantizers share a GPU; the rest is for rows on their way.
+_SHARE = 0.3
 # Enough threads for the largest GPU, few enough that what the driver hands over at a time makes several slabs.
 _MOST_WEIGHTS = 1 << 22
 

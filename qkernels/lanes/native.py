@@ -52,7 +52,7 @@ def _machine() -> llvm.TargetMachine:
     """A new one for each use: an engine takes its own with it when it goes."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
     # Code that stays in this process: x86 addresses its constants directly.
     relocation = "static" if target.name.startswith("x86") else "default"
     return target.create_target_machine(
@@ -63,7 +63,7 @@ def _machine() -> llvm.TargetMachine:
 def optimized(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
     """LLVM IR as that machine's code will be made from it."""
     module = llvm.parse_assembly(text)
-    module.data_layout = str(machine.target_data)
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     # The lanes are the vectors; looking for others costs time and finds nothing.
     options.loop_vectorization = options.slp_vectorization = options.loop_interleaving = False
