@@ -10,7 +10,8 @@ import llvmlite.ir as ir
 import numpy as np
 import pytest
 
-from qkernels.lanes.cpu_compiler import LaneError, Unit, program
+from qkernels.lanes.cpu_compiler import Unit, program
+from qkernels.lanes.cpu_values import LaneError
 from qkernels.lanes.cpu_words import WORDS
 from qkernels.lanes.native import compile_module, load
 from qkernels.lanes.simd import F32, FLOATS, I32, I64, INTS, WIDTH, loop

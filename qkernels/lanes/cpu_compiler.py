@@ -13,7 +13,6 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
-import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.simd import F32, F64, FLOATS, I1, I64, INTS, is_lanes, local, loop, repeated, splat
+from qkernels.lanes.cpu_values import LaneError, as_index, binary, compare, unary
+from qkernels.lanes.simd import F64, I64, local, loop
 
 # A loop of so few rounds is written out, and its variable is a constant.
 _WRITTEN_OUT = 2
@@ -44,10 +44,6 @@ def word(build: Callable[..., Any]) -> Any:
 def program(function: Callable[..., Any]) -> Any:
     """A Program that other lane programs can name."""
     return Program(function)
-
-
-class LaneError(Exception):
-    """A lane program uses what the language does not have; a bug of ours."""
 
 
 class Program:
@@ -80,26 +76,6 @@ class Program:
 def _functions(path: str) -> Mapping[str, ast.FunctionDef]:
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def as_lanes(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> ir.Value:
-    """An operand as lanes of a kind; a number is rounded to it first."""
-    if is_lanes(value):
-        return value
-    if not isinstance(value, ir.Value):
-        return repeated(float(value) if vector.element == F32 else int(value), vector)
-    if vector.element != F32:
-        scalar = b.trunc(value, vector.element) if value.type == I64 else value
-    elif value.type == I64:
-        scalar = b.sitofp(value, F32)
-    else:
-        scalar = b.fptrunc(value, F32) if value.type == F64 else value
-    return splat(b, scalar, vector.count)
-
-
-def as_index(b: ir.IRBuilder, value: Any) -> ir.Value:
-    """An integer for all lanes, as LLVM's i64."""
-    return value if isinstance(value, ir.Value) else I64(value)
 
 
 @dataclass
@@ -243,92 +219,3 @@ class _Body:
         if name in self.program.globals:
             return self.program.globals[name]
         return getattr(builtins, name)
-
-
-# For each operator: Python's own, LLVM's for floats, LLVM's for integers.
-_BINARY: Mapping[type[ast.operator], tuple[Callable[..., Any], str | None, str | None]] = {
-    ast.Add: (operator.add, "fadd", "add"),
-    ast.Sub: (operator.sub, "fsub", "sub"),
-    ast.Mult: (operator.mul, "fmul", "mul"),
-    ast.FloorDiv: (operator.floordiv, None, None),
-    ast.BitAnd: (operator.and_, None, "and_"),
-    ast.BitOr: (operator.or_, None, "or_"),
-    ast.BitXor: (operator.xor, None, "xor"),
-    ast.LShift: (operator.lshift, None, "shl"),
-    ast.RShift: (operator.rshift, None, "ashr"),
-}
-_COMPARE: Mapping[type[ast.cmpop], tuple[Callable[..., bool], str]] = {
-    ast.Lt: (operator.lt, "<"),
-    ast.LtE: (operator.le, "<="),
-    ast.Gt: (operator.gt, ">"),
-    ast.GtE: (operator.ge, ">="),
-    ast.Eq: (operator.eq, "=="),
-    ast.NotEq: (operator.ne, "!="),
-}
-
-
-def _alike(b: ir.IRBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
-    """Two operands of which one is an LLVM value, as values of one kind: lanes, else f64, else i64."""
-    vectors = [v.type for v in (left, right) if is_lanes(v)]
-    if vectors:
-        vector = vectors[0]
-        return as_lanes(b, left, vector), as_lanes(b, right, vector)
-    values = [v for v in (left, right) if isinstance(v, ir.Value)]
-    kinds = {v.type for v in values}
-    if kinds == {I1}:
-        return left, right
-    if kinds == {I64} and not any(isinstance(v, float) for v in (left, right)):
-        return as_index(b, left), as_index(b, right)
-    return _as_double(b, left), _as_double(b, right)
-
-
-def _as_double(b: ir.IRBuilder, value: Any) -> ir.Value:
-    if not isinstance(value, ir.Value):
-        return F64(float(value))
-    if value.type == I64:
-        return b.sitofp(value, F64)
-    return b.fpext(value, F64) if value.type == F32 else value
-
-
-def _is_float(value: ir.Value) -> bool:
-    return getattr(value.type, "element", value.type) in (F32, F64)
-
-
-def binary(b: ir.IRBuilder, op: type[ast.operator], left: Any, right: Any) -> Any:
-    python, of_floats, of_ints = _BINARY[op]
-    if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
-        return python(left, right)
-    x, y = _alike(b, left, right)
-    name = of_floats if _is_float(x) else of_ints
-    if name is None:
-        raise LaneError(f"{op.__name__} of {x.type}")
-    return getattr(b, name)(x, y)
-
-
-def compare(b: ir.IRBuilder, op: type[ast.cmpop], left: Any, right: Any) -> Any:
-    python, sign = _COMPARE[op]
-    if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
-        return python(left, right)
-    x, y = _alike(b, left, right)
-    if not _is_float(x):
-        return b.icmp_signed(sign, x, y)
-    # C's != is true for NaN, the other comparisons are false.
-    return (b.fcmp_unordered if sign == "!=" else b.fcmp_ordered)(sign, x, y)
-
-
-def unary(b: ir.IRBuilder, op: type[ast.unaryop], operand: Any) -> Any:
-    if op is ast.Invert:
-        return b.not_(operand) if isinstance(operand, ir.Value) else ~operand
-    if op is not ast.USub:
-        raise LaneError(f"{op.__name__} is not in the lane language")
-    if not isinstance(operand, ir.Value):
-        return -operand
-    return b.fneg(operand) if _is_float(operand) else b.neg(operand)
-
-
-def as_either(b: ir.IRBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
-    """Two operands as lanes of one kind: that of the one which is lanes, else integers if both are."""
-    vectors = [v.type for v in (left, right) if is_lanes(v)]
-    whole = all(isinstance(v, int) or (isinstance(v, ir.Value) and v.type == I64) for v in (left, right))
-    vector = vectors[0] if vectors else INTS if whole else FLOATS
-    return as_lanes(b, left, vector), as_lanes(b, right, vector)

@@ -8,8 +8,9 @@ from typing import Any
 import llvmlite.ir as ir
 
 from qkernels.lanes import cpu_tables, cpu_words
-from qkernels.lanes.cpu_compiler import as_index, program, word
+from qkernels.lanes.cpu_compiler import program, word
 from qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
+from qkernels.lanes.cpu_values import as_index
 from qkernels.lanes.simd import F32, I32, I64, INTS, WIDTH, call, part
 
 _LANE_BITS = WIDTH.bit_length() - 1

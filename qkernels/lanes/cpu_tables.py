@@ -6,7 +6,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.cpu_compiler import Word, as_index
+from qkernels.lanes.cpu_compiler import Word
+from qkernels.lanes.cpu_values import as_index
 from qkernels.lanes.native import HOST
 from qkernels.lanes.simd import F32, I32, call, joined, part, repeated
 

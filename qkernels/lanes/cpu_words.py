@@ -7,7 +7,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.cpu_compiler import Word, as_either, as_index, as_lanes
+from qkernels.lanes.cpu_compiler import Word
+from qkernels.lanes.cpu_values import as_either, as_index, as_lanes
 from qkernels.lanes.simd import (
     ALIGNMENT,
     BYTES,

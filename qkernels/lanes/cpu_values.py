@@ -1,0 +1,125 @@
+"""Values of the lane language: numbers known while compiling and LLVM values, brought to one kind, and operators."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import llvmlite.ir as ir
+
+from qkernels.lanes.simd import F32, F64, FLOATS, I1, I64, INTS, is_lanes, repeated, splat
+
+
+class LaneError(Exception):
+    """A lane program uses what the language does not have; a bug of ours."""
+
+
+def as_lanes(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> ir.Value:
+    """An operand as lanes of a kind; a number is rounded to it first."""
+    if is_lanes(value):
+        return value
+    if not isinstance(value, ir.Value):
+        return repeated(float(value) if vector.element == F32 else int(value), vector)
+    if vector.element != F32:
+        scalar = b.trunc(value, vector.element) if value.type == I64 else value
+    elif value.type == I64:
+        scalar = b.sitofp(value, F32)
+    else:
+        scalar = b.fptrunc(value, F32) if value.type == F64 else value
+    return splat(b, scalar, vector.count)
+
+
+def as_index(b: ir.IRBuilder, value: Any) -> ir.Value:
+    """An integer for all lanes, as LLVM's i64."""
+    return value if isinstance(value, ir.Value) else I64(value)
+
+
+def as_either(b: ir.IRBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
+    """Two operands as lanes of one kind: that of the one which is lanes, else integers if both are."""
+    vectors = [v.type for v in (left, right) if is_lanes(v)]
+    whole = all(isinstance(v, int) or (isinstance(v, ir.Value) and v.type == I64) for v in (left, right))
+    vector = vectors[0] if vectors else INTS if whole else FLOATS
+    return as_lanes(b, left, vector), as_lanes(b, right, vector)
+
+
+# For each operator: Python's own, LLVM's for floats, LLVM's for integers.
+_BINARY: Mapping[type[ast.operator], tuple[Callable[..., Any], str | None, str | None]] = {
+    ast.Add: (operator.add, "fadd", "add"),
+    ast.Sub: (operator.sub, "fsub", "sub"),
+    ast.Mult: (operator.mul, "fmul", "mul"),
+    ast.FloorDiv: (operator.floordiv, None, None),
+    ast.BitAnd: (operator.and_, None, "and_"),
+    ast.BitOr: (operator.or_, None, "or_"),
+    ast.BitXor: (operator.xor, None, "xor"),
+    ast.LShift: (operator.lshift, None, "shl"),
+    ast.RShift: (operator.rshift, None, "ashr"),
+}
+_COMPARE: Mapping[type[ast.cmpop], tuple[Callable[..., bool], str]] = {
+    ast.Lt: (operator.lt, "<"),
+    ast.LtE: (operator.le, "<="),
+    ast.Gt: (operator.gt, ">"),
+    ast.GtE: (operator.ge, ">="),
+    ast.Eq: (operator.eq, "=="),
+    ast.NotEq: (operator.ne, "!="),
+}
+
+
+def _alike(b: ir.IRBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
+    """Two operands of which one is an LLVM value, as values of one kind: lanes, else f64, else i64."""
+    vectors = [v.type for v in (left, right) if is_lanes(v)]
+    if vectors:
+        vector = vectors[0]
+        return as_lanes(b, left, vector), as_lanes(b, right, vector)
+    values = [v for v in (left, right) if isinstance(v, ir.Value)]
+    kinds = {v.type for v in values}
+    if kinds == {I1}:
+        return left, right
+    if kinds == {I64} and not any(isinstance(v, float) for v in (left, right)):
+        return as_index(b, left), as_index(b, right)
+    return _as_double(b, left), _as_double(b, right)
+
+
+def _as_double(b: ir.IRBuilder, value: Any) -> ir.Value:
+    if not isinstance(value, ir.Value):
+        return F64(float(value))
+    if value.type == I64:
+        return b.sitofp(value, F64)
+    return b.fpext(value, F64) if value.type == F32 else value
+
+
+def _is_float(value: ir.Value) -> bool:
+    return getattr(value.type, "element", value.type) in (F32, F64)
+
+
+def binary(b: ir.IRBuilder, op: type[ast.operator], left: Any, right: Any) -> Any:
+    python, of_floats, of_ints = _BINARY[op]
+    if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
+        return python(left, right)
+    x, y = _alike(b, left, right)
+    name = of_floats if _is_float(x) else of_ints
+    if name is None:
+        raise LaneError(f"{op.__name__} of {x.type}")
+    return getattr(b, name)(x, y)
+
+
+def compare(b: ir.IRBuilder, op: type[ast.cmpop], left: Any, right: Any) -> Any:
+    python, sign = _COMPARE[op]
+    if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
+        return python(left, right)
+    x, y = _alike(b, left, right)
+    if not _is_float(x):
+        return b.icmp_signed(sign, x, y)
+    # C's != is true for NaN, the other comparisons are false.
+    return (b.fcmp_unordered if sign == "!=" else b.fcmp_ordered)(sign, x, y)
+
+
+def unary(b: ir.IRBuilder, op: type[ast.unaryop], operand: Any) -> Any:
+    if op is ast.Invert:
+        return b.not_(operand) if isinstance(operand, ir.Value) else ~operand
+    if op is not ast.USub:
+        raise LaneError(f"{op.__name__} is not in the lane language")
+    if not isinstance(operand, ir.Value):
+        return -operand
+    return b.fneg(operand) if _is_float(operand) else b.neg(operand)
