@@ -44,7 +44,7 @@ def _program(type: QuantType, encoder: Encoder, folder: Path, options: argparse.
     target = llvm.Target.from_triple("aarch64-linux-gnu")
     machine = target.create_target_machine(cpu=options.processor, opt=3, reloc="pic")
     parts = cpu.parts_of(type, encoder)
-    text = cpu_driver.text_of(type, encoder, parts.layout, parts.kinds)
+    text = cpu_driver.text_of(type, encoder, "F32", parts.layout, parts.kinds)
     (folder / "drive.o").write_bytes(machine.emit_object(native.optimized(text, machine)))
     program = folder / "program"
     compile = [options.compiler, "-O1", "-static", "-o", str(program), str(_MAIN), str(folder / "drive.o")]

@@ -43,6 +43,22 @@ def quantize(
     raise QuantizeError(f"unknown engine {engine!r}; engines: cpu, torch, triton")
 
 
+def quantize_stored(
+    raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None, threads: int | None = None
+) -> np.ndarray:
+    """Stored rows u8 [n_rows, row_bytes] in F32, F16 or BF16 → u8 [n_rows, row_bytes] of `type`, on the CPU.
+
+    `quantize` of the same rows as float32, without making them: each thread widens the weights that it searches.
+    Raises QuantizeError as `quantize` does.
+    """
+    source, row = get_type(source_type), get_type(type)
+    if source.name == "F32" or row.family == "plain":
+        return quantize(to_float32(raw, source_type), type, importance, "cpu", threads)
+    rows = raw.view("<u2")
+    _check_columns(rows.shape[1], row, importance)
+    return _on_cpu(rows, row, importance, threads, source.name)
+
+
 def to_float32(raw: np.ndarray, type: str) -> np.ndarray:
     """Stored rows u8 [n_rows, row_bytes] of any type → f32 [n_rows, n_cols].
 
@@ -59,7 +75,10 @@ def to_float32(raw: np.ndarray, type: str) -> np.ndarray:
 def _check_shapes(rows: Array, type: QuantType, importance: Array | None) -> None:
     if str(rows.dtype).removeprefix("torch.") != "float32" or rows.ndim != 2:
         raise QuantizeError(f"rows must be float32 [n_rows, n_cols], not {rows.dtype} {list(rows.shape)}")
-    n_cols = rows.shape[1]
+    _check_columns(rows.shape[1], type, importance)
+
+
+def _check_columns(n_cols: int, type: QuantType, importance: Array | None) -> None:
     if not n_cols or n_cols % type.block:
         raise QuantizeError(f"{n_cols} columns, {type.name} needs a multiple of {type.block}")
     if importance is None:
@@ -71,7 +90,9 @@ def _check_shapes(rows: Array, type: QuantType, importance: Array | None) -> Non
         raise QuantizeError(f"importance has shape {list(importance.shape)}, the rows have {n_cols} columns")
 
 
-def _on_cpu(rows: Array, type: QuantType, importance: Array | None, threads: int | None) -> Array:
+def _on_cpu(
+    rows: Array, type: QuantType, importance: Array | None, threads: int | None, stored: str = "F32"
+) -> Array:
     if not isinstance(rows, np.ndarray):
         import torch
 
@@ -90,6 +111,6 @@ def _on_cpu(rows: Array, type: QuantType, importance: Array | None, threads: int
             weights = np.ascontiguousarray(importance, np.float32)
             plain.require_finite(weights.reshape(1, -1), "importance")
         encoder = encoder_of(type.name, weights is not None)
-        out = cpu.encode(type, encoder, rows, weights, threads or os.cpu_count() or 1)
+        out = cpu.encode(type, encoder, rows, weights, threads or os.cpu_count() or 1, stored)
     plain.require_finite_scales(out, type)
     return out

@@ -6,8 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
-from qkernels.api import quantize, to_float32
+from qkernels.api import quantize, quantize_stored, to_float32
 from qkernels.engines import Engine
+from qkernels.types import get_type
 
 
 class RowQuantizer(Protocol):
@@ -29,11 +30,15 @@ class _CpuQuantizer:
         self._threads = threads
 
     def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        if get_type(source_type).family == "plain":
+            return np.array(raw)  # reads the file here, not in the worker
         return to_float32(raw, source_type)
 
     def quantize(
         self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
     ) -> np.ndarray:
+        if get_type(source_type).family == "plain":
+            return quantize_stored(loaded, source_type, type, importance, self._threads)
         return quantize(loaded, type, importance, "cpu", self._threads)
 
 

@@ -23,7 +23,7 @@ for (name, weighted), encoder in encoders().items():
     if name in types:
         type = get_type(name)
         parts = cpu.parts_of(type, encoder)
-        text = cpu_driver.text_of(type, encoder, parts.layout, parts.kinds)
+        text = cpu_driver.text_of(type, encoder, "F32", parts.layout, parts.kinds)
         machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
         assembly = machine.emit_assembly(native.optimized(text, machine))
         found[f"{name}{' importance' if weighted else ''}"] = {

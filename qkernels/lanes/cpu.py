@@ -17,8 +17,8 @@ import numpy as np
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import sources
 from qkernels.lanes.native import HOST, compile_module, fingerprint, kept, load
-from qkernels.plain import require_finite
-from qkernels.types import QuantType
+from qkernels.plain import require_finite, widen
+from qkernels.types import TYPES, QuantType
 
 # Weights that a thread takes at a time: enough to be worth a call, few enough that all threads end together.
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 1 << 16, 1 << 19
@@ -96,32 +96,33 @@ def parts_of(type: QuantType, encoder: Encoder) -> Parts:
 
 
 @functools.cache
-def _compiled(type: QuantType, encoder: Encoder) -> _Compiled:
-    """The function of one encoder."""
+def _compiled(type: QuantType, encoder: Encoder, source: str) -> _Compiled:
+    """The function of one encoder for rows of the type `source`."""
     parts = parts_of(type, encoder)
 
     def make() -> bytes:
         from qkernels.lanes.cpu_driver import text_of
 
-        return compile_module(text_of(type, encoder, parts.layout, parts.kinds))
+        return compile_module(text_of(type, encoder, source, parts.layout, parts.kinds))
 
-    name = f"{type.name}{'-importance' if encoder.uses_importance else ''}"
+    name = f"{type.name}{'-importance' if encoder.uses_importance else ''}-from-{source}"
     text = repr((name, type.block, type.bytes, encoder.phases, parts.layout, parts.kinds))
     drive = _from_cache(name, text, encoder.family, len(parts.tables), make)
     return _Compiled(drive, parts.layout.n_bytes, parts.tables)
 
 
 @functools.cache
-def _compiled_row_sigma() -> _Compiled:
-    """The mean square of each row."""
+def _compiled_row_sigma(source: str) -> _Compiled:
+    """The mean square of each row of the type `source`."""
     layout = layout_of({"x": (32, "f32")})
 
     def make() -> bytes:
         from qkernels.lanes.cpu_driver import text_of_row_sigma
 
-        return compile_module(text_of_row_sigma(layout))
+        return compile_module(text_of_row_sigma(source, layout))
 
-    return _Compiled(_from_cache("row-sigma", repr(layout), None, 0, make), layout.n_bytes, ())
+    name = f"row-sigma-from-{source}"
+    return _Compiled(_from_cache(name, repr((name, layout)), None, 0, make), layout.n_bytes, ())
 
 
 def _spread(n_threads: int, work: Callable[[Iterator[tuple[int, int]]], None], n: int, size: int) -> None:
@@ -158,10 +159,16 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 
 def encode(
-    type: QuantType, encoder: Encoder, rows: np.ndarray, importance: np.ndarray | None, n_threads: int
+    type: QuantType,
+    encoder: Encoder,
+    rows: np.ndarray,
+    importance: np.ndarray | None,
+    n_threads: int,
+    stored: str = "F32",
 ) -> np.ndarray:
-    """rows f32 [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes].
+    """rows [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes].
 
+    `stored`: the type of the rows: F32 as float32, F16 or BF16 as uint16.
     Raises QuantizeError for weights that are not finite.
     """
     assert (importance is not None) == encoder.uses_importance
@@ -181,7 +188,7 @@ def encode(
             own = function.memory()
             for begin, end in bounds:
                 if not function((source, columns, sigma, out), shape, begin, end, own):
-                    require_finite(rows, "weights")
+                    require_finite(widen(source.view(np.uint8), TYPES[stored]), "weights")
 
         return some
 
@@ -189,7 +196,7 @@ def encode(
         columns = np.ascontiguousarray(importance)
     if encoder.uses_row_sigma:
         sigma = np.empty(n_rows, np.float32)
-        _spread(n_threads, work(_compiled_row_sigma()), groups, n_cols)
+        _spread(n_threads, work(_compiled_row_sigma(stored)), groups, n_cols)
     tiles = groups * per_row if encoder.uses_importance else -(-n_rows * per_row // HOST.width)
-    _spread(n_threads, work(_compiled(type, encoder)), tiles, type.block)
+    _spread(n_threads, work(_compiled(type, encoder, stored)), tiles, type.block)
     return out[: len(rows)]

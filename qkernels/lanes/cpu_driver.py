@@ -2,8 +2,9 @@
 
     i32 drive(source, columns, sigma, target, n_rows, n_cols, begin, end, own, tables…)
 
-source f32 [n_rows, n_cols], columns f32 [n_cols] the importance, sigma f32 [n_rows] the rows' mean squares, target the
-blocks; tiles begin … end-1; own: memory as its Layout says. The result is 1 if a weight is not finite, else 0.
+source [n_rows, n_cols] in F32, F16 or BF16, columns f32 [n_cols] the importance, sigma f32 [n_rows] the rows' mean
+squares, target the blocks; tiles begin … end-1; own: memory as its Layout says. The result is 1 if a weight is not
+finite, else 0.
 
 A tile is loaded transposed (`[element][lane]`), taken through the phases and written back block by block. With
 importance its lanes are blocks of WIDTH rows at the same columns, so that all lanes share the importance of a column;
@@ -22,19 +23,36 @@ from qkernels.lanes.cpu_compiler import Program, Unit, program
 from qkernels.lanes.cpu_snap import WORDS
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import load
-from qkernels.lanes.simd import F32, FLOATS, I8, I32, I64, LANES, WIDTH, interleave, local, loop, repeated
+from qkernels.lanes.simd import (
+    F32,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    WIDTH,
+    from_half,
+    interleave,
+    local,
+    loop,
+    repeated,
+)
 from qkernels.types import QuantType
 
 # Elements of a side of the squares that are transposed.
 _SIDE = 16
 _FLOAT_RUN, _INT_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I32, I8))
 _LARGEST_FINITE = 0x7F7FFFFF
+# Sixteen weights as they are stored.
+_HALF_RUN = ir.VectorType(I16, _SIDE)
+_STORED = {"F32": _FLOAT_RUN, "F16": _HALF_RUN, "BF16": _HALF_RUN}
 _ld = WORDS["ld"]
 
 
-def text_of(type: QuantType, encoder: Encoder, layout: Layout, tables: Sequence[str]) -> str:
-    """The function of an encoder. `tables`: the kinds of its tables, "f32" or "i32"."""
-    driver = _Driver(layout, tables)
+def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tables: Sequence[str]) -> str:
+    """The function of an encoder for rows of the type `source`. `tables`: the kinds of its tables, "f32" or "i32"."""
+    driver = _Driver(source, layout, tables)
     unit = Unit(driver.b.module)
     programs = load(encoder.family, WORDS, Program)
     arrays = {**driver.arrays, **dict(zip(encoder.tables, driver.tables, strict=True))}
@@ -69,9 +87,9 @@ def _add_squares(X, total, N):
     return total
 
 
-def text_of_row_sigma(layout: Layout) -> str:
+def text_of_row_sigma(source: str, layout: Layout) -> str:
     """sigma[row] becomes the mean square of the row, summed from left to right as the reference does."""
-    driver = _Driver(layout, [])
+    driver = _Driver(source, layout, [])
     b, run = driver.b, 32
     unit = Unit(b.module)
     total = local(b, FLOATS)
@@ -90,11 +108,12 @@ def text_of_row_sigma(layout: Layout) -> str:
 class _Driver:
     """The function, its arguments, and what every tile goes through."""
 
-    def __init__(self, layout: Layout, tables: Sequence[str]) -> None:
+    def __init__(self, source: str, layout: Layout, tables: Sequence[str]) -> None:
         module = ir.Module("quantmill")
-        floats, data = F32.as_pointer(), I8.as_pointer()
+        self.stored = source
+        rows, floats, data = _STORED[source].element.as_pointer(), F32.as_pointer(), I8.as_pointer()
         kinds = [{"f32": F32, "i32": I32}[kind].as_pointer() for kind in tables]
-        signature = ir.FunctionType(I32, [floats, floats, floats, data, I64, I64, I64, I64, data, *kinds])
+        signature = ir.FunctionType(I32, [rows, floats, floats, data, I64, I64, I64, I64, data, *kinds])
         function = ir.Function(module, signature, "drive")
         self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
         self.source, self.columns, self.sigma, self.target, *numbers, own = function.args[:9]
@@ -114,7 +133,7 @@ class _Driver:
         return b.select(b.icmp_signed("<", first, last), first, last)
 
     def load_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
-        """WIDTH runs of n floats, from element `start` on, become x; the bits of the largest magnitude are kept."""
+        """WIDTH runs of n weights, from element `start` on, become x; the bits of the largest magnitude are kept."""
         b = self.b
         x = b.bitcast(self.arrays["x"], F32.as_pointer())
         with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
@@ -123,12 +142,22 @@ class _Driver:
                 rows = []
                 for k in range(_SIDE):
                     place = b.add(b.add(start, b.mul(stride, I64(lane + k))), i)
-                    rows.append(self.load_run(self.source, place, _FLOAT_RUN, 4))
+                    rows.append(self.widened(self.load_run(self.source, place, _STORED[self.stored], 2)))
                     bits = b.and_(b.bitcast(rows[-1], _INT_RUN), repeated(0x7FFFFFFF, _INT_RUN))
                     highest = b.select(b.icmp_unsigned(">", bits, highest), bits, highest)
                 for k, run in enumerate(interleave(b, rows)):
                     self.store_run(run, x, b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)), 64)
             b.store(highest, self.largest)
+
+    def widened(self, run: ir.Value) -> ir.Value:
+        """Sixteen weights as floats, exactly."""
+        b = self.b
+        if self.stored == "F32":
+            return run
+        words = b.zext(run, _INT_RUN)
+        if self.stored == "F16":
+            return from_half(b, words)
+        return b.bitcast(b.shl(words, repeated(16, _INT_RUN)), _FLOAT_RUN)
 
     def store_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
         """out becomes WIDTH runs of n ≥ 16 bytes; the last 16 bytes of a run overlap the 16 before them."""

@@ -20,6 +20,7 @@ from qkernels.lanes.simd import (
     TRUTHS,
     WIDTH,
     call,
+    from_half,
     repeated,
     size_of,
     splat,
@@ -130,7 +131,7 @@ def _to_half(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
     Adding a power of two that is 2^13 units of the result's last place rounds to it.
     """
-    twice = _shifted(b, to_bits(b, value), 1)
+    twice = b.shl(to_bits(b, value), _pattern(1))
     size = call(b, f"llvm.fabs.v{WIDTH}f32", FLOATS, value)
     base = b.fmul(b.fmul(size, repeated(2.0**112, FLOATS)), repeated(2.0**-110, FLOATS))
     exponent = b.and_(twice, _pattern(0xFF000000))
@@ -144,24 +145,8 @@ def _to_half(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return b.or_(b.and_(b.lshr(to_bits(b, value), _pattern(16)), _pattern(0x8000)), half)
 
 
-def _from_half(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """(ggml-impl.h: ggml_compute_fp16_to_fp32)"""
-    word = _shifted(b, value, 16)
-    twice = _shifted(b, word, 1)
-    normal = from_bits(b, b.add(b.lshr(twice, _pattern(4)), _pattern(0xE0 << 23)))
-    normal = b.fmul(normal, repeated(2.0**-112, FLOATS))
-    small = from_bits(b, b.or_(b.lshr(twice, _pattern(17)), _pattern(126 << 23)))
-    small = b.fsub(small, repeated(0.5, FLOATS))
-    size = b.select(b.icmp_unsigned("<", twice, _pattern(1 << 27)), small, normal)
-    return from_bits(b, b.or_(b.and_(word, _pattern(0x80000000)), to_bits(b, size)))
-
-
 def _pattern(bits: int) -> ir.Constant:
     return repeated(bits, INTS)
-
-
-def _shifted(b: ir.IRBuilder, value: ir.Value, by: int) -> ir.Value:
-    return b.shl(value, _pattern(by))
 
 
 def _smaller(b: ir.IRBuilder, left: Any, right: Any) -> ir.Value:
@@ -199,7 +184,7 @@ _BUILDERS: Mapping[str, Callable[..., Any]] = {
     "trunc": _trunc,
     "i2f": lambda b, v: b.sitofp(as_lanes(b, v, INTS), FLOATS),
     "f2h": _to_half,
-    "h2f": _from_half,
+    "h2f": from_half,
     "bits": to_bits,
     "from_bits": from_bits,
     "imin": _smaller,

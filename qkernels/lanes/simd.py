@@ -115,3 +115,22 @@ def interleave(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
         rows = result
         step //= 2
     return rows
+
+
+def from_half(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
+    """Floats of the low sixteen bits of integers, which are halves (ggml-impl.h: ggml_compute_fp16_to_fp32)."""
+    kind = halves.type
+    floats = ir.VectorType(F32, kind.count)
+
+    def pattern(bits: int) -> ir.Constant:
+        return repeated(bits, kind)
+
+    word = builder.shl(halves, pattern(16))
+    twice = builder.shl(word, pattern(1))
+    normal = builder.bitcast(builder.add(builder.lshr(twice, pattern(4)), pattern(0xE0 << 23)), floats)
+    normal = builder.fmul(normal, repeated(2.0**-112, floats))
+    small = builder.bitcast(builder.or_(builder.lshr(twice, pattern(17)), pattern(126 << 23)), floats)
+    small = builder.fsub(small, repeated(0.5, floats))
+    size = builder.select(builder.icmp_unsigned("<", twice, pattern(1 << 27)), small, normal)
+    sign = builder.and_(word, pattern(0x80000000))
+    return builder.bitcast(builder.or_(sign, builder.bitcast(size, kind)), floats)
