@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ def _spread(n_threads: int, work: Callable[[Iterator[tuple[int, int]]], None], n
     try:
         work(bounds())
     finally:
+        with lock:
+            deque(starts, maxlen=0)  # after an error or an interrupt the others get no more
         wait(started)
     for helper in started:
         helper.result()
