@@ -61,16 +61,14 @@ def _run(
     options: argparse.Namespace,
 ) -> np.ndarray:
     parts = cpu.parts_of(type, encoder)
-    per_row = _COLUMNS // type.block
     sigma = columns = np.zeros(0, np.float32)
     if importance is not None:
         columns = importance
     if encoder.uses_row_sigma:
         with np.errstate(all="ignore"):
             sigma = np.add.accumulate(rows * rows, axis=1, dtype=np.float32)[:, -1] / np.float32(_COLUMNS)
-    across = -(-len(rows) // native.HOST.width) * per_row
-    along = -(-len(rows) * per_row // native.HOST.width)
-    facts = (len(rows), _COLUMNS, along if importance is None else across, parts.layout.n_bytes)
+    tiles = cpu.tiles_of(encoder, len(rows), _COLUMNS // type.block)
+    facts = (len(rows), _COLUMNS, tiles, parts.layout.n_bytes)
     given, found = program.with_name("given"), program.with_name("found")
     with open(given, "wb") as file:
         n_bytes = len(rows) * type.row_bytes(_COLUMNS)

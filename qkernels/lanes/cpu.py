@@ -17,15 +17,12 @@ import numpy as np
 
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import sources
-from qkernels.lanes.native import HOST, compile_module, fingerprint, kept, load
+from qkernels.lanes.native import ALIGNMENT, ELEMENT_BYTES, HOST, compile_module, fingerprint, kept, load
 from qkernels.plain import require_finite, widen
 from qkernels.types import TYPES, QuantType
 
 # Weights that a thread takes at a time: enough to be worth a call, few enough that all threads end together.
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 1 << 16, 1 << 19
-_SIZES = {"f32": 4, "i32": 4, "u8": 1}
-# Where vectors are read and written without splitting a cache line.
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def layout_of(arrays: Mapping[str, tuple[int, str]]) -> Layout:
     places, offset = {}, 0
     for name, (count, kind) in arrays.items():
         places[name] = offset, kind
-        offset += -(-count * HOST.width * _SIZES[kind] // _ALIGNMENT) * _ALIGNMENT
+        offset += -(-count * HOST.width * ELEMENT_BYTES[kind] // ALIGNMENT) * ALIGNMENT
     return Layout(places, offset)
 
 
@@ -58,8 +55,8 @@ class _Compiled:
 
     def memory(self) -> np.ndarray:
         """What a thread needs to itself, aligned."""
-        own = np.empty(self.own_bytes + _ALIGNMENT, np.uint8)
-        return own[-own.ctypes.data % _ALIGNMENT :]
+        own = np.empty(self.own_bytes + ALIGNMENT, np.uint8)
+        return own[-own.ctypes.data % ALIGNMENT :]
 
     def __call__(
         self, arrays: Sequence[np.ndarray], shape: tuple[int, int], begin: int, end: int, own: np.ndarray
@@ -70,11 +67,11 @@ class _Compiled:
 
 
 def _from_cache(
-    name: str, text: str, family: str | None, n_tables: int, make: Callable[[], bytes]
+    name: str, text: str, family: str, n_tables: int, make: Callable[[], bytes]
 ) -> Callable[..., int]:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     parameters = [*[pointer] * 4, *[number] * 4, *[pointer] * (1 + n_tables)]
-    key = fingerprint(text, sources(family) if family else [])
+    key = fingerprint(text, sources(family))
     return load(kept(name, key, make), "drive", parameters)
 
 
@@ -94,6 +91,13 @@ def parts_of(type: QuantType, encoder: Encoder) -> Parts:
     tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
     kinds = tuple("f32" if table.dtype == np.float32 else "i32" for table in tables)
     return Parts(layout_of(arrays), tables, kinds)
+
+
+def tiles_of(encoder: Encoder, n_rows: int, per_row: int) -> int:
+    """How many tiles n_rows rows of per_row blocks are: across the rows with importance, else along them."""
+    if encoder.uses_importance:
+        return -(-n_rows // HOST.width) * per_row
+    return -(-n_rows * per_row // HOST.width)
 
 
 @functools.cache
@@ -123,7 +127,7 @@ def _compiled_row_sigma(source: str) -> _Compiled:
         return compile_module(text_of_row_sigma(source, layout))
 
     name = f"row-sigma-from-{source}"
-    return _Compiled(_from_cache(name, repr((name, layout)), None, 0, make), layout.n_bytes, ())
+    return _Compiled(_from_cache(name, repr((name, layout)), "common", 0, make), layout.n_bytes, ())
 
 
 def _spread(n_threads: int, work: Callable[[Iterator[tuple[int, int]]], None], n: int, size: int) -> None:
@@ -182,7 +186,6 @@ def encode(
     missing = (HOST.width if encoder.uses_importance else -(-HOST.width // per_row)) - len(rows)
     source = np.pad(rows, ((0, missing), (0, 0)), "edge") if missing > 0 else np.ascontiguousarray(rows)
     n_rows, n_cols = shape = source.shape
-    groups = -(-n_rows // HOST.width)
     out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
     columns = sigma = np.empty(0, np.float32)
 
@@ -199,7 +202,7 @@ def encode(
         columns = np.ascontiguousarray(importance)
     if encoder.uses_row_sigma:
         sigma = np.empty(n_rows, np.float32)
-        _spread(n_threads, work(_compiled_row_sigma(stored)), groups, n_cols)
-    tiles = groups * per_row if encoder.uses_importance else -(-n_rows * per_row // HOST.width)
+        _spread(n_threads, work(_compiled_row_sigma(stored)), -(-n_rows // HOST.width), n_cols)
+    tiles = tiles_of(encoder, n_rows, per_row)
     _spread(n_threads, work(_compiled(type, encoder, stored)), tiles, type.block)
     return out[: len(rows)]

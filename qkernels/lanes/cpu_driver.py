@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import llvmlite.ir as ir
 
 from qkernels.lanes.cpu import Layout
-from qkernels.lanes.cpu_compiler import Program, Unit, program
+from qkernels.lanes.cpu_compiler import Program, Unit
 from qkernels.lanes.cpu_snap import WORDS
 from qkernels.lanes.encoder import Encoder
 from qkernels.lanes.loader import load
@@ -47,7 +47,6 @@ _LARGEST_FINITE = 0x7F7FFFFF
 # Sixteen weights as they are stored.
 _HALF_RUN = ir.VectorType(I16, _SIDE)
 _STORED = {"F32": _FLOAT_RUN, "F16": _HALF_RUN, "BF16": _HALF_RUN}
-_ld = WORDS["ld"]
 
 
 def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tables: Sequence[str]) -> str:
@@ -79,19 +78,12 @@ def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tabl
     return driver.finish()
 
 
-@program
-def _add_squares(X, total, N):
-    for i in range(N):
-        x = _ld(X, i)
-        total = total + x * x
-    return total
-
-
 def text_of_row_sigma(source: str, layout: Layout) -> str:
     """sigma[row] becomes the mean square of the row, summed from left to right as the reference does."""
     driver = _Driver(source, layout, [])
     b, run = driver.b, 32
     unit = Unit(b.module)
+    add_squares = load("common", WORDS, Program)["add_squares"]
     total = local(b, FLOATS)
     count = b.sitofp(driver.n_cols, F32)
     with loop(b, driver.begin, driver.end) as tile:
@@ -99,7 +91,7 @@ def text_of_row_sigma(source: str, layout: Layout) -> str:
         b.store(repeated(0.0, FLOATS), total)
         with loop(b, I64(0), driver.n_cols, I64(run)) as column:
             driver.load_tile(b.add(b.mul(row, driver.n_cols), column), driver.n_cols, run)
-            b.store(unit.call(b, _add_squares, [driver.arrays["x"], b.load(total), run]), total)
+            b.store(unit.call(b, add_squares, [b.load(total), driver.arrays["x"], 0, run]), total)
         place = b.bitcast(b.gep(driver.sigma, [row]), FLOATS.as_pointer())
         b.store(WORDS["div"].build(b, b.load(total), count), place, align=4)
     return driver.finish()

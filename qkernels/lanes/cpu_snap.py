@@ -11,19 +11,12 @@ from qkernels.lanes import cpu_tables, cpu_words
 from qkernels.lanes.cpu_compiler import program, word
 from qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
 from qkernels.lanes.cpu_values import as_index
+from qkernels.lanes.cpu_words import number_at
 from qkernels.lanes.simd import F32, I32, I64, INTS, WIDTH, call, part
 
 _LANE_BITS = WIDTH.bit_length() - 1
 cst, ld, st, take, where = (cpu_words.WORDS[name] for name in ("cst", "ld", "st", "take", "where"))
 _to_bits, _from_bits = cpu_words.WORDS["bits"], cpu_words.WORDS["from_bits"]
-
-
-def _at(b: ir.IRBuilder, array: ir.Value, place: Any) -> ir.Value:
-    """The address of number `place` of an array of lanes, or of a table."""
-    kind = array.type.pointee
-    if isinstance(kind, ir.VectorType):
-        array = b.bitcast(array, kind.element.as_pointer())
-    return b.gep(array, [as_index(b, place)])
 
 
 def _search(dim: int, bits: int) -> Any:
@@ -41,9 +34,9 @@ def _search(dim: int, bits: int) -> Any:
         notes: ir.Value,
         note: Any,
     ) -> None:
-        found = Group(b, _at(b, x, group), _at(b, w, group), scale, (dim, bits), 2.0, F32(1.0))
-        list_at = _at(b, near, start)
-        code_at = _at(b, notes, note)
+        found = Group(b, number_at(b, x, group), number_at(b, w, group), scale, (dim, bits), 2.0, F32(1.0))
+        list_at = number_at(b, near, start)
+        code_at = number_at(b, notes, note)
         until_at = b.gep(code_at, [I32(WIDTH)])
         with b.if_else(b.icmp_signed("==", runs, I64(1)), likely=True) as branches:
             for branch, count in zip(branches, (None, runs), strict=True):
@@ -70,8 +63,8 @@ def _search_shifted(
     start: ir.Value,
     runs: ir.Value,
 ) -> ir.Value:
-    found = Group(b, _at(b, x, group), _at(b, w, group), scale, (8, 2), 1.0, low)
-    return Nearest(b, found, _at(b, near, start), runs).code
+    found = Group(b, number_at(b, x, group), number_at(b, w, group), scale, (8, 2), 1.0, low)
+    return Nearest(b, found, number_at(b, near, start), runs).code
 
 
 _lane_numbers = word(lambda b: ir.Constant(INTS, list(range(WIDTH))))
@@ -85,7 +78,7 @@ def _queue(b: ir.IRBuilder, array: ir.Value, end: Any, mask: ir.Value, items: ir
     for first in range(0, WIDTH, RUN):
         some, given = (part(b, value, first, RUN) for value in (mask, items))
         name = f"llvm.masked.compressstore.v{RUN}i32"
-        call(b, name, ir.VoidType(), given, _at(b, array, end), some)
+        call(b, name, ir.VoidType(), given, number_at(b, array, end), some)
         count = b.ctpop(b.bitcast(some, ir.IntType(RUN)))
         end = b.add(end, b.zext(count, I64))
     return end
@@ -98,7 +91,7 @@ def _float_of(b: ir.IRBuilder, pattern: ir.Value) -> ir.Value:
 
 @word
 def _set(b: ir.IRBuilder, array: ir.Value, index: Any, value: ir.Value) -> None:
-    b.store(value, _at(b, array, index))
+    b.store(value, number_at(b, array, index))
 
 
 @program

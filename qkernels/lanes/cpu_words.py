@@ -9,8 +9,8 @@ import llvmlite.ir as ir
 
 from qkernels.lanes.cpu_compiler import Word
 from qkernels.lanes.cpu_values import as_either, as_index, as_lanes
+from qkernels.lanes.native import ALIGNMENT
 from qkernels.lanes.simd import (
-    ALIGNMENT,
     BYTES,
     F32,
     FLOATS,
@@ -59,12 +59,17 @@ def _stb(b: ir.IRBuilder, array: ir.Value, i: Any, value: Any) -> None:
     b.store(b.trunc(as_lanes(b, value, INTS), BYTES), _place(b, array, i), align=_alignment(BYTES))
 
 
+def number_at(b: ir.IRBuilder, array: ir.Value, i: Any) -> ir.Value:
+    """The address of number i of a table, or of an array of lanes in its flat order."""
+    kind = array.type.pointee
+    if isinstance(kind, ir.VectorType):
+        array = b.bitcast(array, kind.element.as_pointer())
+    return _place(b, array, i)
+
+
 def cst(b: ir.IRBuilder, table: ir.Value, i: Any) -> ir.Value:
     """A float, or an integer as i64; of an array of lanes, number i in its flat order."""
-    kind = table.type.pointee
-    if isinstance(kind, ir.VectorType):
-        table = b.bitcast(table, kind.element.as_pointer())
-    value = b.load(_place(b, table, i))
+    value = b.load(number_at(b, table, i))
     return value if value.type == F32 else b.sext(value, I64)
 
 

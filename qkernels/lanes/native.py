@@ -1,8 +1,8 @@
 """Machine code: LLVM modules made into object files, kept between runs, loaded and called.
 
 An object file is kept under a hash of everything it is made of, with a checksum, and written in one step; so an entry
-is right or absent, and processes that race write the same thing. A process that finds its entries loads them and
-compiles nothing: neither programs nor words nor LLVM's IR are imported then.
+is right or absent, and processes that race write the same thing. A process that finds its entries loads them: it
+hashes the sources, but neither builds nor compiles anything.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from qkernels.cache import cache_dir, write_atomically
 _HERE = Path(__file__).resolve().parent
 # What every function is made of besides its own sources.
 _MACHINERY = sorted(_HERE.glob("cpu*.py")) + [_HERE / name for name in ("loader.py", "native.py", "simd.py")]
+
+# Bytes of the elements of an array of lanes, by what `Encoder.scratch` calls them.
+ELEMENT_BYTES = {"f32": 4, "i32": 4, "u8": 1}
+# Where vectors are read and written without splitting a cache line; arrays of lanes begin at multiples of it.
+ALIGNMENT = 64
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.native import HOST
+from qkernels.lanes.native import ELEMENT_BYTES, HOST
 
 # The number of lanes changes the speed, never the bytes.
 WIDTH = HOST.width
@@ -20,9 +20,7 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 BYTES, TRUTHS, INTS, FLOATS = (ir.VectorType(kind, WIDTH) for kind in (I8, I1, I32, F32))
 # What `Encoder.scratch` calls the elements of an array.
 LANES = {"f32": FLOATS, "i32": INTS, "u8": BYTES}
-_SIZES = {F32: 4, I32: 4, I8: 1}
-# No processor gains from more; scratch arrays begin at multiples of it.
-ALIGNMENT = 64
+_SIZES = {LANES[kind].element: size for kind, size in ELEMENT_BYTES.items()}
 
 
 def size_of(vector: ir.VectorType) -> int:

@@ -20,12 +20,15 @@ from qkernels.lanes.vocabulary import (
 )
 
 
-def sum_of_squares(A, first, N):
-    total = zeros(ld(A, first))
+def add_squares(total, A, first, N):
     for i in range(N):
         x = ld(A, first + i)
         total = total + x * x
     return total
+
+
+def sum_of_squares(A, first, N):
+    return add_squares(zeros(ld(A, first)), A, first, N)
 
 
 def block_sigma(j, X, SIGMA, FACTOR, N):
