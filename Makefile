@@ -19,6 +19,7 @@ test-all: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/quantmill
 	$(BIN)/mypy
 
 format: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""The command line: find the command, call it, turn its errors into one line. Commands live in quantmill_cli/."""
+"""The command line: find the command, call it, turn its errors into one line. Commands live in commands/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from quantmill_cli.console import fail_with_one_line, own_version
+from quantmill.commands.console import fail_with_one_line, own_version
 
 # In the order in which a newcomer meets them. The text stands here, not in the modules, so that `--help` loads none.
 COMMANDS = {
@@ -42,12 +42,14 @@ class _LazyCommands(TyperGroup):
     """Imports the module of a command when it is called, and only then."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return [name for name in COMMANDS if importlib.util.find_spec(f"quantmill_cli.{name}") is not None]
+        return [
+            name for name in COMMANDS if importlib.util.find_spec(f"quantmill.commands.{name}") is not None
+        ]
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
         if cmd_name not in self.list_commands(ctx):
             return None
-        return typer.main.get_command(importlib.import_module(f"quantmill_cli.{cmd_name}").app)
+        return typer.main.get_command(importlib.import_module(f"quantmill.commands.{cmd_name}").app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):

@@ -23,11 +23,11 @@ from bench import other_processor
 # Before the engine is imported: it asks the processor once.
 other_processor.pretend("generic", {})
 
-import qkernels  # noqa: E402
-from qkernels.encoders import encoders  # noqa: E402
-from qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
-from qkernels.lanes.encoder import Encoder  # noqa: E402
-from qkernels.types import QuantType  # noqa: E402
+from quantmill import qkernels  # noqa: E402
+from quantmill.qkernels.encoders import encoders  # noqa: E402
+from quantmill.qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
+from quantmill.qkernels.lanes.encoder import Encoder  # noqa: E402
+from quantmill.qkernels.types import QuantType  # noqa: E402
 from tests import data_kinds, oracle  # noqa: E402
 
 _MAIN = Path(__file__).with_name("arm64_main.c")

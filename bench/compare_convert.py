@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_io.convert import Checkpoint, open_checkpoint
-from gguf_io.source import GGUFSource
-from gguf_io.tensors import TensorSource
+from quantmill.gguf_io.convert import Checkpoint, open_checkpoint
+from quantmill.gguf_io.source import GGUFSource
+from quantmill.gguf_io.tensors import TensorSource
 
 
 def main() -> int:

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from gguf_io import GGUFSource
-from recipe import FILE_TYPES
+from quantmill import cli
+from quantmill.gguf_io import GGUFSource
+from quantmill.recipe import FILE_TYPES
 
 OPTION_SETS = """
 --pure Q4_K_M

@@ -14,9 +14,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from qkernels.encoders import encoders
-from qkernels.lanes.encoder import Encoder, Phase
-from qkernels.lanes.triton import kernel_name, kernel_of, n_warps, options, pointers, row_sigma_kernel
+from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.lanes.encoder import Encoder, Phase
+from quantmill.qkernels.lanes.triton import (
+    kernel_name,
+    kernel_of,
+    n_warps,
+    options,
+    pointers,
+    row_sigma_kernel,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -73,7 +80,7 @@ def kernels_of(encoder: Encoder, block: int) -> list[Kernel]:
 
 def all_kernels() -> Iterator[Kernel]:
     """Every kernel once."""
-    from qkernels.types import TYPES
+    from quantmill.qkernels.types import TYPES
 
     seen: set[Any] = set()
     for (type_name, _), encoder in encoders().items():

@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 from bench import machine, process, tables
-from measure.compare import run
-from measure.divergence import summarize
-from measure.logits_file import LogitsFile, LogitsWriter
-from measure.model import load
+from quantmill.measure.compare import run
+from quantmill.measure.divergence import summarize
+from quantmill.measure.logits_file import LogitsFile, LogitsWriter
+from quantmill.models.model import load
 
-WARM = "import measure.evaluation, transformers.models.auto.modeling_auto, accelerate; import transformers.generation"
+WARM = "import quantmill.jobs.evaluate, transformers.models.auto.modeling_auto, accelerate, transformers.generation"
 KS = (256, 1024, 2048)
 FLAGS = ("--no-repack", "-c", "512")
 
@@ -101,7 +101,17 @@ def _row(path: Path, base: Path, llama: list[str], options: argparse.Namespace, 
         for label in (r"Mean PPL\(Q\)", "Mean    KLD", "Same top p")
     ]
     used = process.run(command)
-    ours = [sys.executable, "cli.py", "evaluate", str(path), "-f", str(options.text), "--chunks", "4"]
+    ours = [
+        sys.executable,
+        "-m",
+        "quantmill",
+        "evaluate",
+        str(path),
+        "-f",
+        str(options.text),
+        "--chunks",
+        "4",
+    ]
     memory = process.run([*ours, "-t", str(options.threads)]).peak_bytes - imported
     return Row(
         file=path.name,

@@ -82,7 +82,7 @@ def tools(options: argparse.Namespace, type: str, folder: Path) -> list[Tool]:
     model, threads = str(options.model), str(options.threads)
     imatrix = ["--imatrix", str(options.imatrix)] if options.imatrix else []
     ours, theirs = folder / "quantmill.gguf", folder / "llama-quantize.gguf"
-    python = [sys.executable, "-m", "cli", "quantize"]
+    python = [sys.executable, "-m", "quantmill", "quantize"]
     found = [Tool("quantmill", [*python, model, str(ours), type, *imatrix, "--threads", threads], ours)]
     if options.llama_quantize:
         command = [str(options.llama_quantize), *imatrix, model, str(theirs), type, threads]

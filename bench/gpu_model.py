@@ -18,10 +18,10 @@ import numpy as np
 
 from bench.compile_ahead import TARGETS, Kernel, compile_for, kernels_of, run_tool
 from bench.sass import Thread
-from qkernels.codebooks import codebook
-from qkernels.encoders import encoders
-from qkernels.lanes.encoder import Encoder
-from qkernels.types import TYPES
+from quantmill.qkernels.codebooks import codebook
+from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.types import TYPES
 
 # Loops whose count the machine code does not show: the sweeps of the searches for scales of scales.
 _SWEEPS = 5

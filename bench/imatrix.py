@@ -25,9 +25,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from imatrix import collect as collecting
-from imatrix.text import Cutting, Text, chunks_of, read_text
-from measure.model import LoadedModel, load
+from quantmill.imatrix import collect as collecting
+from quantmill.imatrix.text import Cutting, Text, chunks_of, read_text
+from quantmill.models.model import LoadedModel, load
 
 
 def with_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from qkernels import engines
+from quantmill.qkernels import engines
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("numpy", "llvmlite", "torch", "triton", "gguf", "xllamacpp")
@@ -74,7 +74,7 @@ def _commit() -> str:
         commit = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         )
-        watched = ["qkernels", "gguf_io", "recipe", "driver.py", "bench/*.py"]
+        watched = ["qkernels", "gguf_io", "recipe", "jobs", "bench/*.py"]
         changed = subprocess.run(
             [*git, "status", "--porcelain", "--untracked-files=no", "--", *watched],
             capture_output=True,

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-import qkernels
 from bench import machine, startup, tables, timing
-from qkernels.engines import available_engines
+from quantmill import qkernels
+from quantmill.qkernels.engines import available_engines
 from tests import data_kinds, oracle
 
 

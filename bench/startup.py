@@ -13,7 +13,7 @@ _PROGRAM = """
 import sys, time
 import numpy as np
 start = time.perf_counter()
-import qkernels
+from quantmill import qkernels
 imported = time.perf_counter() - start
 name, weighted, engine, device = sys.argv[1], sys.argv[2] == "1", sys.argv[3], sys.argv[4]
 columns = max(256, qkernels.TYPES[name].block)
@@ -21,10 +21,10 @@ rows = np.random.default_rng(0).standard_normal((4, columns)).astype(np.float32)
 importance = np.ones(columns, np.float32) if weighted else None
 qkernels.quantize(rows, "F16")
 if engine == "cpu":
-    import qkernels.lanes.cpu
+    from quantmill.qkernels.lanes import cpu
 else:
     import torch, importlib
-    importlib.import_module("qkernels.lanes." + engine)
+    importlib.import_module("quantmill.qkernels.lanes." + engine)
     rows = torch.from_numpy(rows).to(device)
     importance = None if importance is None else torch.from_numpy(importance).to(device)
 start = time.perf_counter(), time.process_time()

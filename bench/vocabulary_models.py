@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from gguf_io.source import GGUFSource
+from quantmill.gguf_io.source import GGUFSource
 from tests import convert_models
 from tests.convert_models import MODELS, write_model
 from tests.convert_tokenizers import byte_level_tokenizer, sentencepiece_model

@@ -1,10 +1,10 @@
 """Files ↔ tensors: read GGUF, single or split, and Hugging Face checkpoints; write GGUF. Knows no kernels."""
 
-from gguf_io.errors import GGUFError
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-from gguf_io.sink import FileLayout, GGUFSink, OutputTensor, lay_out
-from gguf_io.source import GGUFSource, TensorSource, TensorSpec, open_source
-from gguf_io.types import GGML_TYPES, GGMLType, type_by_id
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from quantmill.gguf_io.sink import FileLayout, GGUFSink, OutputTensor, lay_out
+from quantmill.gguf_io.source import GGUFSource, TensorSource, TensorSpec, open_source
+from quantmill.gguf_io.types import GGML_TYPES, GGMLType, type_by_id
 
 __all__ = [
     "GGML_TYPES",

@@ -1,9 +1,13 @@
 """The one exception of gguf_io: bad input or a failed write, in one line a user can act on."""
 
+from __future__ import annotations
+
+from quantmill.errors import QuantmillError
+
 _MAX_SHOWN = 80
 
 
-class GGUFError(ValueError):
+class GGUFError(QuantmillError):
     """A file cannot be read or written. The message names file, tensor or key, the value and the way out."""
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from gguf.constants import GGUFValueType
 
-from gguf_io.errors import GGUFError, quoted
-from gguf_io.metadata import SCALARS, Metadata, MetaValue, PackedArray
-from gguf_io.tensors import MAX_DIMS, TensorSpec, checked_shape
-from gguf_io.types import type_by_id
+from quantmill.gguf_io.errors import GGUFError, quoted
+from quantmill.gguf_io.metadata import SCALARS, Metadata, MetaValue, PackedArray
+from quantmill.gguf_io.tensors import MAX_DIMS, TensorSpec, checked_shape
+from quantmill.gguf_io.types import type_by_id
 
 MAGIC = b"GGUF"
 ALIGNMENT = "general.alignment"

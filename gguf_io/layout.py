@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_io.errors import GGUFError, shown
-from gguf_io.header import ALIGNMENT, DEFAULT_ALIGNMENT, MAGIC, alignment_of
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue, encode_string
-from gguf_io.splits import MAX_SHARDS, ORDER_OF_GGUF_SPLIT, ORDER_OF_QUANTIZE, shard_suffix, split_metadata
-from gguf_io.tensors import TensorSpec, checked_shape
-from gguf_io.types import GGML_TYPES
+from quantmill.gguf_io.errors import GGUFError, shown
+from quantmill.gguf_io.header import ALIGNMENT, DEFAULT_ALIGNMENT, MAGIC, alignment_of
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue, encode_string
+from quantmill.gguf_io.splits import (
+    MAX_SHARDS,
+    ORDER_OF_GGUF_SPLIT,
+    ORDER_OF_QUANTIZE,
+    shard_suffix,
+    split_metadata,
+)
+from quantmill.gguf_io.tensors import TensorSpec, checked_shape
+from quantmill.gguf_io.types import GGML_TYPES
 
 VERSION = 3
 

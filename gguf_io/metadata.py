@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from gguf.constants import GGUFValueType
 
-from gguf_io.errors import GGUFError, shown
+from quantmill.gguf_io.errors import GGUFError, shown
 
 __all__ = ["SCALARS", "GGUFValueType", "MetaValue", "Metadata", "PackedArray", "encode_string"]
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.errors import GGUFError
 
 try:
     import fcntl as _fcntl

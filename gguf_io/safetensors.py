@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.errors import GGUFError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 INDEX_NAME = "model.safetensors.index.json"

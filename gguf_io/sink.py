@@ -9,11 +9,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from gguf_io.errors import GGUFError, shown
-from gguf_io.layout import FileLayout, OutputTensor, lay_out
-from gguf_io.metadata import Metadata
-from gguf_io.partial import PartialFile, partial_path, resolved, sync_directory
-from gguf_io.tensors import TensorSpec
+from quantmill.gguf_io.errors import GGUFError, shown
+from quantmill.gguf_io.layout import FileLayout, OutputTensor, lay_out
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.gguf_io.partial import PartialFile, partial_path, resolved, sync_directory
+from quantmill.gguf_io.tensors import TensorSpec
 
 __all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
 

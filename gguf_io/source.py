@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_io.errors import GGUFError, quoted
-from gguf_io.header import parse_header
-from gguf_io.metadata import Metadata
-from gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
-from gguf_io.tensors import TensorSource, TensorSpec
+from quantmill.gguf_io.errors import GGUFError, quoted
+from quantmill.gguf_io.header import parse_header
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
+from quantmill.gguf_io.tensors import TensorSource, TensorSpec
 
 __all__ = ["GGUFSource", "TensorSource", "TensorSpec", "open_source"]
 
@@ -25,7 +25,7 @@ def open_source(path: str | os.PathLike[str]) -> TensorSource:
     Raises GGUFError when it is not sound, OSError when it cannot be read.
     """
     if os.path.isdir(path):
-        from gguf_io.convert import open_checkpoint  # only a checkpoint needs the converter
+        from quantmill.gguf_io.convert import open_checkpoint  # only a checkpoint needs the converter
 
         return open_checkpoint(path)
     return GGUFSource(path)

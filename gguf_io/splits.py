@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gguf.constants import GGUFValueType
 
-from gguf_io.errors import GGUFError
-from gguf_io.metadata import Metadata, MetaValue
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.metadata import Metadata, MetaValue
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT = "split.no", "split.count", "split.tensors.count"
 # The order in which llama-quantize --keep-split writes them, and llama-gguf-split, which sets the count last.

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from gguf_io.errors import GGUFError, quoted, shown
-from gguf_io.metadata import Metadata
-from gguf_io.types import GGML_TYPES
+from quantmill.gguf_io.errors import GGUFError, quoted, shown
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.gguf_io.types import GGML_TYPES
 
 MAX_NAME_BYTES = 63  # ggml.h: GGML_MAX_NAME is 64 with the closing NUL
 MAX_DIMS = 4

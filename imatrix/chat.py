@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imatrix.matrix import ImatrixError
-from imatrix.text import Render
+from quantmill.imatrix.matrix import ImatrixError
+from quantmill.imatrix.text import Render
 
 
 def from_directory(path: Path) -> Render:

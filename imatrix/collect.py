@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gguf_io.convert.names import TensorTable
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
-from imatrix.recorder import Recorder
+from quantmill.gguf_io.convert.names import TensorTable
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.recorder import Recorder
 
 BATCH_TOKENS = 2048  # on a CPU more tokens at once gain nothing; llama-imatrix takes as many
 SLAB = 1 << 22  # logits turned into probabilities at a time

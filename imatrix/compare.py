@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 
 
 @dataclass(frozen=True)

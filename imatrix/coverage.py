@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 
 FEW = 256  # tokens: below that a mean square of one column is off by some 10 %
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, checked_entry
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, checked_entry
 
 # No tensor name is longer than 63 bytes in ggml; a dataset is a path.
 MAX_TEXT = 1 << 16

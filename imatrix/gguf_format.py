@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-from gguf_io.sink import GGUFSink, OutputTensor
-from gguf_io.source import TensorSource, open_source
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, checked_entry
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from quantmill.gguf_io.sink import GGUFSink, OutputTensor
+from quantmill.gguf_io.source import TensorSource, open_source
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, checked_entry
 
-DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+DATASETS, CHUNK_COUNT, CHUNK_SIZE = (
+    "imatrix.datasets",
+    "imatrix.chunk_count",
+    "imatrix.chunk_size",
+)
 RUN = "quantmill.imatrix.run"
 SUFFIXES = (".in_sum2", ".counts", ".in_sum")
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from quantmill.errors import QuantmillError
+
 # llama-quantize only warns when these two do not fit: the rows of an embedding are looked up, not multiplied.
 EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
 
-class ImatrixError(ValueError):
+class ImatrixError(QuantmillError):
     """A file, an entry or a text that cannot serve for an importance matrix; the message is for the user."""
 
 

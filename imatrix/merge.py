@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 
 
 def merge(matrices: Sequence[ImportanceMatrix], chunk_size: int | None = None) -> ImportanceMatrix:

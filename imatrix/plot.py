@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gguf_io.partial import PartialFile, resolved
-from imatrix.matrix import ImatrixError
-from imatrix.statistics import TensorStatistics
+from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.imatrix.matrix import ImatrixError
+from quantmill.imatrix.statistics import TensorStatistics
 
 STATISTICS = ("total", "mean", "std", "active", "entropy_norm", "zd", "cossim")
 TITLES = {

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from gguf_io.convert.names import TensorTable
-from imatrix.experts import is_recordable, recording_forward
-from imatrix.matrix import Entry, ImatrixError
-from imatrix.sums import Batch, Input, Taker, added, joined, take, total
+from quantmill.gguf_io.convert.names import TensorTable
+from quantmill.imatrix.experts import is_recordable, recording_forward
+from quantmill.imatrix.matrix import Entry, ImatrixError
+from quantmill.imatrix.sums import Batch, Input, Taker, added, joined, take, total
 
 SLAB = 1 << 17  # values squared at a time on a CPU
 

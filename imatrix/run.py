@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from gguf_io.convert.names import TensorTable
-from gguf_io.errors import GGUFError
-from imatrix.collect import Progress, Result, Settings, collect
-from imatrix.matrix import ImatrixError, ImportanceMatrix
-from imatrix.merge import merge
-from imatrix.store import load, save
+from quantmill.gguf_io.convert.names import TensorTable
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.imatrix.collect import Progress, Result, Settings, collect
+from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
+from quantmill.imatrix.merge import merge
+from quantmill.imatrix.store import load, save
 
 Show = Callable[[Progress], None]
 Warn = Callable[[str], None]

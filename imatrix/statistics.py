@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, name_key
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, name_key
 
 ACTIVE = np.float32(1e-5)  # a column whose mean square is not above this counts as inactive
 BLOCK = re.compile(r"blk\.(\d+)\.")

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from gguf_io.partial import PartialFile, resolved
-from imatrix.dat_format import encode_dat, read_dat
-from imatrix.gguf_format import read_gguf, write_gguf
-from imatrix.matrix import EMBEDDINGS, Entry, ImatrixError, ImportanceMatrix
-from imatrix.merge import merge
+from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.imatrix.dat_format import encode_dat, read_dat
+from quantmill.imatrix.gguf_format import read_gguf, write_gguf
+from quantmill.imatrix.matrix import EMBEDDINGS, Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.merge import merge
 
 __all__ = ["EMBEDDINGS", "Entry", "Format", "ImatrixError", "ImportanceMatrix", "load", "merge", "save"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imatrix.statistics import TensorStatistics
+from quantmill.imatrix.statistics import TensorStatistics
 
 # Routers and small helpers are never quantized, and the output head has options of its own.
 KINDS = ("attn_", "ffn_")

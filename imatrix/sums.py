@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gguf_io.convert.rules import Index
-from imatrix.matrix import Entry
+from quantmill.gguf_io.convert.rules import Index
+from quantmill.imatrix.matrix import Entry
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from imatrix.matrix import ImatrixError
+from quantmill.imatrix.matrix import ImatrixError
 
 Encode = Callable[[str], list[int]]
 Render = Callable[[list[dict[str, Any]]], str]

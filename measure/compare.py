@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from measure.divergence import PairedTest, TokenScores, paired_test
-from measure.errors import MeasureError
-from measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter
-from measure.model import LoadedModel
-from measure.perplexity import batches, scored_logits, targets
+from quantmill.measure.divergence import PairedTest, TokenScores, paired_test
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter
+from quantmill.models.model import LoadedModel
+from quantmill.models.scoring import batches, scored_logits, targets
 
 SAMPLE = 20_000  # characters of a text that two vocabularies must split alike
 

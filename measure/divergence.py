@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from measure.perplexity import Estimate, estimate, perplexity, row_slabs
+from quantmill.measure.perplexity import Estimate, estimate, perplexity
+from quantmill.models.scoring import row_slabs
 
 KLD_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)
 P_DIFF_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from quantmill.errors import QuantmillError
 
-class MeasureError(ValueError):
+
+class MeasureError(QuantmillError):
     """Bad input to a measurement: one plain sentence with the value, the limit and the way out."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from measure.errors import MeasureError
-from measure.model import LoadedModel
-from measure.perplexity import BATCH_TOKENS, LOGIT_BYTES
+from quantmill.measure.errors import MeasureError
+from quantmill.models.model import LoadedModel
+from quantmill.models.scoring import BATCH_TOKENS, LOGIT_BYTES
 
 
 def run_harness(

@@ -31,10 +31,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gguf_io.partial import PartialFile, resolved
-from measure.divergence import TokenScores, compare, scores
-from measure.errors import MeasureError
-from measure.perplexity import row_slabs
+from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.measure.divergence import TokenScores, compare, scores
+from quantmill.measure.errors import MeasureError
+from quantmill.models.scoring import row_slabs
 
 LLAMA_MAGIC, COMPACT_MAGIC = b"_logits_", b"_qmtopk_"
 CLIP = 16.0  # nats below the top at which llama.cpp stops resolving

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gguf_io.source import open_source
-from measure.divergence import Divergence
-from measure.errors import MeasureError
-from measure.perplexity import Estimate
-from measure.speed import Speed
+from quantmill.gguf_io.source import open_source
+from quantmill.measure.divergence import Divergence
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.perplexity import Estimate
+from quantmill.measure.speed import Speed
 
 FORMAT = 1
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from measure.errors import MeasureError
+from quantmill.measure.errors import MeasureError
 
 
 @dataclass(frozen=True)

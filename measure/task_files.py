@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from measure.errors import MeasureError
+from quantmill.measure.errors import MeasureError
 
 Kind = Literal["hellaswag", "winogrande", "multiple-choice"]
 KINDS: tuple[Kind, ...] = ("hellaswag", "winogrande", "multiple-choice")

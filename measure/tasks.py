@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from measure.errors import MeasureError
-from measure.model import LoadedModel
-from measure.perplexity import BATCH_TOKENS, LOGIT_BYTES, Estimate
-from measure.task_files import Kind, Task
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.perplexity import Estimate
+from quantmill.measure.task_files import Kind, Task
+from quantmill.models.model import LoadedModel
+from quantmill.models.scoring import BATCH_TOKENS, LOGIT_BYTES
 
 MIN_TRAILING = 3  # tokens after the choice from which on WinoGrande leaves the choice itself out
 

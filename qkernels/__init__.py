@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qkernels.api import quantize, to_float32
-from qkernels.types import TYPES, QuantizeError, QuantType, get_type
+from quantmill.qkernels.api import quantize, to_float32
+from quantmill.qkernels.types import TYPES, QuantizeError, QuantType, get_type
 
 if TYPE_CHECKING:
-    from qkernels.decode import dequantize
+    from quantmill.qkernels.decode import dequantize
 
 __all__ = ["TYPES", "QuantType", "QuantizeError", "dequantize", "get_type", "quantize", "to_float32"]
 
@@ -16,7 +16,7 @@ __all__ = ["TYPES", "QuantType", "QuantizeError", "dequantize", "get_type", "qua
 def __getattr__(name: str) -> object:
     # Decoding needs torch, which costs a second to import and which the CPU path does without.
     if name == "dequantize":
-        from qkernels.decode import dequantize
+        from quantmill.qkernels.decode import dequantize
 
         return dequantize
-    raise AttributeError(f"module 'qkernels' has no attribute {name!r}")
+    raise AttributeError(f"module 'quantmill.qkernels' has no attribute {name!r}")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from qkernels import plain
-from qkernels.types import QuantizeError, QuantType, get_type
+from quantmill.qkernels import plain
+from quantmill.qkernels.types import QuantizeError, QuantType, get_type
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def quantize(
     if engine == "cpu":
         return _on_cpu(rows, row, importance, threads)
     if engine in ("torch", "triton"):
-        from qkernels.device import quantize_tensor
+        from quantmill.qkernels.device import quantize_tensor
 
         return quantize_tensor(rows, row, importance, engine)
     raise QuantizeError(f"unknown engine {engine!r}; engines: cpu, torch, triton")
@@ -67,7 +67,7 @@ def to_float32(raw: np.ndarray, type: str) -> np.ndarray:
     row = get_type(type)
     if row.family == "plain":
         return plain.widen(raw, row)
-    from qkernels.decode import dequantize
+    from quantmill.qkernels.decode import dequantize
 
     return dequantize(raw, type)  # type: ignore[return-value]
 
@@ -103,8 +103,8 @@ def _on_cpu(
         plain.require_finite(rows, "weights")
         out = plain.narrow(np.ascontiguousarray(rows), type)
     else:
-        from qkernels.encoders import encoder_of
-        from qkernels.lanes import cpu
+        from quantmill.qkernels.encoders import encoder_of
+        from quantmill.qkernels.lanes import cpu
 
         weights = None
         if importance is not None and type.importance != "none":

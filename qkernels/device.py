@@ -9,12 +9,12 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from qkernels import plain
-from qkernels.decode import dequantize
-from qkernels.encoders import encoder_of
-from qkernels.engines import Engine
-from qkernels.lanes.tensors import bytes_per_block
-from qkernels.types import QuantizeError, QuantType, get_type
+from quantmill.qkernels import plain
+from quantmill.qkernels.decode import dequantize
+from quantmill.qkernels.encoders import encoder_of
+from quantmill.qkernels.engines import Engine
+from quantmill.qkernels.lanes.tensors import bytes_per_block
+from quantmill.qkernels.types import QuantizeError, QuantType, get_type
 
 # Without a GPU small slabs are fastest: their arrays stay in the cache.
 _CPU_SLAB_BYTES = 1 << 23
@@ -33,9 +33,9 @@ def encode_rows(
     weighted = importance is not None and type.importance != "none"
     encoder = encoder_of(type.name, weighted)
     if engine == "triton":
-        from qkernels.lanes import triton as lanes
+        from quantmill.qkernels.lanes import triton as lanes
     else:
-        from qkernels.lanes import torch as lanes  # type: ignore[no-redef]
+        from quantmill.qkernels.lanes import torch as lanes  # type: ignore[no-redef]
     return lanes.encode(type, encoder, rows, importance if weighted else None)
 
 
@@ -108,7 +108,7 @@ def quantize_tensor(
 
 
 def _gpu() -> torch.device:
-    from qkernels.lanes.triton import INTERPRETED
+    from quantmill.qkernels.lanes.triton import INTERPRETED
 
     if INTERPRETED:
         return torch.device("cpu")

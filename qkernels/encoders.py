@@ -6,7 +6,7 @@ import functools
 import importlib
 from collections.abc import Mapping
 
-from qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.lanes.encoder import Encoder
 
 _FAMILIES = ("rounding", "scale", "scale_min", "ternary", "fp4", "codebook", "grid", "ternary_grid")
 
@@ -16,7 +16,7 @@ def encoders() -> Mapping[tuple[str, bool], Encoder]:
     """(type name, with importance) → encoder; types that ignore importance stand under False only."""
     table: dict[tuple[str, bool], Encoder] = {}
     for family in _FAMILIES:
-        table.update(importlib.import_module(f"qkernels.programs.{family}").ENCODERS)
+        table.update(importlib.import_module(f"quantmill.qkernels.programs.{family}").ENCODERS)
     return table
 
 

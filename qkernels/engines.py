@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qkernels.types import QuantizeError
+from quantmill.qkernels.types import QuantizeError
 
 EngineName = Literal["cpu", "torch", "triton"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from qkernels.codebooks import codebook
+from quantmill.qkernels.codebooks import codebook
 
 # Neighbours in a vector: lists are filled up to whole runs of them.
 RUN = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qkernels.types import QuantizeError, QuantType
+from quantmill.qkernels.types import QuantizeError, QuantType
 
 
 def widen(raw: np.ndarray, type: QuantType) -> np.ndarray:

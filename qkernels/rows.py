@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
-from qkernels.api import quantize, quantize_stored, to_float32
-from qkernels.engines import Engine
-from qkernels.types import get_type
+from quantmill.qkernels.api import quantize, quantize_stored, to_float32
+from quantmill.qkernels.engines import Engine
+from quantmill.qkernels.types import get_type
 
 
 class RowQuantizer(Protocol):
@@ -46,7 +46,7 @@ class _DeviceQuantizer:
     """Rows go to the device as they are stored; float32 exists there only."""
 
     def __init__(self, engine: Engine) -> None:
-        from qkernels.device import DeviceQuantizer  # imports torch
+        from quantmill.qkernels.device import DeviceQuantizer  # imports torch
 
         self._device = DeviceQuantizer(engine)
 

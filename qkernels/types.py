@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from quantmill.errors import QuantmillError
+
 ImportanceUse = Literal["none", "optional", "required"]
 
 
-class QuantizeError(ValueError):
+class QuantizeError(QuantmillError):
     """Input that a type cannot hold: an unknown type, a wrong shape, missing importance, a value that is not finite."""
 
 

@@ -1,11 +1,11 @@
 """What each tensor becomes: file types, patterns, pruning, metadata. Touches no data and imports no torch."""
 
-from recipe.errors import RecipeError
-from recipe.overrides import Override, parse_override
-from recipe.patterns import TypeRule, parse_rule, parse_rules, parse_type
-from recipe.plan import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
-from recipe.presets import COPY, FILE_TYPES, FileType, find_file_type, get_file_type
-from recipe.prune import parse_layers
+from quantmill.recipe.errors import RecipeError
+from quantmill.recipe.overrides import Override, parse_override
+from quantmill.recipe.patterns import TypeRule, parse_rule, parse_rules, parse_type
+from quantmill.recipe.plan import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
+from quantmill.recipe.presets import COPY, FILE_TYPES, FileType, find_file_type, get_file_type
+from quantmill.recipe.prune import parse_layers
 
 __all__ = [
     "COPY",

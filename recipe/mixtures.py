@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from qkernels.types import TYPES
-from recipe.errors import RecipeError
-from recipe.model import ModelFacts
-from recipe.names import V_LIKE, layer_of
-from recipe.presets import FILE_TYPES
+from quantmill.qkernels.types import TYPES
+from quantmill.recipe.errors import RecipeError
+from quantmill.recipe.model import ModelFacts
+from quantmill.recipe.names import V_LIKE, layer_of
+from quantmill.recipe.presets import FILE_TYPES
 
 # File types of two bits and fewer have rules of their own; two of them can afford IQ3_S where others take Q2_K.
 _TINY = frozenset({"IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ1_S", "IQ1_M"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gguf_io.metadata import MetaValue
-from recipe.errors import RecipeError
+from quantmill.gguf_io.metadata import MetaValue
+from quantmill.recipe.errors import RecipeError
 
 # Architectures that count as "the 70B model" by their number of layers alone (src/models/*.cpp).
 _70B_LAYERS = {"qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}

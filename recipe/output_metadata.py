@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from gguf_io import TensorSpec
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-from recipe.model import ModelFacts
-from recipe.names import processing_order
-from recipe.presets import COPY, FILE_TYPE_OF_TENSOR_TYPE, FILE_TYPES, GUESSED_FLAG
-from recipe.prune import Pruning, prune_metadata
-from recipe.request import ImportanceIndex, Recipe
+from quantmill.gguf_io import TensorSpec
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from quantmill.recipe.model import ModelFacts
+from quantmill.recipe.names import processing_order
+from quantmill.recipe.presets import COPY, FILE_TYPE_OF_TENSOR_TYPE, FILE_TYPES, GUESSED_FLAG
+from quantmill.recipe.prune import Pruning, prune_metadata
+from quantmill.recipe.request import ImportanceIndex, Recipe
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 _MAX_STRING = 127  # bytes that llama-quantize keeps of the importance file's name and data set

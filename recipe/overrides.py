@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gguf_io.metadata import GGUFValueType, MetaValue
-from recipe.errors import RecipeError
+from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
+from quantmill.recipe.errors import RecipeError
 
 _MAX_KEY, _MAX_STRING = 127, 127  # bytes; the fields of llama_model_kv_override
 

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qkernels.types import TYPES
-from recipe.errors import RecipeError
+from quantmill.qkernels.types import TYPES
+from quantmill.recipe.errors import RecipeError
 
 _POSIX_CLASSES = {
     "alpha": "a-zA-Z",

@@ -6,18 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gguf_io import OutputTensor, TensorSpec, lay_out
-from gguf_io.metadata import Metadata
-from qkernels.types import TYPES
-from recipe.errors import RecipeError
-from recipe.mixtures import Mixture
-from recipe.model import ModelFacts, model_facts
-from recipe.names import OUTPUT, TOKEN_EMBEDDINGS, V_LIKE, category, processing_order
-from recipe.output_metadata import output_metadata
-from recipe.presets import FILE_TYPES
-from recipe.prune import Pruning, plan_pruning
-from recipe.request import ImportanceIndex, Recipe
-from recipe.rules import TypeChooser, TypeOptions
+from quantmill.gguf_io import OutputTensor, TensorSpec, lay_out
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.qkernels.types import TYPES
+from quantmill.recipe.errors import RecipeError
+from quantmill.recipe.mixtures import Mixture
+from quantmill.recipe.model import ModelFacts, model_facts
+from quantmill.recipe.names import OUTPUT, TOKEN_EMBEDDINGS, V_LIKE, category, processing_order
+from quantmill.recipe.output_metadata import output_metadata
+from quantmill.recipe.presets import FILE_TYPES
+from quantmill.recipe.prune import Pruning, plan_pruning
+from quantmill.recipe.request import ImportanceIndex, Recipe
+from quantmill.recipe.rules import TypeChooser, TypeOptions
 
 _LOW_BIT = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from recipe.errors import RecipeError
+from quantmill.recipe.errors import RecipeError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gguf_io.metadata import Metadata, MetaValue
-from recipe.errors import RecipeError
+from quantmill.gguf_io.metadata import Metadata, MetaValue
+from quantmill.recipe.errors import RecipeError
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 

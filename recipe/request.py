@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from recipe.overrides import Override
-from recipe.patterns import TypeRule
-from recipe.presets import get_file_type
+from quantmill.recipe.overrides import Override
+from quantmill.recipe.patterns import TypeRule
+from quantmill.recipe.presets import get_file_type
 
 
 @dataclass(frozen=True)

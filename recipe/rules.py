@@ -19,11 +19,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qkernels.types import TYPES
-from recipe.errors import RecipeError
-from recipe.mixtures import Mixture
-from recipe.names import OUTPUT, category, may_be_quantized
-from recipe.patterns import TypeRule
+from quantmill.qkernels.types import TYPES
+from quantmill.recipe.errors import RecipeError
+from quantmill.recipe.mixtures import Mixture
+from quantmill.recipe.names import OUTPUT, category, may_be_quantized
+from quantmill.recipe.patterns import TypeRule
 
 _FLOATS = ("F32", "F16", "BF16")
 

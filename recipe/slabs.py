@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from recipe.plan import PlanEntry
+from quantmill.recipe.plan import PlanEntry
 
 
 @dataclass(frozen=True)

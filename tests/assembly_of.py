@@ -13,9 +13,9 @@ from bench import other_processor
 
 other_processor.pretend("generic", {})
 
-from qkernels import get_type  # noqa: E402
-from qkernels.encoders import encoders  # noqa: E402
-from qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
+from quantmill.qkernels import get_type  # noqa: E402
+from quantmill.qkernels.encoders import encoders  # noqa: E402
+from quantmill.qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
 
 triple, processor, *types = sys.argv[1:]
 found = {}

@@ -8,9 +8,9 @@ import warnings
 import numpy as np
 import torch
 
-from qkernels.encoders import encoder_of
-from qkernels.lanes import triton
-from qkernels.types import TYPES
+from quantmill.qkernels.encoders import encoder_of
+from quantmill.qkernels.lanes import triton
+from quantmill.qkernels.types import TYPES
 
 
 def main(rows_path: str, results_path: str, cases: list[tuple[str, bool]]) -> None:

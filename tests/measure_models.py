@@ -10,9 +10,9 @@ from pathlib import Path
 
 import gguf
 
-from gguf_io import GGUFSink, OutputTensor
-from gguf_io.convert import open_checkpoint
-from qkernels import to_float32
+from quantmill.gguf_io import GGUFSink, OutputTensor
+from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.qkernels import to_float32
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
 DATA = Path(__file__).parent / "data" / "measure"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qkernels.types import TYPES
+from quantmill.qkernels.types import TYPES
 
 
 class _TypeTraits(ctypes.Structure):

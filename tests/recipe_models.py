@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gguf_io import TensorSpec
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-from recipe import ImportanceIndex
+from quantmill.gguf_io import TensorSpec
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from quantmill.recipe import ImportanceIndex
 
 U32 = GGUFValueType.UINT32
 

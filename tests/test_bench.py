@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import qkernels
 from bench import files, process, quantize, startup, tables, timing
+from quantmill import qkernels
 
 QUICK = [
     "--types",
@@ -192,7 +192,7 @@ def test_the_tools_commands() -> None:
     options = files._options(["in.gguf", "--imatrix", "i.gguf", "--llama-quantize", "lq", "--threads", "3"])
     ours, theirs = files.tools(options, "IQ3_S", Path("out"))
     assert ours.command[1:] == [
-        *("-m", "cli", "quantize", "in.gguf", str(Path("out/quantmill.gguf")), "IQ3_S"),
+        *("-m", "quantmill", "quantize", "in.gguf", str(Path("out/quantmill.gguf")), "IQ3_S"),
         *("--imatrix", "i.gguf", "--threads", "3"),
     ]
     assert theirs.command == [

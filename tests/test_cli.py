@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cli
-from gguf_io import GGUFSink, OutputTensor, open_source
-from quantmill_cli.console import size_text, table_text
+from quantmill import cli
+from quantmill.commands.console import size_text, table_text
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from tests.gguf_builder import gguf
 from tests.measure_models import EXAMPLE, tiny
 from tests.recipe_models import metadata
@@ -280,7 +280,7 @@ def test_names_that_are_no_text(capsys, tmp_path):
 
 
 def quantmill(*words, **options):
-    command = [sys.executable, "-m", "cli", *words]
+    command = [sys.executable, "-m", "quantmill", *words]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
 
 
@@ -295,7 +295,7 @@ def test_version_and_help():
 
 def test_help_is_quick_and_loads_nothing_heavy():
     code = (
-        "import sys, time; start = time.perf_counter(); import cli; code = cli.main(['--help']);"
+        "import sys, time; start = time.perf_counter(); from quantmill import cli; code = cli.main(['--help']);"
         "print(time.perf_counter() - start, sorted({'numpy', 'gguf', 'rich', 'torch', 'llvmlite'} & set(sys.modules)))"
     )
     last = min(
@@ -320,7 +320,7 @@ def test_types_lists_all(capsys):
 
 def test_a_reader_that_leaves_is_no_error():
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "cli", "types"],
+        [sys.executable, "-u", "-m", "quantmill", "types"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -337,7 +337,16 @@ def test_a_bar_on_a_terminal(tmp_path):
     """On a terminal stderr shows the bar with bytes, rate and tensor; stdout stays a clean object."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "cli", "quantize", "--json", tiny("F16"), tmp_path / "o.gguf", "Q8_0"]
+    command = [
+        sys.executable,
+        "-m",
+        "quantmill",
+        "quantize",
+        "--json",
+        tiny("F16"),
+        tmp_path / "o.gguf",
+        "Q8_0",
+    ]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=ROOT, env=environment)
     os.close(theirs)

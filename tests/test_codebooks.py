@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from qkernels import codebooks
+from quantmill.qkernels import codebooks
 
 # entries, codes off the grid, neighbours in all lists, shortest and longest list, as llama.cpp builds them
 COUNTS = {

@@ -8,8 +8,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from gguf_io.convert import SUPPORTED, open_checkpoint
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert import SUPPORTED, open_checkpoint
+from quantmill.gguf_io.errors import GGUFError
 from tests.convert_models import tensors, write_model, write_shards
 
 

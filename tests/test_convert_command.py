@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-import cli
-from gguf_io.source import GGUFSource
+from quantmill import cli
+from quantmill.gguf_io.source import GGUFSource
 from tests.convert_models import DATA, write_model
 
 GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def test_mxfp4_blocks_stay(tmp_path, type):
     found = GGUFSource(tmp_path / "out.gguf")
     name = "blk.1.ffn_up_exps.weight"
     assert {spec.name: spec.type for spec in found.specs()}[name] == "MXFP4"
-    from gguf_io.convert import open_checkpoint
+    from quantmill.gguf_io.convert import open_checkpoint
 
     np.testing.assert_array_equal(found.read(name), open_checkpoint(tmp_path / "hf").read(name))
     assert found.metadata.value("general.file_type") == (7 if type == "q8_0" else 38)

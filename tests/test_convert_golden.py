@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from gguf_io.convert import SUPPORTED, open_checkpoint
+from quantmill.gguf_io.convert import SUPPORTED, open_checkpoint
 from tests.convert_models import DATA, MODELS, write_model
 
 GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))

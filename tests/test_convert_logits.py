@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gguf_io import GGUFSink, OutputTensor
-from gguf_io.convert import open_checkpoint
-from qkernels import to_float32
+from quantmill.gguf_io import GGUFSink, OutputTensor
+from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.qkernels import to_float32
 from tests.convert_models import MODELS, write_model
 from tests.llama_model import LlamaModel
 

@@ -19,7 +19,7 @@ HIDDEN, FEED_FORWARD, EXPERTS, LAYERS = 2048, 768, 128, 2
 
 CONVERT = """
 import resource, sys
-import cli
+from quantmill import cli
 code = cli.main(["convert", *sys.argv[1:]])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 raise SystemExit(code)

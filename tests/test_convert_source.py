@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from gguf_io.convert import open_checkpoint, tensor_table
-from gguf_io.convert.config import complete
-from gguf_io.convert.families import FAMILIES, family_of
-from gguf_io.convert.stored import FP8_VALUES
-from gguf_io.source import open_source
+from quantmill.gguf_io.convert import open_checkpoint, tensor_table
+from quantmill.gguf_io.convert.config import complete
+from quantmill.gguf_io.convert.families import FAMILIES, family_of
+from quantmill.gguf_io.convert.stored import FP8_VALUES
+from quantmill.gguf_io.source import open_source
 from tests.convert_models import DATA, MODELS, tensors, write_model
 
 SHAPES = json.loads((DATA / "tensors.json").read_text())
@@ -85,7 +85,7 @@ def test_fp8_values_are_torchs():
 
 def test_mxfp4_keeps_every_value(tmp_path):
     """The repacked blocks decode to the values of the checkpoint's own layout (MXFP4 of the OCP specification)."""
-    from qkernels import dequantize
+    from quantmill.qkernels import dequantize
 
     source = open_checkpoint(write_model("gpt-oss", tmp_path))
     codes = tensors("gpt-oss")["model.layers.0.mlp.experts.down_proj_blocks"][1]

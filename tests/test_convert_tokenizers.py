@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from gguf_io import GGUFSink, OutputTensor
-from gguf_io.convert import open_checkpoint
-from gguf_io.convert.pretokenizer import probe_digest, recognise
-from gguf_io.convert.sentencepiece_model import read_pieces
-from gguf_io.convert.special_tokens import load
-from gguf_io.errors import GGUFError
-from qkernels import to_float32
+from quantmill.gguf_io import GGUFSink, OutputTensor
+from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.gguf_io.convert.pretokenizer import probe_digest, recognise
+from quantmill.gguf_io.convert.sentencepiece_model import read_pieces
+from quantmill.gguf_io.convert.special_tokens import load
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.qkernels import to_float32
 from tests.convert_models import write_model
 from tests.convert_tokenizers import DEFINITIONS, byte_level_tokenizer
 from tests.llama_model import LlamaModel
@@ -65,7 +65,7 @@ def test_another_definition_is_refused(change, tmp_path):
 
 def test_a_definition_that_splits_otherwise_than_recorded_is_refused(tmp_path, monkeypatch):
     tokenizer = write_tokenizer(tmp_path, byte_level_tokenizer("qwen2"))
-    monkeypatch.setattr("gguf_io.convert.pretokenizer.probe_digest", lambda tokenizer: "otherwise")
+    monkeypatch.setattr("quantmill.gguf_io.convert.pretokenizer.probe_digest", lambda tokenizer: "otherwise")
     with pytest.raises(GGUFError, match="defined like qwen2, yet splits the probe text otherwise"):
         recognise(tmp_path, tokenizer)
 

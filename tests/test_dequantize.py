@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from qkernels.decode import DECODERS, dequantize
-from qkernels.types import TYPES, QuantizeError
+from quantmill.qkernels.decode import DECODERS, dequantize
+from quantmill.qkernels.types import TYPES, QuantizeError
 from tests import oracle
 
 # gguf 0.19 has no decoder for these

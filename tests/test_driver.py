@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from driver import Job, JobError, plan_job, run
-from gguf_io import GGUFError, GGUFSink, OutputTensor, open_source
-from imatrix.store import load
-from qkernels import to_float32
-from qkernels.engines import Engine
-from recipe import Recipe, parse_override, parse_rule
-from recipe.slabs import slabs
+from quantmill.gguf_io import GGUFError, GGUFSink, OutputTensor, open_source
+from quantmill.imatrix.store import load
+from quantmill.jobs.quantize import Job, JobError, plan_job, run
+from quantmill.qkernels import to_float32
+from quantmill.qkernels.engines import Engine
+from quantmill.recipe import Recipe, parse_override, parse_rule
+from quantmill.recipe.slabs import slabs
 from tests import oracle
 from tests.measure_models import EXAMPLE, tiny
 from tests.recipe_models import metadata
@@ -123,7 +123,7 @@ def test_splits_hold_the_same_tensors(tmp_path, recipe):
 def test_several_quantizers_share_a_job(tmp_path, monkeypatch):
     """Slabs go to them in turns and come back in order."""
     two = (Engine("torch", "cpu", "a test"), Engine("cpu", "cpu", "a test"))
-    monkeypatch.setattr("driver.choose_engines", lambda device: two)
+    monkeypatch.setattr("quantmill.jobs.quantize.choose_engines", lambda device: two)
     job = Job(
         str(tiny("F16")), tmp_path / "out.gguf", Recipe("Q4_0"), imatrix=IMATRIX, max_buffer_bytes=1 << 20
     )
@@ -244,13 +244,15 @@ def test_no_thread_outlives_a_failure(tmp_path):
 
 
 SLOW_RUN = """
-import sys, time, signal, driver, cli
-write = driver.GGUFSink.write
+import sys, time, signal
+from quantmill import cli
+from quantmill.gguf_io import GGUFSink
+write = GGUFSink.write
 def slowly(self, name, data):
     time.sleep(0.05)
     print('writing', flush=True)
     write(self, name, data)
-driver.GGUFSink.write = slowly
+GGUFSink.write = slowly
 sys.exit(cli.main(['quantize', sys.argv[1], sys.argv[2], 'Q8_0']))
 """
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import qkernels
-from qkernels import device, engines
-from qkernels import rows as row_work
-from qkernels.engines import Engine, choose_engines
-from qkernels.types import QuantizeError
+from quantmill import qkernels
+from quantmill.qkernels import device, engines
+from quantmill.qkernels import rows as row_work
+from quantmill.qkernels.engines import Engine, choose_engines
+from quantmill.qkernels.types import QuantizeError
 from tests import data_kinds, oracle
 
 ON_CPU = Engine("torch", "cpu", "a test")
@@ -28,7 +28,7 @@ def three_devices(monkeypatch):
 
 def test_auto_without_a_driver_is_the_cpu_and_loads_no_torch():
     code = (
-        "import sys; from qkernels import engines; engines._gpu_driver_present = lambda: False;"
+        "import sys; from quantmill.qkernels import engines; engines._gpu_driver_present = lambda: False;"
         "(e,) = engines.choose_engines(); assert e.name == 'cpu' and 'driver' in e.why, e;"
         "assert 'torch' not in sys.modules"
     )
@@ -87,7 +87,7 @@ def test_refuses(three_devices, asked, message):
 
 
 def test_devices_command():
-    from quantmill_cli.devices import app
+    from quantmill.commands.devices import app
 
     found = json.loads(CliRunner().invoke(app, ["--json"]).output)
     assert found["devices"][-1]["device"] == "cpu"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gguf_io import GGUFError, open_source
+from quantmill.gguf_io import GGUFError, open_source
 from tests.gguf_builder import (
     ARRAY,
     F32_ID,

@@ -16,7 +16,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from gguf_io import GGUFError, GGUFSink, GGUFSource, GGUFValueType, OutputTensor
+from quantmill.gguf_io import GGUFError, GGUFSink, GGUFSource, GGUFValueType, OutputTensor
 from tests.gguf_builder import (
     BOOL,
     CODES,

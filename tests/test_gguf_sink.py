@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from gguf_io import (
+from quantmill.gguf_io import (
     GGUFError,
     GGUFSink,
     GGUFValueType,

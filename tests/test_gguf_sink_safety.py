@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gguf_io.partial
-import gguf_io.sink
-from gguf_io import (
+from quantmill.gguf_io import (
     GGUFError,
     GGUFSink,
     GGUFSource,
     Metadata,
     OutputTensor,
+    partial,
+    sink,
 )
 from tests.gguf_builder import RawTensor, gguf
 
@@ -187,7 +187,7 @@ def test_a_flush_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(gguf_io.partial.os, "fsync", full)
+    monkeypatch.setattr(partial.os, "fsync", full)
     with pytest.raises(GGUFError, match="the disk is full"):
         write_two(tmp_path / "x.gguf")
     assert listed(tmp_path) == []
@@ -197,7 +197,7 @@ def test_a_system_that_does_not_write_early(tmp_path: Path, monkeypatch: pytest.
     def refuse(*_: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(gguf_io.partial, "_WRITEBACK_BYTES", 1)
+    monkeypatch.setattr(partial, "_WRITEBACK_BYTES", 1)
     for number, change in enumerate([None, refuse, "absent"]):
         if change == "absent":
             monkeypatch.delattr(os, "posix_fadvise", raising=False)
@@ -218,7 +218,7 @@ def test_an_interrupt_between_renames_leaves_no_shard(
             raise KeyboardInterrupt
         os.rename(partial, final)
 
-    monkeypatch.setattr(gguf_io.partial.os, "replace", replace)
+    monkeypatch.setattr(partial.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         write_two(tmp_path / "m.gguf", split_max_bytes=32)
     assert calls[0].name == "m-00002-of-00002.gguf"
@@ -231,7 +231,7 @@ def test_an_interrupt_after_the_last_rename_keeps_the_file(
     def interrupted(directory: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gguf_io.sink, "sync_directory", interrupted)
+    monkeypatch.setattr(sink, "sync_directory", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_two(tmp_path / "x.gguf")
     assert listed(tmp_path) == ["x.gguf"]
@@ -240,7 +240,7 @@ def test_an_interrupt_after_the_last_rename_keeps_the_file(
 
 WRITER = """
 import sys, time
-from gguf_io import GGUFSink, Metadata, OutputTensor
+from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor
 with GGUFSink(sys.argv[1], Metadata(), [OutputTensor("a", (1024, 1024), "F32")]) as sink:
     for row in range(1024):
         sink.write("a", bytes(4096))

@@ -12,8 +12,8 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
 
-from gguf_io import GGML_TYPES, GGUFError, GGUFValueType, MetaValue, open_source, type_by_id
-from qkernels.types import TYPES
+from quantmill.gguf_io import GGML_TYPES, GGUFError, GGUFValueType, MetaValue, open_source, type_by_id
+from quantmill.qkernels.types import TYPES
 from tests.gguf_builder import (
     BOOL,
     F32,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli import main
-from imatrix import store
+from quantmill.cli import main
+from quantmill.imatrix import store
 
 DATA = Path(__file__).parent / "data" / "imatrix"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"

@@ -11,13 +11,13 @@ import pytest
 import torch
 import transformers
 
-from gguf_io.convert.names import TensorTable, tensor_table
-from imatrix import coverage, store
-from imatrix.collect import Result, Settings, collect
-from imatrix.compare import difference
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
-from imatrix.run import Saving, run
-from imatrix.text import Cutting, Text, chunks_of, read_text
+from quantmill.gguf_io.convert.names import TensorTable, tensor_table
+from quantmill.imatrix import coverage, store
+from quantmill.imatrix.collect import Result, Settings, collect
+from quantmill.imatrix.compare import difference
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.run import Saving, run
+from quantmill.imatrix.text import Cutting, Text, chunks_of, read_text
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
 N_CTX, N_VOCAB = 16, 50
@@ -152,7 +152,7 @@ def test_recording_does_not_change_what_the_model_says(experts: Any) -> None:
 
 
 def test_weights_that_accelerate_brings_in_turn(experts: Any) -> None:
-    from quantmill_cli.imatrix_collect import offload
+    from quantmill.commands.imatrix_collect import offload
 
     chunks = some_chunks(2)
     expected, _ = collected(experts, chunks)
@@ -222,7 +222,7 @@ def test_a_tied_head_is_collected_under_the_embedding_s_name(experts: Any) -> No
 
 def test_against_llama_imatrix_on_the_example_model() -> None:
     """All 64 chunks that llama-imatrix ran; the issue allows 1 %, measured is below 0.1 %."""
-    from measure.model import load
+    from quantmill.models.model import load
 
     transformers.utils.logging.set_verbosity_error()
     loaded = load(EXAMPLE)
@@ -275,7 +275,7 @@ def test_a_failing_save_does_not_end_the_run(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("imatrix.run.save", full)
+    monkeypatch.setattr("quantmill.imatrix.run.save", full)
     warnings: list[str] = []
     saving = Saving(tmp_path / "out.gguf", ("t",), "m", every=1)
     matrix, _ = run(dense, table_of(dense), some_chunks(3), Settings(batch=1), saving, warn=warnings.append)
@@ -313,7 +313,7 @@ def test_a_token_outside_the_vocabulary_is_refused(dense: Any) -> None:
 
 def test_long_sums_lose_nothing() -> None:
     """Adding small batches to a large total: plain float32 would stand still."""
-    from imatrix.sums import added, total
+    from quantmill.imatrix.sums import added, total
 
     sums = (torch.tensor([2.0**25]), torch.zeros(1))
     for _ in range(1000):

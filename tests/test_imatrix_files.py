@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_io import GGUFError
-from imatrix import store
-from imatrix.compare import difference
-from imatrix.gguf_format import read_gguf
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.gguf_io import GGUFError
+from quantmill.imatrix import store
+from quantmill.imatrix.compare import difference
+from quantmill.imatrix.gguf_format import read_gguf
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 
 DATA = Path(__file__).parent / "data" / "imatrix"
 

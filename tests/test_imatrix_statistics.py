@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imatrix import plot, store
-from imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
-from imatrix.statistics import layer_statistics, split_name, tensor_statistics
-from imatrix.suggest import suggest
+from quantmill.imatrix import plot, store
+from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.statistics import layer_statistics, split_name, tensor_statistics
+from quantmill.imatrix.suggest import suggest
 
 DATA = Path(__file__).parent / "data" / "imatrix"
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-from imatrix import chat
-from imatrix.matrix import ImatrixError
-from imatrix.text import Cutting, Text, chunks_of, read_conversations, read_text
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from quantmill.imatrix import chat
+from quantmill.imatrix.matrix import ImatrixError
+from quantmill.imatrix.text import Cutting, Text, chunks_of, read_conversations, read_text
 
 
 def tokens(first: int, n: int) -> list[int]:

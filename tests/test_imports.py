@@ -8,46 +8,68 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("cli", "driver", "gguf_io", "imatrix", "measure", "qkernels", "quantmill_cli", "recipe")
-
-# Who may import whom, beside themselves.
+# Who may import whom, beside themselves and the root of errors.
+_LEAVES = {"gguf_io", "qkernels"}
+_MIDDLE = {"imatrix", "measure", "recipe"}
 ARROWS = {
+    "errors": set(),
     "qkernels": set(),
     "gguf_io": set(),
-    "recipe": {"gguf_io", "qkernels"},
-    "imatrix": {"gguf_io", "qkernels", "measure"},
-    "measure": {"gguf_io", "qkernels"},
-    "driver": {"gguf_io", "imatrix", "qkernels", "recipe"},
-    "quantmill_cli": set(PACKAGES) - {"cli"},
-    "cli": {"quantmill_cli"},
+    "models": _LEAVES,
+    "recipe": _LEAVES,
+    "imatrix": {"models", *_LEAVES},
+    "measure": {"models", *_LEAVES},
+    "jobs": {"models", *_LEAVES, *_MIDDLE},
+    "commands": {"jobs", "models", *_LEAVES, *_MIDDLE},
+    "cli": {"commands", "jobs", "models", *_LEAVES, *_MIDDLE},
+    "__init__": {"jobs", "models", *_LEAVES, *_MIDDLE},
+    "__main__": {"cli"},
 }
+# The folders and files of the root are the package `quantmill`; under their bare names they would collide with others.
+BARE = set(ARROWS) - {"__init__", "__main__"}
 
 
-def modules():
-    for package in PACKAGES:
-        path = ROOT / package
-        yield from (
-            (package, file) for file in (path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")])
-        )
+def files(owner):
+    path = ROOT / owner
+    return path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
 
 
 def imported(file):
-    """Names of the top-level packages that a file imports anywhere, functions included."""
+    """(dotted name, line) of all that a file imports anywhere, functions included."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+            yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield (node.module or "").split(".")[0], node.lineno
+            if node.module == "quantmill":
+                yield from ((f"quantmill.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield node.module or "", node.lineno
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_arrows_point_down(package):
+@pytest.mark.parametrize("owner", ARROWS)
+def test_arrows_point_down(owner):
+    allowed = {owner, "errors", *ARROWS[owner]}
     wrong = [
         f"{file.relative_to(ROOT)}:{line} imports {name}"
-        for owner, file in modules()
-        if owner == package
+        for file in files(owner)
         for name, line in imported(file)
-        if name in PACKAGES and name != package and name not in ARROWS[package]
+        if name.startswith("quantmill.") and name.split(".")[1] not in allowed
+    ]
+    assert not wrong
+
+
+def test_every_folder_of_code_has_its_arrows():
+    folders = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests", "bench", "examples"}
+    assert folders | {path.stem for path in ROOT.glob("*.py")} == set(ARROWS)
+
+
+def test_nothing_is_imported_under_its_bare_name():
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for owner in (*ARROWS, "tests", "bench")
+        for file in files(owner)
+        for name, line in imported(file)
+        if name.split(".")[0] in BARE
     ]
     assert not wrong
 
@@ -61,20 +83,20 @@ def loaded(statement):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("module", ["qkernels", "gguf_io", "recipe", "imatrix.store", "driver"])
+@pytest.mark.parametrize("module", ["qkernels", "gguf_io", "recipe", "imatrix.store", "jobs.quantize"])
 def test_light_modules(module):
-    assert loaded(f"import {module}") == []
+    assert loaded(f"import quantmill.{module}") == []
 
 
 def test_the_command_line_loads_typer_only():
-    assert loaded("import cli") == ["typer"]
+    assert loaded("import quantmill.cli") == ["typer"]
 
 
 def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):
     from tests.measure_models import tiny
 
     statement = (
-        "from pathlib import Path; from driver import Job, run; from recipe import Recipe;"
+        "from pathlib import Path; from quantmill.jobs.quantize import Job, run; from quantmill.recipe import Recipe;"
         f"run(Job({str(tiny('F16'))!r}, Path({str(tmp_path / 'out.gguf')!r}), Recipe('Q4_K_M'), device='cpu'))"
     )
     assert loaded(statement) == ["llvmlite"]

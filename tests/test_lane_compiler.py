@@ -10,11 +10,11 @@ import llvmlite.ir as ir
 import numpy as np
 import pytest
 
-from qkernels.lanes.cpu_compiler import Unit, program
-from qkernels.lanes.cpu_values import LaneError
-from qkernels.lanes.cpu_words import WORDS
-from qkernels.lanes.native import compile_module, load
-from qkernels.lanes.simd import F32, FLOATS, I32, I64, INTS, WIDTH, loop
+from quantmill.qkernels.lanes.cpu_compiler import Unit, program
+from quantmill.qkernels.lanes.cpu_values import LaneError
+from quantmill.qkernels.lanes.cpu_words import WORDS
+from quantmill.qkernels.lanes.native import compile_module, load
+from quantmill.qkernels.lanes.simd import F32, FLOATS, I32, I64, INTS, WIDTH, loop
 
 any_, f2h, h2f, i2f, ld, st, where = (
     WORDS[name] for name in ("any_", "f2h", "h2f", "i2f", "ld", "st", "where")

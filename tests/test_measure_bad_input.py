@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from measure_models import DATA, EXAMPLE, tiny
 
-import cli
-from gguf_io import GGUFSink, OutputTensor, open_source
-from measure.errors import MeasureError
-from measure.evaluation import Options
-from measure.logits_file import LogitsFile
-from measure.model import load
-from measure.perplexity import cut
-from measure.task_files import KINDS, read_tasks
+from quantmill import cli
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.jobs.evaluate import Options
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.logits_file import LogitsFile
+from quantmill.measure.task_files import KINDS, read_tasks
+from quantmill.models.errors import ModelError
+from quantmill.models.model import load
+from quantmill.models.scoring import cut
 
 C16 = DATA / "llama-perplexity-c16.logits"
 TEXT = EXAMPLE / "evaluation.txt"
@@ -66,7 +67,7 @@ def test_text_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_contexts_that_score_nothing() -> None:
-    with pytest.raises(MeasureError, match="context of 3 tokens scores nothing"):
+    with pytest.raises(ModelError, match="context of 3 tokens scores nothing"):
         cut([1] * 100, 3)
 
 
@@ -87,7 +88,7 @@ def test_vocabularies_of_different_size(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_vocabularies_that_split_differently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gguf_io import GGUFValueType, Metadata, MetaValue
+    from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue
 
     source = open_source(tiny("F16"))
     metadata = dict(source.metadata)
@@ -169,7 +170,7 @@ def test_experts_that_are_not_finite_are_found(tmp_path: Path) -> None:
     path = changed(tmp_path, "blk.2.ffn_down_exps.weight", spoil)
     import torch
 
-    with pytest.raises(MeasureError, match=r"blk\.2\.ffn_down_exps\.weight"):
+    with pytest.raises(ModelError, match=r"blk\.2\.ffn_down_exps\.weight"):
         load(path).logits(torch.arange(20)[None])
 
 
@@ -219,7 +220,7 @@ def test_a_gguf_without_a_model() -> None:
 
 
 def test_an_architecture_that_torch_does_not_run(tmp_path: Path) -> None:
-    from gguf_io import GGUFValueType, Metadata, MetaValue
+    from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue
 
     source = open_source(tiny("F16"))
     metadata = dict(source.metadata)
@@ -228,7 +229,7 @@ def test_an_architecture_that_torch_does_not_run(tmp_path: Path) -> None:
     with GGUFSink(path, Metadata(metadata), [OutputTensor("token_embd.weight", (256, 8), "F32")]) as sink:
         sink.write("token_embd.weight", np.zeros((8, 1024), dtype=np.uint8))
         sink.commit()
-    with pytest.raises(MeasureError, match=r"'rwkv7': quantmill cannot run it in torch; it runs cohere2"):
+    with pytest.raises(ModelError, match=r"'rwkv7': quantmill cannot run it in torch; it runs cohere2"):
         load(path)
 
 
@@ -240,7 +241,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         for spec in specs:
             sink.write(spec.name, source.read(spec.name))
         sink.commit()
-    with pytest.raises(MeasureError, match=r"blk\.3\.ffn_up_exps\.weight is missing"):
+    with pytest.raises(ModelError, match=r"blk\.3\.ffn_up_exps\.weight is missing"):
         load(path)
 
 

@@ -17,10 +17,10 @@ import torch
 from measure_families import FAMILIES, random_model
 from measure_models import EXAMPLE, tiny
 
-from gguf_io import open_source
-from measure.model import from_source, load
-from measure.packed import PackedExperts, PackedLinear
-from measure.tokenizer import from_metadata
+from quantmill.gguf_io import open_source
+from quantmill.models.model import from_source, load
+from quantmill.models.packed import PackedExperts, PackedLinear
+from quantmill.models.tokenizer import from_metadata
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -79,7 +79,7 @@ def test_name_map_leads_to_gguf_names() -> None:
 def test_wide_rows_are_decoded_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(30)[None]
     whole = load(tiny("Q8_0")).logits(ids)
-    monkeypatch.setattr("measure.packed.SLAB", 256 * 100)
+    monkeypatch.setattr("quantmill.models.packed.SLAB", 256 * 100)
     torch.testing.assert_close(load(tiny("Q8_0")).logits(ids), whole, atol=1e-4, rtol=0)
 
 
@@ -147,7 +147,7 @@ def test_sentence_pieces_are_those_of_sentencepiece(tmp_path: Path) -> None:
 def test_every_splitting_rule_splits_and_joins() -> None:
     from tokenizers import Regex, pre_tokenizers
 
-    from measure.tokenizer import _pretokenizers
+    from quantmill.models.tokenizer import _pretokenizers
 
     text = (EXAMPLE / "evaluation.txt").read_text()[:3000] + " 12345 don't I'LL 東京 x_y\r\n\n  \t🦙!?"
     for name, row in _pretokenizers().items():
@@ -170,7 +170,7 @@ SPLITS = {
 def test_splitting_rule(name: str) -> None:
     from tokenizers import Regex, pre_tokenizers
 
-    from measure.tokenizer import _pretokenizers
+    from quantmill.models.tokenizer import _pretokenizers
 
     steps: list[Any] = [
         pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in _pretokenizers()[name]["split"]
@@ -182,7 +182,7 @@ def test_splitting_rule(name: str) -> None:
 def test_vocabulary_flags_come_from_metadata() -> None:
     source = open_source(tiny("F16"))
     metadata = dict(source.metadata)
-    from gguf_io import GGUFValueType, MetaValue
+    from quantmill.gguf_io import GGUFValueType, MetaValue
 
     metadata["tokenizer.ggml.add_bos_token"] = MetaValue(GGUFValueType.BOOL, True)
     metadata["tokenizer.ggml.bos_token_id"] = MetaValue(GGUFValueType.UINT32, 7)

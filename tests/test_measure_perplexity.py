@@ -22,12 +22,13 @@ import pytest
 import torch
 from measure_models import DATA, EXAMPLE, tiny
 
-from measure.compare import Pass, ranking, run
-from measure.divergence import TokenScores, paired_test, summarize
-from measure.evaluation import read_text
-from measure.logits_file import LogitsFile, LogitsWriter
-from measure.model import LoadedModel, load
-from measure.perplexity import cut, estimate, perplexity, scored_logits, targets
+from quantmill.jobs.evaluate import read_text
+from quantmill.measure.compare import Pass, ranking, run
+from quantmill.measure.divergence import TokenScores, paired_test, summarize
+from quantmill.measure.logits_file import LogitsFile, LogitsWriter
+from quantmill.measure.perplexity import estimate, perplexity
+from quantmill.models.model import LoadedModel, load
+from quantmill.models.scoring import cut, scored_logits, targets
 
 C16 = DATA / "llama-perplexity-c16.logits"
 
@@ -182,7 +183,7 @@ def test_compact_base_stores_exact_sums(tmp_path: Path) -> None:
 
 
 def test_compact_base_is_twenty_times_smaller_at_150000_tokens() -> None:
-    from measure.logits_file import Header
+    from quantmill.measure.logits_file import Header
 
     full, compact = (Header(512, 150_000, 1, k).row.itemsize for k in (0, 1024))
     assert full / compact >= 20

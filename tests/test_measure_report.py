@@ -14,13 +14,13 @@ import pytest
 import torch
 from measure_models import DATA, EXAMPLE, directory, tiny
 
-import cli
-from measure.errors import MeasureError
-from measure.record import ModelFile, ModelResult, Run, TensorRow, from_json, to_csv, to_json
-from measure.report import HeatMap, card, collect, page
-from measure.report.collect import pareto, type_map
-from measure.report.svg import CHARACTER, FONT, HEIGHT, WIDTH, Line, Point, scatter
-from measure.speed import Speed
+from quantmill import cli
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.record import ModelFile, ModelResult, Run, TensorRow, from_json, to_csv, to_json
+from quantmill.measure.report import HeatMap, card, collect, page
+from quantmill.measure.report.collect import pareto, type_map
+from quantmill.measure.report.svg import CHARACTER, FONT, HEIGHT, WIDTH, Line, Point, scatter
+from quantmill.measure.speed import Speed
 
 
 @functools.cache

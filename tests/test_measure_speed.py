@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 from measure_models import tiny
 
-import cli
-from measure.errors import MeasureError
-from measure.record import from_json
-from measure.speed import Speed, SpeedOptions, SpeedTest, measure_speed, parse_tests, tokens_per_second
+from quantmill import cli
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.record import from_json
+from quantmill.measure.speed import (
+    Speed,
+    SpeedOptions,
+    SpeedTest,
+    measure_speed,
+    parse_tests,
+    tokens_per_second,
+)
 
 
 def test_speed_tests_are_read() -> None:

@@ -18,9 +18,9 @@ import pytest
 import torch
 from measure_models import DATA, tiny
 
-from measure.model import LoadedModel, load
-from measure.task_files import Kind, Task, hellaswag_order, read_tasks, scaled_order
-from measure.tasks import Scored, TaskResult, mcnemar, score
+from quantmill.measure.task_files import Kind, Task, hellaswag_order, read_tasks, scaled_order
+from quantmill.measure.tasks import Scored, TaskResult, mcnemar, score
+from quantmill.models.model import LoadedModel, load
 
 FILES: dict[Kind, Path] = {
     "hellaswag": DATA / "hs.txt",

@@ -55,8 +55,8 @@ if name != "x86-64":
     features = {f: there and not f.startswith(tuple(left_out.split(","))) for f, there in here.items()}
 other_processor.pretend(name, features)
 
-import qkernels
-from qkernels.lanes.native import HOST
+from quantmill import qkernels
+from quantmill.qkernels.lanes.native import HOST
 
 print(HOST.register)
 for type in types:

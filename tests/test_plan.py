@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from gguf_io import GGUFSink, TensorSpec
-from gguf_io.metadata import GGUFValueType
-from recipe import ImportanceIndex, Recipe, RecipeError, build_plan, parse_override, parse_rule
+from quantmill.gguf_io import GGUFSink, TensorSpec
+from quantmill.gguf_io.metadata import GGUFValueType
+from quantmill.recipe import ImportanceIndex, Recipe, RecipeError, build_plan, parse_override, parse_rule
 from tests.recipe_models import dense, experts, importance, metadata, specs, value
 
 
@@ -228,5 +228,5 @@ def test_fallbacks_are_listed():
 
 
 def test_planning_loads_no_engine():
-    code = "import recipe, sys; print(sorted({'torch', 'triton', 'llvmlite', 'typer'} & set(sys.modules)))"
+    code = "import quantmill.recipe, sys; print(sorted({'torch', 'triton', 'llvmlite', 'typer'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

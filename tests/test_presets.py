@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gguf_io import TensorSpec
-from gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-from qkernels.types import TYPES
-from recipe import FILE_TYPES, ImportanceIndex, Recipe, RecipeError, build_plan, get_file_type
-from recipe.presets import ALIASES, find_file_type
+from quantmill.gguf_io import TensorSpec
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
+from quantmill.qkernels.types import TYPES
+from quantmill.recipe import FILE_TYPES, ImportanceIndex, Recipe, RecipeError, build_plan, get_file_type
+from quantmill.recipe.presets import ALIASES, find_file_type
 
 DATA = Path(__file__).parent / "data" / "presets"
 MODELS = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-import qkernels
-from qkernels.encoders import encoders
-from qkernels.lanes import vocabulary
-from qkernels.types import TYPES
+from quantmill import qkernels
+from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.lanes import vocabulary
+from quantmill.qkernels.types import TYPES
 from tests import data_kinds, oracle
 
 CASES = list(encoders())
@@ -59,8 +59,8 @@ def test_every_type_has_an_encoder():
 
 
 def test_every_engine_knows_every_word():
-    from qkernels.lanes import cpu_snap, triton_words
-    from qkernels.lanes import torch as torch_lanes
+    from quantmill.qkernels.lanes import cpu_snap, triton_words
+    from quantmill.qkernels.lanes import torch as torch_lanes
 
     declared = {name for name in vars(vocabulary) if name[0] != "_"} - {"annotations", "Any", "NoReturn"}
     for engine in (torch_lanes, triton_words):
@@ -84,8 +84,7 @@ def interpret(cases: list[tuple[str, bool]], folder: Path) -> dict[str, np.ndarr
     np.savez(rows, rows=hard_rows(8), importance=data_kinds.importance("zeros", 512))
     script = Path(__file__).with_name("interpret_triton.py")
     command = [sys.executable, str(script), str(rows), str(results), json.dumps(cases)]
-    root = str(Path(__file__).parent.parent)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": root}
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     with np.load(results) as stored:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import qkernels
-from qkernels.encoders import encoder_of, encoders
-from qkernels.lanes import cpu
+from quantmill import qkernels
+from quantmill.qkernels.encoders import encoder_of, encoders
+from quantmill.qkernels.lanes import cpu
 from tests import data_kinds, oracle
 
 CASES = sorted(encoders())

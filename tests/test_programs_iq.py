@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import qkernels
-from qkernels.codebooks import codebook
-from qkernels.encoders import encoder_of, encoders
-from qkernels.lanes import cpu
-from qkernels.lanes.cpu_search import MAX_RUNS, RUN
+from quantmill import qkernels
+from quantmill.qkernels.codebooks import codebook
+from quantmill.qkernels.encoders import encoder_of, encoders
+from quantmill.qkernels.lanes import cpu
+from quantmill.qkernels.lanes.cpu_search import MAX_RUNS, RUN
 from tests import data_kinds, oracle
 
 GRIDS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]

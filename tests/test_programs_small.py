@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qkernels.encoders import encoder_of
-from qkernels.lanes import cpu
-from qkernels.types import TYPES
+from quantmill.qkernels.encoders import encoder_of
+from quantmill.qkernels.lanes import cpu
+from quantmill.qkernels.types import TYPES
 from tests import oracle
 
 SMALL_TYPES = ("MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")

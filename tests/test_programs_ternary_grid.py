@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qkernels.encoders import encoder_of
-from qkernels.lanes import cpu
-from qkernels.types import TYPES
+from quantmill.qkernels.encoders import encoder_of
+from quantmill.qkernels.lanes import cpu
+from quantmill.qkernels.types import TYPES
 from tests import oracle
 
 IQ1 = ("IQ1_S", "IQ1_M")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from driver import Job, run
-from gguf_io import GGUFSink, OutputTensor, open_source
-from gguf_io.metadata import Metadata
-from recipe import Recipe, RecipeError, build_plan, parse_layers
-from recipe.prune import plan_pruning, prune_metadata
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.jobs.quantize import Job, run
+from quantmill.recipe import Recipe, RecipeError, build_plan, parse_layers
+from quantmill.recipe.prune import plan_pruning, prune_metadata
 from tests.llama_model import LlamaModel
 from tests.measure_models import tiny
 from tests.recipe_models import dense, importance, metadata, specs, value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import qkernels
+from quantmill import qkernels
 from tests import data_kinds, oracle
 
 

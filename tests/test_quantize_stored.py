@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import qkernels
-from qkernels.api import quantize_stored
+from quantmill import qkernels
+from quantmill.qkernels.api import quantize_stored
 from tests import data_kinds, oracle
 
 STORED = ["F32", "F16", "BF16"]

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from recipe import Recipe, RecipeError, build_plan, parse_rule, parse_rules, parse_type
-from recipe.names import category, may_be_quantized
-from recipe.patterns import compile_pattern
+from quantmill.recipe import Recipe, RecipeError, build_plan, parse_rule, parse_rules, parse_type
+from quantmill.recipe.names import category, may_be_quantized
+from quantmill.recipe.patterns import compile_pattern
 from tests.recipe_models import dense, experts, importance, metadata, specs
 
 
@@ -244,7 +244,7 @@ def test_importance_changes_the_mixture():
 
 
 def test_an_override_of_the_expert_count_changes_the_mixture():
-    from recipe import parse_override
+    from quantmill.recipe import parse_override
 
     recipe = Recipe("Q4_K_M", overrides=(parse_override("llama.expert_count=int:8"),))
     assert types_of(recipe)["blk.0.attn_k.weight"] == "Q8_0"

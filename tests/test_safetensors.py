@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gguf_io.errors import GGUFError
-from gguf_io.safetensors import INDEX_NAME, open_shards, read_header
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.safetensors import INDEX_NAME, open_shards, read_header
 from tests.convert_models import write_safetensors
 
 SOUND = {

@@ -9,10 +9,10 @@ import torchgen
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import qkernels
-from qkernels.encoders import encoders
-from qkernels.lanes import torch as torch_lanes
-from qkernels.types import TYPES
+from quantmill import qkernels
+from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.lanes import torch as torch_lanes
+from quantmill.qkernels.types import TYPES
 from tests import data_kinds
 
 # Composite operations are made of others, which the recording below sees when they are not views.

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints as GGUF: names, hyperparameters, tokenizer, lazily transformed tensors."""
 
-from gguf_io.convert.checkpoint import Checkpoint, open_checkpoint
-from gguf_io.convert.families import SUPPORTED
-from gguf_io.convert.names import TensorTable, tensor_table
+from quantmill.gguf_io.convert.checkpoint import Checkpoint, open_checkpoint
+from quantmill.gguf_io.convert.families import SUPPORTED
+from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 
 __all__ = ["SUPPORTED", "Checkpoint", "TensorTable", "open_checkpoint", "tensor_table"]

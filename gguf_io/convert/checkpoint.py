@@ -11,17 +11,17 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 
-from gguf_io.convert import general
-from gguf_io.convert.config import complete, load_json
-from gguf_io.convert.families import Family, family_of
-from gguf_io.convert.names import TensorTable, tensor_table
-from gguf_io.convert.rules import Config, Index
-from gguf_io.convert.stored import Reader, check_values, readers, to_float32
-from gguf_io.convert.view import View
-from gguf_io.errors import GGUFError
-from gguf_io.metadata import Metadata, MetaValue
-from gguf_io.safetensors import StoredTensor, open_shards
-from gguf_io.tensors import TensorSpec, checked_shape
+from quantmill.gguf_io.convert import general
+from quantmill.gguf_io.convert.config import complete, load_json
+from quantmill.gguf_io.convert.families import Family, family_of
+from quantmill.gguf_io.convert.names import TensorTable, tensor_table
+from quantmill.gguf_io.convert.rules import Config, Index
+from quantmill.gguf_io.convert.stored import Reader, check_values, readers, to_float32
+from quantmill.gguf_io.convert.view import View
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.metadata import Metadata, MetaValue
+from quantmill.gguf_io.safetensors import StoredTensor, open_shards
+from quantmill.gguf_io.tensors import TensorSpec, checked_shape
 
 # Small tensors that llama.cpp computes with in F32 whatever the file type is.
 ALWAYS_F32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.errors import GGUFError
 
 if TYPE_CHECKING:
-    from gguf_io.convert.families import Family
+    from quantmill.gguf_io.convert.families import Family
 
 # Required numbers and what is believed of them: a hostile file must not make us count to a trillion.
 REQUIRED = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gguf_io.convert.hyperparameters import head_dim
-from gguf_io.convert.rules import Config
+from quantmill.gguf_io.convert.hyperparameters import head_dim
+from quantmill.gguf_io.convert.rules import Config
 
 
 def alternating(period: int) -> Callable[[Config], list[str]]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from gguf import MODEL_ARCH, GGUFWriter
 
-from gguf_io.convert import defaults, rope, rules, tokenizer
-from gguf_io.convert import hyperparameters as keys
-from gguf_io.convert.rules import Config, Rule
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert import defaults, rope, rules, tokenizer
+from quantmill.gguf_io.convert import hyperparameters as keys
+from quantmill.gguf_io.convert.rules import Config, Rule
+from quantmill.gguf_io.errors import GGUFError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import gguf
 import yaml
 from gguf import GGUFWriter
 
-from gguf_io.convert.config import load_optional_json
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert.config import load_optional_json
+from quantmill.gguf_io.errors import GGUFError
 
 # Metadata field -> keys of generation_config.json
 SAMPLING = {

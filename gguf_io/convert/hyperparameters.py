@@ -12,8 +12,8 @@ from typing import Any
 
 from gguf import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 
-from gguf_io.convert.rules import Config
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert.rules import Config
+from quantmill.gguf_io.errors import GGUFError
 
 KeyWriter = Callable[[GGUFWriter, Config], None]
 

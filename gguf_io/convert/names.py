@@ -28,12 +28,12 @@ from typing import Any
 import gguf
 import numpy as np
 
-from gguf_io.convert import rules
-from gguf_io.convert.config import complete
-from gguf_io.convert.families import Family, family_of
-from gguf_io.convert.rules import Config, Index, Part, Rule
-from gguf_io.convert.view import Shape, View, chosen
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert import rules
+from quantmill.gguf_io.convert.config import complete
+from quantmill.gguf_io.convert.families import Family, family_of
+from quantmill.gguf_io.convert.rules import Config, Index, Part, Rule
+from quantmill.gguf_io.convert.view import Shape, View, chosen
+from quantmill.gguf_io.errors import GGUFError
 
 MXFP4_VALUES = 32  # values in one MXFP4 block
 

@@ -18,14 +18,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from gguf_io.convert.config import load_json, load_optional_json
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert.config import load_json, load_optional_json
+from quantmill.gguf_io.errors import GGUFError
 
 
 @cache
 def _table() -> dict[str, Any]:
     """probe; hashes: sha256 of the probe's ids → name (conversion/base.py: get_vocab_base_pre); definitions."""
-    return json.loads(files("gguf_io.convert").joinpath("pretokenizers.json").read_text(encoding="utf-8"))
+    return json.loads(
+        files("quantmill.gguf_io.convert").joinpath("pretokenizers.json").read_text(encoding="utf-8")
+    )
 
 
 def recognise(directory: Path, tokenizer: Tokenizer) -> str:

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from gguf import GGUFWriter
 
-from gguf_io.convert.hyperparameters import global_rope, head_dim, need
-from gguf_io.convert.rules import Config
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert.hyperparameters import global_rope, head_dim, need
+from quantmill.gguf_io.convert.rules import Config
+from quantmill.gguf_io.errors import GGUFError
 
 Tables = dict[str, np.ndarray]  # GGUF name -> f32 [rotated dimensions / 2]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.errors import GGUFError
 
 PIECES, TEXT, SCORE, KIND = 1, 1, 2, 3
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5

@@ -13,8 +13,8 @@ from typing import Any
 
 from gguf import GGUFWriter
 
-from gguf_io.convert.config import load_json, load_optional_json
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert.config import load_json, load_optional_json
+from quantmill.gguf_io.errors import GGUFError
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 

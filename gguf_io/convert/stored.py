@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gguf_io.convert.rules import Index
-from gguf_io.errors import GGUFError
-from gguf_io.safetensors import StoredTensor
+from quantmill.gguf_io.convert.rules import Index
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.safetensors import StoredTensor
 
 Shape = tuple[int, ...]
 

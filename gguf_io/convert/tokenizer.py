@@ -10,11 +10,11 @@ from pathlib import Path
 
 from gguf import GGUFWriter
 
-from gguf_io.convert import pretokenizer, special_tokens, vocabulary
-from gguf_io.convert.config import load_optional_json
-from gguf_io.convert.rules import Config
-from gguf_io.convert.vocabulary import Vocabulary
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert import pretokenizer, special_tokens, vocabulary
+from quantmill.gguf_io.convert.config import load_optional_json
+from quantmill.gguf_io.convert.rules import Config
+from quantmill.gguf_io.convert.vocabulary import Vocabulary
+from quantmill.gguf_io.errors import GGUFError
 
 TokenizerWriter = Callable[[GGUFWriter, Path, Config], None]
 

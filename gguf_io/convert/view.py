@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gguf_io.convert.rules import Index
+from quantmill.gguf_io.convert.rules import Index
 
 Shape = tuple[int, ...]
 

@@ -15,9 +15,9 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer
 
-from gguf_io.convert.config import load_optional_json
-from gguf_io.convert.sentencepiece_model import read_pieces
-from gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert.config import load_optional_json
+from quantmill.gguf_io.convert.sentencepiece_model import read_pieces
+from quantmill.gguf_io.errors import GGUFError
 
 SPACE = "▁"  # how SentencePiece writes a space
 UNSCORED = -1000.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from measure.errors import MeasureError
-from measure.report import tables
-from measure.report.collect import Report
-from measure.report.tables import Table
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.report import tables
+from quantmill.measure.report.collect import Report
+from quantmill.measure.report.tables import Table
 
 
 def card(report: Report, base_model: str | None = None, license_name: str | None = None) -> str:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from measure.errors import MeasureError
-from measure.record import Comparison, ModelFile, ModelResult, Run
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.record import Comparison, ModelFile, ModelResult, Run
 
 LAYER = re.compile(r"^blk\.(\d+)\.(.+?)(?:\.weight)?$")
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
-from measure.report import tables
-from measure.report.collect import HeatMap, Report
-from measure.report.svg import Line, Point, scatter
-from measure.report.tables import Table, size
+from quantmill.measure.report import tables
+from quantmill.measure.report.collect import HeatMap, Report
+from quantmill.measure.report.svg import Line, Point, scatter
+from quantmill.measure.report.tables import Table, size
 
 
 def page(report: Report) -> str:
     """The whole document."""
-    style = resources.files("measure.report").joinpath("style.css").read_text("utf-8")
+    style = resources.files("quantmill.measure.report").joinpath("style.css").read_text("utf-8")
     sections = [_summary(report), _plots(report), _quality(report), _tasks(report), _speeds(report)]
     sections += [_types(report), _origin(report)]
     title = escape(report.title)

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from measure.perplexity import Estimate
-from measure.record import ModelResult
-from measure.report.collect import Report
+from quantmill.measure.perplexity import Estimate
+from quantmill.measure.record import ModelResult
+from quantmill.measure.report.collect import Report
 
 SURE = 0.05  # p-value below which a difference is called one
 

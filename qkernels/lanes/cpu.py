@@ -15,11 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qkernels.lanes.encoder import Encoder
-from qkernels.lanes.loader import sources
-from qkernels.lanes.native import ALIGNMENT, ELEMENT_BYTES, HOST, compile_module, fingerprint, kept, load
-from qkernels.plain import require_finite, widen
-from qkernels.types import TYPES, QuantType
+from quantmill.qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.lanes.loader import sources
+from quantmill.qkernels.lanes.native import (
+    ALIGNMENT,
+    ELEMENT_BYTES,
+    HOST,
+    compile_module,
+    fingerprint,
+    kept,
+    load,
+)
+from quantmill.qkernels.plain import require_finite, widen
+from quantmill.qkernels.types import TYPES, QuantType
 
 # Weights that a thread takes at a time: enough to be worth a call, few enough that all threads end together.
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 1 << 16, 1 << 19
@@ -106,7 +114,7 @@ def _compiled(type: QuantType, encoder: Encoder, source: str) -> _Compiled:
     parts = parts_of(type, encoder)
 
     def make() -> bytes:
-        from qkernels.lanes.cpu_driver import text_of
+        from quantmill.qkernels.lanes.cpu_driver import text_of
 
         return compile_module(text_of(type, encoder, source, parts.layout, parts.kinds))
 
@@ -122,7 +130,7 @@ def _compiled_row_sigma(source: str) -> _Compiled:
     layout = layout_of({"x": (32, "f32")})
 
     def make() -> bytes:
-        from qkernels.lanes.cpu_driver import text_of_row_sigma
+        from quantmill.qkernels.lanes.cpu_driver import text_of_row_sigma
 
         return compile_module(text_of_row_sigma(source, layout))
 

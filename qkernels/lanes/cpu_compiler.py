@@ -22,8 +22,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.cpu_values import LaneError, as_index, binary, compare, unary
-from qkernels.lanes.simd import F64, I64, local, loop
+from quantmill.qkernels.lanes.cpu_values import LaneError, as_index, binary, compare, unary
+from quantmill.qkernels.lanes.simd import F64, I64, local, loop
 
 # A loop of so few rounds is written out, and its variable is a constant.
 _WRITTEN_OUT = 2

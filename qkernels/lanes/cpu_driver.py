@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.cpu import Layout
-from qkernels.lanes.cpu_compiler import Program, Unit
-from qkernels.lanes.cpu_snap import WORDS
-from qkernels.lanes.encoder import Encoder
-from qkernels.lanes.loader import load
-from qkernels.lanes.simd import (
+from quantmill.qkernels.lanes.cpu import Layout
+from quantmill.qkernels.lanes.cpu_compiler import Program, Unit
+from quantmill.qkernels.lanes.cpu_snap import WORDS
+from quantmill.qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.lanes.loader import load
+from quantmill.qkernels.lanes.simd import (
     F32,
     FLOATS,
     I8,
@@ -38,7 +38,7 @@ from qkernels.lanes.simd import (
     loop,
     repeated,
 )
-from qkernels.types import QuantType
+from quantmill.qkernels.types import QuantType
 
 # Elements of a side of the squares that are transposed.
 _SIDE = 16

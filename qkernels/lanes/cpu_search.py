@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.cpu_tables import HAS_LOOKUP, lookup16
-from qkernels.lanes.simd import F32, I1, I32, I64, WIDTH, call, local, loop, repeated, splat
+from quantmill.qkernels.lanes.cpu_tables import HAS_LOOKUP, lookup16
+from quantmill.qkernels.lanes.simd import F32, I1, I32, I64, WIDTH, call, local, loop, repeated, splat
 
 # Neighbours a vector; lists are filled up to a multiple of it.
 RUN = 16

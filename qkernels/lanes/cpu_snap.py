@@ -7,12 +7,12 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes import cpu_tables, cpu_words
-from qkernels.lanes.cpu_compiler import program, word
-from qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
-from qkernels.lanes.cpu_values import as_index
-from qkernels.lanes.cpu_words import number_at
-from qkernels.lanes.simd import F32, I32, I64, INTS, WIDTH, call, part
+from quantmill.qkernels.lanes import cpu_tables, cpu_words
+from quantmill.qkernels.lanes.cpu_compiler import program, word
+from quantmill.qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
+from quantmill.qkernels.lanes.cpu_values import as_index
+from quantmill.qkernels.lanes.cpu_words import number_at
+from quantmill.qkernels.lanes.simd import F32, I32, I64, INTS, WIDTH, call, part
 
 _LANE_BITS = WIDTH.bit_length() - 1
 cst, ld, st, take, where = (cpu_words.WORDS[name] for name in ("cst", "ld", "st", "take", "where"))

@@ -6,10 +6,10 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.cpu_compiler import Word
-from qkernels.lanes.cpu_values import as_index
-from qkernels.lanes.native import HOST
-from qkernels.lanes.simd import F32, I32, call, joined, part, repeated
+from quantmill.qkernels.lanes.cpu_compiler import Word
+from quantmill.qkernels.lanes.cpu_values import as_index
+from quantmill.qkernels.lanes.native import HOST
+from quantmill.qkernels.lanes.simd import F32, I32, call, joined, part, repeated
 
 _AVX512, _AVX2 = HOST.register == 16, HOST.register == 8
 # How many floats a vector of indices can select from; where it is none, values are computed again.

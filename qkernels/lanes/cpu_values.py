@@ -9,7 +9,7 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.simd import F32, F64, FLOATS, I1, I64, INTS, is_lanes, repeated, splat
+from quantmill.qkernels.lanes.simd import F32, F64, FLOATS, I1, I64, INTS, is_lanes, repeated, splat
 
 
 class LaneError(Exception):

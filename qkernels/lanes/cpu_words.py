@@ -7,10 +7,10 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.cpu_compiler import Word
-from qkernels.lanes.cpu_values import as_either, as_index, as_lanes
-from qkernels.lanes.native import ALIGNMENT
-from qkernels.lanes.simd import (
+from quantmill.qkernels.lanes.cpu_compiler import Word
+from quantmill.qkernels.lanes.cpu_values import as_either, as_index, as_lanes
+from quantmill.qkernels.lanes.native import ALIGNMENT
+from quantmill.qkernels.lanes.simd import (
     BYTES,
     F32,
     FLOATS,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = Path(__file__).resolve().parent.parent / "programs"
-_VOCABULARY = "qkernels.lanes.vocabulary"
-_PROGRAM = "qkernels.programs."
+_VOCABULARY = "quantmill.qkernels.lanes.vocabulary"
+_PROGRAM = "quantmill.qkernels.programs."
 
 
 def program_path(family: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
-from qkernels.cache import cache_dir, write_atomically
+from quantmill.qkernels.cache import cache_dir, write_atomically
 
 _HERE = Path(__file__).resolve().parent
 # What every function is made of besides its own sources.

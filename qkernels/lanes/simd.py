@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import llvmlite.ir as ir
 
-from qkernels.lanes.native import ELEMENT_BYTES, HOST
+from quantmill.qkernels.lanes.native import ELEMENT_BYTES, HOST
 
 # The number of lanes changes the speed, never the bytes.
 WIDTH = HOST.width

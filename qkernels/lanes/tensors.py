@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qkernels.lanes.encoder import Encoder
-from qkernels.types import QuantType
+from quantmill.qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.types import QuantType
 
 DTYPES = {"f32": torch.float32, "i32": torch.int32, "u8": torch.uint8}
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from qkernels.lanes.encoder import Encoder, Phase
-from qkernels.lanes.loader import load
-from qkernels.lanes.tensors import packed_rows, tile_of
-from qkernels.types import QuantType
+from quantmill.qkernels.lanes.encoder import Encoder, Phase
+from quantmill.qkernels.lanes.loader import load
+from quantmill.qkernels.lanes.tensors import packed_rows, tile_of
+from quantmill.qkernels.types import QuantType
 
 Index = int | np.ndarray
 

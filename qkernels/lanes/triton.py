@@ -16,11 +16,11 @@ import torch
 import triton
 import triton.language as tl
 
-from qkernels.lanes.encoder import Encoder, Phase
-from qkernels.lanes.loader import load
-from qkernels.lanes.tensors import most_lanes, packed_rows, tile_of
-from qkernels.lanes.triton_words import WORDS
-from qkernels.types import QuantType
+from quantmill.qkernels.lanes.encoder import Encoder, Phase
+from quantmill.qkernels.lanes.loader import load
+from quantmill.qkernels.lanes.tensors import most_lanes, packed_rows, tile_of
+from quantmill.qkernels.lanes.triton_words import WORDS
+from quantmill.qkernels.types import QuantType
 
 # Under TRITON_INTERPRET=1 triton.jit makes something else.
 INTERPRETED = not isinstance(WORDS["ld"], triton.JITFunction)

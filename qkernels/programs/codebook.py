@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qkernels.lanes.encoder import Encoder, Phase, constants
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants
+from quantmill.qkernels.lanes.vocabulary import (
     bits,
     cst,
     div,
@@ -22,8 +22,14 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.programs.common import block_sigma, importance_weights, signed_extreme, square_weights, truth
-from qkernels.programs.layout import store_half
+from quantmill.qkernels.programs.common import (
+    block_sigma,
+    importance_weights,
+    signed_extreme,
+    square_weights,
+    truth,
+)
+from quantmill.qkernels.programs.layout import store_half
 
 
 def cell(v):

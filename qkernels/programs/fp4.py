@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qkernels.lanes.encoder import Encoder, Phase, constants
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants
+from quantmill.qkernels.lanes.vocabulary import (
     bits,
     cst,
     div,
@@ -23,7 +23,7 @@ from qkernels.lanes.vocabulary import (
     trunc,
     where,
 )
-from qkernels.programs.ternary import largest_magnitude
+from quantmill.qkernels.programs.ternary import largest_magnitude
 
 
 def nearest_fp4(x, scale, LEVELS):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder
-from qkernels.neighbours import codebook_tables
-from qkernels.programs.common import block_sigma, importance_weights, square_weights
-from qkernels.programs.grid_pack import (
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder
+from quantmill.qkernels.neighbours import codebook_tables
+from quantmill.qkernels.programs.common import block_sigma, importance_weights, square_weights
+from quantmill.qkernels.programs.grid_pack import (
     block_scale,
     clear_without_scale,
     grid_entries,
@@ -20,7 +20,7 @@ from qkernels.programs.grid_pack import (
     pack_iq3_s,
     pack_iq3_xxs,
 )
-from qkernels.programs.grid_search import (
+from quantmill.qkernels.programs.grid_search import (
     extent_from_largest,
     extent_from_search,
     grid_search,

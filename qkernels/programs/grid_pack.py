@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.vocabulary import (
     any_,
     cst,
     div,
@@ -19,8 +19,8 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.programs.common import running_max
-from qkernels.programs.layout import store_half
+from quantmill.qkernels.programs.common import running_max
+from quantmill.qkernels.programs.layout import store_half
 
 
 def grid_entries(j, EXTENT, SCALE, CODE, SIGN, ENTRY, INDEX, N, DIM, MASK):

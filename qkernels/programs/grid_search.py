@@ -6,7 +6,7 @@ A sub-block of N weights falls into groups of DIM; a group's code is DIM digits 
 
 from __future__ import annotations
 
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.vocabulary import (
     any_,
     bits,
     cst,
@@ -23,7 +23,7 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.programs.common import positive_search
+from quantmill.qkernels.programs.common import positive_search
 
 
 def raised_square_weights(j, X, SIGMA, WEIGHT, N):

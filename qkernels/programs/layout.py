@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.vocabulary import ld, ldb, stb
+from quantmill.qkernels.lanes.vocabulary import ld, ldb, stb
 
 
 def store_half(OUT, place, h):

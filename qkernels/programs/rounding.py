@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.encoder import Encoder, Phase
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.encoder import Encoder, Phase
+from quantmill.qkernels.lanes.vocabulary import (
     div,
     f2h,
     fabs,
@@ -16,8 +16,8 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.programs.common import signed_extreme, truth
-from qkernels.programs.layout import pack_fifth_bits, pack_nibbles, store_half
+from quantmill.qkernels.programs.common import signed_extreme, truth
+from quantmill.qkernels.programs.layout import pack_fifth_bits, pack_nibbles, store_half
 
 
 def round_away(v):

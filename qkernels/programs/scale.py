@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qkernels.lanes.encoder import Encoder, Phase, constants
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants
+from quantmill.qkernels.lanes.vocabulary import (
     any_,
     div,
     f2h,
@@ -25,8 +25,14 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.programs.common import block_sigma, importance_weights, row_weights, signed_extreme, truth
-from qkernels.programs.layout import (
+from quantmill.qkernels.programs.common import (
+    block_sigma,
+    importance_weights,
+    row_weights,
+    signed_extreme,
+    truth,
+)
+from quantmill.qkernels.programs.layout import (
     pack_fifth_bits,
     pack_high_bits,
     pack_nibbles,
@@ -34,7 +40,7 @@ from qkernels.programs.layout import (
     pack_scales_3bit_high,
     store_half,
 )
-from qkernels.programs.scale_search import (
+from quantmill.qkernels.programs.scale_search import (
     descent_search,
     plain_scale_search,
     scale_search,

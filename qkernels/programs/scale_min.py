@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder, trial_ladder
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder, trial_ladder
+from quantmill.qkernels.lanes.vocabulary import (
     any_,
     div,
     f2h,
@@ -23,14 +23,14 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.programs.common import (
+from quantmill.qkernels.programs.common import (
     block_sigma,
     importance_weights,
     positive_search,
     row_weights,
     running_max,
 )
-from qkernels.programs.layout import (
+from quantmill.qkernels.programs.layout import (
     pack_fifth_bits,
     pack_high_bits,
     pack_nibbles,
@@ -38,7 +38,7 @@ from qkernels.programs.layout import (
     pack_quarters,
     store_half,
 )
-from qkernels.programs.scale_min_search import magnitude_weights, scale_min_search, spread_weights
+from quantmill.qkernels.programs.scale_min_search import magnitude_weights, scale_min_search, spread_weights
 
 
 def searched_scales(j, SCALE, MIN, TOTAL, LS, LM, D, DMIN, LADDER, N, NMAX):

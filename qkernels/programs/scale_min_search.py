@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.vocabulary import cst, div, fabs, full, get, ld, lev, put, sqrt, st, where, zeros
-from qkernels.programs.common import sum_of_squares
+from quantmill.qkernels.lanes.vocabulary import (
+    cst,
+    div,
+    fabs,
+    full,
+    get,
+    ld,
+    lev,
+    put,
+    sqrt,
+    st,
+    where,
+    zeros,
+)
+from quantmill.qkernels.programs.common import sum_of_squares
 
 
 def level(v, NMAX):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.vocabulary import (
     any_,
     cst,
     div,
@@ -19,7 +19,7 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.programs.common import signed_extreme, truth
+from quantmill.qkernels.programs.common import signed_extreme, truth
 
 
 def signed_level(v, NMAX):

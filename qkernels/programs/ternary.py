@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.encoder import Encoder, Phase
-from qkernels.lanes.vocabulary import f2h, fabs, ld, stb, where, zeros
-from qkernels.programs.layout import store_half
-from qkernels.programs.rounding import inverse_or_zero
+from quantmill.qkernels.lanes.encoder import Encoder, Phase
+from quantmill.qkernels.lanes.vocabulary import f2h, fabs, ld, stb, where, zeros
+from quantmill.qkernels.programs.layout import store_half
+from quantmill.qkernels.programs.rounding import inverse_or_zero
 
 
 def largest_magnitude(A, first, N):

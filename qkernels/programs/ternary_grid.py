@@ -7,8 +7,8 @@ where the group is shifted down.
 
 from __future__ import annotations
 
-from qkernels.lanes.encoder import Encoder, Phase, constants
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants
+from quantmill.qkernels.lanes.vocabulary import (
     cst,
     div,
     f2h,
@@ -26,11 +26,11 @@ from qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from qkernels.neighbours import codebook_tables
-from qkernels.programs.common import block_sigma, importance_weights, running_max, square_weights
-from qkernels.programs.layout import store_half
-from qkernels.programs.ternary import largest_magnitude
-from qkernels.programs.ternary_split import sort_weights, split_16, split_32
+from quantmill.qkernels.neighbours import codebook_tables
+from quantmill.qkernels.programs.common import block_sigma, importance_weights, running_max, square_weights
+from quantmill.qkernels.programs.layout import store_half
+from quantmill.qkernels.programs.ternary import largest_magnitude
+from quantmill.qkernels.programs.ternary_split import sort_weights, split_16, split_32
 
 
 def place_of(SX, ORDER, base, place, N):

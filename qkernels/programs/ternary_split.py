@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qkernels.lanes.vocabulary import (
+from quantmill.qkernels.lanes.vocabulary import (
     any_,
     div,
     fabs,

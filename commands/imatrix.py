@@ -78,8 +78,8 @@ def collect(
     json_path: Json = None,
 ) -> None:
     """Run a model over a text and sum the squares of what enters its matrices."""
-    from quantmill_cli.console import fail_with_one_line
-    from quantmill_cli.imatrix_collect import Request, collect_and_save
+    from quantmill.commands.console import fail_with_one_line
+    from quantmill.commands.imatrix_collect import Request, collect_and_save
 
     with fail_with_one_line():
         collect_and_save(
@@ -130,13 +130,13 @@ def stats(
     fewer_type: Annotated[str, typer.Option(help="Type for the least important layers.")] = "Q4_K",
 ) -> None:
     """The statistics of llama-imatrix --show-statistics, by tensor and by layer."""
-    from quantmill_cli.console import fail_with_one_line
-    from quantmill_cli.imatrix_tables import show_statistics, show_suggestions
+    from quantmill.commands.console import fail_with_one_line
+    from quantmill.commands.imatrix_tables import show_statistics, show_suggestions
 
     with fail_with_one_line():
-        from imatrix import plot as drawing
-        from imatrix import store
-        from imatrix.statistics import tensor_statistics
+        from quantmill.imatrix import plot as drawing
+        from quantmill.imatrix import store
+        from quantmill.imatrix.statistics import tensor_statistics
 
         rows = tensor_statistics(store.load(file))
         if plot is not None:
@@ -158,7 +158,7 @@ def merge(
     shrink_experts: Shrink = 0,
 ) -> None:
     """Add importance matrices up, as llama-imatrix does with several --in-file."""
-    from quantmill_cli.console import fail_with_one_line
+    from quantmill.commands.console import fail_with_one_line
 
     with fail_with_one_line():
         _merge(files, output, output_format, ctx_size, shrink_experts)
@@ -175,7 +175,7 @@ def convert(
     shrink_experts: Shrink = 0,
 ) -> None:
     """Write an importance matrix in the other format."""
-    from quantmill_cli.console import fail_with_one_line
+    from quantmill.commands.console import fail_with_one_line
 
     with fail_with_one_line():
         _merge([file], output, output_format, ctx_size, shrink_experts)
@@ -191,12 +191,12 @@ def diff(
     json_path: Json = None,
 ) -> None:
     """How far two importance matrices are apart, tensor by tensor."""
-    from quantmill_cli.console import fail_with_one_line
-    from quantmill_cli.imatrix_tables import show_difference
+    from quantmill.commands.console import fail_with_one_line
+    from quantmill.commands.imatrix_tables import show_difference
 
     with fail_with_one_line():
-        from imatrix import store
-        from imatrix.compare import difference
+        from quantmill.imatrix import store
+        from quantmill.imatrix.compare import difference
 
         show_difference(difference(store.load(first), store.load(second)), n_rows, json_path)
 
@@ -208,9 +208,9 @@ def _format(given: str | None, output: Path) -> Any:
 
 
 def _merge(files: list[Path], output: Path, given: str | None, chunk_size: int | None, shrink: int) -> None:
-    from imatrix import store
-    from imatrix.coverage import shrunk
-    from imatrix.matrix import ImatrixError
+    from quantmill.imatrix import store
+    from quantmill.imatrix.coverage import shrunk
+    from quantmill.imatrix.matrix import ImatrixError
 
     for path in files:
         if output.exists() and output.samefile(path):

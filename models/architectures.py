@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from measure.errors import MeasureError
-from measure.facts import Facts, Settings, rope
+from quantmill.models.errors import ModelError
+from quantmill.models.facts import Facts, Settings, rope
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _row(facts: Facts) -> Architecture:
         v2, v3 = ARCHITECTURES["deepseek2"], ARCHITECTURES["deepseek3"]
         return Architecture(v3.model_type, v3.hf_class, v2.keys, v2.fixed, v2.extra)
     if name not in ARCHITECTURES:
-        raise MeasureError(
+        raise ModelError(
             f"general.architecture = {name!r}: quantmill cannot run it in torch; it runs "
             f"{', '.join(supported())}. llama.cpp's llama-perplexity may"
         )
@@ -257,11 +257,11 @@ def supported() -> Iterable[str]:
 def configuration(facts: Facts) -> Settings:
     """Keyword arguments for transformers' configuration of this GGUF, `model_type` included.
 
-    Raises MeasureError for an architecture that is not in the table or a missing metadata key.
+    Raises ModelError for an architecture that is not in the table or a missing metadata key.
     """
     row = _row(facts)
     if "token_embd.weight" not in facts.shapes:
-        raise MeasureError(
+        raise ModelError(
             "token_embd.weight is missing: this GGUF holds no whole model (an adapter or one shard?)"
         )
     settings: Settings = {
@@ -281,7 +281,7 @@ def configuration(facts: Facts) -> Settings:
         if value is not None:
             settings[ours] = value
     if not isinstance(settings.get("intermediate_size", 0), int):
-        raise MeasureError(
+        raise ModelError(
             f"{facts.architecture}.feed_forward_length differs between layers, which transformers' "
             f"{row.hf_class} cannot express"
         )

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import typer
 
-from gguf_io.partial import resolved
-from imatrix import chat, coverage, store
-from imatrix.collect import Progress, Result, Settings
-from imatrix.matrix import ImatrixError, ImportanceMatrix
-from imatrix.run import Saving, run
-from imatrix.text import Cutting, Render, Text, chunks_of, read_conversations, read_text
-from quantmill_cli.console import print_line, tokens_bar
-from quantmill_cli.hub import local_model
-from quantmill_cli.imatrix_tables import as_json, coverage_table, write_to
+from quantmill.commands.console import print_line, tokens_bar
+from quantmill.commands.hub import local_model
+from quantmill.commands.imatrix_tables import as_json, coverage_table, write_to
+from quantmill.gguf_io.partial import resolved
+from quantmill.imatrix import chat, coverage, store
+from quantmill.imatrix.collect import Progress, Result, Settings
+from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
+from quantmill.imatrix.run import Saving, run
+from quantmill.imatrix.text import Cutting, Render, Text, chunks_of, read_conversations, read_text
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _load(request: Request) -> Any:
     import torch
     from transformers.utils import logging
 
-    from measure.model import automatic_device, load
+    from quantmill.models.model import automatic_device, load
 
     logging.set_verbosity_error()  # it warns of long texts, which are cut here
     if request.threads is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from measure.report import HeatMap
+    from quantmill.measure.report import HeatMap
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -28,9 +28,9 @@ def report(
     license_name: Annotated[str | None, typer.Option("--license", help="Licence, for the card.")] = None,
 ) -> None:
     """Write a self-contained page (OUT/index.html) and a Hugging Face model card (OUT/README.md)."""
-    from measure.record import from_json
-    from measure.report import card, collect, page
-    from quantmill_cli.evaluate import write_whole
+    from quantmill.commands.evaluate import write_whole
+    from quantmill.measure.record import from_json
+    from quantmill.measure.report import card, collect, page
 
     maps = [_importance(imatrix)] if imatrix else []
     collected = collect([from_json(path) for path in runs], title, maps)
@@ -45,10 +45,10 @@ def _importance(path: Path) -> HeatMap:
     """Σ(Act²) of each tensor, on a logarithmic scale within its kind: only one kind's values compare."""
     import numpy as np
 
-    from imatrix.plot import grid
-    from imatrix.statistics import tensor_statistics
-    from imatrix.store import load
-    from measure.report import HeatMap
+    from quantmill.imatrix.plot import grid
+    from quantmill.imatrix.statistics import tensor_statistics
+    from quantmill.imatrix.store import load
+    from quantmill.measure.report import HeatMap
 
     layers, kinds, values = grid(tensor_statistics(load(path)), "total")
     low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)

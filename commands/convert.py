@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantmill_cli.console import CommandError, bytes_bar, print_warnings, size_text
+from quantmill.commands.console import CommandError, bytes_bar, print_warnings, size_text
 
 if TYPE_CHECKING:
-    from gguf_io.convert import Checkpoint
-    from recipe import Plan, PlanEntry, Recipe
+    from quantmill.gguf_io.convert import Checkpoint
+    from quantmill.recipe import Plan, PlanEntry, Recipe
 
 
 def convert(
@@ -33,9 +33,9 @@ def convert(
 
     `quantmill quantize` takes the directory itself; this is for those who want the baseline file.
     """
-    from driver import Job, run
-    from gguf_io.convert import open_checkpoint
-    from quantmill_cli.hub import local_model
+    from quantmill.commands.hub import local_model
+    from quantmill.gguf_io.convert import open_checkpoint
+    from quantmill.jobs.quantize import Job, run
 
     directory = local_model(model, revision)
     if not directory.is_dir():
@@ -62,11 +62,11 @@ def convert(
 
 def conversion_recipe(checkpoint: Checkpoint) -> Recipe:
     """The recipe of a plain conversion: one type for the weights; blocks the checkpoint came with stay as they are."""
-    from gguf_io.metadata import GGUFValueType, MetaValue
-    from qkernels.types import TYPES
-    from recipe import Recipe
-    from recipe.overrides import Override
-    from recipe.patterns import parse_rule
+    from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
+    from quantmill.qkernels.types import TYPES
+    from quantmill.recipe import Recipe
+    from quantmill.recipe.overrides import Override
+    from quantmill.recipe.patterns import parse_rule
 
     kept = [spec for spec in checkpoint.specs() if TYPES[spec.type].family != "plain"]
     if not kept:

@@ -19,7 +19,7 @@ def devices(
     from rich.console import Console
     from rich.table import Table
 
-    from qkernels.engines import available_engines, choose_engines, describe
+    from quantmill.qkernels.engines import available_engines, choose_engines, describe
 
     (chosen,) = choose_engines("auto")
     rows = [{**asdict(engine), "what": describe(engine.device)} for engine in available_engines()]

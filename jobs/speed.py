@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from measure.errors import MeasureError
-from measure.evaluation import Bar, machine, no_bar
-from measure.record import ModelResult, Run, describe, named
-from measure.speed import SpeedOptions, measure_speed, tool
+from quantmill.jobs.evaluate import Bar, machine, no_bar
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.record import ModelResult, Run, describe, named
+from quantmill.measure.speed import SpeedOptions, measure_speed, tool
 
 
 def speed_run(

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from quantmill_cli.console import bytes_bar, print_line, print_warnings
-from quantmill_cli.quantize_tables import fallback_warning, plan_object, plan_text, result_object, result_text
+from quantmill.commands.console import bytes_bar, print_line, print_warnings
+from quantmill.commands.quantize_tables import (
+    fallback_warning,
+    plan_object,
+    plan_text,
+    result_object,
+    result_text,
+)
 
 if TYPE_CHECKING:
-    from driver import Job
-    from recipe import Plan, PlanEntry, TypeRule
+    from quantmill.jobs.quantize import Job
+    from quantmill.recipe import Plan, PlanEntry, TypeRule
 
 _FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
 _SIZE = re.compile(r"(\d+)([MG])", re.IGNORECASE)
@@ -121,9 +127,9 @@ def quantize(
         raise typer.BadParameter("--include-weights and --exclude-weights cannot be used together")
     if keep_split and split_max_size:
         raise typer.BadParameter("--keep-split and --split-max-size cannot be used together")
-    from driver import DEFAULT_BUFFER_BYTES, Job, plan_job
-    from quantmill_cli.hub import local_model
-    from recipe import Recipe, parse_layers, parse_override, parse_type
+    from quantmill.commands.hub import local_model
+    from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
+    from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type
 
     source, output, file_type, n_threads = _positional(arguments, keep_split)
     recipe = Recipe(
@@ -162,7 +168,7 @@ def _positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str,
 
     It takes `7B.gguf` for type 7 where a type may stand; here a type is a whole word.
     """
-    from recipe import find_file_type, get_file_type
+    from quantmill.recipe import find_file_type, get_file_type
 
     if not 2 <= len(arguments) <= 4:
         raise typer.BadParameter("expected MODEL [OUTPUT] TYPE [THREADS]")
@@ -182,7 +188,7 @@ def _positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str,
 
 
 def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
-    from recipe import parse_rule, parse_rules
+    from quantmill.recipe import parse_rule, parse_rules
 
     rules: list[TypeRule] = []
     for text in texts:
@@ -228,7 +234,7 @@ class _Shown:
 
 
 def _run(job: Job, as_json: bool) -> None:
-    from driver import run
+    from quantmill.jobs.quantize import run
 
     with ExitStack() as stack:
         result = run(job, _Shown(job, stack))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from quantmill_cli.console import own_version, tokens_bar
+from quantmill.commands.console import own_version, tokens_bar
 
 if TYPE_CHECKING:
-    from measure.record import Run
+    from quantmill.measure.record import Run
 
 
 class _CompareByDefault(TyperGroup):
@@ -90,8 +90,8 @@ def compare(
     csv_path: Csv = None,
 ) -> None:
     """Perplexity, KL divergence and task scores of GGUF files against a base, in one pass."""
-    from measure.evaluation import Options, TaskJob, evaluate
-    from quantmill_cli.hub import local_model
+    from quantmill.commands.hub import local_model
+    from quantmill.jobs.evaluate import Options, TaskJob, evaluate
 
     jobs = [TaskJob("hellaswag", hellaswag)] if hellaswag else []
     jobs += [TaskJob("winogrande", winogrande)] if winogrande else []
@@ -136,8 +136,8 @@ def speed(
     csv_path: Csv = None,
 ) -> None:
     """Tokens per second of llama.cpp on each file: mean ± standard deviation, size, bits per weight."""
-    from measure.speed import SpeedOptions, parse_tests
-    from measure.speed_run import speed_run
+    from quantmill.jobs.speed import speed_run
+    from quantmill.measure.speed import SpeedOptions, parse_tests
 
     options = SpeedOptions(parse_tests(tests), repeats, threads, repack, bench)
     run = speed_run(tuple(models or ()), options, command_line(), own_version(), tokens_bar)
@@ -150,8 +150,8 @@ def command_line() -> str:
 
 
 def _report(run: Run, details: bool, json_path: str | None, csv_path: str | None) -> None:
-    from measure.record import to_csv, to_json
-    from quantmill_cli.evaluation_tables import print_evaluation
+    from quantmill.commands.evaluation_tables import print_evaluation
+    from quantmill.measure.record import to_csv, to_json
 
     for path, text in ((json_path, to_json), (csv_path, to_csv)):
         if path == "-":
@@ -164,7 +164,7 @@ def _report(run: Run, details: bool, json_path: str | None, csv_path: str | None
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file under its name only when it is complete."""
-    from gguf_io.partial import PartialFile, resolved
+    from quantmill.gguf_io.partial import PartialFile, resolved
 
     data = text.encode("utf-8")
     file = PartialFile(resolved(path), len(data))

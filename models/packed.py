@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from gguf_io.convert.names import View
-from qkernels import dequantize
+from quantmill.gguf_io.convert.names import View
+from quantmill.qkernels import dequantize
 
 SLAB = 1 << 24  # weights decoded at a time by a linear layer: 64 MiB of float32
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

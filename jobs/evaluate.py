@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from measure import compare
-from measure.divergence import TokenScores, paired_test, summarize
-from measure.errors import MeasureError
-from measure.harness import run_harness
-from measure.logits_file import TOP_K, LogitsFile, LogitsWriter
-from measure.model import LoadedModel, load
-from measure.perplexity import batches, cut, perplexity, scored_logits, targets, token_nll
-from measure.record import (
+from quantmill.measure import compare
+from quantmill.measure.divergence import TokenScores, paired_test, summarize
+from quantmill.measure.errors import MeasureError
+from quantmill.measure.harness import run_harness
+from quantmill.measure.logits_file import TOP_K, LogitsFile, LogitsWriter
+from quantmill.measure.perplexity import perplexity
+from quantmill.measure.record import (
     Comparison,
     ModelFile,
     ModelResult,
@@ -32,8 +31,10 @@ from measure.record import (
     digest,
     named,
 )
-from measure.task_files import Kind, Task, read_tasks
-from measure.tasks import TaskResult, mcnemar, prepared, score
+from quantmill.measure.task_files import Kind, Task, read_tasks
+from quantmill.measure.tasks import TaskResult, mcnemar, prepared, score
+from quantmill.models.model import LoadedModel, load
+from quantmill.models.scoring import batches, cut, scored_logits, targets, token_nll
 
 Advance = Callable[[int], None]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]  # (what, how many tokens or tasks)

@@ -7,12 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-# Each package has one exception for users, a ValueError with a plain message. Any other ValueError is our own bug
-# and keeps its traceback.
-_PACKAGES = frozenset({"driver", "gguf_io", "imatrix", "measure", "qkernels", "quantmill_cli", "recipe"})
+from quantmill.errors import QuantmillError
 
 
-class CommandError(ValueError):
+class CommandError(QuantmillError):
     """A command line that parses but cannot be carried out."""
 
 
@@ -32,9 +30,7 @@ def fail_with_one_line() -> Iterator[None]:
     except OSError as error:
         what = error.strerror or str(error)
         _fail(f"{error.filename}: {what}" if error.filename is not None else what, 1)
-    except ValueError as error:
-        if type(error).__module__.partition(".")[0] not in _PACKAGES:
-            raise
+    except QuantmillError as error:
         _fail(str(error), 1)
 
 

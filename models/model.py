@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gguf_io.convert.names import TensorTable, tensor_table
-from gguf_io.source import TensorSource, open_source
-from measure import tokenizer
-from measure.architectures import Facts, configuration
-from measure.errors import MeasureError
-from measure.fill import Filler, skeleton, stretch_rotation
-from measure.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
-from measure.tokenizer import Tokenizer
-from qkernels import to_float32
+from quantmill.gguf_io.convert.names import TensorTable, tensor_table
+from quantmill.gguf_io.source import TensorSource, open_source
+from quantmill.models import tokenizer
+from quantmill.models.architectures import Facts, configuration
+from quantmill.models.errors import ModelError
+from quantmill.models.fill import Filler, skeleton, stretch_rotation
+from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
+from quantmill.models.tokenizer import Tokenizer
+from quantmill.qkernels import to_float32
 
 
 @dataclass
@@ -55,7 +55,7 @@ class LoadedModel:
     def logits(self, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
         """ids [n_seq, n_tokens] i64 -> logits [n_seq, n_tokens - first, n_vocab], positions from `first` on.
 
-        Raises MeasureError when a logit is not finite, naming the first module whose output was not.
+        Raises ModelError when a logit is not finite, naming the first module whose output was not.
         """
         ids = ids.to(self.device)
         kept = ids.shape[1] - first
@@ -65,7 +65,7 @@ class LoadedModel:
         out = self.model(**arguments).logits[:, -kept:]
         ends = torch.stack((out.amin(), out.amax()))  # both are NaN where one logit is
         if not bool(torch.isfinite(ends).all()):
-            raise MeasureError(f"{self.path}: logits are not finite; {self._first_bad_module(ids)}")
+            raise ModelError(f"{self.path}: logits are not finite; {self._first_bad_module(ids)}")
         return out
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ def load(
     device: torch's name of one, or "auto" (see automatic_device).
     dtype: of activations and decoded weights ("float32", "bfloat16", "float16").
     tokenizer_path: a Hugging Face directory whose tokenizer is used instead of the model's own.
-    Raises MeasureError for a model that cannot be built, OSError for a path that cannot be read.
+    Raises ModelError for a model that cannot be built, OSError for a path that cannot be read.
     """
     path = Path(path)
     target, compute = _device(device), _dtype(dtype)
@@ -136,14 +136,14 @@ def _device(name: str) -> torch.device:
         device = torch.device(automatic_device() if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MeasureError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
     return device
 
 
 def _dtype(name: str) -> torch.dtype:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
-        raise MeasureError(f"dtype {name!r}: choose one of {', '.join(known)}")
+        raise ModelError(f"dtype {name!r}: choose one of {', '.join(known)}")
     return known[name]
 
 
@@ -157,7 +157,7 @@ def _load_directory(
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise MeasureError(f"{path}: transformers cannot load this directory ({error})") from error
+        raise ModelError(f"{path}: transformers cannot load this directory ({error})") from error
     model = model.to(device).eval()
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     table = tensor_table(_tied_left_out(model.config.to_dict(), shapes), shapes)
@@ -182,7 +182,7 @@ def from_source(
     specs = {spec.name: spec for spec in source.specs()}
     architecture = source.metadata.value("general.architecture")
     if not isinstance(architecture, str):
-        raise MeasureError(f"{path}: is no model: the key general.architecture is missing")
+        raise ModelError(f"{path}: is no model: the key general.architecture is missing")
     facts = Facts(
         architecture,
         source.metadata,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from quantmill_cli.console import CommandError
+from quantmill.commands.console import CommandError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Everything a conversion reads; never pickle files or other frameworks' weights.

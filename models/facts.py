@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from measure.errors import MeasureError
+from quantmill.models.errors import ModelError
 
 Settings = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Facts:
     def need(self, key: str) -> Any:
         value = self.get(key)
         if value is None:
-            raise MeasureError(
+            raise ModelError(
                 f"metadata key {self.architecture}.{key} is missing; the model cannot be built without it"
             )
         return value

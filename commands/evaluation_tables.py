@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from measure.divergence import Divergence
-from measure.record import Run
-from measure.report import collect, tables
-from measure.report.tables import plus_minus
-from quantmill_cli.console import table_text
+from quantmill.commands.console import table_text
+from quantmill.measure.divergence import Divergence
+from quantmill.measure.record import Run
+from quantmill.measure.report import collect, tables
+from quantmill.measure.report.tables import plus_minus
 
 # The columns of the report's table that fit a terminal; --details and the files have the others.
 NARROW = ("model", "size", "bpw", "PPL", "KLD mean", "same top %")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quantmill_cli.console import table_text
+from quantmill.commands.console import table_text
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -17,8 +17,8 @@ _IMPORTANCE = {"none": "not used", "optional": "improves it", "required": "requi
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def types(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """List the file types (what a whole model can be quantized to) and the types of single tensors."""
-    from qkernels.types import TYPES
-    from recipe import FILE_TYPES
+    from quantmill.qkernels.types import TYPES
+    from quantmill.recipe import FILE_TYPES
 
     if as_json:
         files = {row.name: {"id": row.id, "base": row.base} for row in FILE_TYPES.values()}

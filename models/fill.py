@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from gguf_io.convert.names import TensorTable
-from gguf_io.source import TensorSource, TensorSpec
-from measure.errors import MeasureError
-from measure.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedTensor, Piece
-from qkernels import to_float32
+from quantmill.gguf_io.convert.names import TensorTable
+from quantmill.gguf_io.source import TensorSource, TensorSpec
+from quantmill.models.errors import ModelError
+from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedTensor, Piece
+from quantmill.qkernels import to_float32
 
 
 def skeleton(settings: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -77,12 +77,12 @@ class Filler:
         self.model.to(self.device)
         left = [name for name, tensor in self.model.named_parameters() if tensor.is_meta]
         if left:
-            raise MeasureError(f"{left[0]} and {len(left) - 1} more tensors of the model are not in the GGUF")
+            raise ModelError(f"{left[0]} and {len(left) - 1} more tensors of the model are not in the GGUF")
 
     def _check(self) -> None:
         missing = sorted(name for name in self.table.views if name not in self.specs)
         if missing:
-            raise MeasureError(
+            raise ModelError(
                 f"{missing[0]} is missing from the GGUF ({len(missing)} of {len(self.table.views)} are)"
             )
         for name, view in self.table.views.items():
@@ -91,7 +91,7 @@ class Filler:
             while len(wanted) > 1 and wanted[-1] == 1:
                 wanted = wanted[:-1]
             if spec.shape != wanted:
-                raise MeasureError(f"{name}: shape {spec.shape} in the file, metadata asks for {wanted}")
+                raise ModelError(f"{name}: shape {spec.shape} in the file, metadata asks for {wanted}")
 
     def _pack(self, name: str) -> PackedTensor:
         key = name if name in self.table.uses else self._embedding_name()

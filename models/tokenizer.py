@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from measure.errors import MeasureError
+from quantmill.models.errors import ModelError
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 SPACE = "▁"
@@ -49,7 +49,9 @@ class Tokenizer:
 
 @cache
 def _pretokenizers() -> dict[str, dict[str, Any]]:
-    rows = json.loads(resources.files("measure").joinpath("pretokenizers.json").read_text("utf-8"))["rows"]
+    rows = json.loads(resources.files("quantmill.models").joinpath("pretokenizers.json").read_text("utf-8"))[
+        "rows"
+    ]
     return {name: row for row in rows for name in row["names"]}
 
 
@@ -155,7 +157,7 @@ def _sentence_piece_encoder(
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer a GGUF carries. metadata: key -> MetaValue, as gguf_io reads it.
 
-    Raises MeasureError for a vocabulary kind or splitting rule that is not known here.
+    Raises ModelError for a vocabulary kind or splitting rule that is not known here.
     """
 
     def value(key: str, default: Any = None) -> Any:
@@ -163,7 +165,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 
     kind = value("model")
     if kind is None or value("tokens") is None:
-        raise MeasureError(
+        raise ModelError(
             "the GGUF has no vocabulary (tokenizer.ggml.model); convert the model with its tokenizer"
         )
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(value("tokens"))]
@@ -176,7 +178,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         rules = _pretokenizers().get(name)
         if rules is None:
             known = ", ".join(sorted(_pretokenizers()))
-            raise MeasureError(
+            raise ModelError(
                 f"tokenizer.ggml.pre = {name!r}: this splitting rule is not known; known are {known}. "
                 "Give the Hugging Face directory as --tokenizer"
             )
@@ -188,7 +190,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         encode = _sentence_piece_encoder(tokens, scores, value("add_space_prefix", True))
         bos_default, add_bos = 1, True
     else:
-        raise MeasureError(
+        raise ModelError(
             f"tokenizer.ggml.model = {kind!r}: only gpt2 (BPE) and llama (SentencePiece) vocabularies can be "
             "read from a GGUF; give the Hugging Face directory as --tokenizer"
         )
@@ -216,7 +218,7 @@ def from_directory(path: Path) -> Tokenizer:
     try:
         core = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise MeasureError(f"{path}: no tokenizer could be loaded from here ({error})") from error
+        raise ModelError(f"{path}: no tokenizer could be loaded from here ({error})") from error
     core.model_max_length = (
         sys.maxsize
     )  # a text is cut into chunks later; its length is nothing to warn about

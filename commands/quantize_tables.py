@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from quantmill_cli.console import size_text, table_text
+from quantmill.commands.console import size_text, table_text
 
 if TYPE_CHECKING:
-    from driver import Result
-    from recipe import Plan
+    from quantmill.jobs.quantize import Result
+    from quantmill.recipe import Plan
 
 
 def plan_object(plan: Plan) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import typer
 
-from imatrix.compare import Difference
-from imatrix.coverage import Gap
-from imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics
-from imatrix.suggest import suggest
-from quantmill_cli.console import table_text
+from quantmill.commands.console import table_text
+from quantmill.imatrix.compare import Difference
+from quantmill.imatrix.coverage import Gap
+from quantmill.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics
+from quantmill.imatrix.suggest import suggest
 
 TENSOR_HEAD = (
     "Layer", "Tensor", "Σ(Act²)", "Min", "Max", "μ", "σ", "% Active", "N", "Entropy", "E (norm)", "ZD", "CosSim",

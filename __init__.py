@@ -1,0 +1,1 @@
+"""quantmill turns a language model into the best GGUF its owner can run."""

@@ -1,0 +1,1 @@
+"""The use cases: each a frozen request, run(job, watcher) and its result. The command line only parses and prints."""

@@ -1,0 +1,129 @@
+"""run(job): plan, then read → quantize → write, a slab of rows at a time, the three steps overlapping.
+
+Everything that can be known to fail fails while planning, before a byte is written. Slabs, threads and devices change
+the speed, never the bytes. Without a GPU engine and with F16, BF16 or F32 sources nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantmill.gguf_io import GGUFSink, TensorSource, open_source
+from quantmill.imatrix.store import ImportanceMatrix, load
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.line import Line
+from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.qkernels.engines import Engine, choose_engines
+from quantmill.qkernels.rows import row_quantizers
+from quantmill.recipe import ImportanceIndex, Plan, Recipe, build_plan
+
+DEFAULT_BUFFER_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """`source`: a GGUF file or a Hugging Face directory. `threads`: of the CPU engine, None for all cores.
+
+    `max_buffer_bytes` bounds the rows in memory, in all their forms, over all slabs under way.
+    """
+
+    source: str
+    output: Path
+    recipe: Recipe
+    imatrix: str | None = None
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+    max_buffer_bytes: int = DEFAULT_BUFFER_BYTES
+
+
+@dataclass(frozen=True)
+class Result:
+    """`step_seconds`: how long each step was busy; they overlap, so the sum exceeds `seconds`."""
+
+    plan: Plan
+    paths: tuple[Path, ...]
+    source_bytes: int
+    file_bytes: int
+    seconds: float
+    step_seconds: Mapping[str, float]
+    engines: tuple[Engine, ...]
+
+    @property
+    def converted_weights(self) -> int:
+        return sum(entry.n_weights for entry in self.plan.entries if entry.converted)
+
+
+def plan_job(job: Job) -> Plan:
+    """What `run` would write; reads headers only. Raises the packages' own errors, all of them ValueErrors."""
+    with ExitStack() as opened:
+        source = open_source(job.source)
+        opened.callback(source.close)
+        return _plan(job, source, _load_importance(job))
+
+
+def run(job: Job, watcher: Watcher | None = None) -> Result:
+    """Do the job. The output appears under its name when it is complete, or not at all.
+
+    Raises JobError for a plan that cannot be carried out and for weights that cannot be quantized (naming tensor and
+    row), the packages' own errors (GGUFError, RecipeError, ImatrixError, QuantizeError), OSError. An interrupt leaves
+    nothing behind.
+    """
+    started = time.perf_counter()
+    watcher = watcher or Silent()
+    with ExitStack() as opened:
+        source = open_source(job.source)
+        opened.callback(source.close)
+        importance = _load_importance(job)
+        plan = _plan(job, source, importance)
+        if plan.problems:
+            others = f" (and {len(plan.problems) - 1} more like it)" if len(plan.problems) > 1 else ""
+            raise JobError(plan.problems[0] + others)
+        engines = choose_engines(job.device)
+        sink = GGUFSink(
+            job.output,
+            plan.metadata,
+            plan.output_tensors(),
+            keep_split=job.recipe.keep_split,
+            split_max_bytes=job.recipe.split_max_bytes,
+            inputs=source.paths,
+        )
+        opened.enter_context(sink)
+        watcher.planned(plan)
+        quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
+        line = Line(source, sink, importance, quantizers, watcher)
+        line.carry(plan.entries, job.max_buffer_bytes)
+        with line.clock("write"):
+            sink.commit()
+    return Result(
+        plan=plan,
+        paths=sink.paths,
+        source_bytes=sum(path.stat().st_size for path in source.paths),
+        file_bytes=sink.file_bytes,
+        seconds=time.perf_counter() - started,
+        step_seconds=line.clock.seconds,
+        engines=engines,
+    )
+
+
+def _load_importance(job: Job) -> ImportanceMatrix | None:
+    if job.imatrix is None:
+        return None
+    return load(job.imatrix).filtered(job.include_weights, job.exclude_weights)
+
+
+def _plan(job: Job, source: TensorSource, importance: ImportanceMatrix | None) -> Plan:
+    index = None
+    if importance is not None and job.imatrix is not None:
+        index = ImportanceIndex(
+            job.imatrix,
+            {name: entry.n_values for name, entry in importance.entries.items()},
+            importance.datasets,
+            importance.chunk_count,
+        )
+    return build_plan(source.specs(), source.metadata, job.recipe, index)

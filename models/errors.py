@@ -1,0 +1,9 @@
+"""The one exception of this package that is meant for users."""
+
+from __future__ import annotations
+
+from quantmill.errors import QuantmillError
+
+
+class ModelError(QuantmillError):
+    """A model that cannot be built or run: one plain sentence with the value, the limit and the way out."""
