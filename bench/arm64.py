@@ -28,7 +28,7 @@ from quantmill.qkernels.encoders import encoders  # noqa: E402
 from quantmill.qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
 from quantmill.qkernels.lanes.encoder import Encoder  # noqa: E402
 from quantmill.qkernels.types import QuantType  # noqa: E402
-from tests import data_kinds, oracle  # noqa: E402
+from tests.support import data_kinds, oracle  # noqa: E402
 
 _MAIN = Path(__file__).with_name("arm64_main.c")
 _COLUMNS = 768

@@ -21,7 +21,7 @@ import numpy as np
 from bench import machine, startup, tables, timing
 from quantmill import qkernels
 from quantmill.qkernels.engines import available_engines
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from quantmill.gguf_io.source import GGUFSource
-from tests import convert_models
-from tests.convert_models import MODELS, write_model
-from tests.convert_tokenizers import byte_level_tokenizer, sentencepiece_model
+from tests.support import convert_models
+from tests.support.convert_models import MODELS, write_model
+from tests.support.convert_tokenizers import byte_level_tokenizer, sentencepiece_model
 
 # vocabulary: (model whose architecture and tensors it gets, definition of its pre-tokenizer or spm)
 VOCABULARIES = {

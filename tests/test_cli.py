@@ -13,9 +13,9 @@ import pytest
 from quantmill import cli
 from quantmill.commands.console import size_text, table_text
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
-from tests.gguf_builder import gguf
-from tests.measure_models import EXAMPLE, tiny
-from tests.recipe_models import metadata
+from tests.support.gguf_builder import gguf
+from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.recipe_models import metadata
 
 ROOT = Path(__file__).parent.parent
 IMATRIX = str(EXAMPLE / "imatrix.gguf")

@@ -10,7 +10,7 @@ import pytest
 
 from quantmill.gguf_io.convert import SUPPORTED, open_checkpoint
 from quantmill.gguf_io.errors import GGUFError
-from tests.convert_models import tensors, write_model, write_shards
+from tests.support.convert_models import tensors, write_model, write_shards
 
 
 @pytest.fixture

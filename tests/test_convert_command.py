@@ -9,7 +9,7 @@ import pytest
 
 from quantmill import cli
 from quantmill.gguf_io.source import GGUFSource
-from tests.convert_models import DATA, write_model
+from tests.support.convert_models import DATA, write_model
 
 GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantmill.gguf_io.convert import SUPPORTED, open_checkpoint
-from tests.convert_models import DATA, MODELS, write_model
+from tests.support.convert_models import DATA, MODELS, write_model
 
 GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
 

@@ -9,8 +9,8 @@ import torch
 from quantmill.gguf_io import GGUFSink, OutputTensor
 from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.qkernels import to_float32
-from tests.convert_models import MODELS, write_model
-from tests.llama_model import LlamaModel
+from tests.support.convert_models import MODELS, write_model
+from tests.support.llama_model import LlamaModel
 
 TOKENS = [1, 259, 17, 300, 42, 5, 199, 260, 7, 7, 88, 311, 123, 64, 250, 9]
 FAST = ("llama-3.2", "qwen3-moe", "granite-moe")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.convert_models import MODELS, write_model
+from tests.support.convert_models import MODELS, write_model
 
 ROOT = Path(__file__).parents[1]
 LIMIT_BYTES = 700 << 20

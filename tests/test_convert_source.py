@@ -13,7 +13,7 @@ from quantmill.gguf_io.convert.config import complete
 from quantmill.gguf_io.convert.families import FAMILIES, family_of
 from quantmill.gguf_io.convert.stored import FP8_VALUES
 from quantmill.gguf_io.source import open_source
-from tests.convert_models import DATA, MODELS, tensors, write_model
+from tests.support.convert_models import DATA, MODELS, tensors, write_model
 
 SHAPES = json.loads((DATA / "tensors.json").read_text())
 

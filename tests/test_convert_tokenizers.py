@@ -15,9 +15,9 @@ from quantmill.gguf_io.convert.sentencepiece_model import read_pieces
 from quantmill.gguf_io.convert.special_tokens import load
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.qkernels import to_float32
-from tests.convert_models import write_model
-from tests.convert_tokenizers import DEFINITIONS, byte_level_tokenizer
-from tests.llama_model import LlamaModel
+from tests.support.convert_models import write_model
+from tests.support.convert_tokenizers import DEFINITIONS, byte_level_tokenizer
+from tests.support.llama_model import LlamaModel
 
 TEXTS = [
     "The cat isn't on the mat, they'd have 12345 of them!",

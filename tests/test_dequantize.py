@@ -7,7 +7,7 @@ import torch
 
 from quantmill.qkernels.decode import DECODERS, dequantize
 from quantmill.qkernels.types import TYPES, QuantizeError
-from tests import oracle
+from tests.support import oracle
 
 # gguf 0.19 has no decoder for these
 NOT_IN_GGUF = {"Q1_0", "Q2_0"}

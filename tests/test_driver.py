@@ -17,9 +17,9 @@ from quantmill.qkernels import to_float32
 from quantmill.qkernels.engines import Engine
 from quantmill.recipe import Recipe, parse_override, parse_rule
 from quantmill.recipe.slabs import slabs
-from tests import oracle
-from tests.measure_models import EXAMPLE, tiny
-from tests.recipe_models import metadata
+from tests.support import oracle
+from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.recipe_models import metadata
 
 IMATRIX = str(EXAMPLE / "imatrix.gguf")
 

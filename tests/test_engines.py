@@ -14,7 +14,7 @@ from quantmill.qkernels import device, engines
 from quantmill.qkernels import rows as row_work
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.types import QuantizeError
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 ON_CPU = Engine("torch", "cpu", "a test")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantmill.gguf_io import GGUFError, open_source
-from tests.gguf_builder import (
+from tests.support.gguf_builder import (
     ARRAY,
     F32_ID,
     Q4_K_ID,

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from quantmill.gguf_io import GGUFError, GGUFSink, GGUFSource, GGUFValueType, OutputTensor
-from tests.gguf_builder import (
+from tests.support.gguf_builder import (
     BOOL,
     CODES,
     F32,

@@ -19,7 +19,7 @@ from quantmill.gguf_io import (
     lay_out,
     open_source,
 )
-from tests.gguf_builder import I32, STRING, U8, U16, U32, RawTensor, array, gguf, pair
+from tests.support.gguf_builder import I32, STRING, U8, U16, U32, RawTensor, array, gguf, pair
 
 ROWS = np.arange(8, dtype="<f4").reshape(2, 4)
 TWO = (OutputTensor("a", (4, 2), "F32"), OutputTensor("b", (4, 2), "F32"))

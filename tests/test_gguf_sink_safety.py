@@ -24,7 +24,7 @@ from quantmill.gguf_io import (
     partial,
     sink,
 )
-from tests.gguf_builder import RawTensor, gguf
+from tests.support.gguf_builder import RawTensor, gguf
 
 ROOT = Path(__file__).parent.parent
 PARTIAL = ".quantmill-partial"

@@ -14,7 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES
 
 from quantmill.gguf_io import GGML_TYPES, GGUFError, GGUFValueType, MetaValue, open_source, type_by_id
 from quantmill.qkernels.types import TYPES
-from tests.gguf_builder import (
+from tests.support.gguf_builder import (
     BOOL,
     F32,
     F32_ID,

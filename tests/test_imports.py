@@ -93,7 +93,7 @@ def test_the_command_line_loads_typer_only():
 
 
 def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):
-    from tests.measure_models import tiny
+    from tests.support.measure_models import tiny
 
     statement = (
         "from pathlib import Path; from quantmill.jobs.quantize import Job, run; from quantmill.recipe import Recipe;"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measure_models import DATA, EXAMPLE, tiny
 
 from quantmill import cli
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
@@ -21,6 +20,7 @@ from quantmill.measure.task_files import KINDS, read_tasks
 from quantmill.models.errors import ModelError
 from quantmill.models.model import load
 from quantmill.models.scoring import cut
+from tests.support.measure_models import DATA, EXAMPLE, tiny
 
 C16 = DATA / "llama-perplexity-c16.logits"
 TEXT = EXAMPLE / "evaluation.txt"

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measure_families import FAMILIES, random_model
-from measure_models import EXAMPLE, tiny
 
 from quantmill.gguf_io import open_source
 from quantmill.models.model import from_source, load
 from quantmill.models.packed import PackedExperts, PackedLinear
 from quantmill.models.tokenizer import from_metadata
+from tests.support.measure_families import FAMILIES, random_model
+from tests.support.measure_models import EXAMPLE, tiny
 
 
 @pytest.mark.parametrize("name", FAMILIES)

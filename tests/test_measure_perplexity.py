@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measure_models import DATA, EXAMPLE, tiny
 
 from quantmill.jobs.evaluate import read_text
 from quantmill.measure.compare import Pass, ranking, run
@@ -29,6 +28,7 @@ from quantmill.measure.logits_file import LogitsFile, LogitsWriter
 from quantmill.measure.perplexity import estimate, perplexity
 from quantmill.models.model import LoadedModel, load
 from quantmill.models.scoring import cut, scored_logits, targets
+from tests.support.measure_models import DATA, EXAMPLE, tiny
 
 C16 = DATA / "llama-perplexity-c16.logits"
 

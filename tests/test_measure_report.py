@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from measure_models import DATA, EXAMPLE, directory, tiny
 
 from quantmill import cli
 from quantmill.measure.errors import MeasureError
@@ -21,6 +20,7 @@ from quantmill.measure.report import HeatMap, card, collect, page
 from quantmill.measure.report.collect import pareto, type_map
 from quantmill.measure.report.svg import CHARACTER, FONT, HEIGHT, WIDTH, Line, Point, scatter
 from quantmill.measure.speed import Speed
+from tests.support.measure_models import DATA, EXAMPLE, directory, tiny
 
 
 @functools.cache

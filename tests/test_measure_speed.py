@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from measure_models import tiny
 
 from quantmill import cli
 from quantmill.measure.errors import MeasureError
@@ -19,6 +18,7 @@ from quantmill.measure.speed import (
     parse_tests,
     tokens_per_second,
 )
+from tests.support.measure_models import tiny
 
 
 def test_speed_tests_are_read() -> None:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from measure_models import DATA, tiny
 
 from quantmill.measure.task_files import Kind, Task, hellaswag_order, read_tasks, scaled_order
 from quantmill.measure.tasks import Scored, TaskResult, mcnemar, score
 from quantmill.models.model import LoadedModel, load
+from tests.support.measure_models import DATA, tiny
 
 FILES: dict[Kind, Path] = {
     "hellaswag": DATA / "hs.txt",

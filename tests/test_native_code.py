@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import oracle
+from tests.support import oracle
 
 ROWS = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
 _QUANTIZE = """

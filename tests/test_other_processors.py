@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 ROOT = Path(__file__).parent.parent
 # One of each search; all processors here could fuse.
@@ -29,7 +29,7 @@ TYPES = ("Q8_0", "Q5_0", "Q4_K", "Q6_K", "IQ4_XS", "IQ3_S", "IQ1_M", "NVFP4")
     ],
 )
 def test_two_roundings_stay_two(triple: str, processor: str) -> None:
-    command = [sys.executable, "-m", "tests.assembly_of", triple, processor, *TYPES]
+    command = [sys.executable, "-m", "tests.support.assembly_of", triple, processor, *TYPES]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     found = json.loads(done.stdout)
     assert len(found) > len(TYPES)

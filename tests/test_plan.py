@@ -8,7 +8,7 @@ import pytest
 from quantmill.gguf_io import GGUFSink, TensorSpec
 from quantmill.gguf_io.metadata import GGUFValueType
 from quantmill.recipe import ImportanceIndex, Recipe, RecipeError, build_plan, parse_override, parse_rule
-from tests.recipe_models import dense, experts, importance, metadata, specs, value
+from tests.support.recipe_models import dense, experts, importance, metadata, specs, value
 
 
 def plan_of(recipe, shapes=None, index=None, types=None, keys=None):

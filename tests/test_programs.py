@@ -17,7 +17,7 @@ from quantmill import qkernels
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.lanes import vocabulary
 from quantmill.qkernels.types import TYPES
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 CASES = list(encoders())
 # Types whose Triton kernels the interpreter runs in every test run: each family, the cheapest of each search.
@@ -82,7 +82,7 @@ def interpret(cases: list[tuple[str, bool]], folder: Path) -> dict[str, np.ndarr
     """What Triton's interpreter makes of the hard rows; triton.jit decides to interpret when it is imported."""
     rows, results = folder / "rows.npz", folder / "results.npz"
     np.savez(rows, rows=hard_rows(8), importance=data_kinds.importance("zeros", 512))
-    script = Path(__file__).with_name("interpret_triton.py")
+    script = Path(__file__).parent / "support" / "interpret_triton.py"
     command = [sys.executable, str(script), str(rows), str(results), json.dumps(cases)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -8,7 +8,7 @@ import pytest
 from quantmill import qkernels
 from quantmill.qkernels.encoders import encoder_of, encoders
 from quantmill.qkernels.lanes import cpu
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 CASES = sorted(encoders())
 

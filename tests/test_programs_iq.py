@@ -10,7 +10,7 @@ from quantmill.qkernels.codebooks import codebook
 from quantmill.qkernels.encoders import encoder_of, encoders
 from quantmill.qkernels.lanes import cpu
 from quantmill.qkernels.lanes.cpu_search import MAX_RUNS, RUN
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 GRIDS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 VALUES = ["IQ4_NL", "IQ4_XS"]

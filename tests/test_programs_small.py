@@ -12,7 +12,7 @@ import pytest
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.lanes import cpu
 from quantmill.qkernels.types import TYPES
-from tests import oracle
+from tests.support import oracle
 
 SMALL_TYPES = ("MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
 

@@ -13,7 +13,7 @@ import pytest
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.lanes import cpu
 from quantmill.qkernels.types import TYPES
-from tests import oracle
+from tests.support import oracle
 
 IQ1 = ("IQ1_S", "IQ1_M")
 SLOW = pytest.param(400, marks=pytest.mark.slow)

@@ -8,9 +8,9 @@ from quantmill.gguf_io.metadata import Metadata
 from quantmill.jobs.quantize import Job, run
 from quantmill.recipe import Recipe, RecipeError, build_plan, parse_layers
 from quantmill.recipe.prune import plan_pruning, prune_metadata
-from tests.llama_model import LlamaModel
-from tests.measure_models import tiny
-from tests.recipe_models import dense, importance, metadata, specs, value
+from tests.support.llama_model import LlamaModel
+from tests.support.measure_models import tiny
+from tests.support.recipe_models import dense, importance, metadata, specs, value
 
 
 def pruned(keys, *layers, n_layer=8):

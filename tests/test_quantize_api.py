@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantmill import qkernels
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from quantmill import qkernels
 from quantmill.qkernels.api import quantize_stored
-from tests import data_kinds, oracle
+from tests.support import data_kinds, oracle
 
 STORED = ["F32", "F16", "BF16"]
 

@@ -7,7 +7,7 @@ import pytest
 from quantmill.recipe import Recipe, RecipeError, build_plan, parse_rule, parse_rules, parse_type
 from quantmill.recipe.names import category, may_be_quantized
 from quantmill.recipe.patterns import compile_pattern
-from tests.recipe_models import dense, experts, importance, metadata, specs
+from tests.support.recipe_models import dense, experts, importance, metadata, specs
 
 
 def types_of(recipe, shapes=None, keys=None, with_importance=False, **meta):

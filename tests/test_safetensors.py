@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.safetensors import INDEX_NAME, open_shards, read_header
-from tests.convert_models import write_safetensors
+from tests.support.convert_models import write_safetensors
 
 SOUND = {
     "b.weight": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -13,7 +13,7 @@ from quantmill import qkernels
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.lanes import torch as torch_lanes
 from quantmill.qkernels.types import TYPES
-from tests import data_kinds
+from tests.support import data_kinds
 
 # Composite operations are made of others, which the recording below sees when they are not views.
 ON_EVERY_DEVICE = (

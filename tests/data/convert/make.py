@@ -3,8 +3,8 @@
     python tests/data/convert/make.py --llama.cpp path/to/llama.cpp [--only NAME ...]
 
 tensors.json: what transformers' save_pretrained writes for each model of models.json (names and shapes).
-golden.json: what llama.cpp's converter makes of the models of tests/convert_models.py: metadata, and a digest of
-every tensor. The made-up tokenizers have no hash that llama.cpp knows; it is told their pre-tokenizer, which
+golden.json: what llama.cpp's converter makes of the models of tests/support/convert_models.py: metadata, and a
+digest of every tensor. The made-up tokenizers have no hash that llama.cpp knows; it is told their pre-tokenizer, which
 our converter has to recognise by itself.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2]))
 
-from tests.convert_models import MODELS, write_model  # noqa: E402 - the repository is not installed for this script
+from tests.support.convert_models import MODELS, write_model  # noqa: E402 - the repository is not installed for this script
 
 REFERENCE = """
 import runpy, sys

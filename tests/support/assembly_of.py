@@ -1,4 +1,4 @@
-"""Prints what the CPU engine's code is on another machine: `python -m tests.assembly_of TRIPLE PROCESSOR TYPE…`.
+"""Prints what the CPU engine's code is elsewhere: `python -m tests.support.assembly_of TRIPLE PROCESSOR TYPE…`.
 
 A JSON object: type and importance → {"fused": fused multiply-adds, "called": other functions, "products": count}.
 """

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.convert_tokenizers import write_tokenizer
+from tests.support.convert_tokenizers import write_tokenizer
 
-DATA = Path(__file__).parent / "data" / "convert"
+DATA = Path(__file__).parents[1] / "data" / "convert"
 
 
 @dataclass(frozen=True)

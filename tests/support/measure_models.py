@@ -14,8 +14,8 @@ from quantmill.gguf_io import GGUFSink, OutputTensor
 from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.qkernels import to_float32
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
-DATA = Path(__file__).parent / "data" / "measure"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-qwen3-moe"
+DATA = Path(__file__).parents[1] / "data" / "measure"
 
 
 @functools.cache

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure_models import EXAMPLE
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.support.measure_models import EXAMPLE
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}

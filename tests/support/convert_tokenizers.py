@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).parent / "data" / "convert"
+DATA = Path(__file__).parents[1] / "data" / "convert"
 WORDS = [
     "the",
     "of",
