@@ -101,10 +101,14 @@ def _phi3(facts: Facts) -> Settings:
     return {"rope_parameters": parameters, "original_max_position_embeddings": original}
 
 
-def _olmo2(facts: Facts) -> Settings:
-    if facts.get("attention.sliding_window") is None:
-        return {}
-    return {"layer_types": _every(facts, 4)}
+def _olmo3(facts: Facts) -> Settings:
+    # src/models/olmo2.cpp: layers with a window rotate unscaled
+    theta = facts.get("rope.freq_base_swa", facts.get("rope.freq_base", 10000.0))
+    sliding = {"rope_type": "default", "rope_theta": theta}
+    return {
+        "layer_types": _every(facts, 4),
+        "rope_parameters": {"full_attention": rope(facts), "sliding_attention": sliding},
+    }
 
 
 def _exaone4(facts: Facts) -> Settings:
@@ -182,7 +186,7 @@ ARCHITECTURES = {
     "phi3": Architecture("phi3", "Phi3ForCausalLM", extra=_phi3),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
     "olmo3": Architecture(
-        "olmo3", "Olmo3ForCausalLM", {"sliding_window": "attention.sliding_window"}, extra=_olmo2
+        "olmo3", "Olmo3ForCausalLM", {"sliding_window": "attention.sliding_window"}, extra=_olmo3
     ),
     "starcoder2": Architecture(
         "starcoder2", "Starcoder2ForCausalLM", {"norm_epsilon": "attention.layer_norm_epsilon"}

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantmill.gguf_io import GGUFSink, OutputTensor
-from quantmill.gguf_io.convert import open_checkpoint
-from quantmill.qkernels import to_float32
-from tests.support.convert_models import MODELS, write_model
+from tests.support.convert_models import MODELS, write_f32, write_model
 from tests.support.llama_model import LlamaModel
 
 TOKENS = [1, 259, 17, 300, 42, 5, 199, 260, 7, 7, 88, 311, 123, 64, 250, 9]
@@ -30,20 +27,6 @@ TOLERANCES = {
     "starcoder2": HALF_PRECISION_GELU,
     "gpt-oss": EIGHT_BIT_ACTIVATIONS,
 }
-
-
-def write_f32(directory, path):
-    """The checkpoint as a GGUF of F32 tensors (blocks it came with stay)."""
-    source = open_checkpoint(directory, "f32")
-    kinds = {spec.name: "MXFP4" if spec.type == "MXFP4" else "F32" for spec in source.specs()}
-    outputs = [OutputTensor(spec.name, spec.shape, kinds[spec.name]) for spec in source.specs()]
-    with GGUFSink(path, source.metadata, outputs) as sink:
-        for spec in source.specs():
-            raw = source.read(spec.name)
-            rows = raw if kinds[spec.name] == "MXFP4" else to_float32(raw, spec.type).view(np.uint8)
-            sink.write(spec.name, rows)
-        sink.commit()
-    return path
 
 
 def transformers_logits(directory, name):

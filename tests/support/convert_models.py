@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from quantmill.gguf_io import GGUFSink, OutputTensor
+from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.qkernels import to_float32
 from tests.support.convert_tokenizers import write_tokenizer
 
 DATA = Path(__file__).parents[1] / "data" / "convert"
@@ -170,6 +173,20 @@ def write_safetensors(path: Path, found: dict[str, tuple[str, np.ndarray]]) -> N
         file.write(struct.pack("<Q", len(raw)) + raw)
         for _, values in found.values():
             file.write(np.ascontiguousarray(values).tobytes())
+
+
+def write_f32(directory: Path, path: Path) -> Path:
+    """The checkpoint as a GGUF of F32 tensors (blocks it came with stay)."""
+    source = open_checkpoint(directory, "f32")
+    kinds = {spec.name: "MXFP4" if spec.type == "MXFP4" else "F32" for spec in source.specs()}
+    outputs = [OutputTensor(spec.name, spec.shape, kinds[spec.name]) for spec in source.specs()]
+    with GGUFSink(path, source.metadata, outputs) as sink:
+        for spec in source.specs():
+            raw = source.read(spec.name)
+            rows = raw if kinds[spec.name] == "MXFP4" else to_float32(raw, spec.type).view(np.uint8)
+            sink.write(spec.name, rows)
+        sink.commit()
+    return path
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Small random models of every family, as transformers makes them: the reference of test_measure_model.py."""
+"""Small random models of every family, as transformers makes them: the reference of test_families.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.support.convert_tokenizers import write_tokenizer
 from tests.support.measure_models import EXAMPLE
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -55,6 +56,18 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 FULL_AND_SLIDING = {
     "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
     "sliding_attention": DEFAULT_ROPE,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + i / 32 for i in range(16)],
+    "long_factor": [2.0 + i / 8 for i in range(16)],
+    "original_max_position_embeddings": 128,
+}
+DEFAULT_AND_SCALED = {
+    "full_attention": YARN
+    | {"rope_theta": 500000.0, "attention_factor": 1.2, "beta_fast": 32.0, "beta_slow": 1.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
 }
 
 # name: transformers' model type and what it changes. Settings that a family reads from metadata differ from defaults.
@@ -125,7 +138,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "exaone 4": ("exaone4", {"sliding_window": 32, "sliding_window_pattern": 4}),
     "cohere 2": ("cohere2", {"sliding_window": 32, "tie_word_embeddings": True, "logit_scale": 0.25}),
+    "mistral": ("mistral", {"head_dim": 64, "sliding_window": None}),
+    "gemma 2": (
+        "gemma2",
+        {
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 32,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 10.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi 3": ("phi3", {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 512}),
+    # llama.cpp has switched Phi-3's window off (src/models/phi3.cpp), and so have we.
+    "phi 3, longrope": ("phi3", {"original_max_position_embeddings": 128, "rope_parameters": LONGROPE}),
+    "olmo 3": ("olmo3", {"sliding_window": 32, "rope_parameters": DEFAULT_AND_SCALED}),
+    "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
+# Families whose vocabulary the example's tokenizer cannot be: tests.convert_tokenizers' kinds.
+VOCABULARIES = {"gemma2": "spm", "phi3": "spm", "glm4": "llama-bpe"}
 
 
 def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
@@ -141,6 +173,9 @@ def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
             else:
                 tensor.mul_(2)
     model.save_pretrained(path)
-    for name in TOKENIZER:
-        shutil.copy(EXAMPLE / name, path / name)
+    if kind in VOCABULARIES:
+        write_tokenizer(path, VOCABULARIES[kind], COMMON["vocab_size"])
+    else:
+        for name in TOKENIZER:
+            shutil.copy(EXAMPLE / name, path / name)
     return model
