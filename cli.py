@@ -22,6 +22,7 @@ COMMANDS = {
     "imatrix": "Collect, merge and look into importance matrices: which weights matter.",
     "evaluate": "Measure what quantization lost: perplexity, KL divergence, tasks, speed.",
     "report": "Show measurements as tables, plots, an HTML page or a model card.",
+    "recipe": "Show which type each tensor of a GGUF has, as a recipe that quantize --recipe follows.",
     "types": "List the file types and tensor types, with their bits per weight.",
     "devices": "List the devices that can quantize here.",
 }

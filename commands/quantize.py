@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from quantmill.recipe import Plan, PlanEntry, TypeRule
 
 _FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
-_SIZE = re.compile(r"(\d+)([MG])", re.IGNORECASE)
 
 
 class _OrderedPatterns(TyperCommand):
@@ -79,6 +77,14 @@ def quantize(
     tensor_type_file: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="More of these, separated by white space.")
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="What each tensor becomes (see `quantmill recipe`), instead of TYPE: MODEL OUTPUT [THREADS]. "
+            "--tensor-type and its like go first.",
+        ),
+    ] = None,
     token_embedding_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Of the token embeddings.")
     ] = None,
@@ -102,7 +108,7 @@ def quantize(
     keep_split: Annotated[bool, typer.Option("--keep-split", help="As many files as the model has.")] = False,
     split_max_size: Annotated[
         str | None,
-        typer.Option(metavar="N[M|G]", help="Files of at most N megabytes or gigabytes of tensors."),
+        typer.Option(metavar="SIZE", help="Files of at most so many bytes of tensors, e.g. 500M, 2G, 4GiB."),
     ] = None,
     max_buffer_size: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Memory for rows under way. [default: 128]")
@@ -129,12 +135,19 @@ def quantize(
         raise typer.BadParameter("--keep-split and --split-max-size cannot be used together")
     from quantmill.commands.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
+    from quantmill.jobs.recipe import read_recipe
     from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type
 
-    source, output, file_type, n_threads = _positional(arguments, keep_split)
-    recipe = Recipe(
+    rules = _rules(tensor_type or [])
+    if recipe is None:
+        source, output, file_type, n_threads = _positional(arguments, keep_split)
+    else:
+        source, output, n_threads = _without_type(arguments, "--recipe")
+        file = read_recipe(recipe)
+        file_type, rules = file.file_type, (*rules, *file.rules)
+    wanted = Recipe(
         file_type,
-        rules=_rules(tensor_type or []),
+        rules=rules,
         token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
         output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
         leave_output_tensor=leave_output_tensor,
@@ -144,12 +157,12 @@ def quantize(
         prune_layers=parse_layers(prune_layers) if prune_layers else (),
         overrides=tuple(parse_override(text) for text in override_kv or ()),
         keep_split=keep_split,
-        split_max_bytes=_split_bytes(split_max_size) if split_max_size else None,
+        split_max_bytes=_size(split_max_size, "--split-max-size") if split_max_size else None,
     )
     job = Job(
         str(local_model(source, revision)),
         output,
-        recipe,
+        wanted,
         imatrix=imatrix,
         include_weights=tuple(include_weights or ()),
         exclude_weights=tuple(exclude_weights or ()),
@@ -187,6 +200,22 @@ def _positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str,
     return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
 
 
+def _without_type(arguments: list[str], option: str) -> tuple[str, Path, int | None]:
+    """MODEL OUTPUT [THREADS], where `option` says what the tensors become → model, output, threads."""
+    if len(arguments) not in (2, 3) or not all(word.isdecimal() for word in arguments[2:]):
+        raise typer.BadParameter(f"with {option} TYPE is left out: expected MODEL OUTPUT [THREADS]")
+    return arguments[0], Path(arguments[1]), int(arguments[2]) if len(arguments) == 3 else None
+
+
+def _size(text: str, option: str) -> int:
+    from quantmill.recipe import RecipeError, parse_size
+
+    try:
+        return parse_size(text, option)
+    except RecipeError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
     from quantmill.recipe import parse_rule, parse_rules
 
@@ -198,14 +227,6 @@ def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
         else:
             rules.append(parse_rule(text))
     return tuple(rules)
-
-
-def _split_bytes(text: str) -> int:
-    """`2G`, `500M`: decimal, as llama-gguf-split counts."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"--split-max-size {text!r}: expected a size such as 500M or 2G")
-    return int(match.group(1)) * {"M": 10**6, "G": 10**9}[match.group(2).upper()]
 
 
 def _show_plan(plan: Plan, as_json: bool) -> None:

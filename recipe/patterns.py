@@ -60,6 +60,16 @@ def parse_type(text: str) -> str:
     raise RecipeError(f"unknown tensor type {text!r}; known: {', '.join(TYPES)}")
 
 
+def type_rule(pattern: str, type_name: str) -> TypeRule:
+    """The rule of a pattern, which is lower-cased as llama-quantize does, and a type in any case.
+
+    Raises RecipeError.
+    """
+    lowered = pattern.lower()
+    inverted = tuple(re.findall(r"\\[DSWB]", pattern.replace(r"\\", "")))
+    return TypeRule(lowered, parse_type(type_name), compile_pattern(lowered), inverted)
+
+
 def parse_rule(text: str) -> TypeRule:
     """`PATTERN=TYPE`, split at the first `=` and lower-cased, as llama-quantize does. Raises RecipeError."""
     pattern, separator, type_name = text.partition("=")
@@ -70,9 +80,7 @@ def parse_rule(text: str) -> TypeRule:
     except RecipeError as error:
         # The usual cause: a look-ahead, whose own `=` comes first.
         raise RecipeError(f"--tensor-type {text!r}: {error} (the pattern ends at the first '=')") from None
-    lowered = pattern.lower()
-    inverted = tuple(re.findall(r"\\[DSWB]", pattern.replace(r"\\", "")))
-    return TypeRule(lowered, chosen, compile_pattern(lowered), inverted)
+    return type_rule(pattern, chosen)
 
 
 def parse_rules(text: str) -> tuple[TypeRule, ...]:
