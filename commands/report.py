@@ -26,6 +26,9 @@ def report(
         str | None, typer.Option(help="Repository of the original model, for the card.")
     ] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="Licence, for the card.")] = None,
+    repository: Annotated[
+        str | None, typer.Option("--repo", help="Where the files will lie on the hub, for the card.")
+    ] = None,
 ) -> None:
     """Write a self-contained page (OUT/index.html) and a Hugging Face model card (OUT/README.md)."""
     from quantmill.commands.evaluate import write_whole
@@ -34,7 +37,10 @@ def report(
 
     maps = [_importance(imatrix)] if imatrix else []
     collected = collect([from_json(path) for path in runs], title, maps)
-    texts = {"index.html": page(collected), "README.md": card(collected, base_model, license_name)}
+    texts = {
+        "index.html": page(collected),
+        "README.md": card(collected, base_model, license_name, repository),
+    }
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_whole(out / name, text)

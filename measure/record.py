@@ -12,8 +12,8 @@ import json
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from pathlib import Path
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from quantmill.gguf_io.source import open_source
@@ -23,6 +23,16 @@ from quantmill.measure.perplexity import Estimate
 from quantmill.measure.speed import Speed
 
 FORMAT = 1
+# Metadata that a page or a card shows; of quantmill's own keys all.
+FACTS = (
+    "general.name",
+    "general.license",
+    "general.base_model.0.repo_url",
+    "quantize.imatrix.file",
+    "quantize.imatrix.dataset",
+    "quantize.imatrix.chunks_count",
+)
+_LONGEST_FACT = 200
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,10 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """bytes of all files of the model; bits_per_weight of its tensors alone; sha256 of the files in order."""
+    """bytes of all files of the model; bits_per_weight of its tensors alone; sha256 of the files in order.
+
+    facts: what the metadata says of the model's origin and of how it was quantized, as text (see FACTS).
+    """
 
     name: str
     path: str
@@ -45,6 +58,7 @@ class ModelFile:
     sha256: str
     architecture: str
     tensors: tuple[TensorRow, ...]
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,9 @@ def describe(path: Path) -> ModelFile:
         rows.append(TensorRow(spec.name, spec.type, n_weights, spec.n_bytes))
     paths = [Path(p) for p in source.paths]
     architecture = source.metadata["general.architecture"].value
+    facts = {
+        key: text for key, value in source.metadata.items() if (text := _fact(key, value.value)) is not None
+    }
     source.close()
     if path.is_dir():
         paths = sorted(path.glob("*.safetensors"))
@@ -143,7 +160,17 @@ def describe(path: Path) -> ModelFile:
         sha256=digest(paths),
         architecture=architecture,
         tensors=tuple(rows),
+        facts=facts,
     )
+
+
+def _fact(key: str, value: Any) -> str | None:
+    """The value as text when it is one of FACTS and short; of a file its name, as paths tell about their owner."""
+    if key not in FACTS and not key.startswith("quantmill."):
+        return None
+    if not isinstance(value, str | int | float) or len(str(value)) > _LONGEST_FACT:
+        return None
+    return PurePath(str(value)).name if key.endswith((".file", ".dataset")) else str(value)
 
 
 def named(files: Sequence[ModelFile]) -> list[ModelFile]:
@@ -182,7 +209,10 @@ def _built(kind: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        return kind(**{f.name: _built(hints[f.name], value[f.name]) for f in fields(kind)})
+        # What later versions added has a default; older records do without it.
+        added = {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
+        given = [f.name for f in fields(kind) if f.name in value or f.name not in added]
+        return kind(**{name: _built(hints[name], value[name]) for name in given})
     if origin is types.UnionType:
         return None if value is None else _built(arguments[0], value)
     if origin is tuple:

@@ -6,7 +6,9 @@ import csv
 import functools
 import io
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,8 +18,8 @@ import torch
 from quantmill import cli
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import ModelFile, ModelResult, Run, TensorRow, from_json, to_csv, to_json
-from quantmill.measure.report import HeatMap, card, collect, page
-from quantmill.measure.report.collect import pareto, type_map
+from quantmill.measure.report import HeatMap, card, collect, page, tables
+from quantmill.measure.report.collect import pareto, type_map, without_paths
 from quantmill.measure.report.svg import CHARACTER, FONT, HEIGHT, WIDTH, Line, Point, scatter
 from quantmill.measure.speed import Speed
 from tests.support.measure_models import DATA, EXAMPLE, directory, tiny
@@ -141,23 +143,88 @@ def test_page_shows_the_numbers() -> None:
     assert f"{divergence.kld.value:.6f} ± {divergence.kld.error:.6f}" in words
     assert "100.00 ± 1.50" in words
     assert record().models[0].file.sha256 in words
-    assert record().command in words
+    assert without_paths(record().command) in words
+    assert str(directory()) not in text
+    assert str(EXAMPLE) not in text
     assert text.count("<svg") == 2
+    assert text.index("<svg") < text.index("<summary>Paired tests")
+    head = re.findall(r"<th>([^<]*)</th>", text[text.index("Perplexity and divergence") :])
+    assert head[:2] == ["model", "KLD mean"]  # both fit a narrow screen
+
+
+def test_commands_are_shown_without_paths() -> None:
+    command = "quantmill evaluate --base /home/me/a b.gguf --text=../t.txt -c 512 'x y/q.gguf' Q4_K_M.gguf"
+    shown = "quantmill evaluate --base a b.gguf --text=t.txt -c 512 q.gguf Q4_K_M.gguf"
+    assert without_paths(command) == shown
+
+
+def test_the_title_is_what_the_model_calls_itself() -> None:
+    run = record()
+    assert run.base is not None
+    named = replace(run.base, file=replace(run.base.file, facts={"general.name": "Tiny Ünïted"}))
+    assert collect([replace(run, base=named)]).title == "Tiny Ünïted"
+    unnamed = replace(run.base, file=replace(run.base.file, facts={}))
+    assert collect([replace(run, base=unnamed)]).title == "tiny-F16"
+
+
+def test_the_card_tells_where_importance_and_changes_come_from() -> None:
+    run = record()
+    facts = {
+        "quantize.imatrix.file": "im.gguf",
+        "quantize.imatrix.dataset": "calib.txt",
+        "quantize.imatrix.chunks_count": "20",
+        "quantmill.pruned_layers": "2",
+        "general.license": "mit",
+    }
+    changed = replace(run.models[0], file=replace(run.models[0].file, facts=facts))
+    text = card(collect([replace(run, models=(changed,), base=None)]))
+    assert "tiny-Q4\\_0: importance matrix `im.gguf` from `calib.txt`, 20 chunks" in text
+    assert "`quantmill.pruned_layers` 2" in text
+    assert 'license: "mit"' in text
+
+
+def test_the_choice_by_memory_changes_with_size() -> None:
+    run = record()
+
+    def sized(result: ModelResult, gigabytes: float) -> ModelResult:
+        return replace(result, file=replace(result.file, bytes=int(gigabytes * 1e9)))
+
+    small, good = sized(run.models[0], 6.0), sized(run.models[1], 9.9)
+    rows = tables.choices(collect([replace(run, models=(small, good))])).rows
+    # 6.0 · 1.2 = 7.2 fits 8 GB; 9.9 · 1.2 = 11.88 fits 12 GB
+    assert [row[:2] for row in rows] == [("8 GB", "tiny-Q4_0"), ("12 GB", "tiny-Q8_0")]
+
+
+def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    old = json.loads(to_json(record()))
+    for model in [*old["models"], old["base"]]:
+        del model["file"]["facts"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old))
+    assert from_json(path).models[0].file.facts == {}
+    del old["models"][0]["file"]["bytes"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(MeasureError, match="damaged evaluation record"):
+        from_json(path)
 
 
 def test_card_has_a_header_and_tables() -> None:
-    text = card(collect([record(), speed_record()]), "org/model", "apache-2.0")
+    text = card(collect([record(), speed_record()]), "org/model", "apache-2.0", "me/model-GGUF")
     header, _, body = text.removeprefix("---\n").partition("\n---\n")
     lines = header.splitlines()
     assert 'base_model: "org/model"' in lines
     assert 'license: "apache-2.0"' in lines
     assert lines[lines.index("tags:") + 1] == "- gguf"
     tables = re.findall(r"(?:^\|.*\|\n)+", body, re.M)
-    assert len(tables) == 6  # files, quality, percentiles, tasks, speed, types
+    assert len(tables) == 7  # files, which one, quality, percentiles, tasks, speed, types
     for table in tables:
         counts = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
         assert len(counts) == 1
     assert "tiny-Q4\\_0" in body
+    assert "[tiny-Q4\\_0](tiny-Q4_0.gguf)" in body
+    assert "hf download me/model-GGUF tiny-Q8_0.gguf" in body  # the better one, and 2 GB hold both
+    assert str(directory()) not in text
+    assert str(EXAMPLE) not in text
     with pytest.raises(MeasureError, match="cannot stand in a model card"):
         card(collect([record()]), "a\nb: c")
 
@@ -177,8 +244,6 @@ def test_records_that_do_not_compare_are_refused() -> None:
     run = record()
     assert run.text is not None
     assert run.base is not None
-    from dataclasses import replace
-
     with pytest.raises(MeasureError, match="different texts"):
         collect([run, replace(run, text=replace(run.text, n_ctx=256))])
     other = replace(run.base, file=replace(run.base.file, sha256="0", name="other"))
@@ -236,6 +301,41 @@ def test_labels_cover_neither_each_other_nor_points() -> None:
             assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
         for x, y in circles:
             assert not (a[0] < x + 4 and x - 4 < a[2] and a[1] < y + 4 and y - 4 < a[3])
+    assert_labels_belong(svg, points)
+
+
+def assert_labels_belong(svg: str, points: list[Point]) -> None:
+    """The nearest point to a label is its own."""
+    circles = {
+        hint: (float(x), float(y))
+        for x, y, hint in re.findall(
+            r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)" r="4.5"><title>([^<]*)<', svg
+        )
+    }
+    for x, y, label in re.findall(r'<text class="label" x="([\d.-]+)" y="([\d.-]+)">([^<]*)</text>', svg):
+        box = (float(x), float(y) - FONT + 2, float(x) + CHARACTER * len(label), float(y) + 3)
+
+        def away(place: tuple[float, float], box: Box = box) -> float:
+            return math.dist(place, (min(max(place[0], box[0]), box[2]), min(max(place[1], box[1]), box[3])))
+
+        assert min(circles, key=lambda hint: away(circles[hint])) == label
+
+
+def test_a_crowd_of_points_keeps_its_labels_apart() -> None:
+    points = [
+        Point(4 + 0.02 * (i % 6), 0.01 + 0.0005 * (i // 6), 0.0, f"model-{i}", f"model-{i}")
+        for i in range(36)
+    ]
+    svg = scatter(points, "x", "y", False)
+    assert_labels_belong(svg, points)
+    assert 3 <= len(_texts(svg)) < 36
+
+
+def test_wide_letters_stay_inside() -> None:
+    svg = scatter(
+        [Point(1.0, 1.0, 0.0, "量子化" * 9, "x"), Point(2.0, 2.0, 0.0, "量子化" * 12, "x")], "x", "y", False
+    )
+    assert [len(label) for label in re.findall(r'class="label"[^>]*>([^<]*)<', svg)] == [27]
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -1,40 +1,47 @@
-"""A Hugging Face model card: YAML header and the tables that quantizers publish."""
+"""A Hugging Face model card: YAML header and the tables that quantizers publish. No path of this machine is in it."""
 
 from __future__ import annotations
 
 import json
+from pathlib import PurePath
+from urllib.parse import quote
 
 from quantmill.measure.errors import MeasureError
+from quantmill.measure.record import ModelFile
 from quantmill.measure.report import tables
-from quantmill.measure.report.collect import Report
+from quantmill.measure.report.collect import Report, without_paths
 from quantmill.measure.report.tables import Table
 
+HUB = "https://huggingface.co/"
 
-def card(report: Report, base_model: str | None = None, license_name: str | None = None) -> str:
-    """README.md text. base_model: repository of the original model. license_name: as Hugging Face spells it."""
-    for value in (base_model, license_name):
+
+def card(
+    report: Report,
+    base_model: str | None = None,
+    license_name: str | None = None,
+    repository: str | None = None,
+) -> str:
+    """README.md text. base_model: repository of the original model, license_name: as Hugging Face spells it; both by
+    default what the model's metadata says. repository: where the files will lie, for the commands that fetch them."""
+    for value in (base_model, license_name, repository):
         if value is not None and (not value.strip() or "\n" in value):
             raise MeasureError(f"{value!r} cannot stand in a model card's header")
-    text = next((run.text for run in report.runs if run.text), None)
+    facts = (report.base or report.models[0]).file.facts
+    origin = facts.get("general.base_model.0.repo_url", "")
+    base_model = base_model or (origin.removeprefix(HUB) if origin.startswith(HUB) else None)
+    license_name = license_name or facts.get("general.license")
     parts: list[str | None] = [_header(base_model, license_name), f"# {report.title}, quantized to GGUF\n"]
     if base_model:
-        parts.append(f"Quantized from [{base_model}](https://huggingface.co/{base_model}) with quantmill.\n")
-    parts.append(_part("Files", tables.files(report)))
-    if text is not None:
-        parts.append(
-            f"## Quality\n\nAgainst {report.base.file.name if report.base else 'the saved base'} on `{text.path}` "
-            f"({text.n_chunks} chunks of {text.n_ctx} tokens, {text.n_scored} scored).\n"
-        )
-        parts += [_markdown(table) for table in (tables.quality(report), tables.percentiles(report)) if table]
-        parts += [f"* {line}" for line in tables.verdicts(report)]
-        parts.append("")
-    parts.append(_part("Tasks", tables.tasks(report)))
-    parts.append(_part("Tokens per second", tables.speeds(report)))
-    parts.append(_part("Types, share of weights", tables.type_counts(report)))
-    commands = "\n".join(run.command for run in report.runs)
-    parts.append(f"## How it was measured\n\n```sh\n{commands}\n```\n")
-    for run in report.runs:
-        parts.append(f"* {run.date}, quantmill {run.version}, {run.machine}; {run.device}")
+        parts.append(f"Quantized from [{base_model}]({HUB}{base_model}) with quantmill.\n")
+    parts.append(_part("Files", tables.files(report), report))
+    which = _part("Which one", tables.choices(report), report, column=1)
+    parts += [which, "A sixth of the memory is left for the context.\n"] if which else []
+    parts.append(_running(report, repository))
+    parts += _quality(report)
+    parts.append(_part("Tasks", tables.tasks(report), report))
+    parts.append(_part("Tokens per second", tables.speeds(report), report))
+    parts.append(_part("Types, share of weights", tables.type_counts(report), report))
+    parts += _provenance(report)
     return "\n".join(part for part in parts if part is not None) + "\n"
 
 
@@ -48,18 +55,88 @@ def _header(base_model: str | None, license_name: str | None) -> str:
     return "\n".join([*lines, "---", ""])
 
 
-def _part(title: str, table: Table | None) -> str | None:
-    return None if table is None else f"## {title}\n\n{_markdown(table)}"
+def _running(report: Report, repository: str | None) -> str | None:
+    if not report.models:
+        return None
+    choices = tables.choices(report).rows
+    names = {result.file.name: result.file for result in report.models}
+    chosen = names[choices[-1][1]] if choices else report.models[0].file
+    name = PurePath(chosen.path).name
+    fetch = f"hf download {repository} {name} --local-dir .\n" if repository else ""
+    return (
+        f"## How to run\n\n```sh\n{fetch}llama-cli -m {name}       # in the terminal\n"
+        f"llama-server -m {name}    # in the browser\n```\n"
+    )
 
 
-def _markdown(table: Table) -> str:
-    rows = [table.head, *table.rows]
-    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+def _quality(report: Report) -> list[str]:
+    text = next((run.text for run in report.runs if run.text), None)
+    if text is None:
+        return []
+    against = report.base.file.name if report.base else "the saved base"
+    parts = [
+        f"## Quality\n\nAgainst {_escaped(against)} on `{PurePath(text.path).name}` "
+        f"({text.n_chunks} chunks of {text.n_ctx} tokens, {text.n_scored} scored).\n"
+    ]
+    parts += [
+        _markdown(table, report) for table in (tables.quality(report), tables.percentiles(report)) if table
+    ]
+    parts += [f"* {_escaped(line)}" for line in tables.verdicts(report)]
+    return [*parts, ""]
+
+
+def _provenance(report: Report) -> list[str]:
+    """Commands, machines, texts and what the files say of their importance and of quantmill's work on them."""
+    commands = "\n".join(without_paths(run.command) for run in report.runs)
+    parts = [f"## How it was made and measured\n\n```sh\n{commands}\n```\n"]
+    for run in report.runs:
+        parts.append(f"* {run.date}, quantmill {run.version}, {_escaped(run.machine)}; {run.device}")
+    for text in dict.fromkeys(run.text for run in report.runs if run.text):
+        parts.append(f"* evaluation text `{PurePath(text.path).name}`, sha256 `{text.sha256}`")
+    if report.base is not None:
+        file = report.base.file
+        parts.append(f"* base {_escaped(file.name)}, {tables.size(file.bytes)}, sha256 `{file.sha256}`")
+    for result in report.models:
+        parts += [f"* {_escaped(result.file.name)}: {line}" for line in _origins(result.file)]
+    return parts
+
+
+def _origins(file: ModelFile) -> list[str]:
+    """Where the importance of a file came from, and every key that quantmill wrote about it."""
+    facts = file.facts
+    lines = []
+    if "quantize.imatrix.file" in facts:
+        chunks = facts.get("quantize.imatrix.chunks_count")
+        data = facts.get("quantize.imatrix.dataset")
+        lines.append(
+            f"importance matrix `{facts['quantize.imatrix.file']}`"
+            + (f" from `{data}`" if data else "")
+            + (f", {chunks} chunks" if chunks else "")
+        )
+    own = {key: value for key, value in facts.items() if key.startswith("quantmill.")}
+    lines += [f"`{key}` {_escaped(value)}" for key, value in sorted(own.items())]
+    return lines
+
+
+def _part(title: str, table: Table | None, report: Report, column: int = 0) -> str | None:
+    return None if table is None or not table.rows else f"## {title}\n\n{_markdown(table, report, column)}"
+
+
+def _markdown(table: Table, report: Report, column: int = 0) -> str:
+    """A table; the names in `column` link to their files, which lie beside the card."""
+    links = {r.file.name: PurePath(r.file.path).name for r in report.models}
+
+    def shown(i: int, cell: str) -> str:
+        text = _escaped(cell)
+        return f"[{text}]({quote(links[cell])})" if i == column and cell in links else text
+
+    rows = ["| " + " | ".join(shown(i, cell) for i, cell in enumerate(row)) + " |" for row in table.rows]
+    head = "| " + " | ".join(map(_escaped, table.head)) + " |"
     rule = "| --- |" + " ---: |" * (len(table.head) - 1)
-    return "\n".join([lines[0], rule, *lines[1:], ""])
+    return "\n".join([head, rule, *rows, ""])
 
 
 def _escaped(cell: str) -> str:
-    for sign in "\\|`*_<":
+    for sign in "\\|`*_<[":
         cell = cell.replace(sign, "\\" + sign)
     return cell

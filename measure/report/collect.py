@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import Comparison, ModelFile, ModelResult, Run
@@ -73,7 +75,7 @@ def collect(runs: Sequence[Run], title: str | None = None, heat_maps: Sequence[H
     names = [result.file.name for result in models]
     start = _common_start(names)
     return Report(
-        title=title or (base.file.name if base else names[0]),
+        title=title or _model_name(base or models[0]),
         runs=tuple(runs),
         models=tuple(models),
         base=base,
@@ -81,6 +83,20 @@ def collect(runs: Sequence[Run], title: str | None = None, heat_maps: Sequence[H
         labels={name: name[start:] or name for name in names},
         heat_maps=(*(type_map(result.file) for result in models), *heat_maps),
     )
+
+
+def _model_name(result: ModelResult) -> str:
+    """What the model calls itself, else its file's name."""
+    return result.file.facts.get("general.name") or result.file.name
+
+
+def without_paths(command: str) -> str:
+    """A command line with names in place of paths: what lies before a file's name is its owner's business."""
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        words.append(option + equals + (PurePath(value).name if "/" in value else value))
+    return shlex.join(words)
 
 
 def _common_start(names: Sequence[str]) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
+from pathlib import PurePath
 
 from quantmill.measure.report import tables
-from quantmill.measure.report.collect import HeatMap, Report
+from quantmill.measure.report.collect import HeatMap, Report, without_paths
 from quantmill.measure.report.svg import Line, Point, scatter
 from quantmill.measure.report.tables import Table, size
 
@@ -15,8 +16,8 @@ from quantmill.measure.report.tables import Table, size
 def page(report: Report) -> str:
     """The whole document."""
     style = resources.files("quantmill.measure.report").joinpath("style.css").read_text("utf-8")
-    sections = [_summary(report), _plots(report), _quality(report), _tasks(report), _speeds(report)]
-    sections += [_types(report), _origin(report)]
+    sections = [_summary(report), _plots(report), _verdicts(report), _quality(report), _tasks(report)]
+    sections += [_speeds(report), _types(report), _origin(report)]
     title = escape(report.title)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -60,11 +61,19 @@ def _summary(report: Report) -> str:
         )
     if text is not None:
         lines.append(
-            f"Text: {text.path}, {text.n_chunks} chunks of {text.n_ctx} tokens; the second half of each is scored, "
-            f"{text.n_scored:,} tokens in all."
+            f"Text: {PurePath(text.path).name}, {text.n_chunks} chunks of {text.n_ctx} tokens; the second half of "
+            f"each is scored, {text.n_scored:,} tokens in all."
         )
-    items = "".join(f"<li>{escape(line)}</li>" for line in tables.verdicts(report))
-    return _paragraphs(lines) + (f"<ul>{items}</ul>" if items else "")
+    return _paragraphs(lines)
+
+
+def _verdicts(report: Report) -> str:
+    lines = tables.verdicts(report)
+    if not lines:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    title = f"Paired tests of neighbours: {len(lines)}"
+    return f"<details class='verdicts'><summary>{title}</summary><ul>{items}</ul></details>"
 
 
 def _plots(report: Report) -> str:
@@ -166,9 +175,10 @@ def _heat_map(heat: HeatMap) -> str:
 
 def _origin(report: Report) -> str:
     runs = "".join(
-        f"<li><code>{escape(run.command)}</code><br>{escape(run.date)}, quantmill {escape(run.version)}, "
-        f"{escape(run.machine)}; {escape(run.device)}"
+        f"<li><code>{escape(without_paths(run.command))}</code><br>{escape(run.date)}, "
+        f"quantmill {escape(run.version)}, {escape(run.machine)}; {escape(run.device)}"
         + (f"<br>text sha256 <code>{run.text.sha256}</code>" if run.text else "")
+        + (f"<br>base sha256 <code>{run.base.file.sha256}</code>" if run.base else "")
         + "".join(f"<br>{escape(note)}" for note in run.notes)
         + "</li>"
         for run in report.runs

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from unicodedata import east_asian_width
 
 from quantmill.measure.report.collect import pareto
 
@@ -14,6 +15,8 @@ WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
 FONT = 12
 CHARACTER = 7.6  # width of a letter at FONT: types are capitals and digits
+WIDE = 12.5  # of the widest Latin letters, and of Chinese and Japanese signs
+NEARER = 3.0  # how much nearer a label lies to its own point than to any other
 LINE_LABELS = (0.0, 0.95, 0.5, 0.25, 0.75)  # where along a line its label may stand, best first
 
 
@@ -51,6 +54,7 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, log: bool, line
         *_axes(x_axis, y_axis, x_title, y_title),
     ]
     places = [(x_axis.at(p.x), y_axis.at(p.y)) for p in points]
+    named = [(p.label, *place) for p, place in zip(points, places, strict=True)]
     front = pareto([(p.x, p.y) for p in points])
     blocked = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     if line is not None:
@@ -69,7 +73,7 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, log: bool, line
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(point.hint)}</title></circle>'
         )
-    parts += _labels([(p.label, *place) for p, place in zip(points, places, strict=True)], blocked, "label")
+    parts += _labels(named, blocked, "label", owners=places)
     if line is not None:
         along = [
             (line.label, LEFT + share * (WIDTH - RIGHT - LEFT), y_axis.at(line.y)) for share in LINE_LABELS
@@ -82,23 +86,42 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 def _labels(
-    labels: Sequence[tuple[str, float, float]], blocked: list[Box], kind: str, first: bool = False
+    labels: Sequence[tuple[str, float, float]],
+    blocked: list[Box],
+    kind: str,
+    first: bool = False,
+    owners: Sequence[tuple[float, float]] = (),
 ) -> list[str]:
     """Text beside each (label, x, y) where it covers no other text, point or line; added to `blocked`. A label
-    without room is left to its hint. first: only the first label that finds room."""
+    without room is left to its hint. first: only the first label that finds room. owners: all points that have a
+    label; a text that lies nearer to another than to its own would be read as that one's."""
     parts = []
     for label, x, y in labels:
-        width = CHARACTER * len(label)
+        width = text_width(label)
+        others = [place for place in owners if place != (x, y)]
         for dx, dy in _around(width):
             box = (x + dx, y + dy - FONT + 2, x + dx + width, y + dy + 3)
-            inside = box[0] >= LEFT + 2 and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM
-            if inside and not any(_overlap(box, other) for other in blocked):
+            inside = box[0] >= LEFT + 2 and box[2] <= WIDTH - 2 and box[1] >= 0 and box[3] <= HEIGHT - BOTTOM
+            free = inside and not any(_overlap(box, other) for other in blocked)
+            if free and all(_distance(box, other) > _distance(box, (x, y)) + NEARER for other in others):
                 blocked.append(box)
                 parts.append(f'<text class="{kind}" x="{box[0]:.1f}" y="{y + dy:.1f}">{escape(label)}</text>')
                 if first:
                     return parts
                 break
     return parts
+
+
+def text_width(text: str) -> float:
+    """An upper bound of a text's width at FONT, in the plot's units."""
+    return sum(WIDE if sign in "mwMW@%" or east_asian_width(sign) in "WF" else CHARACTER for sign in text)
+
+
+def _distance(box: Box, place: tuple[float, float]) -> float:
+    """From a point to the nearest edge of a box."""
+    dx = max(box[0] - place[0], 0.0, place[0] - box[2])
+    dy = max(box[1] - place[1], 0.0, place[1] - box[3])
+    return math.hypot(dx, dy)
 
 
 def _around(width: float) -> list[tuple[float, float]]:

@@ -11,6 +11,8 @@ from quantmill.measure.record import ModelResult
 from quantmill.measure.report.collect import Report
 
 SURE = 0.05  # p-value below which a difference is called one
+MEMORY_GB = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192, 256, 512, 1024, 2048)
+CONTEXT_SHARE = 1.2  # memory wanted for each byte of the file: a sixth of it holds the context and buffers
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,45 @@ def quality(report: Report) -> Table | None:
     if not results:
         return None
     divergent = any(r.divergence for r in results)
-    head = ["model", "size", "bpw", "PPL"]
-    head += ["ln PPL ratio", "KLD mean", "KLD 99 %", "RMS Δp %", "same top %"] if divergent else []
+    # The number that decides comes first, so that a narrow screen shows it.
+    head = ["model", *(["KLD mean"] if divergent else []), "size", "bpw", "PPL"]
+    head += ["ln PPL ratio", "KLD 99 %", "RMS Δp %", "same top %"] if divergent else []
     rows = []
     for result in results:
         file, d = result.file, result.divergence
-        row = [file.name, size(file.bytes), f"{file.bits_per_weight:.2f}", plus_minus(result.ppl, 4)]
-        if divergent and d is not None:
+        row = [file.name, *([plus_minus(d.kld if d else None, 6)] if divergent else [])]
+        row += [size(file.bytes), f"{file.bits_per_weight:.2f}", plus_minus(result.ppl, 4)]
+        if d is not None:
             row += [
                 plus_minus(d.ln_ratio, 5),
-                plus_minus(d.kld, 6),
                 f"{d.kld_percentiles[99.0]:.5f}",
                 plus_minus(d.p_diff_rms.scaled(100), 3),
                 plus_minus(d.same_top.scaled(100), 2),
             ]
         rows.append(tuple(row + [""] * (len(head) - len(row))))
     return Table(tuple(head), tuple(rows))
+
+
+def choices(report: Report) -> Table:
+    """The best file for a card or a machine by its memory, of which a sixth is left for the context.
+
+    Best is the least divergence, else the least perplexity, else the largest file. Sizes at which the choice stays
+    the same are left out; so are those that nothing fits.
+    """
+
+    def loss(result: ModelResult) -> float:
+        if result.divergence is not None:
+            return result.divergence.kld.value
+        return result.ppl.value if result.ppl is not None else -result.file.bytes
+
+    rows: list[tuple[str, ...]] = []
+    for memory in MEMORY_GB:
+        fitting = [r for r in report.models if r.file.bytes * CONTEXT_SHARE <= memory * 10**9]
+        if fitting:
+            best = min(fitting, key=loss)
+            if not rows or rows[-1][1] != best.file.name:
+                rows.append((f"{memory} GB", best.file.name, size(best.file.bytes)))
+    return Table(("memory", "file", "size"), tuple(rows))
 
 
 def percentiles(report: Report) -> Table | None:
@@ -115,7 +140,8 @@ def speeds(report: Report) -> Table | None:
 
 
 def files(report: Report) -> Table:
-    rows = tuple((r.file.name, size(r.file.bytes), r.file.sha256) for r in report.results)
+    """The files that the report is about; the base is not one of them."""
+    rows = tuple((r.file.name, size(r.file.bytes), r.file.sha256) for r in report.models)
     return Table(("model", "size", "sha256"), rows)
 
 
