@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantmill.commands.console import CommandError, bytes_bar, print_warnings, size_text
+from quantmill.commands.console import CommandError, bytes_bar, print_line, print_warnings, size_text
 
 if TYPE_CHECKING:
     from quantmill.gguf_io.convert import Checkpoint
@@ -27,6 +27,9 @@ def convert(
         str | None, typer.Option("--revision", help="Branch, tag or commit of org/name.")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Default: all cores.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an output that is no GGUF model; never an input.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as one JSON object.")] = False,
 ) -> None:
     """Turn a Hugging Face model into a GGUF with the tensors and keys of llama.cpp's convert_hf_to_gguf.py.
@@ -43,7 +46,7 @@ def convert(
     checkpoint = open_checkpoint(directory, type)
     recipe = conversion_recipe(checkpoint)
     with ExitStack() as stack:
-        result = run(Job(str(directory), output, recipe, threads=threads), _Shown(stack))
+        result = run(Job(str(directory), output, recipe, threads=threads, force=force), _Shown(stack))
     facts = {
         "output": str(output),
         "type": checkpoint.outtype,
@@ -88,6 +91,9 @@ class _Shown:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+
+    def note(self, line: str) -> None:
+        print_line(line)
 
     def planned(self, plan: Plan) -> None:
         print_warnings(plan.warnings)

@@ -53,7 +53,8 @@ def quantize(
         typer.Argument(
             metavar="MODEL [OUTPUT] TYPE [THREADS]",
             help="A GGUF file (of a split model its first file), a Hugging Face directory or org/name on the hub; "
-            "the file to write, by default ggml-model-TYPE.gguf beside the model; a file type as `quantmill types` "
+            "the file to write, by default ggml-model-TYPE.gguf beside a file, NAME-TYPE.gguf for a directory or "
+            "org/NAME; a file type as `quantmill types` "
             "lists them, by name or number, or COPY.",
         ),
     ],
@@ -121,6 +122,9 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the exact size; write nothing.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an output that is no GGUF model; never an input.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Make a smaller GGUF. Takes llama-quantize's own arguments and writes the same bytes.
@@ -169,6 +173,11 @@ def quantize(
         device=device,
         threads=(threads if threads is not None else n_threads) or None,
         max_buffer_bytes=max_buffer_size << 20 if max_buffer_size else DEFAULT_BUFFER_BYTES,
+        force=force,
+        inputs=(
+            *(text.removeprefix(_FILE_MARK) for text in tensor_type or () if text.startswith(_FILE_MARK)),
+            *([str(recipe)] if recipe else []),
+        ),
     )
     if dry_run:
         _show_plan(plan_job(job), as_json)
@@ -193,10 +202,7 @@ def _positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str,
     if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdecimal()):
         raise typer.BadParameter(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
     if output is None:
-        suffix = "" if keep_split else ".gguf"
-        # A model by name lies in the hub's cache, which is no place for results.
-        beside = Path(source).parent if Path(source).exists() else Path()
-        output = beside / f"ggml-model-{file_type}{suffix}"
+        output = default_output(source, file_type, "" if keep_split else ".gguf")
     return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
 
 
@@ -214,6 +220,18 @@ def _size(text: str, option: str) -> int:
         return parse_size(text, option)
     except RecipeError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def default_output(source: str, file_type: str, suffix: str) -> Path:
+    """llama-quantize's own name beside a GGUF file; of a directory or a model on the hub the model's name, so that two
+    models of one place do not share it."""
+    path = Path(source)
+    if path.is_dir():
+        return path.parent / f"{path.resolve().name}-{file_type}{suffix}"
+    if path.exists():
+        return path.parent / f"ggml-model-{file_type}{suffix}"
+    # A model by name lies in the hub's cache, which is no place for results.
+    return Path(f"{path.name}-{file_type}{suffix}")
 
 
 def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
@@ -243,6 +261,9 @@ class _Shown:
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self._job = job
         self._stack = stack
+
+    def note(self, line: str) -> None:
+        print_line(line)
 
     def planned(self, plan: Plan) -> None:
         print_line(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")

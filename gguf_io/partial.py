@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import (
+    NO_RENAME,
+    NO_SPACE,
+    UNKNOWN,
+    beside,
+    copy_content,
+    sync,
+    sync_directory,
+)
 
 try:
     import fcntl as _fcntl
@@ -18,8 +27,6 @@ else:
     fcntl = _fcntl
 
 SUFFIX = ".quantmill-partial"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # some network file systems
 _WRITEBACK_BYTES = 8 << 20  # enough for a disk to work at full speed, little enough to be left for the end
 
 
@@ -38,52 +45,110 @@ def resolved(final: Path) -> Path:
 
 def partial_path(final: Path) -> Path:
     """The name under which `final` is written."""
-    return final.with_name(final.name + SUFFIX)
+    return beside(final, SUFFIX)
+
+
+def completed_elsewhere(final: Path) -> bool:
+    """Whether `final` can be written but nothing can be put beside it; then it is made in the directory for
+    temporary files and copied in place."""
+    return final.exists() and not os.access(final.parent, os.W_OK | os.X_OK)
 
 
 class PartialFile:
-    """`<final name>.quantmill-partial`, locked while it is written.
+    """`<final name>.quantmill-partial`, locked while it is written; a context manager that removes it unless renamed.
 
     The name is fixed, so what a killed run left behind is reused and never piles up; the lock tells such a
-    leftover from a file that another run is writing now. final: as resolved() gives it.
+    leftover from a file that another run is writing now. A file that is replaced keeps its mode and, where that is
+    permitted, its owner. final: as resolved() gives it.
     """
 
     def __init__(self, final: Path, file_bytes: int) -> None:
         self.final = final
         self._file_bytes = file_bytes
-        self._path: Path | None = partial_path(final)  # where the file is now
         self._held = (file_bytes, 0)  # first and last byte that the disk has not been asked to write
-        self._fd = self._claim(self._path)
+        self._fd = -1
+        self._path: Path | None = None  # where the file is now
+        self._elsewhere = completed_elsewhere(final)
         try:
+            if self._elsewhere:
+                self._fd, name = tempfile.mkstemp(SUFFIX, "quantmill-")
+                self._path = Path(name)
+            else:
+                self._claim(partial_path(final))
             os.ftruncate(self._fd, 0)
-            # The whole length at once: what is never written, the padding between tensors, reads as zeros.
-            os.ftruncate(self._fd, file_bytes)
+            self._take_mode()
+            self._lengthen()
         except OSError as error:
+            started = self._path is not None
             self.discard()
+            if not started:
+                raise
             raise self._failed(error, 0) from error
+        except BaseException:
+            self.discard()
+            raise
 
-    def _claim(self, path: Path) -> int:
+    def _claim(self, path: Path) -> None:
+        """Open and lock `path`; from then on it is ours to remove."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        while True:
-            fd = os.open(path, flags, 0o666)
-            self._lock(fd)
-            # Between open and lock the other run may have finished: then this is its result, not a leftover.
-            if _is_at(fd, path):
-                return fd
-            os.close(fd)
+        while self._path is None:
+            was_there = path.exists()
+            try:
+                self._fd = os.open(path, flags, 0o666)
+                self._lock()
+                # Between open and lock the other run may have finished: then this is its result, not a leftover.
+                if _is_at(self._fd, path):
+                    self._path = path
+                else:
+                    self._close()
+            except KeyboardInterrupt:  # it can come between any two steps
+                if not was_there:
+                    path.unlink(missing_ok=True)
+                raise
 
-    def _lock(self, fd: int) -> None:
+    def _lock(self) -> None:
         if fcntl is None:
             return
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return
-            os.close(fd)
-            if not isinstance(error, BlockingIOError):
-                raise
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise GGUFError(f"{self.final}: another run is writing it now; wait or stop it") from None
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
+
+    def _take_mode(self) -> None:
+        """Of the file that will be replaced, from the start: what others could not read they shall not read now."""
+        if self._elsewhere or not self.final.exists() or not hasattr(os, "fchmod"):
+            return
+        old = self.final.stat()
+        with suppress(OSError):
+            os.fchown(self._fd, old.st_uid, old.st_gid)
+        with suppress(OSError):  # FAT and some network file systems have no modes
+            os.fchmod(self._fd, old.st_mode & 0o7777)
+
+    def _lengthen(self) -> None:
+        """The whole length at once: what is never written, the padding between tensors, reads as zeros."""
+        try:
+            os.ftruncate(self._fd, self._file_bytes)
+        except OSError as error:
+            if error.errno not in UNKNOWN or not self._file_bytes:
+                raise
+            os.lseek(self._fd, self._file_bytes - 1, os.SEEK_SET)
+            os.write(self._fd, b"\0")
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self.has_final_name:
+            self.discard()
+
+    def __del__(self) -> None:
+        # An interrupt can come between its making and the place that would discard it.
+        if getattr(self, "_path", None) is not None and not self.has_final_name:
+            with suppress(OSError):
+                self.discard()
 
     def write_at(self, position: int, data: memoryview) -> None:
         """Write all bytes. Raises GGUFError when the disk is full or fails; not for two threads at once."""
@@ -112,17 +177,59 @@ class PartialFile:
     def sync(self) -> None:
         """Wait until all of it is on the disk. Raises GGUFError when that fails."""
         try:
-            os.fsync(self._fd)
+            sync(self._fd)
         except OSError as error:
             raise self._failed(error, self._file_bytes) from error
 
     def rename(self) -> None:
-        """Give the file its final name, replacing what had it."""
+        """Give the file its final name, replacing what had it; where that cannot be done by name, by copying.
+
+        Raises GGUFError; a copy that fails leaves the complete file where it is and says so.
+        """
+        assert self._path is not None
+        if self._elsewhere:
+            self._copy()
+            return
         if os.name == "nt":  # an open file cannot be renamed there
             self._close()
-        os.replace(partial_path(self.final), self.final)
-        self._path = self.final
-        self._close()
+        try:
+            os.replace(self._path, self.final)
+        except OSError as error:
+            if error.errno not in NO_RENAME or self._fd < 0:
+                raise self._failed(error, self._file_bytes) from error
+            self._copy()
+        else:
+            self._path = self.final
+            self._close()
+
+    def _copy(self) -> None:
+        assert self._path is not None
+        was_there = self.final.exists()
+        try:
+            try:
+                copy_content(self._fd, self.final, self._file_bytes)
+            except KeyboardInterrupt:  # half a copy is no answer to it
+                copy_content(self._fd, self.final, self._file_bytes)
+                raise
+        except OSError as error:
+            made, self._path = self._path, None  # the work is not lost
+            self._close()
+            if not was_there:
+                self.final.unlink(missing_ok=True)
+            raise GGUFError(
+                f"{self.final}: cannot be written ({error.strerror}); the complete file is {made}"
+            ) from error
+        finally:
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+                self._path = self.final
+                self._close()
+
+    def finish(self) -> None:
+        """All of it on the disk, then under its name, and the name on the disk."""
+        self.sync()
+        self.rename()
+        sync_directory(self.final.parent)
 
     @property
     def has_final_name(self) -> bool:
@@ -144,22 +251,18 @@ class PartialFile:
 
     def _failed(self, error: OSError, position: int) -> GGUFError:
         done = f"byte {position} of {self._file_bytes}"
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             return GGUFError(
                 f"{self.final}: the disk is full at {done}; free space or choose another directory"
             )
         return GGUFError(f"{self.final}: cannot be written at {done}: {error.strerror}")
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` survive a power cut."""
-    if os.name == "nt":  # a directory cannot be opened there
-        return
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def write_whole(final: Path, content: bytes) -> None:
+    """Write a small file under its name, complete or not at all. final: as resolved() gives it. Raises GGUFError."""
+    with PartialFile(final, len(content)) as file:
+        file.write_at(0, memoryview(content))
+        file.finish()
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from quantmill.gguf_io.errors import GGUFError, shown
+from quantmill.gguf_io.kinds import MODEL, Kind
 from quantmill.gguf_io.layout import FileLayout, OutputTensor, lay_out
 from quantmill.gguf_io.metadata import Metadata
-from quantmill.gguf_io.partial import PartialFile, partial_path, resolved, sync_directory
+from quantmill.gguf_io.outputs import check_output, require_space
+from quantmill.gguf_io.partial import PartialFile, sync_directory
 from quantmill.gguf_io.tensors import TensorSpec
 
 __all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
@@ -21,8 +22,8 @@ __all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
 class GGUFSink:
     """`with GGUFSink(path, metadata, tensors) as sink: sink.write(name, rows) …; sink.commit()`.
 
-    Creating it checks everything that can be known: names, shapes, space on the disk, and that no output file
-    is one of `inputs`. Entering creates temporary files beside the final names; commit() renames them;
+    Creating it checks everything that can be known: names, shapes and the output rule (gguf_io.outputs, with
+    `inputs`, `kind` and `force`). Entering creates temporary files beside the final names; commit() renames them;
     leaving without commit, by an error or an interrupt, removes them. How tensors become files: lay_out.
 
     Raises GGUFError; a full disk while writing is one too.
@@ -37,13 +38,16 @@ class GGUFSink:
         keep_split: bool = False,
         split_max_bytes: int | None = None,
         inputs: Iterable[str | os.PathLike[str]] = (),
+        kind: Kind = MODEL,
+        force: bool = False,
     ) -> None:
         self._layouts = lay_out(
             path, metadata, tensors, keep_split=keep_split, split_max_bytes=split_max_bytes
         )
-        self._finals = [resolved(layout.path) for layout in self._layouts]
-        self._refuse_inputs(list(inputs))
-        self._check_space()
+        read = list(inputs)
+        self._outputs = [check_output(layout.path, kind, read, force=force) for layout in self._layouts]
+        self._finals = [output.final for output in self._outputs]
+        require_space(self._finals, self.file_bytes)
         self._specs = {spec.name: spec for layout in self._layouts for spec in layout.tensors}
         self._written = dict.fromkeys(self._specs, 0)
         self._files: list[PartialFile] = []
@@ -55,6 +59,11 @@ class GGUFSink:
         return tuple(layout.path for layout in self._layouts)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user shall read before the work: files that are replaced."""
+        return tuple(note for output in self._outputs for note in output.notes)
+
+    @property
     def file_bytes(self) -> int:
         """Bytes of all files together, keys and padding included."""
         return sum(layout.file_bytes for layout in self._layouts)
@@ -62,24 +71,6 @@ class GGUFSink:
     def specs(self) -> tuple[TensorSpec, ...]:
         """Where each tensor will lie."""
         return tuple(self._specs.values())
-
-    def _refuse_inputs(self, inputs: list[str | os.PathLike[str]]) -> None:
-        for final in self._finals:
-            for target in (final, partial_path(final)):
-                for source in inputs:
-                    if target.exists() and os.path.samefile(target, source):
-                        raise GGUFError(f"{target}: is the input; choose another output")
-
-    def _check_space(self) -> None:
-        directory = self._finals[0].parent
-        disk = shutil.disk_usage(directory)
-        leftovers = sum(_bytes_on_disk(partial_path(final)) for final in self._finals)
-        available = disk.free + leftovers
-        if disk.total and self.file_bytes > available:
-            raise GGUFError(
-                f"{self._finals[0]}: needs {self.file_bytes} bytes, {available} are free on its disk; "
-                "free space or choose another directory"
-            )
 
     def __enter__(self) -> GGUFSink:
         try:
@@ -134,8 +125,3 @@ class GGUFSink:
                 for file in self._files:
                     file.discard()
             self._files = []
-
-
-def _bytes_on_disk(path: Path) -> int:
-    """What a leftover of a killed run occupies (it has its full length from the start, but holes)."""
-    return getattr(path.stat(), "st_blocks", 0) * 512 if path.is_file() else 0

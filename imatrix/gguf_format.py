@@ -119,7 +119,7 @@ def write_gguf(path: Path, matrix: ImportanceMatrix) -> None:
         if entry.in_sum is not None:
             data[f"{name}.in_sum"] = entry.in_sum
     tensors = [OutputTensor(name, values.shape[::-1], "F32") for name, values in data.items()]
-    with GGUFSink(path, metadata, tensors) as sink:
+    with GGUFSink(path, metadata, tensors, force=True) as sink:  # the output rule is the caller's
         for name, values in data.items():
             sink.write(name, np.ascontiguousarray(values, "<f4").view(np.uint8))
         sink.commit()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.imatrix.dat_format import encode_dat, read_dat
 from quantmill.imatrix.gguf_format import read_gguf, write_gguf
 from quantmill.imatrix.matrix import EMBEDDINGS, Entry, ImatrixError, ImportanceMatrix
@@ -41,16 +41,4 @@ def save(path: str | os.PathLike[str], matrix: ImportanceMatrix, format: Format 
     if format == "gguf":
         write_gguf(path, matrix)
     else:
-        _write_dat(path, matrix)
-
-
-def _write_dat(path: Path, matrix: ImportanceMatrix) -> None:
-    content = b"".join(encode_dat(matrix))
-    file = PartialFile(resolved(path), len(content))
-    try:
-        file.write_at(0, memoryview(content))
-        file.sync()
-        file.rename()
-    except BaseException:
-        file.discard()
-        raise
+        write_whole(resolved(path), b"".join(encode_dat(matrix)))

@@ -29,6 +29,8 @@ class Job:
     """`source`: a GGUF file or a Hugging Face directory. `threads`: of the CPU engine, None for all cores.
 
     `max_buffer_bytes` bounds the rows in memory, in all their forms, over all slabs under way.
+    `force`: replace an output that is no GGUF model. `inputs`: further files that were read for this job, which no
+    output may be.
     """
 
     source: str
@@ -40,6 +42,8 @@ class Job:
     device: str = "auto"
     threads: int | None = None
     max_buffer_bytes: int = DEFAULT_BUFFER_BYTES
+    force: bool = False
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,11 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             plan.output_tensors(),
             keep_split=job.recipe.keep_split,
             split_max_bytes=job.recipe.split_max_bytes,
-            inputs=source.paths,
+            inputs=(job.source, *source.paths, *([job.imatrix] if job.imatrix else []), *job.inputs),
+            force=job.force,
         )
+        for note in sink.notes:
+            watcher.note(note)
         opened.enter_context(sink)
         watcher.planned(plan)
         quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]

@@ -10,6 +10,9 @@ from quantmill.recipe import Plan, PlanEntry
 class Watcher(Protocol):
     """Whoever wants to know how a run goes; called from its threads."""
 
+    def note(self, line: str) -> None:
+        """Something to be read before the work: a file that is replaced."""
+
     def planned(self, plan: Plan) -> None:
         """The plan is sound and work begins."""
 
@@ -19,6 +22,9 @@ class Watcher(Protocol):
 
 class Silent:
     """A watcher that says nothing."""
+
+    def note(self, line: str) -> None:
+        pass
 
     def planned(self, plan: Plan) -> None:
         pass

@@ -218,7 +218,7 @@ def test_the_input_is_no_output(capsys, tmp_path):
     before = model.read_bytes()
     code, _, err = quantize(capsys, model, model, "Q8_0")
     assert code == 1
-    one_line(err, "is the input")
+    one_line(err, "is an input")
     code, _, err = quantize(capsys, model, tmp_path / "no" / "out.gguf", "Q8_0")
     assert code == 1
     one_line(err, "there is no directory")
@@ -390,4 +390,4 @@ def test_a_model_by_its_name_on_the_hub(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert quantize(capsys, "--revision", "v2", "example-org/Tiny-MoE", "Q8_0")[0] == 0
     assert asked == [("example-org/Tiny-MoE", "v2")]
-    assert (tmp_path / "ggml-model-Q8_0.gguf").exists()
+    assert (tmp_path / "Tiny-MoE-Q8_0.gguf").exists()

@@ -28,6 +28,7 @@ from tests.support.gguf_builder import RawTensor, gguf
 
 ROOT = Path(__file__).parent.parent
 PARTIAL = ".quantmill-partial"
+OLD = b"GGUF, an older one"
 ROWS = np.arange(8, dtype="<f4").reshape(2, 4)
 TWO = (OutputTensor("a", (4, 2), "F32"), OutputTensor("b", (4, 2), "F32"))
 
@@ -64,7 +65,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_an_error_keeps_the_old_file_and_removes_the_new(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"old")
+    (tmp_path / "x.gguf").write_bytes(OLD)
 
     def write_until_interrupted() -> None:
         with GGUFSink(tmp_path / "x.gguf", Metadata(), TWO) as sink:
@@ -75,10 +76,10 @@ def test_an_error_keeps_the_old_file_and_removes_the_new(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         write_until_interrupted()
     assert listed(tmp_path) == ["x.gguf"]
-    assert (tmp_path / "x.gguf").read_bytes() == b"old"
+    assert (tmp_path / "x.gguf").read_bytes() == OLD
     with GGUFSink(tmp_path / "x.gguf", Metadata(), TWO) as sink:
         fill(sink)  # and no commit
-    assert (tmp_path / "x.gguf").read_bytes() == b"old"
+    assert (tmp_path / "x.gguf").read_bytes() == OLD
 
 
 def test_a_leftover_is_reused(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_link_in_the_way_of_the_temporary_file_is_not_followed(tmp_path: Path)
 
 def test_output_through_a_link_replaces_its_target(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "blob").write_bytes(b"old")
+    (tmp_path / "store" / "blob").write_bytes(OLD)
     (tmp_path / "x.gguf").symlink_to("store/blob")
     write_two(tmp_path / "x.gguf")
     assert (tmp_path / "x.gguf").is_symlink()
@@ -127,9 +128,9 @@ def test_output_equal_to_input(tmp_path: Path) -> None:
     os.link(model, tmp_path / ("new.gguf" + PARTIAL))
     os.link(model, tmp_path / "m-00001-of-00001.gguf")
     for name in ("model.gguf", "link.gguf", "hard.gguf", "new.gguf", "../" + tmp_path.name + "/model.gguf"):
-        with pytest.raises(GGUFError, match="is the input; choose another output"):
+        with pytest.raises(GGUFError, match="is an input; choose another output"):
             GGUFSink(tmp_path / name, Metadata(), TWO, inputs=[model])
-    with pytest.raises(GGUFError, match="is the input"):
+    with pytest.raises(GGUFError, match="is an input"):
         GGUFSink(tmp_path / "m.gguf", Metadata(), TWO, inputs=[model], split_max_bytes=1000)
     assert model.read_bytes() == original
 
@@ -167,7 +168,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_disk_that_fills_up_while_writing(small_disk: Path) -> None:
     path = small_disk / "x.gguf"
-    path.write_bytes(b"old")
+    path.write_bytes(OLD)
     tensors = [OutputTensor("a", (1024, 50), "F32")]
 
     def write_while_another_does() -> None:
@@ -178,7 +179,7 @@ def test_disk_that_fills_up_while_writing(small_disk: Path) -> None:
     with pytest.raises(GGUFError, match=r"x\.gguf: the disk is full at byte \d+ of 204896; free space"):
         write_while_another_does()
     assert listed(small_disk) == ["other", "x.gguf"]
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == OLD
     with pytest.raises(GGUFError, match="needs 204896 bytes, "):
         GGUFSink(path, Metadata(), tensors)
 

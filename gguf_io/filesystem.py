@@ -1,0 +1,71 @@
+"""What file systems differ in: lengths of names, calls that they do not know, renaming."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+# What file systems answer to a call that they do not know (network, FUSE, FAT, WSL), beside the work failing.
+UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EPERM}
+# What they answer where a file can be written but not renamed onto its name: mount points, foreign files in /tmp.
+NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EXDEV, *UNKNOWN}
+_NAME_BYTES = 255  # the longest name where the file system does not say
+_COPY_BYTES = 4 << 20
+
+
+def beside(final: Path, suffix: str) -> Path:
+    """`<final name><suffix>`; where that is longer than a name may be, the name is cut and told apart by its hash."""
+    name = final.name + suffix
+    limit = _longest_name(final.parent)
+    if len(os.fsencode(name)) > limit:
+        suffix = f"-{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:12]}{suffix}"
+        name = final.name
+        while len(os.fsencode(name)) + len(suffix) > limit:
+            name = name[:-1]
+        name += suffix
+    return final.with_name(name)
+
+
+def _longest_name(directory: Path) -> int:
+    try:
+        return os.pathconf(directory, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):  # Windows has no pathconf
+        return _NAME_BYTES
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power cut, where the file system can: the file is complete either way."""
+    with suppress(OSError):  # Windows opens no directory, SMB and FUSE sync none, one may not be readable
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def sync(fd: int) -> None:
+    """Wait until an open file is on the disk, where the file system can say so. Raises OSError when that fails."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+
+
+def copy_content(source: int, final: Path, n_bytes: int) -> None:
+    """The first n_bytes of an open file into `final`, which keeps its mode and its links."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    target = os.open(final, flags, 0o666)
+    try:
+        os.lseek(source, 0, os.SEEK_SET)
+        while block := os.read(source, _COPY_BYTES):
+            while block:
+                block = block[os.write(target, block) :]
+        os.ftruncate(target, n_bytes)
+        sync(target)
+    finally:
+        os.close(target)
