@@ -8,6 +8,7 @@ truncated or hostile. Format: 8 bytes little-endian header length, that many byt
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +62,15 @@ class StoredTensor:
         return np.memmap(self.path, DTYPES[self.dtype], "r", self.offset, self.shape)
 
 
-def open_shards(directory: Path) -> dict[str, StoredTensor]:
+def open_shards(directory: Path, warn: Callable[[str], None] = lambda text: None) -> dict[str, StoredTensor]:
     """All tensors of the checkpoint in `directory`: shards in name order, in each its tensors in name order.
 
-    Raises GGUFError: no safetensors (pickle is refused), a broken file, an index that does not fit.
+    A tensor that lies in another shard than the index says is taken where it lies; of two, the one the index names.
+    `warn` is told so. Raises GGUFError: no safetensors (pickle is refused), a broken file, an index that does not fit.
     """
     index = directory / INDEX_NAME
-    weight_map = _weight_map(index) if index.is_file() else None
-    if weight_map is not None:
+    weight_map = _weight_map(index) if index.is_file() else {}
+    if weight_map:
         shards = [directory / name for name in sorted(set(weight_map.values()))]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing:
@@ -79,17 +81,34 @@ def open_shards(directory: Path) -> dict[str, StoredTensor]:
         shards = sorted(directory.glob("model*.safetensors"))
         if not shards:
             raise GGUFError(_no_safetensors(directory))
-    tensors: dict[str, StoredTensor] = {}
+    holders: dict[str, list[StoredTensor]] = {}
     for shard in shards:
         for tensor in read_header(shard):
-            if tensor.name in tensors:
-                raise GGUFError(
-                    f"{shard}: tensor {tensor.name} is already in {tensors[tensor.name].path.name}"
-                )
-            tensors[tensor.name] = tensor
-    if weight_map is not None:
-        _check_against_index(index, weight_map, tensors)
+            holders.setdefault(tensor.name, []).append(tensor)
+    tensors = {name: _one_of(held, weight_map.get(name), warn) for name, held in holders.items()}
+    if weight_map:
+        others = sorted(set(directory.glob("model*.safetensors")) - set(shards))
+        tensors |= _from_other_shards(set(weight_map) - set(tensors), others)
+        _check_against_index(index, weight_map, tensors, warn)
     return tensors
+
+
+def _one_of(held: list[StoredTensor], named: str | None, warn: Callable[[str], None]) -> StoredTensor:
+    """Of the tensors of one name that which lies in the shard that the index names."""
+    if len(held) == 1:
+        return held[0]
+    name, files = held[0].name, [tensor.path.name for tensor in held]
+    if named not in files:
+        raise GGUFError(f"{held[1].path}: tensor {name} is already in {files[0]}")
+    warn(f"{name} lies in {' and '.join(files)}; read from {named}, as the index says")
+    return held[files.index(named)]
+
+
+def _from_other_shards(wanted: set[str], shards: list[Path]) -> dict[str, StoredTensor]:
+    """Tensors that no shard of the index holds but another file beside them does."""
+    if not wanted:
+        return {}
+    return {tensor.name: tensor for shard in shards for tensor in read_header(shard) if tensor.name in wanted}
 
 
 def read_header(path: Path) -> list[StoredTensor]:
@@ -141,7 +160,7 @@ def _stored(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = _json_object(index, index.read_bytes(), "the index").get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise GGUFError(f"{index}: has no weight_map")
     for name, shard in weight_map.items():
         if (
@@ -154,7 +173,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_against_index(index: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+def _check_against_index(
+    index: Path,
+    weight_map: dict[str, str],
+    tensors: dict[str, StoredTensor],
+    warn: Callable[[str], None],
+) -> None:
     missing = sorted(name for name in weight_map if name not in tensors)
     if missing:
         raise GGUFError(f"{index}: no shard holds {_some(missing)}; download the checkpoint again")
@@ -163,7 +187,8 @@ def _check_against_index(index: Path, weight_map: dict[str, str], tensors: dict[
         raise GGUFError(f"{index}: does not name {_some(extra)}, which the shards hold")
     moved = sorted(name for name, shard in weight_map.items() if tensors[name].path.name != shard)
     if moved:
-        raise GGUFError(f"{index}: {_some(moved)} lie in other shards than the index says")
+        verb = "lies in another shard" if len(moved) == 1 else "lie in other shards"
+        warn(f"{index}: {_some(moved)} {verb} than the index says; read from where it lies")
 
 
 def _no_safetensors(directory: Path) -> str:

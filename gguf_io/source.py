@@ -103,6 +103,10 @@ class GGUFSource:
     def metadata(self) -> Metadata:
         return self._metadata
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return ()
+
     def specs(self) -> tuple[TensorSpec, ...]:
         """All tensors, shard after shard, in the order of their entries."""
         return tuple(self._specs.values())

@@ -68,6 +68,10 @@ class TensorSource(Protocol):
     @property
     def metadata(self) -> Metadata: ...
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of the model's files; one line each."""
+
     def specs(self) -> tuple[TensorSpec, ...]:
         """All tensors, in the order of the shards and of their entries there."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantmill.gguf_io import GGUFSink, TensorSource, open_source
@@ -133,4 +133,5 @@ def _plan(job: Job, source: TensorSource, importance: ImportanceMatrix | None) -
             importance.datasets,
             importance.chunk_count,
         )
-    return build_plan(source.specs(), source.metadata, job.recipe, index)
+    plan = build_plan(source.specs(), source.metadata, job.recipe, index)
+    return replace(plan, warnings=(*source.warnings, *plan.warnings))

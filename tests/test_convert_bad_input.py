@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from quantmill.gguf_io.convert import SUPPORTED, open_checkpoint
 from quantmill.gguf_io.errors import GGUFError
-from tests.support.convert_models import tensors, write_model, write_shards
+from tests.support.convert_models import edit, tensors, write_model, write_shards
 
 
 @pytest.fixture
@@ -22,16 +23,6 @@ def refused(directory, message, **options):
     with pytest.raises(GGUFError, match=message) as error:
         open_checkpoint(directory, **options)
     assert "\n" not in str(error.value)
-
-
-def edit(path, **changes):
-    value = json.loads(path.read_text())
-    for key, change in changes.items():
-        if change is None:
-            del value[key]
-        else:
-            value[key] = change
-    path.write_text(json.dumps(value))
 
 
 def rewrite(directory, change, name="qwen3-moe"):
@@ -81,7 +72,15 @@ def test_numbers_that_are_text(model):
             "need 32 each",
         ),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is set; Gemma 3 has none"),
-        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
+        ("llama", {"quantization_config": [1]}, r"quantization_config must be an object, not \[1\]"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_layers is 6"),
+        ("gemma3", {"sliding_window_pattern": 0}, "must be a number from 1 on or letters, not 0"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": 3}},
+            "rope_parameters.full_attention must be an object",
+        ),
+        ("llama", {"rope_scaling": {"factor": "2"}}, "factor of RoPE must be a number, not '2'"),
         ("qwen2", {"num_attention_heads": 3, "num_hidden_layers": 3}, "has no tensors for blk.2."),
         ("llama", {"num_attention_heads": 3}, "256 rows do not divide into the heads of config.json"),
         ("llama", {"vocab_size": 300}, "embed_tokens.weight has 512 rows, config.json's vocab_size is 300"),
@@ -93,18 +92,92 @@ def test_settings(tmp_path, name, changes, message):
     refused(tmp_path, message)
 
 
-@pytest.mark.parametrize(
-    "file", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
-)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100000])
 def test_files_that_are_not_json(model, file, text):
     (model / file).write_text(text)
     refused(model, file)
 
 
-def test_model_card(model):
-    (model / "README.md").write_text("---\nlicense: [\n---\n")
-    refused(model, r"README\.md: its front matter is not YAML")
+QUANTIZED = {
+    "gptq (4 bits)": {"quant_method": "gptq", "bits": 4},
+    "awq (4 bits)": {"quant_method": "awq", "bits": 4},
+    "modelopt (NVFP4)": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "bitsandbytes (nf4)": {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"},
+    "compressed-tensors (pack-quantized, 4 bits)": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int", "strategy": "group"}}},
+    },
+    "compressed-tensors (nvfp4-pack-quantized)": {
+        "quant_method": "compressed-tensors",
+        "format": "nvfp4-pack-quantized",
+        "config_groups": {"a": {}, "b": {}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_other_quantizations_are_named(model, name):
+    edit(model / "config.json", quantization_config=QUANTIZED[name])
+    refused(model, re.escape(f"the weights are quantized by {name}, which is not supported"))
+
+
+def test_modelopt_says_its_format_in_a_file_of_its_own(model):
+    settings = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A16_AWQ"}}
+    (model / "hf_quant_config.json").write_text(json.dumps(settings))
+    refused(model, r"quantized by modelopt \(W4A16_AWQ\)")
+
+
+@pytest.mark.parametrize("text", ["license: [", "date: 2024-13-45", "a: \x07", "[" * 3000])
+def test_a_model_card_that_is_no_yaml_is_left_out(model, text):
+    expected = open_checkpoint(model).metadata
+    (model / "README.md").write_text(f"---\n{text}\n---\n")
+    source = open_checkpoint(model)
+    (warning,) = source.warnings
+    assert "README.md: its front matter is not YAML" in warning
+    assert "\n" not in warning
+    assert set(expected) - set(source.metadata) <= {key for key in expected if key.startswith("general.")}
+
+
+OPTIONAL = {
+    "a number for a text": ("license: 3\nversion: 1.5\nname: Right", ["license is 3", "version is 1.5"]),
+    "not a text among texts": ("tags: [chat, 3, null, 2024-01-01]", ["tags is ['chat', 3, None"]),
+    "an odd base model": ("base_model:\n- 3\n- org/name\n- name: [1]\n  author: A", ["base_model is [3,"]),
+    "no list": ("datasets: 3", ["datasets is 3"]),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONAL)
+def test_odd_entries_of_a_model_card_are_left_out(model, case):
+    text, expected = OPTIONAL[case]
+    (model / "README.md").write_text(f"---\n{text}\n---\n")
+    source = open_checkpoint(model)
+    source.metadata.encode()
+    assert len(source.warnings) == len(expected)
+    for warning, part in zip(source.warnings, expected, strict=True):
+        assert part in warning
+    assert source.metadata.value("general.name") == ("Right" if "Right" in text else model.name.title())
+    tags = source.metadata.value("general.tags")
+    assert tags is None or list(tags) == ["chat"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "[" * 100000, '{"top_k": "all"}', '{"temperature": true}', '{"top_k": 1.5}']
+)
+def test_odd_settings_for_sampling_are_left_out(model, text):
+    (model / "generation_config.json").write_text(text)
+    source = open_checkpoint(model)
+    (warning,) = source.warnings
+    assert "generation_config.json" in warning
+    assert not [key for key in source.metadata if "sampling" in key]
+
+
+def test_ids_of_no_token_are_left_out(model):
+    edit(model / "config.json", sep_token_id=-1)
+    source = open_checkpoint(model)
+    assert source.warnings == (f"{model / 'config.json'}: sep_token_id is -1, which is no token; left out",)
+    assert "tokenizer.ggml.seperator_token_id" not in source.metadata
 
 
 @pytest.mark.parametrize("odd", [None, 3, -1, "text", [], [3], {}, {"a": 3}], ids=str)
@@ -222,6 +295,13 @@ def test_mxfp4_without_exponents(tmp_path):
     name = "model.layers.0.mlp.experts.down_proj_scales"
     rewrite(tmp_path, lambda found: found.pop(name), "gpt-oss")
     refused(tmp_path, f"has no block exponents .*{name}")
+
+
+def test_fp8_without_a_scale(tmp_path):
+    write_model("deepseek-v3-fp8", tmp_path)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    rewrite(tmp_path, lambda found: found.pop(name + "_scale_inv"), "deepseek-v3-fp8")
+    refused(tmp_path, rf"{name} has no scale \({name}_scale_inv\)")
 
 
 def test_fp8_scale_without_weight(tmp_path):

@@ -13,7 +13,7 @@ from quantmill.gguf_io.convert.config import complete
 from quantmill.gguf_io.convert.families import FAMILIES, family_of
 from quantmill.gguf_io.convert.stored import FP8_VALUES
 from quantmill.gguf_io.source import open_source
-from tests.support.convert_models import DATA, MODELS, tensors, write_model
+from tests.support.convert_models import DATA, MODELS, edit, tensors, write_model, write_shards
 
 SHAPES = json.loads((DATA / "tensors.json").read_text())
 
@@ -83,6 +83,51 @@ def test_fp8_values_are_torchs():
         np.testing.assert_array_equal(FP8_VALUES[name], codes.view(dtype).float().numpy())
 
 
+SCALES = {"a scalar": (), "one": (1,), "one for each row": (256,), "a column": (256, 1)}
+
+
+@pytest.mark.parametrize("shape", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("place", ["config.json", "hf_quant_config.json"])
+def test_fp8_of_modelopt_is_codes_times_scales(tmp_path, shape, place):
+    directory = write_model("qwen3", tmp_path)
+    random = np.random.RandomState(2)
+    found = tensors("qwen3")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    codes = torch.randn(256 if shape else found[name][1].shape[0], 256).to(torch.float8_e4m3fn)
+    found |= {name: ("F8_E4M3", codes.view(torch.uint8).numpy())}
+    scale = np.asarray(random.uniform(0.01, 0.02, shape), np.float32)
+    found[f"{name}_scale"] = ("F32", scale)
+    found[name.replace("weight", "input_scale")] = ("F32", np.float32(0.5).reshape(()))
+    found[name.replace("q_proj.weight", "k_proj.k_scale")] = ("F32", np.float32(0.5).reshape(()))
+    write_shards(directory, found)
+    settings = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    if place == "config.json":
+        edit(directory / place, quantization_config={"quant_method": "modelopt", **settings})
+    else:
+        (directory / place).write_text(
+            json.dumps({"producer": {"name": "modelopt"}, "quantization": settings})
+        )
+    expected = codes.float() * torch.from_numpy(scale).reshape(-1, 1)
+    rows = open_checkpoint(directory).read("blk.1.attn_q.weight").view(np.float32)
+    np.testing.assert_array_equal(rows, expected.numpy())
+
+
+def test_fp8_scales_may_be_powers_of_two(tmp_path):
+    directory = write_model("deepseek-v3-fp8", tmp_path)
+    found = tensors("deepseek-v3-fp8")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    exponents = (
+        np.random.RandomState(3).randint(100, 150, found[f"{name}_scale_inv"][1].shape).astype(np.uint8)
+    )
+    found[f"{name}_scale_inv"] = ("F8_E8M0", exponents)
+    write_shards(directory, found)
+    codes = torch.from_numpy(found[name][1]).view(torch.float8_e4m3fn).float()
+    scales = torch.from_numpy(exponents).view(torch.float8_e8m0fnu).float()
+    scales = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    rows = open_checkpoint(directory).read("blk.0.attn_output.weight").view(np.float32)
+    np.testing.assert_array_equal(rows, (codes * scales).numpy())
+
+
 def test_mxfp4_keeps_every_value(tmp_path):
     """The repacked blocks decode to the values of the checkpoint's own layout (MXFP4 of the OCP specification)."""
     from quantmill.qkernels import dequantize
@@ -141,7 +186,7 @@ def test_defaults_are_those_of_the_configuration_class(family):
 
     model_type = next(m.model_type for m in MODELS.values() if m.architecture == family.classes[0])
     theirs = CONFIG_MAPPING[model_type](**SPARSE).to_dict()
-    ours = complete(family, SPARSE)
+    ours = complete(family.defaults, SPARSE)
     for key in READ:
         if key == "num_local_experts" and key not in ours:
             assert ours.get("num_experts") == theirs.get(key, theirs.get("num_experts"))
@@ -164,6 +209,119 @@ def test_defaults_are_those_of_the_configuration_class(family):
 UNWRITTEN = {("head_dim", "granite"), ("head_dim", "granitemoe")}
 
 
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512}
+PLAIN = {"rope_type": "default", "rope_theta": 500000.0}
+NULLS = {"factor": None, "rope_theta": None}
+ROPES = {
+    "flat and kinds mixed": (
+        "olmo3",
+        {"rope_parameters": {**PLAIN, "full_attention": PLAIN, "sliding_attention": PLAIN}},
+    ),
+    "a flat leftover": (
+        "olmo3",
+        {"rope_parameters": {**YARN, "full_attention": PLAIN, "sliding_attention": PLAIN}},
+    ),
+    "older scaling": ("olmo3", {"rope_scaling": YARN, "rope_theta": 500000.0}),
+    "older scaling beside kinds": (
+        "olmo3",
+        {"rope_scaling": YARN, "rope_parameters": {"full_attention": PLAIN, "sliding_attention": PLAIN}},
+    ),
+    "one kind": (
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": {**PLAIN, "rope_type": "linear", "factor": 8.0}}},
+    ),
+    "older gemma": (
+        "gemma3_text",
+        {"rope_theta": 2e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
+    "a null scaling": ("llama", {"rope_scaling": None, "rope_parameters": {**YARN, "rope_theta": 2e6}}),
+    "dynamic": ("llama", {"rope_theta": 3e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "kinds that are null": (
+        "olmo3",
+        {"rope_theta": 500000.0, "rope_parameters": {"full_attention": None, "sliding_attention": None}},
+    ),
+}
+CLASSES = {"olmo3": "Olmo3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "llama": "LlamaForCausalLM"}
+
+
+@pytest.mark.parametrize("case", ROPES)
+def test_rope_is_that_of_the_configuration_class(case):
+    from transformers import CONFIG_MAPPING
+
+    model_type, settings = ROPES[case]
+    family = family_of({"architectures": [CLASSES[model_type]]})
+    ours = complete(family.defaults, SPARSE | settings)["rope_parameters"]
+    theirs = CONFIG_MAPPING[model_type](**SPARSE, **json.loads(json.dumps(settings))).rope_parameters
+    for kind in ("full_attention", "sliding_attention"):
+        mine, other = ours.get(kind, ours), theirs.get(kind, theirs)
+        keys = ["rope_type", "rope_theta"]
+        keys += ["factor"] if other["rope_type"] != "default" else []
+        keys += ["original_max_position_embeddings"] if other["rope_type"] == "yarn" else []
+        for key in keys:
+            assert mine[key] == other.get(key), (kind, key)
+
+
+def test_a_null_inside_hides_nothing():
+    text = {
+        **SPARSE,
+        "rope_theta": None,
+        "sliding_window": None,
+        "rope_parameters": {"full_attention": NULLS},
+    }
+    raw = {"architectures": ["Gemma3ForConditionalGeneration"], "rope_theta": 7e5, "sliding_window": 64}
+    raw |= {"text_config": text}
+    config = complete(family_of(raw).defaults, raw)
+    assert config["sliding_window"] == 64
+    assert config["rope_parameters"]["full_attention"] == {"rope_type": "default", "rope_theta": 7e5}
+    assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 10000.0
+
+
+IGNORED = {
+    "dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "no dynamic scaling"),
+    "llama3": (
+        "qwen2",
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+        "no llama3 for this architecture",
+    ),
+    "longrope": ("qwen2", {"rope_scaling": {"type": "su", "long_factor": [1.0]}}, "no longrope for this"),
+    "no factor": ("qwen2", {"rope_scaling": {"type": "yarn"}}, "type yarn without a factor"),
+    "windows": (
+        "olmo3",
+        {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+        "linear there is left out",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IGNORED)
+def test_rope_that_llama_cpp_ignores_is_said(case, tmp_path):
+    name, settings, message = IGNORED[case]
+    directory = write_model(name, tmp_path)
+    edit(directory / "config.json", **settings)
+    (warning,) = open_checkpoint(directory).warnings
+    assert warning.startswith("config.json: RoPE: ")
+    assert message in warning
+
+
+def test_mrope_sections_are_written_and_other_names_of_theta_read(tmp_path):
+    directory = write_model("llama", tmp_path)
+    edit(
+        directory / "config.json",
+        rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]},
+        rotary_emb_base=7e5,
+    )
+    metadata = open_checkpoint(directory).metadata
+    assert list(metadata.value("llama.rope.dimension_sections")) == [8, 12, 12, 0]
+    assert metadata.value("llama.rope.freq_base") == 7e5
+
+
 def test_text_config_is_lifted_and_completed():
     """The published Gemma 3 4B says no more than this."""
     text = {
@@ -177,7 +335,7 @@ def test_text_config_is_lifted_and_completed():
     raw = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
     from transformers import Gemma3TextConfig
 
-    ours, theirs = complete(family_of(raw), raw), Gemma3TextConfig(**text).to_dict()
+    ours, theirs = complete(family_of(raw).defaults, raw), Gemma3TextConfig(**text).to_dict()
     for key in (
         "num_attention_heads",
         "num_key_value_heads",

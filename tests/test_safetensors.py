@@ -144,10 +144,6 @@ BAD_INDEXES = {
         {"x": "model-1.safetensors", "q": "model-2.safetensors"},
         "no shard holds q",
     ),
-    "a tensor in another shard": (
-        {"x": "model-2.safetensors", "y": "model-1.safetensors"},
-        "lie in other shards than the index says",
-    ),
     "a path upwards": (
         {"x": "../model-1.safetensors"},
         "'../model-1.safetensors' of x is not a plain file name",
@@ -168,6 +164,30 @@ def test_bad_index(case, tmp_path):
         return
     with pytest.raises(GGUFError, match=message):
         open_shards(tmp_path)
+
+
+def test_a_tensor_in_another_shard_is_read_where_it_lies(tmp_path):
+    two_shards(tmp_path, {"x": "model-2.safetensors", "y": "model-2.safetensors"})
+    warnings = []
+    found = open_shards(tmp_path, warnings.append)
+    assert {name: tensor.path.name for name, tensor in found.items()} == {
+        "x": "model-1.safetensors",
+        "y": "model-2.safetensors",
+    }
+    (warning,) = warnings
+    assert "x lies in another shard than the index says" in warning
+
+
+def test_of_two_tensors_the_one_the_index_names(tmp_path):
+    for i, file in enumerate(("model-1.safetensors", "model-2.safetensors", "model-3.safetensors")):
+        save_file({"x": np.full(2, i, np.float32), f"y{i}": np.zeros(2, np.float32)}, tmp_path / file)
+    weight_map = {f"y{i}": f"model-{i + 1}.safetensors" for i in range(3)}
+    for i in range(3):
+        index = {"weight_map": weight_map | {"x": f"model-{i + 1}.safetensors"}}
+        (tmp_path / INDEX_NAME).write_text(json.dumps(index))
+        warnings = []
+        assert open_shards(tmp_path, warnings.append)["x"].array()[0] == i
+        assert f"read from model-{i + 1}.safetensors, as the index says" in warnings[0]
 
 
 def test_a_tensor_the_index_does_not_name(tmp_path):

@@ -11,12 +11,12 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 
-from quantmill.gguf_io.convert import general
-from quantmill.gguf_io.convert.config import complete, load_json
+from quantmill.gguf_io.convert import general, rope
+from quantmill.gguf_io.convert.config import complete, load_json, load_optional_json
 from quantmill.gguf_io.convert.families import Family, family_of
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.convert.rules import Config, Index
-from quantmill.gguf_io.convert.stored import Reader, check_values, readers, to_float32
+from quantmill.gguf_io.convert.stored import Reader, check_values, packing_of, readers, to_float32
 from quantmill.gguf_io.convert.view import View
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import Metadata, MetaValue
@@ -41,11 +41,13 @@ class Checkpoint:
     """
 
     def __init__(self, directory: Path, outtype: str) -> None:
-        raw = load_json(directory / "config.json")
+        warnings: list[str] = []
+        raw = _configuration(directory)
         family = family_of(raw)
-        config = complete(family, raw)
+        config = complete(family.defaults, raw)
         config["tokenizer_size"] = config["vocab_size"]
-        stored = open_shards(directory)
+        warnings += _negative_ids(directory, config)
+        stored = open_shards(directory, warnings.append)
         self._readers = readers(config, stored)
         self._table = tensor_table(config, {name: reader.shape for name, reader in self._readers.items()})
         _check(directory, config, self._table, self._readers)
@@ -53,12 +55,17 @@ class Checkpoint:
         config["file_type"] = _file_type(config, self.outtype)
         writer = GGUFWriter(None, gguf.MODEL_ARCH_NAMES[family.arch])
         self._rope = family.rope(writer, config)
+        warnings += rope.ignored(config, self._rope)
         shapes = {name: table.shape for name, table in self._rope.items()}
         shapes |= {name: view.shape for name, view in self._table.views.items()}
         self._specs = {name: self._spec(name, shape) for name, shape in shapes.items()}
-        _write_metadata(writer, directory, config, family, shapes)
+        general.write(writer, directory, general.parameter_counts(shapes.items()), warnings.append)
+        family.keys(writer, config)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        _write_tokenizer(writer, directory, config, family)
         self._metadata = _recorded(writer)
         self._paths = tuple(dict.fromkeys(tensor.path for tensor in stored.values()))
+        self._warnings = tuple(warnings)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -67,6 +74,10 @@ class Checkpoint:
     @property
     def metadata(self) -> Metadata:
         return self._metadata
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._warnings
 
     def specs(self) -> tuple[TensorSpec, ...]:
         return tuple(self._specs.values())
@@ -141,15 +152,7 @@ def open_checkpoint(path: str | PathLike[str], outtype: str = "auto") -> Checkpo
     outtype: F32, F16, BF16, Q8_0 or auto (what most of the checkpoint is in): general.file_type says it; the values
     themselves come in their own types. Raises GGUFError naming file, tensor or key and the way out.
     """
-    directory = Path(path)
-    try:
-        return Checkpoint(directory, outtype.upper())
-    except GGUFError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # JSON is read in a hundred places; a value of another kind than it must have surfaces where it is used.
-        why = " ".join(repr(error).split())
-        raise GGUFError(f"{directory}: config, tokenizer or model card is malformed ({why})") from error
+    return Checkpoint(Path(path), outtype.upper())
 
 
 def _keeps_type(name: str) -> bool:
@@ -179,27 +182,38 @@ def _outtype(asked: str, stored: Mapping[str, StoredTensor]) -> str:
 
 def _file_type(config: Mapping[str, Any], outtype: str) -> gguf.LlamaFileType:
     """general.file_type of a conversion to `outtype`."""
-    quantized = (config.get("quantization_config") or {}).get("quant_method")
-    if quantized == "mxfp4" and outtype != "Q8_0":
+    if packing_of(config).method == "mxfp4" and outtype != "Q8_0":
         return gguf.LlamaFileType.MOSTLY_MXFP4_MOE
     return FILE_TYPES[outtype]
 
 
-def _write_metadata(
-    writer: GGUFWriter, directory: Path, config: Config, family: Family, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def _configuration(directory: Path) -> dict[str, Any]:
+    """config.json; ModelOpt may say in a file beside it how it has quantized."""
+    raw = load_json(directory / "config.json")
+    beside = load_optional_json(directory / "hf_quant_config.json")
+    settings, producer = beside.get("quantization"), beside.get("producer")
+    if not raw.get("quantization_config") and isinstance(settings, Mapping):
+        method = producer.get("name") if isinstance(producer, Mapping) else None
+        return {**raw, "quantization_config": {"quant_method": method or "modelopt", **settings}}
+    return raw
+
+
+def _negative_ids(directory: Path, config: Config) -> Iterator[str]:
+    """Ids of no token, which some exporters write for a special token that there is not."""
+    for key, value in config.items():
+        if key.endswith("_token_id") and type(value) is int and value < 0:
+            yield f"{directory / 'config.json'}: {key} is {value}, which is no token; left out"
+
+
+def _write_tokenizer(writer: GGUFWriter, directory: Path, config: Config, family: Family) -> None:
     try:
-        general.write(writer, directory, general.parameter_counts(shapes.items()))
-        family.keys(writer, config)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         family.tokenizer(writer, directory, config)
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:  # JSON of another shape than it must have
-        raise GGUFError(f"{directory}: config, tokenizer or model card is malformed ({error!r})") from error
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, GGUFError):
+            raise
+        # JSON of another shape than it must have, wherever it is used
+        why = " ".join(repr(error).split())
+        raise GGUFError(f"{directory}: a file of the tokenizer is malformed ({why})") from error
 
 
 def _recorded(writer: GGUFWriter) -> Metadata:

@@ -277,8 +277,11 @@ SUPPORTED = tuple(sorted(name for family in FAMILIES for name in family.classes)
 
 def family_of(config: Config) -> Family:
     """The family of a config.json. Raises GGUFError for an architecture that is not in the table."""
-    names = (config.get("text_config") or {}).get("architectures") or config.get("architectures")
-    if not names:
+    inner = config.get("text_config")
+    names = (inner.get("architectures") if isinstance(inner, Mapping) else None) or config.get(
+        "architectures"
+    )
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise GGUFError("config.json names no architecture (key 'architectures')")
     for family in FAMILIES:
         if names[0] in family.classes:

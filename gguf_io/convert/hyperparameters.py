@@ -40,6 +40,8 @@ YARN = (
     (("beta_fast",), GGUFWriter.add_rope_scaling_yarn_beta_fast),
     (("beta_slow",), GGUFWriter.add_rope_scaling_yarn_beta_slow),
 )
+# llama3 becomes a tensor (rope.py); llama.cpp's converter writes nothing for dynamic and mrope.
+ROPE_TYPES = ("default", "linear", "yarn", "longrope", "llama3", "dynamic", "mrope")
 GATING = {"sigmoid": ExpertGatingFuncType.SIGMOID, "softmax": ExpertGatingFuncType.SOFTMAX}
 
 
@@ -100,8 +102,15 @@ def _rope(writer: GGUFWriter, config: Config) -> None:
         _from_table(writer, rope, YARN)
     elif kind == "longrope":
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
-    elif kind not in ("default", "llama3", None):  # llama3 becomes a tensor (rope.py)
-        raise GGUFError(f"config.json: RoPE scaling {kind!r} is not supported")
+    elif kind not in ROPE_TYPES:
+        raise GGUFError(
+            f"config.json: RoPE scaling {kind!r} is not supported; known are {', '.join(ROPE_TYPES)}"
+        )
+    sections = both.get("mrope_section")
+    if sections is not None:
+        if not (isinstance(sections, list) and all(type(n) is int for n in sections)):
+            raise GGUFError(f"config.json: mrope_section must be a list of numbers, not {sections!r}")
+        writer.add_rope_dimension_sections([*sections, 0, 0, 0, 0][:4])
     if rope.get("rope_theta") is not None:
         writer.add_rope_freq_base(rope["rope_theta"])
     local_theta = both.get("sliding_attention", {}).get("rope_theta")

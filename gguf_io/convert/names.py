@@ -86,7 +86,7 @@ def tensor_table(config: Config, shapes: Mapping[str, Shape]) -> TensorTable:
     cannot be divided.
     """
     family = family_of(config)
-    builder = _Builder(family, complete(family, config), dict(shapes))
+    builder = _Builder(family, complete(family.defaults, config), dict(shapes))
     for position, name in enumerate(shapes):
         builder.place(position, name)
     return builder.finish()

@@ -73,3 +73,21 @@ def phi3(writer: GGUFWriter, config: Config) -> Tables:
         "rope_factors_long.weight": np.array(long, np.float32),
         "rope_factors_short.weight": np.array(short, np.float32),
     }
+
+
+def ignored(config: Config, tables: Tables) -> list[str]:
+    """What config.json asks of RoPE and llama.cpp does not do; one line each. tables: those the family has made."""
+    rope, kind = global_rope(config), global_rope(config)["rope_type"]
+    lines = []
+    if kind in ("linear", "yarn") and rope.get("factor") is None:
+        lines.append(f"type {kind} without a factor is written as no scaling")
+    if kind == "dynamic":
+        lines.append("llama.cpp has no dynamic scaling; it rotates unscaled, beyond the trained context too")
+    if (kind == "llama3" and "rope_freqs.weight" not in tables) or (
+        kind == "longrope" and "rope_factors_long.weight" not in tables
+    ):
+        lines.append(f"llama.cpp knows no {kind} for this architecture; it rotates unscaled")
+    sliding = config["rope_parameters"].get("sliding_attention", {}).get("rope_type", "default")
+    if sliding != "default":
+        lines.append(f"llama.cpp rotates unscaled in layers with a window; {sliding} there is left out")
+    return [f"config.json: RoPE: {line}" for line in lines]

@@ -30,10 +30,8 @@ class SpecialTokens:
     normalizer: dict[str, bool] = field(default_factory=dict)
 
     def set_id(self, kind: str, token_id: Any, n_vocab: int | None = None) -> None:
-        """The first id found for a kind stays; ids behind the vocabulary are passed over."""
-        if isinstance(token_id, int) and (n_vocab is None or token_id < n_vocab):
-            if token_id < 0:
-                raise GGUFError(f"special token {kind} has id {token_id}; ids begin at 0")
+        """The first id found for a kind stays; ids below 0 and behind the vocabulary are passed over."""
+        if isinstance(token_id, int) and token_id >= 0 and (n_vocab is None or token_id < n_vocab):
             self.ids.setdefault(kind, token_id)
 
     def write(self, writer: GGUFWriter) -> None:

@@ -17,6 +17,7 @@ from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.safetensors import StoredTensor
 
 Shape = tuple[int, ...]
+SCALE_TYPES = ("F64", "F32", "F16", "BF16", "F8_E8M0")
 
 
 class Reader(Protocol):
@@ -65,6 +66,11 @@ class ScaledFP8:
     type = "F32"
 
     def __post_init__(self) -> None:
+        if self.scales.dtype not in SCALE_TYPES:
+            raise GGUFError(
+                f"{self.scales.path}: {self.scales.name} has dtype {self.scales.dtype}; scales of FP8 must be "
+                f"{', '.join(SCALE_TYPES)}"
+            )
         rows, columns = _matrix_shape(self.codes)
         found = _matrix_shape(self.scales)
         if self.block is None:
@@ -74,9 +80,10 @@ class ScaledFP8:
             whole = len(self.codes.shape) == 2 or self.codes.shape[-2] % self.block[0] == 0
             sound = whole and found == (-(-rows // self.block[0]), -(-columns // self.block[1]))
         if not sound:
+            each = f"block of {list(self.block)}" if self.block else "row, or one for all"
             raise GGUFError(
                 f"{self.scales.path}: {self.scales.name} {list(self.scales.shape)} does not fit "
-                f"{self.codes.name} {list(self.codes.shape)} in blocks of {self.block}"
+                f"{self.codes.name} {list(self.codes.shape)} with a scale for each {each}"
             )
 
     @property
@@ -123,22 +130,25 @@ class MXFP4:
 def readers(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> dict[str, Reader]:
     """A reader for every tensor that holds values; scales belong to the reader of what they scale.
 
-    Raises GGUFError for a quantization that is not FP8 or MXFP4 and for a scale without its weight.
+    Raises GGUFError for a quantization that is not FP8 or MXFP4, for a scale without its weight and FP8 codes
+    without their scale.
     """
-    method, block, suffix = _quantization(config)
+    packing = packing_of(config)
     found: dict[str, Reader] = {}
     for name, tensor in stored.items():
-        if method == "fp8" and name.endswith(
-            (suffix, ".activation_scale", "_activation_scale", ".input_scale")
-        ):
-            if name.endswith(suffix) and name.removesuffix(suffix) + ".weight" not in stored:
+        if packing.method == "fp8" and name.endswith(UNUSED_SCALES):
+            continue
+        if packing.method == "fp8" and name.endswith(packing.suffix):
+            if name.removesuffix(packing.suffix) not in stored:
                 raise GGUFError(f"{tensor.path}: {name} has no weight to scale")
             continue
-        scale = stored.get(name.removesuffix(".weight") + suffix) if name.endswith(".weight") else None
-        if name.endswith("_blocks") and method == "mxfp4":
+        if name.endswith("_blocks") and packing.method == "mxfp4":
             found[name] = _mxfp4(tensor, stored.get(name.removesuffix("_blocks") + "_scales"))
-        elif method == "fp8" and scale is not None and tensor.dtype in FP8_VALUES:
-            found[name] = ScaledFP8(tensor, scale, block)
+        elif packing.method == "fp8" and tensor.dtype in FP8_VALUES:
+            scale = stored.get(name + packing.suffix)
+            if scale is None:
+                raise GGUFError(f"{tensor.path}: {name} has no scale ({name}{packing.suffix})")
+            found[name] = ScaledFP8(tensor, scale, packing.block)
         else:
             found[name] = Floats(tensor)
     return found
@@ -154,9 +164,11 @@ def check_values(name: str, reader: Reader) -> None:
 
 
 def to_float32(values: np.ndarray, type: str) -> np.ndarray:
-    """float32 of F32, F16, F64 numbers or of BF16 bits."""
+    """float32 of F32, F16, F64 numbers, of BF16 bits or E8M0 exponents."""
     if type == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
+    if type == "F8_E8M0":  # a power of two; 255 is NaN
+        return np.where(values == 255, np.float32(np.nan), np.exp2(values.astype(np.float32) - 127))
     return values.astype(np.float32, copy=False)
 
 
@@ -171,25 +183,62 @@ def _mxfp4(codes: StoredTensor, exponents: StoredTensor | None) -> MXFP4:
     return MXFP4(codes, exponents)
 
 
-def _quantization(config: Mapping[str, Any]) -> tuple[str | None, tuple[int, int] | None, str]:
-    """Method, block (rows, columns) and the suffix of scale tensors."""
-    settings = config.get("quantization_config")
+@dataclass(frozen=True)
+class Packing:
+    """How a checkpoint's weights are stored. method: fp8, mxfp4 or None (as floats). Of FP8: what is appended to a
+    tensor's name to name its scales, and the block (rows, columns) of one scale, None: a row's or the tensor's."""
+
+    method: str | None = None
+    suffix: str = "_scale_inv"
+    block: tuple[int, int] | None = None
+
+
+# Of activations and of the cache: llama.cpp computes with neither.
+UNUSED_SCALES = (".activation_scale", "_activation_scale", ".input_scale", ".k_scale", ".v_scale")
+
+
+def packing_of(config: Mapping[str, Any]) -> Packing:
+    """What quantization_config says. Raises GGUFError, naming method and format, for one that cannot be read."""
+    settings = config.get("quantization_config") or {}
     if not isinstance(settings, Mapping):
-        return None, None, ".weight_scale_inv"
-    method = settings.get("quant_method")
+        raise GGUFError(f"config.json: quantization_config must be an object, not {settings!r}")
+    if not settings:
+        return Packing()
+    method, detail = settings.get("quant_method"), _detail(settings)
     if method == "mxfp4":
-        return "mxfp4", None, ".weight_scale_inv"
+        return Packing("mxfp4")
     if method == "fp8":
-        return "fp8", _block(settings.get("weight_block_size")), ".weight_scale_inv"
+        return Packing("fp8", block=_block(settings.get("weight_block_size")))
+    if method == "modelopt" and settings.get("quant_algo") in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
+        return Packing("fp8", "_scale")
     if method == "compressed-tensors" and settings.get("format") in ("float-quantized", "naive-quantized"):
-        groups = list((settings.get("config_groups") or {}).values())
-        weights = groups[0].get("weights", {}) if len(groups) == 1 else {}
+        weights = _only_group(settings)
         if weights.get("strategy") in ("channel", "block", "tensor") and weights.get("type") == "float":
-            return "fp8", _block(weights.get("block_structure")), ".weight_scale"
+            return Packing("fp8", "_scale", _block(weights.get("block_structure")))
     raise GGUFError(
-        f"config.json: quantization_config {method!r} is not supported (FP8 and MXFP4 are); "
-        "convert the unquantized model"
+        f"config.json: the weights are quantized by {method}{detail}, which is not supported "
+        "(FP8 of several makers and MXFP4 are); convert the unquantized model"
     )
+
+
+def _detail(settings: Mapping[str, Any]) -> str:
+    """The format within a method, as far as the settings name it."""
+    weights = _only_group(settings)
+    bits = settings.get("bits", settings.get("num_bits", weights.get("num_bits")))
+    named = [settings.get(key) for key in ("quant_algo", "format", "fmt", "bnb_4bit_quant_type")]
+    words = [word for word in named if isinstance(word, str)]
+    words += [f"{bits} bits"] if isinstance(bits, int) else []
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _only_group(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights' settings where all tensors share one group of compressed-tensors, else nothing."""
+    groups = settings.get("config_groups")
+    if not isinstance(groups, Mapping) or len(groups) != 1:
+        return {}
+    group = next(iter(groups.values()))
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    return weights if isinstance(weights, Mapping) else {}
 
 
 def _block(size: Any) -> tuple[int, int] | None:

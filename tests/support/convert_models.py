@@ -175,6 +175,17 @@ def write_safetensors(path: Path, found: dict[str, tuple[str, np.ndarray]]) -> N
             file.write(np.ascontiguousarray(values).tobytes())
 
 
+def edit(path: Path, **changes: Any) -> None:
+    """Replace keys of a JSON file; None removes one."""
+    value = json.loads(path.read_text())
+    for key, change in changes.items():
+        if change is None:
+            del value[key]
+        else:
+            value[key] = change
+    path.write_text(json.dumps(value))
+
+
 def write_f32(directory: Path, path: Path) -> Path:
     """The checkpoint as a GGUF of F32 tensors (blocks it came with stay)."""
     source = open_checkpoint(directory, "f32")
