@@ -14,7 +14,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.lanes import triton_decode
+from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.encoder import Encoder, Phase
 from quantmill.qkernels.lanes.triton import (
     kernel_name,
@@ -24,6 +27,7 @@ from quantmill.qkernels.lanes.triton import (
     pointers,
     row_sigma_kernel,
 )
+from quantmill.qkernels.types import TYPES, QuantType
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -78,16 +82,26 @@ def kernels_of(encoder: Encoder, block: int) -> list[Kernel]:
     return before + [_kernel(encoder, phase, block) for phase in encoder.phases]
 
 
+def decoding_kernel(type: QuantType, decoder: Decoder, numbers: str) -> Kernel:
+    """The kernel that decodes one type; `numbers`: Triton's type of a pointer to them."""
+    kinds = {name: str(make().dtype) for name, make in decoder.tables.items()}
+    tables = {f"p_{name}": _POINTERS[kind] for name, kind in kinds.items()}
+    signature = {"p_blocks": "*u8", "p_y": numbers, **tables, "n": "i64"}
+    function = triton_decode.kernel_of(type, decoder)
+    name = f"{decoder.module}.{decoder.function}"
+    return Kernel(name, function, signature, triton_decode.N_WARPS, decoder.lanes, type.block)
+
+
 def all_kernels() -> Iterator[Kernel]:
     """Every kernel once."""
-    from quantmill.qkernels.types import TYPES
-
     seen: set[Any] = set()
     for (type_name, _), encoder in encoders().items():
         for kernel in kernels_of(encoder, TYPES[type_name].block):
             if kernel.function not in seen:
                 seen.add(kernel.function)
                 yield kernel
+    for type_name, decoder in decoders().items():
+        yield decoding_kernel(TYPES[type_name], decoder, "*fp32")
 
 
 def compile_for(kernel: Kernel, target: GPUTarget) -> Compiled:

@@ -1,7 +1,8 @@
-"""quantize() and to_float32(): the checks, and the way to an engine."""
+"""quantize() and dequantize(): the checks, and the way to an engine."""
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, TypeVar
 
@@ -59,17 +60,65 @@ def quantize_stored(
     return _on_cpu(rows, row, importance, threads, source.name)
 
 
-def to_float32(raw: np.ndarray, type: str) -> np.ndarray:
-    """Stored rows u8 [n_rows, row_bytes] of any type → f32 [n_rows, n_cols].
+def dequantize(
+    blocks: Array,
+    type: str,
+    device: torch.device | str | None = None,
+    to: str = "F32",
+    out: Array | None = None,
+    threads: int | None = None,
+) -> Array:
+    """blocks u8 [..., row_bytes] → numbers [..., n_cols], as ggml's to_float decodes them; numpy in, numpy out.
 
-    F32, F16 and BF16 are decoded by numpy; quantized types need torch, which is imported then.
+    `to`: "F32", or "F16" or "BF16", the nearest (bfloat16 is uint16 bits in numpy). `device`: where to decode and leave
+    a tensor; by default where the blocks are. `out`: contiguous memory of the result's shape and type to write to.
+    `threads`: for numpy, all cores by default; tensors on the CPU take torch's number. None of them changes a bit.
+    Raises QuantizeError for an unknown type, blocks that are not bytes, a row that ends inside a block.
     """
     row = get_type(type)
-    if row.family == "plain":
-        return plain.widen(raw, row)
-    from quantmill.qkernels.decode import dequantize
+    if str(blocks.dtype).removeprefix("torch.") != "uint8":
+        raise QuantizeError(f"{row.name} blocks must be uint8, not {blocks.dtype}")
+    if not blocks.ndim or blocks.shape[-1] % row.bytes:
+        raise QuantizeError(
+            f"a row of {row.name} must be whole blocks of {row.bytes} bytes, got {blocks.shape}"
+        )
+    if to not in plain.ELEMENTS:
+        raise QuantizeError(f"cannot decode to {to!r}; choose {', '.join(plain.ELEMENTS)}")
+    if isinstance(blocks, np.ndarray):
+        return _dequantize_array(blocks, row, to, out, threads)
+    import torch
 
-    return dequantize(raw, type)  # type: ignore[return-value]
+    from quantmill.qkernels.device_decode import dequantize_tensor
+
+    return dequantize_tensor(blocks, row, None if device is None else torch.device(device), to, out)
+
+
+def _dequantize_array(
+    blocks: np.ndarray, type: QuantType, to: str, out: np.ndarray | None, threads: int | None
+) -> np.ndarray:
+    *outer, row_bytes = blocks.shape
+    shape = (*outer, row_bytes // type.bytes * type.block)
+    if out is None:
+        out = np.empty(shape, plain.ELEMENTS[to])
+    assert (out.shape, out.dtype) == (shape, plain.ELEMENTS[to])
+    assert out.flags.c_contiguous
+    if type.family == "plain":
+        numbers = plain.widen(np.ascontiguousarray(blocks), type)
+        out[...] = plain.narrow(numbers, get_type(to)).view(out.dtype)
+        return out
+    from quantmill.qkernels.decoders import decoders
+    from quantmill.qkernels.lanes import cpu_decode
+
+    raw = np.ascontiguousarray(blocks).reshape(math.prod(blocks.shape) // type.bytes, type.bytes)
+    numbers = out.reshape(len(raw), type.block)
+    cpu_decode.decode(type, decoders()[type.name], raw, numbers, to, threads or os.cpu_count() or 1)
+    return out
+
+
+def to_float32(raw: np.ndarray, type: str) -> np.ndarray:
+    """Stored rows u8 [n_rows, row_bytes] of any type → f32 [n_rows, n_cols]; rows in F32 are seen, not copied."""
+    row = get_type(type)
+    return plain.widen(raw, row) if row.family == "plain" else dequantize(raw, type)
 
 
 def _check_shapes(rows: Array, type: QuantType, importance: Array | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from quantmill.qkernels import plain
-from quantmill.qkernels.decode import dequantize
+from quantmill.qkernels.api import dequantize
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.lanes.tensors import bytes_per_block

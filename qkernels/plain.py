@@ -6,6 +6,9 @@ import numpy as np
 
 from quantmill.qkernels.types import QuantizeError, QuantType
 
+# The elements of these types in numpy's words; bfloat16 is its bits.
+ELEMENTS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
 
 def widen(raw: np.ndarray, type: QuantType) -> np.ndarray:
     """raw u8 [n_rows, row_bytes] of a plain type → f32 [n_rows, n_cols], exactly."""

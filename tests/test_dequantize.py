@@ -1,16 +1,28 @@
-"""Decoded values against llama.cpp's and gguf's own decoders, bit for bit, on blocks of random bytes."""
+"""Decoded values against llama.cpp's and gguf's own decoders, bit for bit, on random bytes, on all engines."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
 
-from quantmill.qkernels.decode import DECODERS, dequantize
+from quantmill.qkernels import dequantize
+from quantmill.qkernels.decode import small
+from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.lanes import torch_decode
+from quantmill.qkernels.lanes.decoder import Decoder
+from quantmill.qkernels.lanes.encoder import constants
 from quantmill.qkernels.types import TYPES, QuantizeError
 from tests.support import oracle
 
+QUANTIZED = sorted(name for name, type in TYPES.items() if type.family != "plain")
 # gguf 0.19 has no decoder for these
 NOT_IN_GGUF = {"Q1_0", "Q2_0"}
+INTERPRETER = Path(__file__).parent / "support" / "interpret_triton_decoders.py"
 
 
 def random_blocks(type: str, n_rows: int, n_blocks: int) -> np.ndarray:
@@ -20,10 +32,16 @@ def random_blocks(type: str, n_rows: int, n_blocks: int) -> np.ndarray:
 
 def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
     """Equal bits, signs of zero included; any NaN equals any NaN."""
-    assert actual.dtype == expected.dtype == np.float32
+    assert actual.dtype == expected.dtype
+    words = np.uint32 if expected.dtype == np.float32 else np.uint16
     nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(actual), nan)
-    np.testing.assert_array_equal(actual.view(np.uint32)[~nan], expected.view(np.uint32)[~nan])
+    np.testing.assert_array_equal(actual.view(words)[~nan], expected.view(words)[~nan])
+
+
+def halves(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)
 
 
 @pytest.mark.parametrize("type", sorted(set(TYPES) - {"F32"}))
@@ -41,11 +59,72 @@ def test_equals_gguf(type):
 
 
 @pytest.mark.parametrize("type", sorted(TYPES))
-def test_layout_fills_the_block(type):
-    layout, _ = DECODERS[type]
-    assert sum(layout.values()) == TYPES[type].bytes
-    if type != "F32":
-        assert oracle.type_traits(type)[1:] == (TYPES[type].block, TYPES[type].bytes)
+def test_halves_are_the_nearest(type):
+    """numpy's and torch's own roundings of ggml's values, sub-normal and infinite ones included."""
+    blocks = random_blocks(type, 40, 8)
+    exact = oracle.dequantize(blocks, type) if type != "F32" else blocks.view("<f4")
+    assert_same_bits(dequantize(blocks, type, to="F16"), halves(exact))
+    brain = torch.from_numpy(exact).to(torch.bfloat16)
+    found = torch.from_numpy(dequantize(blocks, type, to="BF16")).view(torch.bfloat16)
+    assert torch.equal(found.nan_to_num(1.5), brain.nan_to_num(1.5))
+    tensor = dequantize(torch.from_numpy(blocks), type, to="BF16")
+    assert tensor.dtype == torch.bfloat16
+    assert torch.equal(tensor.nan_to_num(1.5), brain.nan_to_num(1.5))
+
+
+@pytest.mark.parametrize("type", QUANTIZED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_torch_operations(type, dtype):
+    """What a device without Triton does, here on the CPU."""
+    blocks = random_blocks(type, 1, 96).reshape(96, -1)
+    out = torch.full((96, TYPES[type].block), float("nan"), dtype=dtype)
+    torch_decode.decode(TYPES[type], decoders()[type], torch.from_numpy(blocks), out)
+    expected = torch.from_numpy(oracle.dequantize(blocks, type)).to(dtype)
+    if dtype == torch.float32:
+        assert_same_bits(out.numpy(), expected.numpy())
+    assert torch.equal(out.nan_to_num(1.5), expected.nan_to_num(1.5))
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory) -> dict[str, np.ndarray]:
+    """What Triton's interpreter makes of some blocks; triton.jit decides to interpret when it is imported."""
+    folder = tmp_path_factory.mktemp("triton")
+    blocks, results = folder / "blocks.npz", folder / "results.npz"
+    np.savez(blocks, **{type: random_blocks(type, 1, 41).reshape(41, -1) for type in QUANTIZED})
+    command = [sys.executable, str(INTERPRETER), str(blocks), str(results)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(results) as stored:
+        return dict(stored)
+
+
+@pytest.mark.parametrize("type", QUANTIZED)
+def test_triton(type, interpreted):
+    """bfloat16 is left to the compiled kernel (test_triton_compile.py): the interpreter cuts it off."""
+    expected = oracle.dequantize(random_blocks(type, 1, 41).reshape(41, -1), type)
+    assert_same_bits(interpreted[f"{type}-float32"], expected)
+    assert_same_bits(interpreted[f"{type}-float16"], halves(expected))
+
+
+def test_every_quantized_type_has_a_decoder():
+    assert sorted(decoders()) == QUANTIZED
+    for name, decoder in decoders().items():
+        assert TYPES[name].block % (16 * decoder.lanes) == 0
+        assert oracle.type_traits(name)[1:] == (TYPES[name].block, TYPES[name].bytes)
+
+
+@pytest.mark.parametrize(
+    ("tables", "numbers"),
+    [({}, {"N": 1}), ({"values": constants(1)}, {}), ({}, {})],
+)
+def test_a_decoder_is_bound_by_name(tables, numbers):
+    """Only q4_0 takes nothing but blocks and numbers."""
+    from quantmill.qkernels.decode.codebook import iq4_nl
+
+    program = small.q4_0 if tables or numbers else iq4_nl
+    with pytest.raises(TypeError, match=f"{program.__name__}.*cannot be called with"):
+        Decoder(program, tables=tables, constants=numbers)
 
 
 def test_every_scale_byte_of_nvfp4_and_mxfp4():
@@ -67,18 +146,41 @@ def test_shapes_and_devices(type):
     assert_same_bits(stacked.view(6, -1).numpy(), expected)
     # every other row, not contiguous, and a read-only array, as a memory map is
     assert_same_bits(dequantize(torch.from_numpy(blocks)[::2], type).numpy(), expected[::2])
+    assert_same_bits(dequantize(blocks[::2], type), expected[::2])
     blocks.flags.writeable = False
     assert_same_bits(dequantize(blocks, type), expected)
 
 
-def test_chunks_do_not_change_values():
-    blocks = random_blocks("Q6_K", 1, 3000)  # three chunks
-    assert_same_bits(dequantize(blocks, "Q6_K"), oracle.dequantize(blocks, "Q6_K"))
+def test_writes_where_it_is_told():
+    blocks = random_blocks("Q4_K", 70, 3)
+    kept = np.full((70, 768), 7, np.float32)
+    assert dequantize(blocks, "Q4_K", out=kept) is kept
+    assert_same_bits(kept, oracle.dequantize(blocks, "Q4_K"))
+    tensor = torch.full((70, 768), 7.0)
+    assert dequantize(torch.from_numpy(blocks), "Q4_K", out=tensor) is tensor
+    assert_same_bits(tensor.numpy(), kept)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 15, 16, 31, 32, 33, 63, 3000])
+def test_tiles_and_threads_do_not_change_values(n_blocks):
+    blocks = random_blocks("Q6_K", 1, n_blocks)
+    expected = oracle.dequantize(blocks, "Q6_K")
+    for threads in (1, 3):
+        assert_same_bits(dequantize(blocks, "Q6_K", threads=threads), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 144), (3, 0)])
 def test_nothing_decodes_to_nothing(shape):
     assert dequantize(np.zeros(shape, np.uint8), "Q4_K").shape == (shape[0], shape[1] // 144 * 256)
+
+
+def test_decoding_on_the_cpu_needs_no_torch():
+    code = (
+        "import sys, numpy as np; from quantmill.qkernels import dequantize, to_float32;"
+        "raw = np.zeros((40, 288), np.uint8); dequantize(raw, 'Q4_K'); to_float32(raw, 'Q4_K');"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +195,8 @@ def test_nothing_decodes_to_nothing(shape):
 def test_refuses(blocks, type, message):
     with pytest.raises(QuantizeError, match=message):
         dequantize(blocks, type)
+
+
+def test_refuses_to_decode_to_blocks():
+    with pytest.raises(QuantizeError, match="cannot decode to 'Q8_0'; choose F32, F16, BF16"):
+        dequantize(np.zeros((2, 144), np.uint8), "Q4_K", to="Q8_0")

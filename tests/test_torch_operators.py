@@ -10,8 +10,10 @@ import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantmill import qkernels
+from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.lanes import torch as torch_lanes
+from quantmill.qkernels.lanes import torch_decode
 from quantmill.qkernels.types import TYPES
 from tests.support import data_kinds
 
@@ -89,8 +91,10 @@ def encoding() -> Recorder:
 @pytest.fixture(scope="module")
 def decoding() -> Recorder:
     with Recorder() as recorder:
-        for row in TYPES.values():
-            qkernels.dequantize(torch.zeros(2, 3 * row.bytes, dtype=torch.uint8), row.name)
+        for name, decoder in decoders().items():
+            row = TYPES[name]
+            blocks = torch.zeros(3, row.bytes, dtype=torch.uint8)
+            torch_decode.decode(row, decoder, blocks, torch.empty(3, row.block))
     return recorder
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import triton
 
-from bench.compile_ahead import TARGETS, Compiled, all_kernels, compile_for
+from bench.compile_ahead import TARGETS, Compiled, all_kernels, compile_for, decoding_kernel
+from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.types import TYPES
 
 TABLE = Path(__file__).with_name("data") / "triton_registers.json"
 MOST_REGISTERS = 168
@@ -65,6 +67,12 @@ def test_registers_are_those_of_the_table(compiled):
     assert recorded["triton"] == triton.__version__, "the table is for another Triton"
     table = {name: row[target] for name, row in recorded["registers"].items()}
     assert {name: result.registers for name, result in results.items()} == table
+
+
+@pytest.mark.parametrize(("numbers", "conversion"), [("*fp16", "cvt.rn.f16"), ("*bf16", "cvt.rn.bf16")])
+def test_halves_are_rounded_to_the_nearest(own_cache, numbers, conversion):
+    kernel = decoding_kernel(TYPES["Q4_K"], decoders()["Q4_K"], numbers)
+    assert conversion in compile_for(kernel, TARGETS["sm_90"]).text
 
 
 def write_table() -> None:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu import Layout
 from quantmill.qkernels.lanes.cpu_compiler import Program, Unit
+from quantmill.qkernels.lanes.cpu_layout import Layout
 from quantmill.qkernels.lanes.cpu_snap import WORDS
 from quantmill.qkernels.lanes.encoder import Encoder
 from quantmill.qkernels.lanes.loader import load
@@ -32,11 +32,14 @@ from quantmill.qkernels.lanes.simd import (
     I64,
     LANES,
     WIDTH,
+    first_of,
     from_half,
     interleave,
+    load_run,
     local,
     loop,
     repeated,
+    store_run,
 )
 from quantmill.qkernels.types import QuantType
 
@@ -53,13 +56,13 @@ def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tabl
     """The function of an encoder for rows of the type `source`. `tables`: the kinds of its tables, "f32" or "i32"."""
     driver = _Driver(source, layout, tables)
     unit = Unit(driver.b.module)
-    programs = load(encoder.family, WORDS, Program)
+    programs = load(encoder.module, WORDS, Program)
     arrays = {**driver.arrays, **dict(zip(encoder.tables, driver.tables, strict=True))}
     b, block = driver.b, I64(type.block)
     per_row = b.udiv(driver.n_cols, block)
     with loop(b, driver.begin, driver.end) as tile:
         if encoder.uses_importance:
-            row = driver.first_of(b.udiv(tile, per_row), driver.n_rows)
+            row = first_of(b, b.udiv(tile, per_row), driver.n_rows)
             column = b.urem(tile, per_row)
             first, apart = b.add(b.mul(row, per_row), column), per_row
             arrays["importance"] = b.gep(driver.columns, [b.mul(column, block)])
@@ -67,7 +70,7 @@ def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tabl
                 given = b.bitcast(b.gep(driver.sigma, [row]), FLOATS.as_pointer())
                 b.store(b.load(given, align=4), arrays["row_sigma"])
         else:
-            first, apart = driver.first_of(tile, b.mul(driver.n_rows, per_row)), I64(1)
+            first, apart = first_of(b, tile, b.mul(driver.n_rows, per_row)), I64(1)
         driver.load_tile(b.mul(first, block), b.mul(apart, block), type.block)
         for phase in encoder.phases:
             arguments = [arrays[a] if isinstance(a, str) else a for a in phase.arguments]
@@ -83,11 +86,11 @@ def text_of_row_sigma(source: str, layout: Layout) -> str:
     driver = _Driver(source, layout, [])
     b, run = driver.b, 32
     unit = Unit(b.module)
-    add_squares = load("common", WORDS, Program)["add_squares"]
+    add_squares = load("programs.common", WORDS, Program)["add_squares"]
     total = local(b, FLOATS)
     count = b.sitofp(driver.n_cols, F32)
     with loop(b, driver.begin, driver.end) as tile:
-        row = driver.first_of(tile, driver.n_rows)
+        row = first_of(b, tile, driver.n_rows)
         b.store(repeated(0.0, FLOATS), total)
         with loop(b, I64(0), driver.n_cols, I64(run)) as column:
             driver.load_tile(b.add(b.mul(row, driver.n_cols), column), driver.n_cols, run)
@@ -118,12 +121,6 @@ class _Driver:
         self.largest = local(b, _INT_RUN)
         b.store(repeated(0, _INT_RUN), self.largest)
 
-    def first_of(self, number: ir.Value, count: ir.Value) -> ir.Value:
-        """Where the WIDTH of that number begin among `count`, the last of them not beyond the end."""
-        b = self.b
-        first, last = b.mul(number, I64(WIDTH)), b.sub(count, I64(WIDTH))
-        return b.select(b.icmp_signed("<", first, last), first, last)
-
     def load_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
         """WIDTH runs of n weights, from element `start` on, become x; the bits of the largest magnitude are kept."""
         b = self.b
@@ -134,11 +131,11 @@ class _Driver:
                 rows = []
                 for k in range(_SIDE):
                     place = b.add(b.add(start, b.mul(stride, I64(lane + k))), i)
-                    rows.append(self.widened(self.load_run(self.source, place, _STORED[self.stored], 2)))
+                    rows.append(self.widened(load_run(b, self.source, place, _STORED[self.stored], 2)))
                     bits = b.and_(b.bitcast(rows[-1], _INT_RUN), repeated(0x7FFFFFFF, _INT_RUN))
                     highest = b.select(b.icmp_unsigned(">", bits, highest), bits, highest)
                 for k, run in enumerate(interleave(b, rows)):
-                    self.store_run(run, x, b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)), 64)
+                    store_run(b, run, x, b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)), 64)
             b.store(highest, self.largest)
 
     def widened(self, run: ir.Value) -> ir.Value:
@@ -165,15 +162,9 @@ class _Driver:
         out = b.bitcast(self.arrays["out"], I8.as_pointer())
         for lane in range(0, WIDTH, _SIDE):
             places = [b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)) for k in range(_SIDE)]
-            columns = [self.load_run(out, place, _BYTE_RUN, _SIDE) for place in places]
+            columns = [load_run(b, out, place, _BYTE_RUN, _SIDE) for place in places]
             for k, run in enumerate(interleave(b, columns)):
-                self.store_run(run, self.target, b.add(b.add(start, b.mul(stride, I64(lane + k))), i), 1)
-
-    def load_run(self, array: ir.Value, place: ir.Value, kind: ir.VectorType, align: int) -> ir.Value:
-        return self.b.load(self.b.bitcast(self.b.gep(array, [place]), kind.as_pointer()), align=align)
-
-    def store_run(self, run: ir.Value, array: ir.Value, place: ir.Value, align: int) -> None:
-        self.b.store(run, self.b.bitcast(self.b.gep(array, [place]), run.type.as_pointer()), align=align)
+                store_run(b, run, self.target, b.add(b.add(start, b.mul(stride, I64(lane + k))), i), 1)
 
     def finish(self) -> str:
         b = self.b

@@ -24,6 +24,7 @@ from quantmill.qkernels.lanes.simd import (
     repeated,
     size_of,
     splat,
+    to_half,
 )
 
 # Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits.
@@ -131,29 +132,6 @@ def _lev(b: ir.IRBuilder, value: ir.Value, low: int, high: int) -> ir.Value:
     return b.fsub(from_bits(b, pattern), repeated(_MAGIC, FLOATS))
 
 
-def _to_half(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """By float arithmetic, as processors without such an instruction do it (ggml-impl.h: ggml_compute_fp32_to_fp16).
-
-    Adding a power of two that is 2^13 units of the result's last place rounds to it.
-    """
-    twice = b.shl(to_bits(b, value), _pattern(1))
-    size = call(b, f"llvm.fabs.v{WIDTH}f32", FLOATS, value)
-    base = b.fmul(b.fmul(size, repeated(2.0**112, FLOATS)), repeated(2.0**-110, FLOATS))
-    exponent = b.and_(twice, _pattern(0xFF000000))
-    least = _pattern(0x71000000)
-    exponent = b.select(b.icmp_unsigned("<", exponent, least), least, exponent)
-    bias = from_bits(b, b.add(b.lshr(exponent, _pattern(1)), _pattern(0x07800000)))
-    rounded = to_bits(b, b.fadd(bias, base))
-    high = b.and_(b.lshr(rounded, _pattern(13)), _pattern(0x7C00))
-    half = b.add(high, b.and_(rounded, _pattern(0x0FFF)))
-    half = b.select(b.icmp_unsigned(">", twice, _pattern(0xFF000000)), _pattern(0x7E00), half)
-    return b.or_(b.and_(b.lshr(to_bits(b, value), _pattern(16)), _pattern(0x8000)), half)
-
-
-def _pattern(bits: int) -> ir.Constant:
-    return repeated(bits, INTS)
-
-
 def _smaller(b: ir.IRBuilder, left: Any, right: Any) -> ir.Value:
     x, y = as_either(b, left, right)
     return b.select(b.icmp_signed("<", x, y), x, y)
@@ -182,13 +160,14 @@ _BUILDERS: Mapping[str, Callable[..., Any]] = {
     "put": st,
     "get": lambda b, array, i, value: ld(b, array, i),
     "zeros": lambda b, like: repeated(0.0, FLOATS),
+    "number": lambda b, like, j: as_lanes(b, j, INTS),
     "izeros": lambda b, like: repeated(0, INTS),
     "div": _div,
     "nint": _nint,
     "rnear": _rnear,
     "trunc": _trunc,
     "i2f": lambda b, v: b.sitofp(as_lanes(b, v, INTS), FLOATS),
-    "f2h": _to_half,
+    "f2h": lambda b, v: to_half(b, as_lanes(b, v, FLOATS)),
     "h2f": from_half,
     "bits": to_bits,
     "from_bits": from_bits,

@@ -40,6 +40,11 @@ class Encoder:
     uses_importance: bool = False
     uses_row_sigma: bool = False
 
+    @property
+    def module(self) -> str:
+        """Where the functions of its phases are found."""
+        return f"programs.{self.family}"
+
 
 def steps(first: float, step: float, count: int, offset: float) -> Callable[[], np.ndarray]:
     """A table of `first + step·k + offset`, each operation rounded to float32 as C does with `f` constants."""

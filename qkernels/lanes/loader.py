@@ -7,53 +7,64 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = Path(__file__).resolve().parent.parent / "programs"
-_VOCABULARY = "quantmill.qkernels.lanes.vocabulary"
-_PROGRAM = "quantmill.qkernels.programs."
+_PACKAGE = Path(__file__).resolve().parent.parent
+_PREFIX = "quantmill.qkernels."
+# Folders whose files hold lane programs.
+_FOLDERS = ("programs", "decode")
 
 
-def program_path(family: str) -> Path:
-    return PROGRAMS / f"{family}.py"
+def program_path(module: str) -> Path:
+    """The file of a module of lane programs, "programs.scale" or "decode.grid"."""
+    return _PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
 
 
-def sources(family: str) -> list[Path]:
-    """The files that a family's programs are made of: its own and those it imports from, sorted."""
+def _imported(node: ast.stmt) -> str | None:
+    """The module of lane programs that a statement imports from, if it does."""
+    if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(_PREFIX):
+        return None
+    name = (node.module or "").removeprefix(_PREFIX)
+    return name if name.partition(".")[0] in _FOLDERS else None
+
+
+def sources(module: str) -> list[Path]:
+    """The files that a module's programs are made of: its own and those it imports from, sorted."""
     found: set[Path] = set()
-    waiting = [family]
+    waiting = [module]
     while waiting:
         path = program_path(waiting.pop())
         if path in found:
             continue
         found.add(path)
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PROGRAM):
-                waiting.append(node.module[len(_PROGRAM) :])  # type: ignore[index]
+            if (name := _imported(node)) is not None:
+                waiting.append(name)
     return sorted(found)
 
 
-def load(family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any]) -> dict[str, Any]:
-    """The functions of `qkernels/programs/<family>.py` with the vocabulary replaced by `words`.
+def load(module: str, words: Mapping[str, Any], wrap: Callable[[Any], Any]) -> dict[str, Any]:
+    """The functions of a module of lane programs with the vocabulary replaced by `words`.
 
     `wrap` turns each plain function into the engine's own kind (a program of the CPU's compiler, a Triton function).
     Line numbers and the file name stay those of the program, so that tracebacks and `inspect.getsource` point to it.
     A program function that is among the words is left out: the engine has its own way to do the same.
     """
-    return _load(family, words, wrap, {})
+    return _load(module, words, wrap, {})
 
 
 def _load(
-    family: str, words: Mapping[str, Any], wrap: Callable[[Any], Any], loaded: dict[str, dict[str, Any]]
+    module: str, words: Mapping[str, Any], wrap: Callable[[Any], Any], loaded: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """`loaded`: what was loaded for the same family before; a file that several import from is compiled once."""
-    if family in loaded:
-        return loaded[family]
-    path = program_path(family)
+    """`loaded`: what was loaded for the same module before; a file that several import from is compiled once."""
+    if module in loaded:
+        return loaded[module]
+    path = program_path(module)
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    namespace: dict[str, Any] = {"__name__": f"{_PROGRAM}{family}", **words}
+    namespace: dict[str, Any] = {"__name__": _PREFIX + module, **words}
     body: list[ast.stmt] = []
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PROGRAM):
-            functions = _load(node.module[len(_PROGRAM) :], words, wrap, loaded)  # type: ignore[index]
+        if (name := _imported(node)) is not None:
+            assert isinstance(node, ast.ImportFrom)
+            functions = _load(name, words, wrap, loaded)
             namespace.update(
                 {a.asname or a.name: functions[a.name] for a in node.names if a.name in functions}
             )
@@ -64,5 +75,5 @@ def _load(
     for node in body:
         assert isinstance(node, ast.FunctionDef)
         namespace[node.name] = wrap(namespace[node.name])
-    loaded[family] = namespace
+    loaded[module] = namespace
     return namespace

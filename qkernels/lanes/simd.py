@@ -132,3 +132,61 @@ def from_half(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
     size = builder.select(builder.icmp_unsigned("<", twice, pattern(1 << 27)), small, normal)
     sign = builder.and_(word, pattern(0x80000000))
     return builder.bitcast(builder.or_(sign, builder.bitcast(size, kind)), floats)
+
+
+def to_half(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Integers whose low sixteen bits are the nearest halves of floats, ties to even.
+
+    By float arithmetic, as processors without such an instruction do it (ggml-impl.h: ggml_compute_fp32_to_fp16).
+    Adding a power of two that is 2^13 units of the result's last place rounds to it.
+    """
+    floats = value.type
+    ints = ir.VectorType(I32, floats.count)
+
+    def pattern(bits: int) -> ir.Constant:
+        return repeated(bits, ints)
+
+    twice = builder.shl(builder.bitcast(value, ints), pattern(1))
+    size = call(builder, f"llvm.fabs.v{floats.count}f32", floats, value)
+    base = builder.fmul(builder.fmul(size, repeated(2.0**112, floats)), repeated(2.0**-110, floats))
+    exponent = builder.and_(twice, pattern(0xFF000000))
+    least = pattern(0x71000000)
+    exponent = builder.select(builder.icmp_unsigned("<", exponent, least), least, exponent)
+    bias = builder.bitcast(builder.add(builder.lshr(exponent, pattern(1)), pattern(0x07800000)), floats)
+    rounded = builder.bitcast(builder.fadd(bias, base), ints)
+    high = builder.and_(builder.lshr(rounded, pattern(13)), pattern(0x7C00))
+    half = builder.add(high, builder.and_(rounded, pattern(0x0FFF)))
+    half = builder.select(builder.icmp_unsigned(">", twice, pattern(0xFF000000)), pattern(0x7E00), half)
+    sign = builder.and_(builder.lshr(builder.bitcast(value, ints), pattern(16)), pattern(0x8000))
+    return builder.or_(sign, half)
+
+
+def to_brain(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Integers whose low sixteen bits are the nearest bfloat16 of floats, ties to even."""
+    ints = ir.VectorType(I32, value.type.count)
+
+    def pattern(bits: int) -> ir.Constant:
+        return repeated(bits, ints)
+
+    word = builder.bitcast(value, ints)
+    odd = builder.and_(builder.lshr(word, pattern(16)), pattern(1))
+    rounded = builder.lshr(builder.add(builder.add(word, pattern(0x7FFF)), odd), pattern(16))
+    nan = builder.icmp_unsigned(">", builder.shl(word, pattern(1)), pattern(0xFF000000))
+    return builder.select(nan, builder.or_(builder.lshr(word, pattern(16)), pattern(64)), rounded)
+
+
+def load_run(
+    builder: ir.IRBuilder, array: ir.Value, place: ir.Value, kind: ir.VectorType, align: int
+) -> ir.Value:
+    """A vector from element `place` of an array of numbers on."""
+    return builder.load(builder.bitcast(builder.gep(array, [place]), kind.as_pointer()), align=align)
+
+
+def store_run(builder: ir.IRBuilder, run: ir.Value, array: ir.Value, place: ir.Value, align: int) -> None:
+    builder.store(run, builder.bitcast(builder.gep(array, [place]), run.type.as_pointer()), align=align)
+
+
+def first_of(builder: ir.IRBuilder, number: ir.Value, count: ir.Value) -> ir.Value:
+    """Where the WIDTH of that number begin among `count`, the last of them not beyond the end."""
+    first, last = builder.mul(number, I64(WIDTH)), builder.sub(count, I64(WIDTH))
+    return builder.select(builder.icmp_signed("<", first, last), first, last)

@@ -30,7 +30,7 @@ class Tile:
 
 
 @functools.cache
-def _table(make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
+def table_on(make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
     return torch.tensor(make(), device=device)
 
 
@@ -67,7 +67,7 @@ def tile_of(type: QuantType, encoder: Encoder, rows: torch.Tensor, importance: t
         if importance is None:
             raise TypeError(f"the encoder of {type.name} needs importance")
         arrays["importance"] = importance.reshape(1, per_row, type.block).permute(2, 0, 1).contiguous()
-    tables = {name: _table(make, rows.device) for name, make in encoder.tables.items()}
+    tables = {name: table_on(make, rows.device) for name, make in encoder.tables.items()}
     return Tile(arrays, tables, n_rows, per_row)
 
 

@@ -33,7 +33,7 @@ def _at(index: Index) -> Any:
     return index.tolist()
 
 
-class _Array:
+class Array:
     """An array within one phase; what `ld` gave keeps its value whatever is stored later.
 
     Most arrays of a search are only read, so `ld` lends views. The first store after that goes to a copy of the
@@ -59,19 +59,19 @@ class _Array:
         self._now[_at(index)] = value
 
 
-def _ld(array: _Array, index: Index) -> torch.Tensor:
+def _ld(array: Array, index: Index) -> torch.Tensor:
     return array.load(index)
 
 
-def _st(array: _Array, index: Index, value: torch.Tensor) -> None:
+def _st(array: Array, index: Index, value: torch.Tensor) -> None:
     array.store(index, value)
 
 
-def _ldb(array: _Array, index: Index) -> torch.Tensor:
+def _ldb(array: Array, index: Index) -> torch.Tensor:
     return array.load(index).int()
 
 
-def _stb(array: _Array, index: Index, value: torch.Tensor | int) -> None:
+def _stb(array: Array, index: Index, value: torch.Tensor | int) -> None:
     low = value & 255
     array.store(index, low.to(torch.uint8) if isinstance(low, torch.Tensor) else low)
 
@@ -96,6 +96,12 @@ def _full(like: torch.Tensor, value: torch.Tensor | float) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.expand(like.shape)
     return torch.full_like(like, value, dtype=torch.float32)
+
+
+def _number(like: torch.Tensor, lanes: Index) -> torch.Tensor | int:
+    if isinstance(lanes, int):
+        return lanes
+    return torch.tensor(lanes, dtype=torch.int32, device=like.device).view(-1, 1, 1)
 
 
 def _where(mask: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
@@ -145,7 +151,7 @@ def _of_lanes(values: torch.Tensor, shape: torch.Size, lanes: torch.Tensor) -> t
 def _walk(
     u: torch.Tensor,
     value: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    groups: tuple[_Array, _Array],
+    groups: tuple[Array, Array],
     place: Index,
     scale: torch.Tensor,
     lists: torch.Tensor,
@@ -192,8 +198,8 @@ def _walk(
 
 def _nearest(
     u: torch.Tensor,
-    weights: _Array,
-    roots: _Array,
+    weights: Array,
+    roots: Array,
     place: Index,
     scale: torch.Tensor,
     lists: torch.Tensor,
@@ -209,8 +215,8 @@ def _nearest(
 
 def _nearest_shifted(
     u: torch.Tensor,
-    weights: _Array,
-    importance: _Array,
+    weights: Array,
+    importance: Array,
     place: Index,
     scale: torch.Tensor,
     low: torch.Tensor,
@@ -235,6 +241,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "zeros": _zeros,
     "izeros": _izeros,
     "full": _full,
+    "number": _number,
     "where": _where,
     "div": torch.div,
     "sqrt": _sqrt,
@@ -260,14 +267,14 @@ WORDS: Mapping[str, Callable[..., Any]] = {
 
 
 @functools.cache
-def _programs(family: str) -> dict[str, Any]:
-    return load(family, WORDS, lambda function: function)
+def _programs(module: str) -> dict[str, Any]:
+    return load(module, WORDS, lambda function: function)
 
 
 def _row_sigma(rows: torch.Tensor) -> torch.Tensor:
     """rows [n_rows, n_cols] f32 → [1, n_rows, 1] mean square of each row, added from left to right."""
     n_rows, n_cols = rows.shape
-    total = _programs("common")["sum_of_squares"](_Array(rows.t().contiguous()), 0, n_cols)
+    total = _programs("programs.common")["sum_of_squares"](Array(rows.t().contiguous()), 0, n_cols)
     return torch.div(total, torch.full_like(total, n_cols)).view(1, n_rows, 1)
 
 
@@ -275,10 +282,10 @@ def _run(encoder: Encoder, phase: Phase, arrays: dict[str, torch.Tensor], tables
     j = np.arange(phase.lanes) if phase.lanes > 1 else 0
     own = (slice(None), slice(phase.lanes) if phase.lanes > 1 else 0)
     used = {a for a in phase.arguments if isinstance(a, str) and a not in tables}
-    wrapped = {a: _Array(arrays[a], own if a in encoder.private else ...) for a in used}
+    wrapped = {a: Array(arrays[a], own if a in encoder.private else ...) for a in used}
     operands = {**wrapped, **tables}
     arguments = (operands[a] if isinstance(a, str) else a for a in phase.arguments)
-    _programs(encoder.family)[phase.function](j, *arguments)
+    _programs(encoder.module)[phase.function](j, *arguments)
     arrays.update({name: array.whole for name, array in wrapped.items()})
 
 

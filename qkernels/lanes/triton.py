@@ -51,9 +51,9 @@ def options(backend: str, warps: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _programs(family: str) -> dict[str, Any]:
+def _programs(module: str) -> dict[str, Any]:
     words = {name: _callee(word) for name, word in WORDS.items()}
-    return load(family, {**words, "tl": tl}, lambda function: _callee(triton.jit(function)))
+    return load(module, {**words, "tl": tl}, lambda function: _callee(triton.jit(function)))
 
 
 def kernel_name(phase: Phase) -> str:
@@ -96,21 +96,21 @@ def {kernel_name(phase)}({parameters}n: "i64", per_row: "i64", BLOCK: tl.constex
 
 
 @functools.cache
-def _defined(family: str, name: str, text: str) -> Any:
+def defined(module: str, name: str, text: str) -> Any:
     """The Triton function of a kernel's source, which Triton reads once more through linecache."""
-    file = f"<{family}.{name}>"
+    file = f"<{module}.{name}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    namespace = dict(_programs(family))
+    namespace = dict(_programs(module))
     exec(compile(text, file, "exec"), namespace)
     return triton.jit(namespace[name])
 
 
 def kernel_of(encoder: Encoder, phase: Phase) -> Any:
     """The kernel of one phase; encoders that share a program with the same constants share the kernel."""
-    return _defined(encoder.family, kernel_name(phase), _text(encoder, phase))
+    return defined(encoder.module, kernel_name(phase), _text(encoder, phase))
 
 
-_sum_of_squares = _programs("common")["sum_of_squares"]
+_sum_of_squares = _programs("programs.common")["sum_of_squares"]
 
 
 @triton.jit
@@ -122,7 +122,7 @@ def row_sigma_kernel(p_rows, p_sigma, n_rows, n_cols, BLOCK: tl.constexpr):
     tl.store(p_sigma + row, tl.div_rn(total, tl.full([BLOCK], n_cols, tl.float32)), mask=live)
 
 
-def _launch(kernel: Any, warps: int, n_lanes: int, *arguments: torch.Tensor | int) -> None:
+def launch(kernel: Any, warps: int, n_lanes: int, *arguments: torch.Tensor | int) -> None:
     """A lane is a thread's own: with as many lanes as threads, what a thread stored is what it loads again."""
     if INTERPRETED:
         block, compiling = triton.next_power_of_2(n_lanes), {}
@@ -132,7 +132,7 @@ def _launch(kernel: Any, warps: int, n_lanes: int, *arguments: torch.Tensor | in
     kernel[(triton.cdiv(n_lanes, block),)](*arguments, BLOCK=block, **compiling)
 
 
-def _current(device: torch.device) -> AbstractContextManager[Any]:
+def current(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be where the tensors are."""
     if device.type == "cpu":
         return nullcontext()
@@ -146,11 +146,11 @@ def encode(
     tile = tile_of(type, encoder, rows, importance)
     operands = {**tile.arrays, **tile.tables}
     n = tile.n_rows * tile.per_row
-    with _current(rows.device):
+    with current(rows.device):
         if encoder.uses_row_sigma:
             operands["row_sigma"] = torch.empty((1, tile.n_rows, 1), device=rows.device)
-            _launch(row_sigma_kernel, n_warps(None), tile.n_rows, rows, operands["row_sigma"], *rows.shape)
+            launch(row_sigma_kernel, n_warps(None), tile.n_rows, rows, operands["row_sigma"], *rows.shape)
         for phase in encoder.phases:
             arguments = [operands[name] for name in pointers(phase)]
-            _launch(kernel_of(encoder, phase), n_warps(phase), n * phase.lanes, *arguments, n, tile.per_row)
+            launch(kernel_of(encoder, phase), n_warps(phase), n * phase.lanes, *arguments, n, tile.per_row)
     return packed_rows(tile.arrays["out"])

@@ -60,6 +60,11 @@ def full(v, c):
 
 
 @triton.jit
+def number(v, j):
+    return j
+
+
+@triton.jit
 def where(m, a, b):
     return tl.where(m, a, b)
 
@@ -201,7 +206,7 @@ def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
 WORDS = {
     word.fn.__name__: word
     for word in (
-        *(ld, st, ldb, stb, cst, take, pick, zeros, izeros, full, where),
+        *(ld, st, ldb, stb, cst, take, pick, zeros, izeros, full, number, where),
         *(div, sqrt, fabs, nint, lev, rnear, trunc, i2f, f2h, h2f, bits, from_bits),
         *(imin, imax, any_, put, get, nearest, nearest_shifted),
     )

@@ -46,6 +46,7 @@ bits: Any = _declared  # bits(v): the 32 bits of a float as an integer
 from_bits: Any = _declared  # from_bits(v): the float of 32 bits
 imin: Any = _declared  # imin(a, b): smaller integer
 imax: Any = _declared  # imax(a, b): larger integer
+number: Any = _declared  # number(v, j): the number j of the lane in its block, as an integer
 any_: Any = _declared  # any_(m): whether some lane holds
 put: Any = _declared  # put(A, i, v): remember v for `get`; an engine may forget it
 get: Any = _declared  # get(A, i, v): what was put, or v, which is the same value computed again

@@ -1,0 +1,1 @@
+"""Lane programs that read blocks: one for each type, run by all engines."""

@@ -1,0 +1,110 @@
+"""What runs on the CPU to decode one type: a function over tiles of WIDTH blocks, as LLVM IR.
+
+    i32 drive(source, target, n_blocks, begin, end, own, tables…)
+
+source the blocks, target f32, f16 or bf16 [n_blocks, block]; tiles begin … end-1 of WIDTH blocks in a row; own: memory
+as its Layout says. A tile's bytes are loaded transposed (`[byte][lane]`); each lane number's part of the numbers is
+stored, turned back, before the next is computed, so that they stay in the nearest cache. The last tile ends with the
+last block and does again what the tile before it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import llvmlite.ir as ir
+
+from quantmill.qkernels.lanes.cpu_compiler import Program, Unit
+from quantmill.qkernels.lanes.cpu_layout import Layout
+from quantmill.qkernels.lanes.cpu_snap import WORDS
+from quantmill.qkernels.lanes.decoder import Decoder
+from quantmill.qkernels.lanes.loader import load
+from quantmill.qkernels.lanes.simd import (
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    WIDTH,
+    first_of,
+    interleave,
+    load_run,
+    loop,
+    store_run,
+    to_brain,
+    to_half,
+)
+from quantmill.qkernels.types import QuantType
+
+# Elements of a side of the squares that are transposed.
+_SIDE = 16
+_FLOAT_RUN, _WORD_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I16, I8))
+_TARGETS = {"F32": F32, "F16": I16, "BF16": I16}
+
+
+def text_of(type: QuantType, decoder: Decoder, target: str, layout: Layout, tables: Sequence[str]) -> str:
+    """The function of a decoder that writes numbers of the type `target`. `tables`: their kinds, "f32" or "i32"."""
+    data, number = I8.as_pointer(), I64
+    kinds = [{"f32": F32, "i32": I32}[kind].as_pointer() for kind in tables]
+    numbers = _TARGETS[target].as_pointer()
+    signature = ir.FunctionType(I32, [data, numbers, number, number, number, data, *kinds])
+    function = ir.Function(ir.Module("quantmill"), signature, "drive")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    source, result, n_blocks, begin, end, own, *given = function.args
+    arrays = {
+        name: b.bitcast(b.gep(own, [I64(offset)]), LANES[kind].as_pointer())
+        for name, (offset, kind) in layout.places.items()
+    }
+    arrays.update(zip(decoder.tables, given, strict=True))
+    operands = [arrays[operand] if isinstance(operand, str) else operand for operand in decoder.operands]
+    unit = Unit(b.module)
+    program = load(decoder.module, WORDS, Program)[decoder.function]
+    part = type.block // decoder.lanes
+    with loop(b, begin, end) as tile:
+        first = first_of(b, tile, n_blocks)
+        _load_blocks(b, source, b.mul(first, I64(type.bytes)), type.bytes, arrays["blocks"])
+        with loop(b, I64(0), I64(decoder.lanes)) as j:
+            unit.call(b, program, [j, arrays["blocks"], arrays["y"], *operands])
+            place = b.add(b.mul(first, I64(type.block)), b.mul(j, I64(part)))
+            _store_numbers(b, arrays["y"], part, result, place, type.block, target)
+    b.ret(I32(0))
+    return str(b.module)
+
+
+def _load_blocks(b: ir.IRBuilder, source: ir.Value, start: ir.Value, n: int, blocks: ir.Value) -> None:
+    """WIDTH blocks of n ≥ 16 bytes, one after another, become [byte][lane]; the last 16 bytes overlap those before."""
+    assert n >= _SIDE
+    flat = b.bitcast(blocks, I8.as_pointer())
+
+    def square(i: ir.Value) -> None:
+        for lane in range(0, WIDTH, _SIDE):
+            places = [b.add(b.add(start, I64(n * (lane + k))), i) for k in range(_SIDE)]
+            runs = interleave(b, [load_run(b, source, place, _BYTE_RUN, 1) for place in places])
+            for k, run in enumerate(runs):
+                store_run(b, run, flat, b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)), _SIDE)
+
+    with loop(b, I64(0), I64(n - _SIDE + 1), I64(_SIDE)) as i:
+        square(i)
+    if n % _SIDE:
+        square(I64(n - _SIDE))
+
+
+def _store_numbers(
+    b: ir.IRBuilder, y: ir.Value, n: int, result: ir.Value, start: ir.Value, apart: int, target: str
+) -> None:
+    """[n][lane] becomes n numbers of each of WIDTH blocks, `apart` numbers from block to block."""
+    flat = b.bitcast(y, F32.as_pointer())
+    with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
+        for lane in range(0, WIDTH, _SIDE):
+            places = [b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)) for k in range(_SIDE)]
+            runs = interleave(b, [load_run(b, flat, place, _FLOAT_RUN, 4 * _SIDE) for place in places])
+            for k, run in enumerate(runs):
+                place = b.add(b.add(start, I64(apart * (lane + k))), i)
+                store_run(b, _narrowed(b, run, target), result, place, 4 if target == "F32" else 2)
+
+
+def _narrowed(b: ir.IRBuilder, run: ir.Value, target: str) -> ir.Value:
+    if target == "F32":
+        return run
+    return b.trunc((to_half if target == "F16" else to_brain)(b, run), _WORD_RUN)
