@@ -1,157 +1,73 @@
 """Text to tokens, as llama.cpp splits it, from a GGUF's own vocabulary or a Hugging Face directory.
 
-Both kinds of vocabulary that causal language models ship are covered: byte-level BPE (``gpt2``) through
-the tokenizers library with llama.cpp's splitting expressions, and SentencePiece (``llama``) through a port
-of its bigram merge, because equal scores must be merged left to right (llama-vocab.cpp:
-llm_tokenizer_bpe_session, llm_tokenizer_spm_session).
+Both kinds of vocabulary that causal language models ship are covered: byte-level BPE (``gpt2``, ``gemma4``) and
+SentencePiece (``llama``). The rules are llama-vocab.cpp's; see merging.py, word_splitting.py and
+token_attributes.py for theirs.
 """
 
 from __future__ import annotations
 
-import heapq
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from quantmill.gguf_io import GGUFError, pretokenizers
+from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.models.errors import ModelError
+from quantmill.models.merging import BytePairs, SentencePieces
+from quantmill.models.token_attributes import WholeToken, whole_tokens
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
-SPACE = "▁"
+ASCII_SPACE = " \t\n\v\f\r"
+# Where the file names no BOS, EOS or UNK (llama-vocab.cpp: load).
+DEFAULT_IDS: Mapping[str, Mapping[str, int]] = {
+    "llama": {"bos": 1, "eos": 2, "unk": 0},
+    "gpt2": {"bos": 11, "eos": 11},
+    "gemma4": {},
+}
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A vocabulary's size, its BOS rule and its splitter.
+    """A vocabulary's size, what it puts around a text and its splitter.
 
-    pieces(text, parse_special) -> token ids without BOS; bos is None where the vocabulary has none.
+    pieces(text, parse_special) -> token ids without BOS and EOS; bos, eos are None where there are none.
     """
 
     n_vocab: int
     add_bos: bool
     bos: int | None
     pieces: Callable[[str, bool], list[int]]
+    add_eos: bool = False
+    eos: int | None = None
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of a text; BOS in front when asked for and the model wants it.
+        """Token ids of a text; BOS in front and EOS behind when asked for and the model wants them.
 
         Control tokens written out in the text stay text unless parse_special, as in llama-perplexity.
         """
         ids = self.pieces(text, parse_special)
         if add_special and self.add_bos and self.bos is not None:
-            return [self.bos, *ids]
+            ids = [self.bos, *ids]
+        if add_special and self.add_eos and self.eos is not None:
+            ids = [*ids, self.eos]
         return ids
 
 
-@cache
-def _pretokenizers() -> dict[str, dict[str, Any]]:
-    rows = json.loads(resources.files("quantmill.models").joinpath("pretokenizers.json").read_text("utf-8"))[
-        "rows"
-    ]
-    return {name: row for row in rows for name in row["names"]}
+class _Values:
+    """The keys tokenizer.ggml.*."""
 
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
 
-def _split_specials(text: str, specials: Sequence[tuple[str, int]]) -> list[str | int]:
-    """Cut whole special tokens out of a text, longest first (tokenizer_st_partition)."""
-    fragments: list[str | int] = [text] if text else []
-    for word, token in sorted(specials, key=lambda item: -len(item[0].encode("utf-8", "surrogateescape"))):
-        if word not in text:
-            continue
-        cut: list[str | int] = []
-        for fragment in fragments:
-            if isinstance(fragment, int):
-                cut.append(fragment)
-                continue
-            for i, part in enumerate(fragment.split(word)):
-                if i:
-                    cut.append(token)
-                if part:
-                    cut.append(part)
-        fragments = cut
-    return fragments
+    def get(self, key: str, default: Any = None) -> Any:
+        found = self._metadata.get(f"tokenizer.ggml.{key}")
+        return default if found is None else found.value
 
-
-def _byte_pair_encoder(
-    tokens: Sequence[str], merges: Sequence[str], rules: Mapping[str, Any]
-) -> Callable[[str], list[int]]:
-    import tokenizers
-    from tokenizers import models, pre_tokenizers
-
-    vocab = {token: i for i, token in enumerate(tokens)}
-    pairs = []
-    for merge in merges:
-        left, _, right = merge.partition(" ") if merge[:1] != " " else (" ", "", merge[2:])
-        # llama.cpp keeps merges whose result is no token; they can only end in bytes again.
-        if left in vocab and right in vocab and left + right in vocab:
-            pairs.append((left, right))
-    core = tokenizers.Tokenizer(models.BPE(vocab, pairs, ignore_merges=rules.get("ignore_merges", False)))
-    split: list[Any] = [
-        pre_tokenizers.Split(tokenizers.Regex(expression), behavior="isolated")
-        for expression in rules["split"]
-    ]
-    split.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    core.pre_tokenizer = pre_tokenizers.Sequence(split)
-    return lambda text: core.encode(text, add_special_tokens=False).ids
-
-
-def _sentence_pieces(text: str, ids: Mapping[str, int], scores: Sequence[float]) -> list[int]:
-    """Merge the neighbouring pair with the best score, leftmost first, until none is a token."""
-    symbols: list[str] = list(text)
-    after = list(range(1, len(symbols) + 1))
-    before = list(range(-1, len(symbols) - 1))
-    queue: list[tuple[float, int, int, str]] = []
-    made_of: dict[str, tuple[str, str]] = {}
-
-    def offer(left: int, right: int) -> None:
-        if left < 0 or right >= len(symbols):
-            return
-        pair = symbols[left] + symbols[right]
-        token = ids.get(pair)
-        if token is not None:
-            heapq.heappush(queue, (-scores[token], left, right, pair))
-            made_of[pair] = (symbols[left], symbols[right])
-
-    for i in range(1, len(symbols)):
-        offer(i - 1, i)
-    while queue:
-        _, left, right, pair = heapq.heappop(queue)
-        if not symbols[left] or not symbols[right] or len(symbols[left]) + len(symbols[right]) != len(pair):
-            continue
-        symbols[left], symbols[right] = pair, ""
-        after[left] = after[right]
-        if after[right] < len(symbols):
-            before[after[right]] = left
-        offer(before[left], left)
-        offer(left, after[left])
-
-    out: list[int] = []
-    todo = [symbol for symbol in reversed(symbols) if symbol]
-    while todo:
-        symbol = todo.pop()
-        if symbol in ids:
-            out.append(ids[symbol])
-        elif symbol in made_of:
-            todo.extend(reversed(made_of[symbol]))
-        else:
-            raw = symbol.encode("utf-8", "surrogateescape")
-            out.extend(ids.get(f"<0x{byte:02X}>", ids.get("<unk>", 0)) for byte in raw)
-    return out
-
-
-def _sentence_piece_encoder(
-    tokens: Sequence[str], scores: Sequence[float], space_prefix: bool
-) -> Callable[[str, bool], list[int]]:
-    ids = {token: i for i, token in enumerate(tokens)}
-
-    def encode(text: str, after_special: bool) -> list[int]:
-        prefix = " " if space_prefix and after_special else ""
-        return _sentence_pieces((prefix + text).replace(" ", SPACE), ids, scores)
-
-    return encode
+    def name(self, key: str) -> str:
+        value = self._metadata[key].value if key in self._metadata else ""
+        return value if isinstance(value, str) else ""
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -159,69 +75,136 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
 
     Raises ModelError for a vocabulary kind or splitting rule that is not known here.
     """
-
-    def value(key: str, default: Any = None) -> Any:
-        return metadata[f"tokenizer.ggml.{key}"].value if f"tokenizer.ggml.{key}" in metadata else default
-
-    kind = value("model")
-    if kind is None or value("tokens") is None:
+    values = _Values(metadata)
+    kind = values.get("model")
+    if kind in (None, "none", "no_vocab") or values.get("tokens") is None:
         raise ModelError(
             "the GGUF has no vocabulary (tokenizer.ggml.model); convert the model with its tokenizer"
         )
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(value("tokens"))]
-    types = value("token_type", [1] * len(tokens))
-    always = [(tokens[i], i) for i, t in enumerate(types) if t == USER_DEFINED]
-    marked = [(tokens[i], i) for i, t in enumerate(types) if t in (UNKNOWN, CONTROL)]
-
-    if kind == "gpt2":
-        name = value("pre", "default")
-        rules = _pretokenizers().get(name)
-        if rules is None:
-            known = ", ".join(sorted(_pretokenizers()))
-            raise ModelError(
-                f"tokenizer.ggml.pre = {name!r}: this splitting rule is not known; known are {known}. "
-                "Give the Hugging Face directory as --tokenizer"
-            )
-        words = _byte_pair_encoder(tokens, value("merges", ()), rules)
-        encode: Callable[[str, bool], list[int]] = lambda text, after_special: words(text)  # noqa: E731
-        bos_default, add_bos = 11, rules.get("add_bos", False)
-    elif kind == "llama":
-        scores = list(value("scores", [0.0] * len(tokens)))
-        encode = _sentence_piece_encoder(tokens, scores, value("add_space_prefix", True))
-        bos_default, add_bos = 1, True
-    else:
+    if kind not in DEFAULT_IDS:
         raise ModelError(
-            f"tokenizer.ggml.model = {kind!r}: only gpt2 (BPE) and llama (SentencePiece) vocabularies can be "
-            "read from a GGUF; give the Hugging Face directory as --tokenizer"
+            f"tokenizer.ggml.model = {kind!r}: only gpt2 and gemma4 (BPE) and llama (SentencePiece) vocabularies "
+            "can be read from a GGUF; give the Hugging Face directory as --tokenizer"
         )
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(values.get("tokens"))]
+    types = values.get("token_type", [1] * len(tokens))
 
-    def pieces(text: str, parse_special: bool) -> list[int]:
-        out: list[int] = []
-        after_special = True
-        for fragment in _split_specials(text, always + marked if parse_special else always):
+    def special_id(name: str) -> int | None:
+        ids = (values.get(f"{name}_token_id"), DEFAULT_IDS[kind].get(name))
+        return next((i for i in ids if i is not None and 0 <= i < len(tokens)), None)
+
+    keys = ("general.name", "general.architecture", "tokenizer.ggml.pre")
+    whole = whole_tokens(tokens, types, special_id, {key: values.name(key) for key in keys})
+    bos = special_id("bos")
+    if kind == "llama":
+        encode, add_bos = _sentence_pieces(values, tokens, special_id("unk")), True
+    else:
+        encode, rules = _byte_pairs(values, tokens)
+        add_bos = bool(rules.add_bos)
+        if not rules.bos and values.get("bos_token_id") is None:
+            bos = None
+    always = kind != "llama" and rules.add_bos == "always"
+    return Tokenizer(
+        n_vocab=len(tokens),
+        add_bos=always or bool(values.get("add_bos_token", add_bos)),
+        bos=bos,
+        pieces=lambda text, parse_special: _pieces(text, whole, parse_special, encode),
+        add_eos=bool(values.get("add_eos_token", False)),
+        eos=special_id("eos"),
+    )
+
+
+# (text, whether it follows a special token or nothing) → ids
+_Encode = Callable[[str, bool], list[int]]
+
+
+def _sentence_pieces(values: _Values, tokens: Sequence[str], unknown: int | None) -> _Encode:
+    ids = {token: i for i, token in enumerate(tokens)}
+    scores = values.get("scores", [0.0] * len(tokens))
+    words = SentencePieces(ids, scores, unknown or 0)
+    prefix = " " if values.get("add_space_prefix", True) else ""
+    return lambda text, after_special: words(prefix + text if after_special else text)
+
+
+def _byte_pairs(values: _Values, tokens: Sequence[str]) -> tuple[_Encode, pretokenizers.PreTokenizer]:
+    name = "gemma4" if values.get("model") == "gemma4" else values.get("pre") or "default"
+    rules = pretokenizers.by_name().get(name)
+    if rules is None:
+        known = ", ".join(sorted(pretokenizers.by_name()))
+        raise ModelError(
+            f"tokenizer.ggml.pre = {name!r}: this splitting rule is not known; known are {known}. "
+            "Give the Hugging Face directory as --tokenizer"
+        )
+    words = BytePairs({token: i for i, token in enumerate(tokens)}, values.get("merges", ()), rules)
+    return lambda text, after_special: words(text), rules
+
+
+def _pieces(text: str, whole: Sequence[WholeToken], parse_special: bool, encode: _Encode) -> list[int]:
+    out: list[int] = []
+    after_special = True
+    for fragment in _cut_out(text, whole, parse_special):
+        if isinstance(fragment, int):
+            out.append(fragment)
+            after_special = True
+        else:
+            out.extend(encode(fragment, after_special))
+            after_special = False
+    return out
+
+
+def _cut_out(text: str, whole: Sequence[WholeToken], parse_special: bool) -> list[str | int]:
+    """Cut whole tokens out of a text, longest first (tokenizer_st_partition)."""
+    fragments: list[str | int] = [text] if text else []
+    absent: dict[str, bool] = {}  # vocabularies have thousands of tokens that begin alike
+    for token in whole:
+        start = token.text[:2]
+        if start not in absent:
+            absent[start] = start not in text
+        if absent[start] or not (parse_special or token.always) or token.text not in text:
+            continue
+        cut: list[str | int] = []
+        for fragment in fragments:
             if isinstance(fragment, int):
-                out.append(fragment)
-                after_special = True
+                cut.append(fragment)
             else:
-                out.extend(encode(fragment, after_special))
-                after_special = False
-        return out
+                cut.extend(_cut_at(fragment, token))
+        fragments = cut
+    return fragments
 
-    bos = value("bos_token_id", bos_default)
-    return Tokenizer(len(tokens), bool(value("add_bos_token", add_bos)), bos, pieces)
+
+def _cut_at(text: str, token: WholeToken) -> list[str | int]:
+    out: list[str | int] = []
+    at = 0
+    while (found := text.find(token.text, at)) >= 0:
+        left = text[at:found]
+        out += [left.rstrip(ASCII_SPACE) if token.lstrip else left, token.id]
+        at = found + len(token.text)
+        while token.rstrip and text[at : at + 1] in (*ASCII_SPACE,):
+            at += 1
+    return [part for part in [*out, text[at:]] if part != ""]
 
 
 def from_directory(path: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory (AutoTokenizer); BOS where its own encoding adds it."""
+    """The tokenizer of a Hugging Face directory: as its GGUF would carry it, so that both give the same tokens.
+
+    Where the directory is no checkpoint that can be converted, transformers' AutoTokenizer, with BOS where its own
+    encoding adds it. Raises ModelError when that knows no tokenizer here either.
+    """
+    try:
+        return from_metadata(open_checkpoint(path).metadata)
+    except (GGUFError, ModelError):
+        return _auto_tokenizer(path)
+
+
+def _auto_tokenizer(path: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
         core = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: no tokenizer could be loaded from here ({error})") from error
-    core.model_max_length = (
-        sys.maxsize
-    )  # a text is cut into chunks later; its length is nothing to warn about
+    # A text is cut into chunks later; its length is nothing to warn about.
+    core.model_max_length = sys.maxsize
     bos = core.bos_token_id
     empty = core.encode("")
     # A tokenizer that does not know its BOS still names one when it encodes nothing.

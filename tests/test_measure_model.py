@@ -129,41 +129,6 @@ def test_sentence_pieces_are_those_of_sentencepiece(tmp_path: Path) -> None:
     assert ours.encode("a<s>b", add_special=False, parse_special=True).count(1) == 1
 
 
-def test_every_splitting_rule_splits_and_joins() -> None:
-    from tokenizers import Regex, pre_tokenizers
-
-    from quantmill.models.tokenizer import _pretokenizers
-
-    text = (EXAMPLE / "evaluation.txt").read_text()[:3000] + " 12345 don't I'LL 東京 x_y\r\n\n  \t🦙!?"
-    for name, row in _pretokenizers().items():
-        steps: list[Any] = [pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in row["split"]]
-        pieces = [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)]
-        assert "".join(pieces) == text, name
-        assert 500 < len(pieces) < 2500, name
-
-
-# What llama.cpp's own test vocabularies expect (models/ggml-vocab-*.gguf.inp and .out): pieces of these texts.
-SPLITS = {
-    "gpt-2": ["Hello", ",", " y", "'", "all", "!", " 3", " 33", " 333"],
-    "llama-bpe": ["Hello", ",", " y", "'all", "!", " ", "3", " ", "33", " ", "333"],
-    "qwen2": ["Hello", ",", " y", "'all", "!", " ", "3", " ", "3", "3", " ", "3", "3", "3"],
-    "smollm": ["Hello", ",", " y", "'", "all", "!", " ", "3", " ", "3", "3", " ", "3", "3", "3"],
-}
-
-
-@pytest.mark.parametrize("name", SPLITS)
-def test_splitting_rule(name: str) -> None:
-    from tokenizers import Regex, pre_tokenizers
-
-    from quantmill.models.tokenizer import _pretokenizers
-
-    steps: list[Any] = [
-        pre_tokenizers.Split(Regex(rule), behavior="isolated") for rule in _pretokenizers()[name]["split"]
-    ]
-    pieces = pre_tokenizers.Sequence(steps).pre_tokenize_str("Hello, y'all! 3 33 333")
-    assert [piece for piece, _ in pieces] == SPLITS[name]
-
-
 def test_vocabulary_flags_come_from_metadata() -> None:
     source = open_source(tiny("F16"))
     metadata = dict(source.metadata)

@@ -2,7 +2,7 @@
 
 llama.cpp knows tokenizers by the hash of the token ids of a probe text. That covers published vocabularies; a
 vocabulary that was extended or trained anew has another hash. Then the definition in tokenizer.json decides:
-it must be, character for character, one of the definitions below, and it must split the probe text into the
+it must be, character for character, one of the table's definitions, and it must split the probe text into the
 pieces recorded for it. Everything else is refused, never guessed.
 """
 
@@ -11,43 +11,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from quantmill.gguf_io import pretokenizers
 from quantmill.gguf_io.convert.config import load_json, load_optional_json
 from quantmill.gguf_io.errors import GGUFError
 
 
-@cache
-def _table() -> dict[str, Any]:
-    """probe; hashes: sha256 of the probe's ids → name (conversion/base.py: get_vocab_base_pre); definitions."""
-    return json.loads(
-        files("quantmill.gguf_io.convert").joinpath("pretokenizers.json").read_text(encoding="utf-8")
-    )
-
-
 def recognise(directory: Path, tokenizer: Tokenizer) -> str:
     """llama.cpp's name of the pre-tokenizer. Raises GGUFError when neither hash nor definition is known."""
-    table = _table()
-    hashes = [_digest(ids) for ids in _probe_ids(directory, tokenizer, table["probe"])]
+    hashes = [_digest(ids) for ids in _probe_ids(directory, tokenizer, pretokenizers.probe())]
     for found in hashes:
-        if found in table["hashes"]:
-            return table["hashes"][found]
+        if found in pretokenizers.hashes():
+            return pretokenizers.hashes()[found]
     definition = load_json(directory / "tokenizer.json")
     steps = list(split_steps(definition.get("pre_tokenizer")))
     ignore_merges = bool((definition.get("model") or {}).get("ignore_merges"))
-    for row in table["definitions"]:
-        if row["steps"] == steps and row["ignore_merges"] == ignore_merges:
-            pieces = probe_digest(tokenizer)
-            if pieces != row["pieces"]:
+    for known in pretokenizers.definitions():
+        if known.steps == steps and known.ignore_merges == ignore_merges:
+            if probe_digest(tokenizer) != known.pieces:
                 raise GGUFError(
-                    f"{directory / 'tokenizer.json'}: defined like {row['name']}, yet splits the probe text otherwise"
+                    f"{directory / 'tokenizer.json'}: defined like {known.name}, yet splits the probe text otherwise"
                 )
-            return row["name"]
+            return known.name
     raise GGUFError(
         f"{directory / 'tokenizer.json'}: its pre-tokenizer is none that llama.cpp knows (probe hash {hashes[0]}). "
         "Convert it with a llama.cpp that knows it and give quantmill the GGUF."
@@ -76,7 +65,7 @@ def split_steps(definition: Mapping[str, Any] | None) -> Iterator[list[Any]]:
 
 def probe_digest(tokenizer: Tokenizer) -> str:
     """sha256 of the pieces the probe text is split into; independent of the vocabulary."""
-    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(_table()["probe"])
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(pretokenizers.probe())
     return _digest([text for text, _ in pieces])
 
 

@@ -9,12 +9,15 @@ import ctypes
 import functools
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 _F16, _F32 = 1, 0  # ggml.h: enum ggml_type
 # Positions in llama_context_params, counted in 32-bit words (llama.h).
 _N_CTX, _N_THREADS, _N_THREADS_BATCH, _FLASH_ATTENTION, _TYPE_K, _TYPE_V = 0, 7, 8, 13, 26, 27
+# In llama_model_params: four of its flags, one a byte: vocab_only, check_tensors, use_extra_bufts, no_host.
+_BOOLS, _VOCAB_ONLY, _EXTRA_BUFFERS = 18, 0x1, 0x10000
 
 
 class _Params(ctypes.Structure):
@@ -68,6 +71,14 @@ def _llama() -> ctypes.CDLL:
     return library
 
 
+def _tokenize(llama: ctypes.CDLL, vocab: Any, text: str, add_special: bool, parse_special: bool) -> list[int]:
+    raw = text.encode()
+    ids = (ctypes.c_int32 * (len(raw) + 8))()
+    count = llama.llama_tokenize(vocab, raw, len(raw), ids, len(ids), add_special, parse_special)
+    assert count >= 0
+    return list(ids[:count])
+
+
 class LlamaModel:
     """A GGUF that llama.cpp has loaded. Use as a context manager."""
 
@@ -93,11 +104,7 @@ class LlamaModel:
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Token ids of `text` without added BOS or EOS."""
-        raw = text.encode()
-        ids = (ctypes.c_int32 * (len(raw) + 8))()
-        count = self._llama.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, special)
-        assert count >= 0
-        return list(ids[:count])
+        return _tokenize(self._llama, self._vocab, text, False, special)
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """float32 [len(tokens), n_vocab] of one sequence; once for a model, whose cache it fills."""
@@ -116,4 +123,28 @@ class LlamaModel:
     def __exit__(self, *exception: object) -> None:
         if self._context:
             self._llama.llama_free(self._context)
+        self._llama.llama_model_free(self._model)
+
+
+class LlamaVocabulary:
+    """The vocabulary of a GGUF that llama.cpp has loaded, without any tensor. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._llama = _llama()
+        params = self._llama.llama_model_default_params()
+        assert params.words[_BOOLS] == _EXTRA_BUFFERS
+        params.words[_BOOLS] |= _VOCAB_ONLY
+        self._model = self._llama.llama_model_load_from_file(bytes(path), params)
+        if not self._model:
+            raise RuntimeError(f"llama.cpp does not load {path}")
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+
+    def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Token ids as llama_tokenize gives them."""
+        return _tokenize(self._llama, self._vocab, text, add_special, parse_special)
+
+    def __enter__(self) -> LlamaVocabulary:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._llama.llama_model_free(self._model)
