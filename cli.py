@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from quantmill.commands.console import fail_with_one_line, own_version
+from quantmill import __version__
+from quantmill.commands.console import UsageError, fail_with_one_line, print_line, set_verbosity
+from quantmill.commands.groups import CONTEXT, nearest, write_commands
+from quantmill.commands.options import loudness
 
 # In the order in which a newcomer meets them. The text stands here, not in the modules, so that `--help` loads none.
 COMMANDS = {
@@ -25,6 +29,7 @@ COMMANDS = {
     "recipe": "Show which type each tensor of a GGUF has, as a recipe that quantize --recipe follows.",
     "types": "List the file types and tensor types, with their bits per weight.",
     "devices": "List the devices that can quantize here.",
+    "cache": "Show or clear what quantmill keeps between runs.",
 }
 
 _HELP = """Quantize language models to GGUF: the same bytes as llama.cpp, many times faster, and measured.
@@ -43,62 +48,109 @@ class _LazyCommands(TyperGroup):
     """Imports the module of a command when it is called, and only then."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return [
-            name for name in COMMANDS if importlib.util.find_spec(f"quantmill.commands.{name}") is not None
-        ]
+        return list(COMMANDS)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in COMMANDS:
             return None
-        return typer.main.get_command(importlib.import_module(f"quantmill.commands.{cmd_name}").app)
+        module = importlib.import_module(f"quantmill.commands.{cmd_name}")
+        return _completed(typer.main.get_command(module.app))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
+        write_commands(formatter, COMMANDS)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        word = args[0]
+        if word not in COMMANDS and not word.startswith("-") and not ctx.resilient_parsing:
+            raise UsageError(f"no such command: {word}; {_meant(word)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         with fail_with_one_line():
             return super().invoke(ctx)
 
 
+def _meant(word: str) -> str:
+    meant = nearest(word, list(COMMANDS))
+    if meant is not None:
+        return f"did you mean {meant}?"
+    if Path(word).exists():
+        return f"did you mean quantmill quantize {word}?"
+    return f"there are {', '.join(COMMANDS)}"
+
+
+def _completed(command: Any) -> Any:
+    """A command, and those below it, with what all have: -h, help of one width, -q and -v."""
+    command.context_settings.update(CONTEXT)
+    if isinstance(command, TyperGroup):
+        for below in command.commands.values():
+            _completed(below)
+    else:
+        command.params += loudness()
+    return command
+
+
 # Plain help instead of rich's: rich alone would double the start-up time.
 app = typer.Typer(
-    cls=_LazyCommands,
-    help=_HELP,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    cls=_LazyCommands, help=_HELP, rich_markup_mode=None, add_completion=True, context_settings=CONTEXT
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"quantmill {own_version()}")
+        typer.echo(f"quantmill {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar and no remarks on stderr.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="More on stderr: every tensor, every warning.")
     ] = False,
 ) -> None:
-    pass
+    set_verbosity(quiet, verbose)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+# Wrong usage as typer finds it (an option that is not there, a value that is no number); no public name of its own.
+_FoundByTyper: Any = typer.BadParameter.__base__
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `quantmill ARGUMENTS` (those of the process by default). 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _stop)  # clean up as after Ctrl-C
     try:
-        typer.main.get_command(app).main(arguments, prog_name="quantmill")
+        code = typer.main.get_command(app).main(arguments, prog_name="quantmill", standalone_mode=False)
     except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else 0
-    return 0
+        code = exit.code
+    except _FoundByTyper as error:
+        print_line(f"error: {_usage_message(error)}")
+        code = 2
+    return code if isinstance(code, int) else 0
+
+
+def _usage_message(error: Any) -> str:
+    """One line, and where the help is."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    message = re.sub(r" \(Possible options: (.+)\)", r"; did you mean \1?", message)
+    path = error.ctx.command_path if error.ctx is not None else "quantmill"
+    return f"{message[:1].lower()}{message[1:]} ({path} --help lists what there is)"
 
 
 if __name__ == "__main__":

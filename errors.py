@@ -1,6 +1,10 @@
-"""The root of every error that is meant for users."""
+"""Errors that are meant for users: their root, many at once, and a package that is missing."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 
 
 class QuantmillError(ValueError):
@@ -8,3 +12,66 @@ class QuantmillError(ValueError):
 
     Each package derives one of its own. Any other ValueError is a bug and keeps its traceback.
     """
+
+
+class MissingPackageError(QuantmillError):
+    """A package that only some uses need is not installed; the message holds the `pip install` that brings it."""
+
+
+class ProblemsError(QuantmillError):
+    """Several things that make one job impossible, found before it began; `problems` has a sentence for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(folded(problems)))
+        self.problems = tuple(problems)
+
+
+def folded(messages: Sequence[str]) -> list[str]:
+    """Messages that say the same of several tensors (`NAME: what`) as the first of them and a count.
+
+    Alike are those that differ in that name and in numbers only.
+    """
+    groups: dict[str, list[str]] = {}
+    for message in messages:
+        name, separator, what = message.partition(": ")
+        about_tensor = bool(separator) and not name.startswith("-")  # not about an option
+        kind = _without_numbers(what.replace(name, "")) if about_tensor else message
+        groups.setdefault(kind, []).append(message)
+    return [
+        f"{alike[0]} (and {len(alike) - 1} more like it)" if len(alike) > 1 else alike[0]
+        for alike in groups.values()
+    ]
+
+
+def _without_numbers(text: str) -> str:
+    return "".join("#" if char.isdigit() else char for char in text)
+
+
+# Importable package → the extra of pyproject.toml that brings it, with all else that its uses need.
+EXTRAS: Mapping[str, str] = MappingProxyType(
+    {
+        "torch": "models",
+        "transformers": "models",
+        "accelerate": "models",
+        "sentencepiece": "models",
+        "google": "models",  # protobuf, which sentencepiece's files are read with
+        "triton": "gpu",
+        "matplotlib": "report",
+        "xllamacpp": "speed",
+        "lm_eval": "lm-eval",
+    }
+)
+
+
+@contextmanager
+def explained_imports() -> Iterator[None]:
+    """A missing optional package, wherever it is imported inside, becomes a MissingPackageError; another is a bug."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise MissingPackageError(
+            f"this needs {package}, which is not installed: pip install 'quantmill[{EXTRAS[package]}]'"
+        ) from error

@@ -1,4 +1,7 @@
-"""What all commands share: errors in one line, progress bars on stderr, plain tables on stdout."""
+"""What all commands share: errors in one line, remarks and bars on stderr, results on stdout.
+
+Everything that is printed goes through here, because names from files may hold characters that steer a terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,38 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from quantmill.errors import QuantmillError
+from quantmill.errors import ProblemsError, QuantmillError, explained_imports, folded
+from quantmill.escape import escaped
+
+if TYPE_CHECKING:
+    import logging
 
 
 class CommandError(QuantmillError):
     """A command line that parses but cannot be carried out."""
 
 
+class UsageError(CommandError):
+    """Arguments that are wrong whatever the files hold: exit code 2."""
+
+
 @contextmanager
-def fail_with_one_line() -> Iterator[None]:
-    """Turn errors meant for users into one line on stderr and exit code 1; an interrupt gives 130."""
+def parsing() -> Iterator[None]:
+    """Around the making of a request from arguments: whatever is wrong there is wrong usage."""
     try:
         yield
+    except QuantmillError as error:
+        raise UsageError(str(error)) from error
+
+
+@contextmanager
+def fail_with_one_line() -> Iterator[None]:
+    """Turn errors meant for users into one line on stderr and exit code 1 (2 for wrong usage); an interrupt is 130."""
+    try:
+        with explained_imports():
+            yield
     except KeyboardInterrupt:
         _fail("interrupted; no output was written", 130)
     except BrokenPipeError:
@@ -30,8 +52,11 @@ def fail_with_one_line() -> Iterator[None]:
     except OSError as error:
         what = error.strerror or str(error)
         _fail(f"{error.filename}: {what}" if error.filename is not None else what, 1)
+    except ProblemsError as error:
+        print_problems(error.problems)
+        raise SystemExit(1) from None
     except QuantmillError as error:
-        _fail(str(error), 1)
+        _fail(str(error), 2 if isinstance(error, UsageError) else 1)
 
 
 def _fail(message: str, code: int) -> None:
@@ -39,55 +64,99 @@ def _fail(message: str, code: int) -> None:
     raise SystemExit(code) from None
 
 
-def own_version() -> str:
-    """The installed version; a source tree that is only on the path has none."""
-    from importlib.metadata import PackageNotFoundError, version  # loads all of `email`
+def print_problems(problems: Sequence[str]) -> None:
+    """What makes a job impossible; alike ones as one line, unless --verbose wants each."""
+    for problem in problems if is_verbose() else folded(problems):
+        print_line(f"error: {problem}")
 
-    try:
-        return version("quantmill")
-    except PackageNotFoundError:
-        return "source tree"
+
+def set_verbosity(quiet: bool = False, verbose: bool = False) -> None:
+    """quiet: warnings and errors only on stderr; verbose: more than usual. Results on stdout are the same."""
+    _logger().setLevel("WARNING" if quiet else "DEBUG" if verbose else "INFO")
+
+
+def is_quiet() -> bool:
+    """Whether bars and remarks are unwanted."""
+    return _logger().getEffectiveLevel() > _INFO
+
+
+def is_verbose() -> bool:
+    return _logger().level == _DEBUG
+
+
+_DEBUG, _INFO = 10, 20  # as logging counts
+
+
+def _logger() -> logging.Logger:
+    """Keeps how much is said, where Python programs keep it."""
+    import logging  # not for --version and --help
+
+    logger = logging.getLogger("quantmill")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    return logger
 
 
 def print_line(text: str) -> None:
-    """One line on stderr; what cannot be shown (names of files may hold any byte) is escaped."""
-    line = " ".join(text.split("\n")) + "\n"
-    sys.stderr.write(line.encode(errors="surrogateescape").decode(errors="backslashreplace"))
+    """One line on stderr, whatever the text holds."""
+    sys.stderr.write(escaped(" ".join(text.split("\n"))) + "\n")
     sys.stderr.flush()
 
 
+def remark(text: str) -> None:
+    """A line on stderr about what goes on; --quiet leaves it out."""
+    if not is_quiet():
+        print_line(text)
+
+
+def detail(text: str) -> None:
+    """A line on stderr for those who asked for --verbose."""
+    if is_verbose():
+        print_line(text)
+
+
 def print_warnings(warnings: Sequence[str]) -> None:
-    for warning in warnings:
+    """Alike ones as one line, unless --verbose wants each."""
+    for warning in warnings if is_verbose() else folded(warnings):
         print_line(f"warning: {warning}")
+
+
+def show(text: str) -> None:
+    """A result on stdout: a line, or lines whose parts are escaped already (table_text does it)."""
+    sys.stdout.write(escaped(text, keep="\n") + "\n")
 
 
 @contextmanager
 def _bar(description: str, total: int, columns: Sequence[object]) -> Iterator[Callable[[int, str], None]]:
     """A bar on a terminal, nothing elsewhere: logs want no thousand lines, and rich costs its import."""
-    if not sys.stderr.isatty():
+    if not bars_are_shown():
         yield lambda amount, what: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     shown = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         *columns,
         TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}"),
+        TextColumn("{task.fields[what]}", markup=False),
     ]
     with Progress(*shown, console=Console(stderr=True), transient=True) as progress:  # type: ignore[arg-type]
-        task = progress.add_task(description, total=total, what="")
-        yield lambda amount, what: progress.update(task, advance=amount, what=what)
+        task = progress.add_task(escaped(description), total=total, what="")
+        yield lambda amount, what: progress.update(task, advance=amount, what=escaped(what))
+
+
+def bars_are_shown() -> bool:
+    return sys.stderr.isatty() and not is_quiet()
 
 
 @contextmanager
 def bytes_bar(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
     """Gives advance(bytes, what is being worked on); shows bytes, rate and time left."""
     columns: list[object] = []
-    if sys.stderr.isatty():
+    if bars_are_shown():
         from rich.progress import DownloadColumn, TransferSpeedColumn
 
         columns = [DownloadColumn(binary_units=True), TransferSpeedColumn()]
@@ -99,7 +168,7 @@ def bytes_bar(description: str, total: int) -> Iterator[Callable[[int, str], Non
 def tokens_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Gives advance(count, what="") for tokens, tasks or chunks; shows how many and the time left."""
     columns: list[object] = []
-    if sys.stderr.isatty():
+    if bars_are_shown():
         from rich.progress import MofNCompleteColumn
 
         columns = [MofNCompleteColumn()]
@@ -118,12 +187,13 @@ def size_text(n_bytes: float) -> str:
 
 def table_text(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows of equal length as aligned columns, two spaces apart; `right` lists the columns of numbers."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = []
-    for row in rows:
-        cells = [
+    for row in cells:
+        padded = [
             cell.rjust(width) if i in right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(cells).rstrip())
+        lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantmill.commands.console import CommandError, bytes_bar, print_line, print_warnings, size_text
+from quantmill.commands.console import CommandError, bytes_bar, print_warnings, remark, show, size_text
 
 if TYPE_CHECKING:
     from quantmill.gguf_io.convert import Checkpoint
@@ -55,10 +55,10 @@ def convert(
         "seconds": round(result.seconds, 3),
     }
     if as_json:
-        typer.echo(json.dumps(facts))
+        show(json.dumps(facts))
     else:
         size = size_text(result.file_bytes)
-        typer.echo(
+        show(
             f"{output}: {recipe.file_type}, {len(result.plan.entries)} tensors, {size}, {result.seconds:.1f} s"
         )
 
@@ -93,7 +93,7 @@ class _Shown:
         self._stack = stack
 
     def note(self, line: str) -> None:
-        print_line(line)
+        remark(line)
 
     def planned(self, plan: Plan) -> None:
         print_warnings(plan.warnings)

@@ -5,29 +5,27 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from quantmill.commands.console import own_version, tokens_bar
+from quantmill import __version__
+from quantmill.commands.console import parsing, show, tokens_bar
+from quantmill.commands.groups import DefaultGroup
+from quantmill.commands.options import Chunks, Ctx, Device, NTasks, ParseSpecial, Threads, at_least
 
 if TYPE_CHECKING:
     from quantmill.measure.record import Run
 
 
-class _CompareByDefault(TyperGroup):
+class _CompareByDefault(DefaultGroup):
     """`quantmill evaluate a.gguf` means `quantmill evaluate compare a.gguf`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["compare", *args]
-        return super().parse_args(ctx, args)
+    default = "compare"
 
 
 app = typer.Typer(
     cls=_CompareByDefault,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     help="Measure what quantization lost. `compare` is the default: quantmill evaluate --base F16.gguf "
@@ -50,11 +48,9 @@ def compare(
         Path | None, typer.Option(help="Its saved predictions: llama.cpp's _logits_ file or ours.")
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", "-f", help="The text to predict.")] = None,
-    ctx: Annotated[int | None, typer.Option("--ctx", "-c", help="Tokens in a chunk. [default: 512]")] = None,
-    chunks: Annotated[int | None, typer.Option(help="Score only the first chunks.")] = None,
-    parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Read control tokens written out in the text.")
-    ] = False,
+    ctx: Ctx = None,
+    chunks: Chunks = None,
+    parse_special: ParseSpecial = False,
     save_logits: Annotated[
         Path | None, typer.Option(help="Save the base's predictions in llama.cpp's format.")
     ] = None,
@@ -70,16 +66,14 @@ def compare(
         list[Path] | None,
         typer.Option(help="Multiple-choice tasks (ARC, MMLU, TruthfulQA …): .bin or JSONL."),
     ] = None,
-    tasks: Annotated[
-        int | None, typer.Option(help="Draw this many tasks of each file, as llama.cpp does.")
-    ] = None,
+    n_tasks: NTasks = None,
     lm_eval: Annotated[
         str | None, typer.Option(help="Tasks of EleutherAI's harness, separated by commas.")
     ] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Examples of each harness task.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Of activations: float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")] = None,
+    threads: Threads = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
     ] = None,
@@ -96,27 +90,29 @@ def compare(
     jobs = [TaskJob("hellaswag", hellaswag)] if hellaswag else []
     jobs += [TaskJob("winogrande", winogrande)] if winogrande else []
     jobs += [TaskJob("multiple-choice", path) for path in multiple_choice or ()]
-    options = Options(
-        models=tuple(models or ()),
-        base=local_model(base) if base else None,
-        base_file=base_file,
-        text=text,
-        n_ctx=ctx,
-        chunks=chunks,
-        parse_special=parse_special,
-        save_logits=save_logits,
-        save_base=save_base,
-        top_k=top_k,
-        tasks=tuple(jobs),
-        n_tasks=tasks,
-        lm_eval=tuple(lm_eval.split(",")) if lm_eval else (),
-        lm_eval_limit=lm_eval_limit,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        tokenizer=tokenizer,
-    )
-    _report(evaluate(options, command_line(), own_version(), tokens_bar), details, json_path, csv_path)
+    base_path = local_model(base) if base else None
+    with parsing():
+        options = Options(
+            models=tuple(models or ()),
+            base=base_path,
+            base_file=base_file,
+            text=text,
+            n_ctx=ctx,
+            chunks=chunks,
+            parse_special=parse_special,
+            save_logits=save_logits,
+            save_base=save_base,
+            top_k=top_k,
+            tasks=tuple(jobs),
+            n_tasks=n_tasks,
+            lm_eval=tuple(lm_eval.split(",")) if lm_eval else (),
+            lm_eval_limit=lm_eval_limit,
+            device=device,
+            dtype=dtype,
+            threads=threads or None,
+            tokenizer=tokenizer,
+        )
+    _report(evaluate(options, command_line(), __version__, tokens_bar), details, json_path, csv_path)
 
 
 @app.command("speed")
@@ -126,8 +122,10 @@ def speed(
         str,
         typer.Option(help="Tests, separated by commas: pp512 reads, tg128 generates, pp1024+tg1024 both."),
     ] = "pp512,tg128,pp1024+tg1024",
-    repeats: Annotated[int, typer.Option("--repeats", "-r", help="Runs of each test.")] = 5,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", "-r", callback=at_least(1), help="Runs of each test.")
+    ] = 5,
+    threads: Threads = None,
     repack: Annotated[bool, typer.Option(help="Let llama.cpp rearrange weights for this CPU.")] = True,
     bench: Annotated[
         Path | None, typer.Option(help="A llama-bench binary. [default: on the path, else xllamacpp]")
@@ -139,8 +137,9 @@ def speed(
     from quantmill.jobs.speed import speed_run
     from quantmill.measure.speed import SpeedOptions, parse_tests
 
-    options = SpeedOptions(parse_tests(tests), repeats, threads, repack, bench)
-    run = speed_run(tuple(models or ()), options, command_line(), own_version(), tokens_bar)
+    with parsing():
+        options = SpeedOptions(parse_tests(tests), repeats, threads or None, repack, bench)
+    run = speed_run(tuple(models or ()), options, command_line(), __version__, tokens_bar)
     _report(run, False, json_path, csv_path)
 
 
@@ -155,7 +154,7 @@ def _report(run: Run, details: bool, json_path: str | None, csv_path: str | None
 
     for path, text in ((json_path, to_json), (csv_path, to_csv)):
         if path == "-":
-            typer.echo(text(run), nl=False)
+            show(text(run).rstrip("\n"))
         elif path is not None:
             write_whole(Path(path), text(run))
     if "-" not in (json_path, csv_path):

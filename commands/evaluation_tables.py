@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from quantmill.commands.console import table_text
+from quantmill.commands.console import show, table_text
 from quantmill.measure.divergence import Divergence
 from quantmill.measure.record import Run
 from quantmill.measure.report import collect, tables
@@ -19,14 +17,14 @@ def print_evaluation(run: Run, details: bool) -> None:
     report = collect([run])
     for table in (tables.quality(report), tables.tasks(report), tables.speeds(report)):
         if table is not None:
-            typer.echo(_narrow(table) + "\n")
+            show(_narrow(table) + "\n")
     for line in (*tables.verdicts(report), *run.notes):
-        typer.echo(line)
+        show(line)
     if details:
         for result in report.models:
             if result.divergence is not None:
                 rows = _details(result.divergence).items()
-                typer.echo(f"\n{result.file.name}\n{table_text(list(rows), right=(1,))}")
+                show(f"\n{result.file.name}\n{table_text(list(rows), right=(1,))}")
 
 
 def _narrow(table: tables.Table) -> str:

@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+
+from quantmill.commands.console import UsageError, parsing, print_warnings, show
+from quantmill.commands.groups import DefaultGroup
+from quantmill.commands.options import Chunks, Ctx, Device, Dtype, ParseSpecial, Resume, Threads, at_least
 
 
-class _CollectByDefault(TyperGroup):
+class _CollectByDefault(DefaultGroup):
     """`quantmill imatrix MODEL -f TEXT` means `quantmill imatrix collect MODEL -f TEXT`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["collect", *args]
-        return super().parse_args(ctx, args)
+    default = "collect"
 
 
 app = typer.Typer(
     cls=_CollectByDefault,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     help="Measure which weights matter. `collect` is the default: quantmill imatrix MODEL -f TEXT -o imatrix.gguf.",
@@ -30,11 +29,22 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="File to write; .da
 FileFormat = Annotated[str | None, typer.Option("--output-format", help="gguf or dat. [default: by suffix]")]
 ChunkSize = Annotated[
     int | None,
-    typer.Option("--ctx-size", "-c", help="Tokens a chunk stands for. [default: the files' own, .dat: 512]"),
+    typer.Option(
+        "--ctx",
+        "-c",
+        "--ctx-size",
+        min=1,
+        help="Tokens a chunk stands for. [default: the files' own, .dat: 512]",
+    ),
 ]
 Json = Annotated[str | None, typer.Option("--json", help="Write JSON here; - for standard output.")]
 Shrink = Annotated[
-    int, typer.Option(help="Draw each expert toward its layer's mean, as if it had seen so many more tokens.")
+    int,
+    typer.Option(
+        "--shrink-experts",
+        callback=at_least(0),
+        help="Draw each expert toward its layer's mean, as if it had seen so many more tokens.",
+    ),
 ]
 
 
@@ -49,12 +59,12 @@ def collect(
     ],
     output: Output = Path("imatrix.gguf"),
     output_format: FileFormat = None,
-    ctx_size: Annotated[int, typer.Option("--ctx-size", "-c", help="Tokens in a chunk.")] = 512,
-    chunks: Annotated[int | None, typer.Option(help="Run at most so many chunks.")] = None,
+    ctx: Ctx = None,
+    chunks: Chunks = None,
     from_chunk: Annotated[
         int, typer.Option("--from-chunk", "--chunk", help="Skip so many chunks first.")
     ] = 0,
-    parse_special: Annotated[bool, typer.Option(help="Read control tokens written out in the text.")] = False,
+    parse_special: ParseSpecial = False,
     process_output: Annotated[bool, typer.Option(help="Also the output projection, tied or not.")] = False,
     ppl: Annotated[bool, typer.Option(help="Print the text's perplexity while running.")] = True,
     means: Annotated[
@@ -63,10 +73,13 @@ def collect(
     route_all_experts: Annotated[bool, typer.Option(help="Show every token to every expert.")] = False,
     shrink_experts: Shrink = 0,
     seed: Annotated[int | None, typer.Option(help="Shuffle the chunks. [default: in order]")] = None,
-    batch: Annotated[int | None, typer.Option(help="Chunks run together. [default: by free memory]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads.")] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", callback=at_least(1), help="Chunks run together. [default: by free memory]"),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
     ] = None,
@@ -74,40 +87,38 @@ def collect(
         int,
         typer.Option("--output-frequency", "-ofreq", help="Save every so many chunks; 0: only when stopped."),
     ] = 10,
-    resume: Annotated[bool, typer.Option(help="Go on with a run that was stopped.")] = False,
+    resume: Resume = False,
     json_path: Json = None,
 ) -> None:
     """Run a model over a text and sum the squares of what enters its matrices."""
-    from quantmill.commands.console import fail_with_one_line
     from quantmill.commands.imatrix_collect import Request, collect_and_save
 
-    with fail_with_one_line():
-        collect_and_save(
-            Request(
-                model=model,
-                files=tuple(file),
-                output=output,
-                format=_format(output_format, output),
-                n_ctx=ctx_size,
-                n_chunks=chunks,
-                from_chunk=from_chunk,
-                parse_special=parse_special,
-                process_output=process_output,
-                perplexity=ppl,
-                with_means=means,
-                route_all=route_all_experts,
-                shrink=shrink_experts,
-                seed=seed,
-                batch=batch,
-                device=device,
-                dtype=dtype,
-                threads=threads,
-                tokenizer=tokenizer,
-                every=output_frequency,
-                resume=resume,
-                json_path=json_path,
-            )
+    collect_and_save(
+        Request(
+            model=model,
+            files=tuple(file),
+            output=output,
+            format=_format(output_format, output),
+            n_ctx=ctx or 512,
+            n_chunks=chunks,
+            from_chunk=from_chunk,
+            parse_special=parse_special,
+            process_output=process_output,
+            perplexity=ppl,
+            with_means=means,
+            route_all=route_all_experts,
+            shrink=shrink_experts,
+            seed=seed,
+            batch=batch,
+            device=device,
+            dtype=dtype,
+            threads=threads or None,
+            tokenizer=tokenizer,
+            every=output_frequency,
+            resume=resume,
+            json_path=json_path,
         )
+    )
 
 
 @app.command("stats")
@@ -123,28 +134,30 @@ def stats(
     ] = "total",
     suggest: Annotated[
         bool,
-        typer.Option("--suggest", help="Print --tensor-type lines from a heuristic (nothing is measured)."),
+        typer.Option("--suggest", help="Print a --tensor-type-file from a heuristic (nothing is measured)."),
     ] = False,
     share: Annotated[float, typer.Option(help="Share of a kind's layers to raise, and to lower.")] = 0.25,
     more_type: Annotated[str, typer.Option(help="Type for the most important layers.")] = "Q6_K",
     fewer_type: Annotated[str, typer.Option(help="Type for the least important layers.")] = "Q4_K",
 ) -> None:
     """The statistics of llama-imatrix --show-statistics, by tensor and by layer."""
-    from quantmill.commands.console import fail_with_one_line
     from quantmill.commands.imatrix_tables import show_statistics, show_suggestions
+    from quantmill.imatrix import plot as drawing
+    from quantmill.imatrix import store
+    from quantmill.imatrix.statistics import tensor_statistics
+    from quantmill.recipe import parse_type
 
-    with fail_with_one_line():
-        from quantmill.imatrix import plot as drawing
-        from quantmill.imatrix import store
-        from quantmill.imatrix.statistics import tensor_statistics
-
-        rows = tensor_statistics(store.load(file))
-        if plot is not None:
-            drawing.plot(rows, plot, file.name, statistic)
-        if suggest:
-            show_suggestions(rows, share, more_type, fewer_type)
-        else:
-            show_statistics(rows, json_path, csv_path)
+    if not 0 < share <= 0.5:
+        raise UsageError(f"--share {share}: must lie above 0 and at most at 0.5, half of the layers")
+    with parsing():
+        more_type, fewer_type = parse_type(more_type), parse_type(fewer_type)
+    rows = tensor_statistics(store.load(file))
+    if plot is not None:
+        drawing.plot(rows, plot, file.name, statistic)
+    if suggest:
+        show_suggestions(rows, share, more_type, fewer_type)
+    else:
+        show_statistics(rows, json_path, csv_path)
 
 
 @app.command("merge")
@@ -158,10 +171,7 @@ def merge(
     shrink_experts: Shrink = 0,
 ) -> None:
     """Add importance matrices up, as llama-imatrix does with several --in-file."""
-    from quantmill.commands.console import fail_with_one_line
-
-    with fail_with_one_line():
-        _merge(files, output, output_format, ctx_size, shrink_experts)
+    _merge(files, output, output_format, ctx_size, shrink_experts)
 
 
 @app.command("convert")
@@ -175,10 +185,7 @@ def convert(
     shrink_experts: Shrink = 0,
 ) -> None:
     """Write an importance matrix in the other format."""
-    from quantmill.commands.console import fail_with_one_line
-
-    with fail_with_one_line():
-        _merge([file], output, output_format, ctx_size, shrink_experts)
+    _merge([file], output, output_format, ctx_size, shrink_experts)
 
 
 @app.command("diff")
@@ -191,14 +198,11 @@ def diff(
     json_path: Json = None,
 ) -> None:
     """How far two importance matrices are apart, tensor by tensor."""
-    from quantmill.commands.console import fail_with_one_line
     from quantmill.commands.imatrix_tables import show_difference
+    from quantmill.imatrix import store
+    from quantmill.imatrix.compare import difference
 
-    with fail_with_one_line():
-        from quantmill.imatrix import store
-        from quantmill.imatrix.compare import difference
-
-        show_difference(difference(store.load(first), store.load(second)), n_rows, json_path)
+    show_difference(difference(store.load(first), store.load(second)), n_rows, json_path)
 
 
 def _format(given: str | None, output: Path) -> Any:
@@ -211,6 +215,7 @@ def _merge(files: list[Path], output: Path, given: str | None, chunk_size: int |
     from quantmill.imatrix import store
     from quantmill.imatrix.coverage import shrunk
     from quantmill.imatrix.matrix import ImatrixError
+    from quantmill.imatrix.merge import strangers
 
     for path in files:
         if output.exists() and output.samefile(path):
@@ -218,6 +223,9 @@ def _merge(files: list[Path], output: Path, given: str | None, chunk_size: int |
     legacy = chunk_size or store.LEGACY_CHUNK_SIZE
     matrices = [store.load(path, legacy) for path in files]
     merged = store.merge(matrices, chunk_size)
+    if strange := strangers(matrices):
+        names = ", ".join(str(files[i]) for i in strange)
+        print_warnings([f"no tensor in common with the other matrices: {names}; are they of one model?"])
     format = _format(given, output)
     store.save(output, shrunk(merged, shrink), format)
     lost = [
@@ -229,7 +237,7 @@ def _merge(files: list[Path], output: Path, given: str | None, chunk_size: int |
         )
         if is_lost and format == "dat"
     ]
-    typer.echo(
+    show(
         f"{output}: {len(merged.entries)} tensors, {merged.chunk_count} chunks of {merged.chunk_size}"
         + (f"; the .dat format does not keep {', '.join(lost)}" if lost else "")
     )

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 
-from quantmill.commands.console import print_line, tokens_bar
+from quantmill.commands.console import print_line, remark, show, tokens_bar
 from quantmill.commands.hub import local_model
 from quantmill.commands.imatrix_tables import as_json, coverage_table, write_to
 from quantmill.gguf_io.partial import resolved
@@ -114,7 +113,7 @@ class _Shown:
         self._shown = progress.n_done
         tenth = 10 * progress.n_done // self.n_chunks
         if tenth > self._tenth and not sys.stderr.isatty():
-            print_line(f"{progress.n_done} of {self.n_chunks} chunks, {what}")
+            remark(f"{progress.n_done} of {self.n_chunks} chunks, {what}")
         self._tenth = tenth
 
 
@@ -230,15 +229,15 @@ def _report(
         if request.json_path == "-":
             return
     if perplexity is not None:
-        typer.echo(f"Final estimate: PPL = {perplexity[0]:.4f} +/- {perplexity[1]:.5f}")
+        show(f"Final estimate: PPL = {perplexity[0]:.4f} +/- {perplexity[1]:.5f}")
     rate = f", {speed:.0f} tokens/s" if speed else ""
-    typer.echo(
+    show(
         f"{request.output}: {len(matrix.entries)} tensors, {matrix.chunk_count} chunks of {matrix.chunk_size}{rate}"
     )
     if found:
-        typer.echo(f"\nToo little text for {len(found)} tensors (below {coverage.FEW} tokens a matrix):\n")
-        typer.echo(coverage_table(found))
-        typer.echo("\n" + _ways_out(request, found))
+        show(f"\nToo little text for {len(found)} tensors (below {coverage.FEW} tokens a matrix):\n")
+        show(coverage_table(found))
+        show("\n" + _ways_out(request, found))
 
 
 def _ways_out(request: Request, found: list[coverage.Gap]) -> str:

@@ -11,9 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from quantmill.commands.console import table_text
+from quantmill.commands.console import show, table_text
 from quantmill.imatrix.compare import Difference
 from quantmill.imatrix.coverage import Gap
 from quantmill.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics
@@ -60,7 +58,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[in
 def write_to(target: str, content: str) -> None:
     """To a file, or to standard output for `-`."""
     if target == "-":
-        typer.echo(content)
+        show(content)
     else:
         Path(target).write_text(content + "\n", "utf-8")
 
@@ -87,13 +85,13 @@ def show_statistics(rows: Sequence[TensorStatistics], json_path: str | None, csv
         write_to(csv_path, _csv(rows))
     if "-" in (json_path, csv_path):
         return
-    typer.echo(_table(TENSOR_HEAD, [tensor_cells(row) for row in rows], left=(1,)))
+    show(_table(TENSOR_HEAD, [tensor_cells(row) for row in rows], left=(1,)))
     if any(row.means is not None for row in rows):
-        typer.echo("\nFrom the means of the activations (Σx):\n")
-        typer.echo(_table(MEAN_HEAD, [_mean_cells(row) for row in rows], left=(1,)))
+        show("\nFrom the means of the activations (Σx):\n")
+        show(_table(MEAN_HEAD, [_mean_cells(row) for row in rows], left=(1,)))
     if layers:
-        typer.echo(f"\nWeighted average statistics per layer ({len(layers)} layers):\n")
-        typer.echo(_table(LAYER_HEAD, [layer_cells(row) for row in layers]))
+        show(f"\nWeighted average statistics per layer ({len(layers)} layers):\n")
+        show(_table(LAYER_HEAD, [layer_cells(row) for row in layers]))
 
 
 def _csv(rows: Sequence[TensorStatistics]) -> str:
@@ -110,18 +108,18 @@ def _csv(rows: Sequence[TensorStatistics]) -> str:
 
 
 def show_suggestions(rows: Sequence[TensorStatistics], share: float, more: str, fewer: str) -> None:
+    """Lines as a --tensor-type-file holds them; what is explained stands in comments."""
     found = suggest(rows, share)
-    typer.echo(
+    show(
         "# A heuristic: Σ(Act²) and 1 − CosSim, ranked within each kind of tensor. Nothing was measured on the"
     )
-    typer.echo("# model's output; compare the result with `quantmill evaluate` before keeping it.")
-    for suggestion in found:
-        typer.echo(f"# {suggestion.kind}: most important layers {_numbers(suggestion.more)}; ", nl=False)
-        typer.echo(f"least {_numbers(suggestion.fewer)}")
-        for line in suggestion.lines(more, fewer):
-            typer.echo(f"--tensor-type '{line}'")
+    show("# model's output; compare the result with `quantmill evaluate` before keeping it.")
+    for one in found:
+        show(f"# {one.kind}: most important layers {_numbers(one.more)}; least {_numbers(one.fewer)}")
+        for line in one.lines(more, fewer):
+            show(line)
     if not found:
-        typer.echo("# Fewer than four layers: nothing to rank.")
+        show("# Fewer than four layers: nothing to rank.")
 
 
 def _numbers(layers: Sequence[int]) -> str:
@@ -137,12 +135,12 @@ def show_difference(found: Difference, n_rows: int, json_path: str | None) -> No
         [row.name, f"{row.relative:.3e}", f"{row.total:+.3e}", f"{row.cosine:.8f}", f"{row.counts:.3e}"]
         for row in found.tensors[:n_rows]
     ]
-    typer.echo(_table(("Tensor", "‖b−a‖/‖a‖", "Σb/Σa−1", "Cosine", "Counts"), cells, left=(0,)))
+    show(_table(("Tensor", "‖b−a‖/‖a‖", "Σb/Σa−1", "Cosine", "Counts"), cells, left=(0,)))
     if len(found.tensors) > n_rows:
-        typer.echo(f"… and {len(found.tensors) - n_rows} tensors that differ less")
+        show(f"… and {len(found.tensors) - n_rows} tensors that differ less")
     for which, names in (("first", found.only_first), ("second", found.only_second)):
         if names:
-            typer.echo(f"only in the {which}: {', '.join(names)}")
+            show(f"only in the {which}: {', '.join(names)}")
 
 
 def coverage_table(found: Sequence[Gap], n_rows: int = 30) -> str:

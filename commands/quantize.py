@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from quantmill.commands.console import bytes_bar, print_line, print_warnings
+from quantmill.commands.console import bytes_bar, print_warnings, remark, show
+from quantmill.commands.options import Device, DryRun, Json, Revision, Threads
 from quantmill.commands.quantize_tables import (
     fallback_warning,
     plan_object,
@@ -76,7 +77,8 @@ def quantize(
         ),
     ] = None,
     tensor_type_file: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="More of these, separated by white space.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="More of these, separated by white space; # begins a comment."),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -114,18 +116,14 @@ def quantize(
     max_buffer_size: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Memory for rows under way. [default: 128]")
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Branch, tag or commit of a model on the hub.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, cuda:0,cuda:1, mps.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=0, help="CPU threads, all cores by default.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and the exact size; write nothing.")
-    ] = False,
+    revision: Revision = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an output that is no GGUF model; never an input.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make a smaller GGUF. Takes llama-quantize's own arguments and writes the same bytes.
 
@@ -241,7 +239,7 @@ def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
     for text in texts:
         if text.startswith(_FILE_MARK):
             path = Path(text.removeprefix(_FILE_MARK))
-            rules += parse_rules(path.read_text(encoding="utf-8", errors="surrogateescape"))
+            rules += parse_rules(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
         else:
             rules.append(parse_rule(text))
     return tuple(rules)
@@ -249,9 +247,9 @@ def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
 
 def _show_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(plan_object(plan)))
+        show(json.dumps(plan_object(plan)))
         return
-    typer.echo(plan_text(plan))
+    show(plan_text(plan))
     print_warnings([*plan.problems, *fallback_warning(plan), *plan.warnings])
 
 
@@ -263,10 +261,10 @@ class _Shown:
         self._stack = stack
 
     def note(self, line: str) -> None:
-        print_line(line)
+        remark(line)
 
     def planned(self, plan: Plan) -> None:
-        print_line(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")
+        remark(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")
         print_warnings([*fallback_warning(plan), *plan.warnings])
         total = sum(entry.source_bytes for entry in plan.entries)
         self._advance = self._stack.enter_context(bytes_bar(self._job.recipe.file_type, total))
@@ -281,6 +279,6 @@ def _run(job: Job, as_json: bool) -> None:
     with ExitStack() as stack:
         result = run(job, _Shown(job, stack))
     if as_json:
-        typer.echo(json.dumps({**plan_object(result.plan), **result_object(result)}))
+        show(json.dumps({**plan_object(result.plan), **result_object(result)}))
     else:
-        typer.echo(result_text(result))
+        show(result_text(result))

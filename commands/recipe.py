@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quantmill.commands.console import show
+
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
@@ -25,6 +27,6 @@ def recipe(
 
     source = open_source(model)
     try:
-        typer.echo(recipe_text(lift.recipe_of(source.specs(), source.metadata, model.name)), nl=False)
+        show(recipe_text(lift.recipe_of(source.specs(), source.metadata, model.name)).rstrip("\n"))
     finally:
         source.close()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantmill.commands.console import show
+
 if TYPE_CHECKING:
     from quantmill.measure.report import HeatMap
 
@@ -44,7 +46,7 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_whole(out / name, text)
-        typer.echo(out / name)
+        show(str(out / name))
 
 
 def _importance(path: Path) -> HeatMap:

@@ -78,11 +78,6 @@ class ImportanceMatrix:
         }
         return replace(self, entries=kept)
 
-    def n_values(self, name: str) -> int | None:
-        """Number of values of an entry (columns times matrices), None when there is no such entry."""
-        entry = self.entries.get(name)
-        return None if entry is None else entry.n_values
-
     def columns(self, name: str, n_cols: int, n_mat: int = 1) -> np.ndarray | None:
         """[n_mat, n_cols] f32: mean squares as llama-quantize reads them; row e weighs expert e.
 

@@ -37,6 +37,16 @@ def merge(matrices: Sequence[ImportanceMatrix], chunk_size: int | None = None) -
     )
 
 
+def strangers(matrices: Sequence[ImportanceMatrix]) -> list[int]:
+    """Which of several matrices have no tensor in common with any other: most likely of another model."""
+    names = [set(matrix.entries) for matrix in matrices]
+    if len(names) < 2:
+        return []
+    return [
+        i for i, own in enumerate(names) if not any(own & other for j, other in enumerate(names) if i != j)
+    ]
+
+
 def _from_zero(entry: Entry) -> Entry:
     in_sum = None if entry.in_sum is None else entry.in_sum + np.float32(0)
     return Entry(entry.in_sum2 + np.float32(0), entry.counts.copy(), in_sum)

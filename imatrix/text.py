@@ -15,7 +15,6 @@ import numpy as np
 
 from quantmill.imatrix.matrix import ImatrixError
 
-Encode = Callable[[str], list[int]]
 Render = Callable[[list[dict[str, Any]]], str]
 
 # ShareGPT's words for who speaks, in the words of chat templates

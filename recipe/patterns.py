@@ -83,9 +83,17 @@ def parse_rule(text: str) -> TypeRule:
     return type_rule(pattern, chosen)
 
 
-def parse_rules(text: str) -> tuple[TypeRule, ...]:
-    """The contents of a `--tensor-type-file`: PATTERN=TYPE words separated by white space."""
-    return tuple(parse_rule(word) for word in text.split())
+def parse_rules(text: str, file: str) -> tuple[TypeRule, ...]:
+    """The contents of a `--tensor-type-file`: PATTERN=TYPE words separated by white space; `#` begins a comment that
+    ends with the line. Raises RecipeError naming the file and the line."""
+    rules = []
+    for number, line in enumerate(text.split("\n"), 1):
+        for word in re.sub(r"(?<!\S)#.*", "", line).split():
+            try:
+                rules.append(parse_rule(word))
+            except RecipeError as error:
+                raise RecipeError(f"{file}, line {number}: {error}") from None
+    return tuple(rules)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -26,9 +26,9 @@ C16 = DATA / "llama-perplexity-c16.logits"
 TEXT = EXAMPLE / "evaluation.txt"
 
 
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The one line of `quantmill evaluate ARGUMENTS`, which must fail with exit code 1 and say nothing else."""
-    assert cli.main(["evaluate", *map(str, arguments)]) == 1
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path, code: int = 1) -> str:
+    """The one line of `quantmill evaluate ARGUMENTS`, which must fail with this exit code and say nothing else."""
+    assert cli.main(["evaluate", *map(str, arguments)]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.strip().splitlines()
@@ -190,7 +190,7 @@ def test_interrupted_saving_leaves_nothing(tmp_path: Path, capsys: pytest.Captur
         (["MODEL", "--base-file", "x", "-f", "TEXT"], "holds its own tokens"),
         (["MODEL", "-f", "TEXT", "--chunks", "0"], "--chunks 0: must be at least 1"),
         (["MODEL", "-f", "TEXT", "-c", "-5"], "--ctx -5: must be at least 1"),
-        (["MODEL", "-f", "TEXT", "-t", "0"], "--threads 0: must be at least 1"),
+        (["MODEL", "-f", "TEXT", "-t", "-1"], "--threads -1: must be at least 0"),
         (["MODEL", "-f", "nosuchfile"], "nosuchfile: No such file"),
         (["nosuchmodel.gguf", "-f", "TEXT"], "nosuchmodel.gguf: No such file"),
         (["MODEL", "-f", "TEXT", "--dtype", "int4"], "dtype 'int4': choose one of"),
@@ -211,7 +211,17 @@ def test_requests_that_make_no_sense(
         with pytest.raises(MeasureError, match=message):
             Options(models=())
         return
-    assert message in fails(capsys, *words)
+    files = (
+        "No such file",
+        "not a GGUF",
+        "cuda:77",
+        "lm-eval",
+        "int4",
+        "no model to time",
+        "no such llama-bench",
+    )
+    code = 1 if any(part in message for part in files) else 2
+    assert message in fails(capsys, *words, code=code)
 
 
 def test_a_gguf_without_a_model() -> None:
@@ -269,7 +279,9 @@ def test_truncated_multiple_choice_file(tmp_path: Path) -> None:
 
 
 def test_unknown_task_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "at least one task" in fails(capsys, tiny("F16"), "--hellaswag", DATA / "hs.txt", "--tasks", "0")
+    assert "--n-tasks 0: must be at least 1" in fails(
+        capsys, tiny("F16"), "--hellaswag", DATA / "hs.txt", "--tasks", "0", code=2
+    )
     assert "raise --ctx" in fails(capsys, tiny("F16"), "--hellaswag", DATA / "hs.txt", "-c", "8")
     assert "not a multiple-choice file" in fails(capsys, tiny("F16"), "--multiple-choice", DATA / "wg.csv")
 

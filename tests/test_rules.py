@@ -97,11 +97,16 @@ def test_rules_that_are_none(text):
 
 def test_types_in_any_case_and_a_file_of_rules():
     assert parse_type("iq4_nl") == "IQ4_NL"
-    assert [str(rule) for rule in parse_rules("attn_v=Q8_0\n\n  ffn_=q4_k\tx=f16\n")] == [
+    assert [
+        str(rule)
+        for rule in parse_rules("attn_v=Q8_0\n\n  ffn_=q4_k\tx=f16  # a word\n# a line\n", "types.txt")
+    ] == [
         "attn_v=Q8_0",
         "ffn_=Q4_K",
         "x=F16",
     ]
+    with pytest.raises(RecipeError, match=r"types.txt, line 2: --tensor-type 'b=q9'"):
+        parse_rules("a=q8_0\nb=q9", "types.txt")
     with pytest.raises(RecipeError, match="known: F32"):
         parse_type("q8_k")
 

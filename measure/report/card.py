@@ -30,7 +30,10 @@ def card(
     origin = facts.get("general.base_model.0.repo_url", "")
     base_model = base_model or (origin.removeprefix(HUB) if origin.startswith(HUB) else None)
     license_name = license_name or facts.get("general.license")
-    parts: list[str | None] = [_header(base_model, license_name), f"# {report.title}, quantized to GGUF\n"]
+    parts: list[str | None] = [
+        _header(base_model, license_name),
+        f"# {_escaped(report.title)}, quantized to GGUF\n",
+    ]
     if base_model:
         parts.append(f"Quantized from [{base_model}]({HUB}{base_model}) with quantmill.\n")
     parts.append(_part("Files", tables.files(report), report))

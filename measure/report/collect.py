@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import PurePath
+from typing import TypeVar
 
+from quantmill.escape import escaped
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import Comparison, ModelFile, ModelResult, Run
+
+_T = TypeVar("_T")
 
 LAYER = re.compile(r"^blk\.(\d+)\.(.+?)(?:\.weight)?$")
 
@@ -47,8 +51,11 @@ class Report:
 def collect(runs: Sequence[Run], title: str | None = None, heat_maps: Sequence[HeatMap] = ()) -> Report:
     """Merge records of the same base. heat_maps: further maps (importance) to show after those of types.
 
-    Raises MeasureError when records compare with different bases or texts.
+    Names come from files: what could steer a terminal or end a line in them is escaped here, for all that show a
+    report. Raises MeasureError when records compare with different bases or texts.
     """
+    runs, heat_maps = _showable(tuple(runs)), _showable(tuple(heat_maps))
+    title = None if title is None else escaped(title)
     texts = {(run.text.sha256, run.text.n_ctx, run.text.n_chunks): run for run in runs if run.text}
     if len(texts) > 1:
         raise MeasureError(
@@ -97,6 +104,20 @@ def without_paths(command: str) -> str:
         option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
         words.append(option + equals + (PurePath(value).name if "/" in value else value))
     return shlex.join(words)
+
+
+def _showable(record: _T) -> _T:
+    """A record, or several, with all its words escaped."""
+    if isinstance(record, str):
+        return escaped(record)  # type: ignore[return-value]
+    if isinstance(record, tuple | list):
+        return type(record)(map(_showable, record))  # type: ignore[return-value]
+    if isinstance(record, dict):
+        return {_showable(key): _showable(value) for key, value in record.items()}  # type: ignore[return-value]
+    if is_dataclass(record) and not isinstance(record, type):
+        changed = {one.name: _showable(getattr(record, one.name)) for one in fields(record)}
+        return replace(record, **changed)  # type: ignore[return-value]
+    return record
 
 
 def _common_start(names: Sequence[str]) -> int:

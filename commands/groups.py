@@ -1,0 +1,64 @@
+"""Groups of commands: what is meant by a word that is no command, and help that is never cut."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import typer
+from typer.core import TyperGroup
+
+from quantmill.commands.console import UsageError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that a typo most likely meant."""
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.7)
+    return by_lower[found[0]] if found else None
+
+
+class DefaultGroup(TyperGroup):
+    """A group whose command `default` may be left out: `quantmill evaluate a.gguf` means `evaluate compare a.gguf`."""
+
+    default: ClassVar[str]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            self._refuse_typo(args[0])
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def _refuse_typo(self, word: str) -> None:
+        meant = nearest(word, list(self.commands))
+        if meant is not None and not word.startswith("-") and not Path(word).exists():
+            raise UsageError(f"no such command: {word}; did you mean {meant}?")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The commands, then the options of the default one, which is what most people look for."""
+        self.format_commands(ctx, formatter)
+        command = self.commands[self.default]
+        with command.make_context(command.name, [], parent=ctx, resilient_parsing=True) as inner:
+            with formatter.section(f"What {self.default} takes"):
+                command.format_usage(inner, formatter)
+            command.format_options(inner, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        write_commands(formatter, {name: first_sentence(c.help or "") for name, c in self.commands.items()})
+
+
+def write_commands(formatter: Any, lines: dict[str, str]) -> None:
+    """A section of commands with their whole lines; click would cut them to the width of the terminal."""
+    with formatter.section("Commands"):
+        formatter.write_dl(list(lines.items()))
+
+
+def first_sentence(help: str) -> str:
+    return " ".join(help.split("\n\n")[0].split())

@@ -1,0 +1,121 @@
+"""Options that several commands have: spelled, checked and defaulted once.
+
+An alias that llama.cpp's tools have for an option stands with it; what they have and quantmill says otherwise (`-m`,
+`-ngl`) is taken by hidden options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from quantmill.commands.console import UsageError, set_verbosity
+
+
+def at_least(least: int) -> Callable[..., int | None]:
+    """A check for an option's number, with one sentence for all."""
+
+    def check(param: typer.CallbackParam, value: int | None) -> int | None:
+        if value is not None and value < least:
+            name = next(name for name in param.opts if name.startswith("--"))
+            raise UsageError(f"{name} {value}: must be at least {least}")
+        return value
+
+    return check
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", callback=at_least(0), help="CPU threads. [default: all cores]"),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu. [default: auto]"),
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "-ngl", "--gpu-layers", "--n-gpu-layers", metavar="N", hidden=True, help="0 means --device cpu."
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype", metavar="NAME", help="Of activations: float32, bfloat16, float16 or auto. [default: auto]"
+    ),
+]
+Ctx = Annotated[
+    int | None,
+    typer.Option("--ctx", "-c", "--ctx-size", callback=at_least(1), help="Tokens in a chunk. [default: 512]"),
+]
+Chunks = Annotated[
+    int | None, typer.Option("--chunks", callback=at_least(1), help="Only the first so many chunks.")
+]
+NTasks = Annotated[
+    int | None,
+    typer.Option(
+        "--n-tasks",
+        "--tasks",
+        callback=at_least(1),
+        help="Draw so many tasks of each file, as llama.cpp does.",
+    ),
+]
+ParseSpecial = Annotated[
+    bool, typer.Option("--parse-special", help="Read control tokens written out in the text.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and show what would be done; write nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="TEXT", help="Branch, tag or commit of a model on the hub."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
+OtherModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-m", "--model", metavar="FILE", hidden=True, help="The model, as llama.cpp's tools take it."
+    ),
+]
+
+
+def device_of(device: str, n_gpu_layers: int | None) -> str:
+    """--device, or what -ngl says of it: no layers on a GPU means the CPU."""
+    if n_gpu_layers is None or n_gpu_layers > 0:
+        return device
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device} and -ngl {n_gpu_layers} contradict each other")
+    return "cpu"
+
+
+def loudness() -> list[object]:
+    """The options -q and -v, which every command has."""
+
+    def lender(
+        quiet: Annotated[
+            bool,
+            typer.Option(
+                "--quiet",
+                "-q",
+                expose_value=False,
+                callback=lambda wanted: set_verbosity(quiet=True) if wanted else None,
+                help="No progress bar and no remarks on stderr.",
+            ),
+        ] = False,
+        verbose: Annotated[
+            bool,
+            typer.Option(
+                "--verbose",
+                "-v",
+                expose_value=False,
+                callback=lambda wanted: set_verbosity(verbose=True) if wanted else None,
+                help="More on stderr: every tensor, every warning.",
+            ),
+        ] = False,
+    ) -> None:
+        raise AssertionError("lends its options only")
+
+    app = typer.Typer(add_completion=False)
+    app.command()(lender)
+    return [param for param in typer.main.get_command(app).params if param.name in ("quiet", "verbose")]

@@ -1,0 +1,241 @@
+"""Words around the commands: typos, wrong usage, help, how much is said, names that steer terminals."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantmill import cli
+from quantmill.commands.console import print_warnings, set_verbosity
+from quantmill.errors import folded
+from quantmill.escape import escaped
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.imatrix.store import Entry, ImportanceMatrix, save
+from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.recipe_models import value
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = [[name] for name in cli.COMMANDS]
+COMMANDS += [["imatrix", name] for name in ("collect", "stats", "merge", "convert", "diff")]
+COMMANDS += [["evaluate", name] for name in ("compare", "speed")]
+
+
+def run(capsys, *words):
+    capsys.readouterr()
+    code = cli.main(list(map(str, words)))
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    return code, shown.out, shown.err
+
+
+# Typos and wrong usage
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["quantise"], "no such command: quantise; did you mean quantize?"),
+        (["imatrix", "statz"], "no such command: statz; did you mean stats?"),
+        (["evaluate", "speeed"], "no such command: speeed; did you mean speed?"),
+        (["imatrics", "x.gguf"], "did you mean imatrix?"),
+        ([str(EXAMPLE), "Q4_K_M"], f"did you mean quantmill quantize {EXAMPLE}?"),
+        (["quantize", "--thread", "2"], "no such option: --thread; did you mean --threads?"),
+        (["quantize", "--threads", "two", "m.gguf", "Q8_0"], "'--threads'"),
+        (["quantize", "--threads", "-2", "m.gguf", "Q8_0"], "--threads -2: must be at least 0"),
+        (["evaluate", "m.gguf", "-t", "-1"], "--threads -1: must be at least 0"),
+        (["evaluate", "m.gguf", "--chunks", "0"], "--chunks 0: must be at least 1"),
+        (["imatrix", "stats", "m.gguf", "--share", "3"], "--share 3.0: must lie above 0"),
+        (["imatrix", "stats", "m.gguf", "--suggest", "--more-type", "foo"], "unknown tensor type 'foo'"),
+        (["imatrix"], ""),
+        (["types", "extra"], "extra"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(capsys, words, part):
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert part in err
+    if len(words) > 1 or "quantise" in words:
+        assert (err.count("\n"), err[:7]) == (1, "error: ")
+
+
+# Help
+
+
+@pytest.mark.parametrize("words", [[], *COMMANDS], ids=" ".join)
+def test_help_is_never_cut(capsys, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    for flag in ("-h", "--help"):
+        code, out, _ = run(capsys, *words, flag)
+        assert code == 0
+        lines = [line.rstrip() for line in out.splitlines()]
+        assert not [line for line in lines if line.endswith(("...", "…")) and "[" not in line]
+        assert max(map(len, lines)) <= 80
+    if words:
+        assert "--quiet" in out
+        assert "--verbose" in out
+
+
+@pytest.mark.parametrize(("group", "option"), [("imatrix", "--from-chunk"), ("evaluate", "--base-file")])
+def test_a_group_shows_the_options_of_its_default_command(capsys, group, option):
+    assert option in run(capsys, group, "-h")[1]
+
+
+def test_version_both_ways(capsys):
+    assert run(capsys, "-V") == run(capsys, "--version")
+    assert re.fullmatch(r"quantmill \d+\.\d+\.\d+\n", run(capsys, "-V")[1])
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("quantmill quan", "quantize"), ("quantmill quantize --tensor-type-f", "--tensor-type-file")],
+)
+def test_the_shell_completes(typed, expected):
+    words = typed.split(" ")
+    places = {"_QUANTMILL_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-m", "quantmill"], env=os.environ | places, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.split() == [expected]
+
+
+# How much is said
+
+
+def test_quiet_and_verbose(capsys, tmp_path):
+    words = ["quantize", tiny("F16"), tmp_path / "out.gguf", "Q8_0"]
+    assert "quantizing " in run(capsys, *words)[2]
+    for quiet in (["-q", *words], [*words, "--quiet"]):
+        code, out, err = run(capsys, *quiet)
+        assert (code, err) == (0, "")
+        assert out.startswith("written ")
+    assert "quantizing " in run(capsys, *words)[2]  # each call for itself
+
+
+def test_alike_messages_are_one_line_with_a_count(capsys):
+    alike = [f"blk.{i}.attn_q.weight: 96 columns, Q4_K needs a multiple of 256" for i in range(3)]
+    other = "output.weight: holds I32, which cannot be converted to Q4_K"
+    assert folded([alike[0], other, *alike[1:]]) == [f"{alike[0]} (and 2 more like it)", other]
+    options = ["--tensor-type a=Q8_0: decides nothing", "--tensor-type b=Q8_0: decides nothing"]
+    assert folded(options) == options
+    print_warnings(alike)
+    assert capsys.readouterr().err.count("\n") == 1
+    set_verbosity(verbose=True)
+    print_warnings(alike)
+    set_verbosity()
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+# Names from files
+
+ESC = "\x1b]0;title\x07\x1b[2J\x9b2J\u202e\x7f"
+EVIL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.fixture(scope="module")
+def steering(tmp_path_factory):
+    """A folder whose model, tensors, text and importance matrix have names that steer a terminal."""
+    folder = tmp_path_factory.mktemp("names") / ESC.replace("\x07", "")
+    folder.mkdir()
+    with open_source(tiny("F16")) as source:
+        specs = source.specs()
+        data = {spec.name: source.read(spec.name).copy() for spec in specs}
+        keys = source.metadata
+    keys = keys.set("general.name", value(f"name{ESC}"))
+    extra = f"blk.0.{ESC}\nerror: forged.weight"
+    tensors = [OutputTensor(spec.name, spec.shape, spec.type) for spec in specs]
+    with GGUFSink(folder / "model.gguf", keys, [*tensors, OutputTensor(extra, (96, 4), "F16")]) as sink:
+        for spec in specs:
+            sink.write(spec.name, data[spec.name])
+        sink.write(extra, np.full((4, 96), np.nan, np.float16).view(np.uint8))
+        sink.commit()
+    entry = Entry(np.ones((1, 96), np.float32), np.array([4]))
+    save(folder / "imatrix.gguf", ImportanceMatrix({extra: entry}, (f"text{ESC}",), 1))
+    (folder / "text.txt").write_text((EXAMPLE / "evaluation.txt").read_text())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "quantize {}/model.gguf Q4_K_M",
+        "quantize --dry-run {}/model.gguf Q4_K_M",
+        "quantize --dry-run --json {}/model.gguf Q4_K_M",
+        "quantize --imatrix {}/imatrix.gguf {}/model.gguf {}/out.gguf Q4_K_M",
+        "quantize --tensor-type-file {}/model.gguf {}/model.gguf Q4_K_M",
+        "quantize {}/nothing.gguf Q4_K_M",
+        "quantize {}/model.gguf {}/no/out.gguf Q8_0",
+        "convert {}/model.gguf {}/out.gguf",
+        "convert {}/nothing {}/out.gguf",
+        "imatrix stats {}/imatrix.gguf",
+        "imatrix stats --suggest {}/imatrix.gguf",
+        "imatrix diff {}/imatrix.gguf {}/imatrix.gguf",
+        "imatrix merge {}/imatrix.gguf {}/imatrix.gguf -o {}/merged.gguf",
+        "imatrix {}/model.gguf -f {}/text.txt -c 16 --chunks 1 -o {}/new.gguf",
+        "evaluate {}/model.gguf --text {}/text.txt -c 16 --chunks 1",
+        "evaluate {}/nothing.gguf --text {}/text.txt",
+        "report {}/run.json",
+        "recipe {}/model.gguf",
+        "\x1b[2J",
+        "quantize \x1b[2J.gguf \x1b[2J.gguf Q9\x1b",
+        "quantize --tensor-type \x1b=q9 m.gguf Q8_0",
+        "quantize --\x1b[2J",
+        "imatrix --\x1b[2J",
+        "quantize --threads \x1b[2J m.gguf Q8_0",
+    ],
+)
+def test_names_from_files_never_reach_the_terminal_raw(capsys, steering, words):
+    _, out, err = run(capsys, *(word.replace("{}", str(steering)) for word in words.split(" ")))
+    assert out or err
+    for shown in (out, err):
+        assert not EVIL.search(shown), EVIL.search(shown)
+        assert "\nerror: forged" not in shown
+
+
+def test_what_is_escaped():
+    assert escaped("a\x1b[0m\n\u202eb\udce9") == "a\\x1b[0m\\x0a\\u202eb\\xe9"
+    assert escaped("two\nlines", keep="\n") == "two\nlines"
+    plain = "tensor µ 模型 🦙 ‍ é blk.0.attn_q.weight"
+    assert escaped(plain) == plain
+
+
+def test_names_on_the_page_and_the_card_are_escaped():
+    from quantmill.measure.record import ModelFile, ModelResult, Run, TensorRow
+    from quantmill.measure.report import HeatMap, card, collect, page
+
+    row = TensorRow(f"blk.0.{ESC}.weight", "Q4_K", 256, 144)
+    file = ModelFile(f"m{ESC}\n# forged", f"/x/{ESC}", 144, 256, 4.5, "0" * 64, f"llama{ESC}", (row,))
+    run = Run("0", f"quantmill {ESC}", "now", "m", "cpu", (ModelResult(file),), notes=(ESC,))
+    maps = [HeatMap(ESC, (ESC,), ("0",), ((ESC,),), ((0.5,),), ((ESC,),))]
+    report = collect([run], f"title{ESC}", maps)
+    for document in (page(report), card(report), page(collect([run])), card(collect([run]))):
+        assert not EVIL.search(document)
+        assert "\n# forged" not in document
+        assert "\\x1b]0;title" in document or "\\\\x1b]0;title" in document
+
+
+def test_a_suggestion_is_a_file_of_types(capsys, tmp_path):
+    """`imatrix stats --suggest > types.txt` is read by `quantize --tensor-type-file types.txt`, comments and all."""
+    code, out, _ = run(capsys, "imatrix", "stats", "--suggest", EXAMPLE / "imatrix.gguf")
+    assert code == 0
+    (tmp_path / "types.txt").write_text(out)
+    words = ["--dry-run", "--tensor-type-file", tmp_path / "types.txt", tiny("F16"), "Q4_K_M"]
+    code, out, err = run(capsys, "quantize", *words)
+    assert code == 0
+    assert re.search(r"blk\.\d\.attn_q\.weight .* Q6_K ", out)
+    assert "decides nothing" not in err
+
+
+def test_matrices_of_different_models_are_merged_with_a_warning(capsys, tmp_path):
+    for name in ("a", "b"):
+        entry = Entry(np.ones((1, 4), np.float32), np.array([4]))
+        save(tmp_path / f"{name}.gguf", ImportanceMatrix({f"{name}.weight": entry}, (), 1))
+    words = [tmp_path / "a.gguf", tmp_path / "b.gguf", "-o", tmp_path / "c.gguf"]
+    code, _, err = run(capsys, "imatrix", "merge", *words)
+    assert code == 0
+    assert err.startswith(f"warning: no tensor in common with the other matrices: {words[0]}, {words[1]};")
+    assert err.count("\n") == 1
+    assert run(capsys, "imatrix", "merge", words[0], words[0], *words[2:])[2] == ""
