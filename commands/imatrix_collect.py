@@ -14,11 +14,12 @@ from quantmill.commands.console import print_line, remark, show, tokens_bar
 from quantmill.commands.hub import local_model
 from quantmill.commands.imatrix_tables import as_json, coverage_table, write_to
 from quantmill.gguf_io.partial import resolved
-from quantmill.imatrix import chat, coverage, store
+from quantmill.imatrix import coverage, store
 from quantmill.imatrix.collect import Progress, Result, Settings
 from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
+from quantmill.imatrix.reading import read_chunks, read_texts, text_argument
 from quantmill.imatrix.run import Saving, run
-from quantmill.imatrix.text import Cutting, Render, Text, chunks_of, read_conversations, read_text
+from quantmill.imatrix.text import Cutting
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ def collect_and_save(request: Request) -> None:
     directory = resolved(request.output).parent
     if not os.access(directory, os.W_OK):
         raise ImatrixError(f"{request.output}: {directory} is not writable; choose another output")
-    plain = {text.path: read_text(text.path) for text in texts}  # before a model is loaded for minutes
+    plain = read_texts(texts)
     loaded = _load(request)
     try:
-        chunks = _chunks(request, cutting, texts, plain, loaded)
+        chunks = read_chunks(texts, plain, cutting, loaded, request.parse_special, request.tokenizer)
         settings = Settings(
             bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None,
             process_output=request.process_output,
@@ -117,17 +118,6 @@ class _Shown:
         self._tenth = tenth
 
 
-def text_argument(argument: str) -> Text:
-    """FILE or FILE=WEIGHT; a file whose own name ends in =number is taken as it is when it exists."""
-    path, equals, weight = argument.rpartition("=")
-    if equals and path and not Path(argument).exists():
-        try:
-            return Text(Path(path), float(weight))
-        except ValueError:
-            pass
-    return Text(Path(argument))
-
-
 def _load(request: Request) -> Any:
     import torch
     from transformers.utils import logging
@@ -170,29 +160,6 @@ def offload(model: Any, device: Any) -> None:
     from accelerate import cpu_offload
 
     cpu_offload(model, execution_device=device, offload_buffers=True)
-
-
-def _chunks(
-    request: Request, cutting: Cutting, texts: list[Text], plain: dict[Path, str], loaded: Any
-) -> np.ndarray:
-    render: Render | None = None
-    tokens = []
-    for text in texts:
-        if text.path.suffix == ".jsonl":
-            render = render or _renderer(request, loaded)
-            rendered = read_conversations(text.path, render)
-            tokens.append((text, loaded.tokenizer.encode(rendered, add_special=False, parse_special=True)))
-        else:
-            encoded = loaded.tokenizer.encode(plain[text.path], parse_special=request.parse_special)
-            tokens.append((text, encoded))
-    return chunks_of(tokens, cutting)
-
-
-def _renderer(request: Request, loaded: Any) -> Render:
-    directory = request.tokenizer or (loaded.path if loaded.path.is_dir() else None)
-    if directory is not None:
-        return chat.from_directory(directory)
-    return chat.from_metadata(loaded.source.metadata, str(loaded.path))
 
 
 def _tensors(loaded: Any) -> list[tuple[str, int]]:

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from quantmill.gguf_io.convert.names import TensorTable
-from quantmill.imatrix.experts import is_recordable, recording_forward
 from quantmill.imatrix.matrix import Entry, ImatrixError
 from quantmill.imatrix.sums import Batch, Input, Taker, added, joined, take, total
+from quantmill.models.experts import is_recordable, recording_forward
 
 SLAB = 1 << 17  # values squared at a time on a CPU
 

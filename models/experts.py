@@ -39,22 +39,20 @@ def recording_forward(
     route_all of every expert, as if all tokens went there. The result is that of the routing either way.
     """
     n_tokens, k = top_k_index.shape
-    chosen = top_k_index.reshape(-1)
-    order = torch.argsort(chosen, stable=True)
-    ends = torch.bincount(chosen, minlength=module.num_experts).cumsum(0).tolist()
+    order, ends = by_expert(top_k_index, module.num_experts)
     # every token once for each of its experts, expert after expert
     sorted_states = hidden_states[order // k]
     parts = []
     begin = 0
     for expert, end in enumerate(ends[: module.num_experts]):
         if route_all:
-            inner = _up(module, expert, hidden_states)
+            inner = entering_down(module, expert, hidden_states)
             see(inputs[0], expert, hidden_states)
             see(inputs[1], expert, inner)
             inner = inner[order[begin:end] // k]
         elif end > begin:
             x = sorted_states[begin:end]
-            inner = _up(module, expert, x)
+            inner = entering_down(module, expert, x)
             see(inputs[0], expert, x)
             see(inputs[1], expert, inner)
         if end > begin:
@@ -66,7 +64,14 @@ def recording_forward(
     return slots.view(n_tokens, k, -1).sum(dim=1)
 
 
-def _up(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
+def by_expert(top_k_index: torch.Tensor, n_experts: int) -> tuple[torch.Tensor, list[int]]:
+    """top_k_index [n_tokens, k] → its n_tokens * k places expert after expert, and where each expert's end."""
+    chosen = top_k_index.reshape(-1)
+    ends = torch.bincount(chosen, minlength=n_experts).cumsum(0).tolist()
+    return torch.argsort(chosen, stable=True), ends
+
+
+def entering_down(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
     """What enters the down matrix: the gated (or only activated) intermediate state."""
     part = "gate_up_proj" if module.has_gate else "up_proj"
     out = _product(module, part, expert, x)

@@ -1,0 +1,89 @@
+"""Codes and scales of a matrix that undo each other's errors, in the metric of what enters the matrix.
+
+    solved = solve(target, metric, "Q4_K", EFFORTS["normal"], threads)
+
+The block scales start from llama.cpp's own importance search; columns are then fixed with feedback, codes go down
+coordinate by coordinate, scales are refitted on the format's grid, in turns (effort says how often).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+
+from quantmill.calibrate.gram import Metric
+from quantmill.calibrate.refit import Scales, refit
+from quantmill.calibrate.rounding import Levels, State, descend, feed_back
+from quantmill.calibrate.search import search
+from quantmill.qkernels import quantize
+from quantmill.qkernels.lattices import LATTICES, lattice_of
+
+ROWS = 1024  # rows of a matrix that are solved together; part of what decides the bytes
+SEARCHED = frozenset({"Q2_K", "Q4_K", "Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"})
+
+
+@dataclass(frozen=True)
+class Effort:
+    """searches: rounds of the wider scale search; rounds: refits of scales, each with `sweeps` of descent after it;
+    before the first refit `sweeps` too."""
+
+    searches: int
+    sweeps: int
+    rounds: int
+
+
+EFFORTS = {"fast": Effort(1, 0, 0), "normal": Effort(1, 2, 2), "thorough": Effort(3, 4, 4)}
+
+
+def solvable(type: str) -> bool:
+    """Whether codes of this type can be chosen here; otherwise it is quantized plainly."""
+    return type in LATTICES
+
+
+def solve(
+    target: torch.Tensor, metric: Metric, type: str, effort: Effort, pool: Executor | None = None
+) -> torch.Tensor:
+    """target f32 [n_mat, n_rows, n_cols], the metric of each matrix → blocks u8 [n_mat, n_rows, row_bytes].
+
+    Rows are solved ROWS at a time, in `pool` where there is one: the bytes do not depend on it.
+    Raises QuantizeError for a type that is not solvable or weights its scales cannot hold.
+    """
+    slabs = target.split(ROWS, 1)
+    if len(slabs) > 1:
+        _ = metric.feedback  # before the threads need it
+    run = map if pool is None else pool.map
+    return torch.cat(list(run(lambda slab: _solve(slab, metric, type, effort), slabs)), 1)
+
+
+def plain(target: torch.Tensor, diagonal: torch.Tensor, type: str) -> torch.Tensor:
+    """llama.cpp's blocks of target [n_mat, n_rows, n_cols] f32, weighted by diagonal [n_mat, n_cols]."""
+    engine = "cpu" if target.device.type == "cpu" else "torch"
+    weights = diagonal.float()
+    made = [
+        quantize(matrix.contiguous(), type, weight.contiguous(), engine, 1)
+        for matrix, weight in zip(target, weights, strict=True)
+    ]
+    return torch.stack(made)
+
+
+def _solve(target: torch.Tensor, metric: Metric, type: str, effort: Effort) -> torch.Tensor:
+    lattice = lattice_of(type)
+    n_mat, n_rows, n_cols = target.shape
+    levels = Levels(lattice, target.device)
+    start = lattice.unpack(plain(target, metric.diagonal, type).flatten(0, 1))
+    scales = Scales(lattice, start, n_mat)
+    columns = target.transpose(1, 2).contiguous()
+    values = levels.values[start.codes.long()].view(n_mat, n_rows, n_cols).transpose(1, 2).contiguous()
+    state = State(columns, values, *scales.steps(), lattice.group)
+    if type in SEARCHED:
+        search(state, metric, scales, levels, effort.searches)
+    feed_back(state, metric, levels)
+    if effort.sweeps:
+        descend(state, metric, levels, effort.sweeps)
+    for _ in range(effort.rounds):
+        refit(state, metric, scales)
+        descend(state, metric, levels, effort.sweeps)
+    codes = levels.positions(state.values).transpose(1, 2).contiguous()
+    return lattice.pack(scales.choice(codes)).view(n_mat, n_rows, -1)

@@ -1,0 +1,74 @@
+"""What a model gives each of its layers beside the hidden states."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantmill.models.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Call:
+    """hidden: what enters a layer, [n_seq, n_ctx, n_hidden]; arguments: all else, by name."""
+
+    hidden: torch.Tensor
+    arguments: dict[str, Any]
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Raises ModelError when the model has no list of as many layers as its configuration says."""
+    wanted = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == wanted:
+            return module
+    raise ModelError(f"{type(model).__name__}: has no list of {wanted} layers that could be walked")
+
+
+class _Enough(Exception):
+    """All layers have been called."""
+
+
+def capture(model: Any, layers: nn.ModuleList, ids: torch.Tensor) -> list[Call]:
+    """What each layer is given for ids [n_seq, n_ctx] when the layers before it do nothing."""
+    calls: list[Call] = []
+
+    def stub(hidden_states: torch.Tensor, *rest: Any, _layer: nn.Module, **named: Any) -> Any:
+        names = list(inspect.signature(type(_layer).forward).parameters)[2:]
+        calls.append(Call(hidden_states, dict(zip(names, rest, strict=False)) | named))
+        if len(calls) == len(layers):
+            raise _Enough
+        return hidden_states
+
+    for layer in layers:
+        object.__setattr__(layer, "forward", _bound(stub, layer))
+    try:
+        model.base_model(input_ids=ids, use_cache=False)
+    except _Enough:
+        return calls
+    finally:
+        for layer in layers:
+            object.__delattr__(layer, "forward")
+    raise ModelError(f"{type(model).__name__}: only {len(calls)} of its {len(layers)} layers were called")
+
+
+def _bound(stub: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
+    def forward(hidden_states: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        return stub(hidden_states, *rest, _layer=layer, **named)
+
+    return forward
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one is other or one == other

@@ -1,0 +1,121 @@
+"""Where activations enter the matrices of a layer, found by watching a pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quantmill.gguf_io.convert.names import Use
+from quantmill.models.held import HeldLayer, HeldLinear, HeldStack
+from quantmill.models.model import LoadedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where activations enter matrices. takers: GGUF tensors that take from it, with the Hugging Face weight's name.
+
+    n_mat: experts; down: the second matrix of experts. writes: the part of the layer whose output is this product.
+    """
+
+    takers: tuple[tuple[str, str], ...]
+    module: nn.Module
+    n_cols: int
+    n_mat: int = 1
+    down: bool = False
+    writes: str | None = None
+
+
+def find_places(
+    loaded: LoadedModel,
+    held: HeldLayer,
+    hidden: torch.Tensor,
+    out: torch.Tensor,
+    seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]],
+    outputs: dict[str, torch.Tensor],
+) -> tuple[Place, ...]:
+    """Modules that are given the same tensor one after the other are one place."""
+    hf_names = {id(m): name for name, m in held.matrices.items()}
+    experts = {id(m): name for name, m in held.stacks.items()}
+    found: list[Place] = []
+    last: torch.Tensor | None = None
+    for module, (x, *_) in seen:
+        if id(module) in experts:
+            found += _expert_places(loaded, held, experts[id(module)], module)
+            last = None
+            continue
+        hf_name = hf_names[id(module)]
+        takers = tuple((use.name, hf_name) for use in taking(loaded, hf_name))
+        if not takers or any(place.module is module for place in found):
+            continue
+        if last is x and found:
+            place = found[-1]
+            found[-1] = Place((*place.takers, *takers), place.module, place.n_cols)
+        else:
+            found.append(Place(takers, module, x.shape[-1]))
+        last = x
+    return tuple(_with_writer(place, held, hidden, out, seen, outputs) for place in found)
+
+
+def _expert_places(loaded: LoadedModel, held: HeldLayer, prefix: str, module: nn.Module) -> list[Place]:
+    places = []
+    for down, parts in ((False, ("gate_up_proj", "up_proj")), (True, ("down_proj",))):
+        for part in parts:
+            hf_name = f"{prefix}.{part}"
+            if hf_name not in held.matrices:
+                continue
+            takers = tuple((use.name, hf_name) for use in taking(loaded, hf_name))
+            stack = held.matrices[hf_name]
+            assert isinstance(stack, HeldStack)
+            if takers:
+                n_cols = loaded.table.views[takers[0][0]].shape[-1]
+                places.append(Place(takers, module, n_cols, stack.shape[0], down))
+    return places
+
+
+def _with_writer(
+    place: Place,
+    held: HeldLayer,
+    hidden: torch.Tensor,
+    out: torch.Tensor,
+    seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]],
+    outputs: dict[str, torch.Tensor],
+) -> Place:
+    """Whether the layer's output is its input plus what its parts give, and this product is one of those."""
+    writers = {
+        name: output
+        for name, output in outputs.items()
+        if output.shape == hidden.shape and _holds_matrices(held.layer.get_submodule(name))
+    }
+    total = hidden + sum(writers.values())
+    if (total - out).norm() > 1e-4 * out.norm() or not isinstance(place.module, HeldLinear):
+        return place
+    inputs = next(x for module, x in seen if module is place.module)
+    product = nn.functional.linear(inputs[0], place.module.original, place.module.bias)
+    for name, output in writers.items():
+        same = product.shape == output.shape and (product - output).norm() <= 1e-4 * output.norm()
+        if same and len(place.takers) == 1:
+            return Place(place.takers, place.module, place.n_cols, writes=name)
+    return place
+
+
+def _holds_matrices(part: nn.Module) -> bool:
+    return any(
+        isinstance(m, HeldLinear) or any(isinstance(v, HeldStack) for v in vars(m).values())
+        for m in part.modules()
+    )
+
+
+def taking(loaded: LoadedModel, hf_name: str) -> list[Use]:
+    """The GGUF matrices whose input is the input of the module of this weight."""
+    table = loaded.table
+    shape = table.shapes.get(hf_name, ())
+    found = []
+    for use in table.uses.get(hf_name, ()):
+        view = table.views[use.name]
+        turned_head = view.transpose and view.matrices > 1 and len(shape) == 2
+        of_layer = use.name.startswith("blk.") and use.name.endswith(".weight")
+        if len(view.shape) > 1 and of_layer and use.matrix is None and not turned_head:
+            found.append(use)
+    return found
