@@ -1,7 +1,7 @@
 """run(job): plan, then read → quantize → write, a slab of rows at a time, the three steps overlapping.
 
 Everything that can be known to fail fails while planning, before a byte is written. Slabs, threads and devices change
-the speed, never the bytes. Without a GPU engine and with F16, BF16 or F32 sources nothing here loads torch.
+the speed, never the bytes. Without a GPU engine nothing here loads torch.
 """
 
 from __future__ import annotations

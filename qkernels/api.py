@@ -47,17 +47,54 @@ def quantize(
 def quantize_stored(
     raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None, threads: int | None = None
 ) -> np.ndarray:
-    """Stored rows u8 [n_rows, row_bytes] in F32, F16 or BF16 → u8 [n_rows, row_bytes] of `type`, on the CPU.
+    """Stored rows u8 [n_rows, row_bytes] of any type → u8 [n_rows, row_bytes] of `type`, on the CPU.
 
-    `quantize` of the same rows as float32, without making them: each thread widens the weights that it searches.
+    `quantize` of the same rows as float32, without making them: each thread widens or decodes what it searches.
     Raises QuantizeError as `quantize` does.
     """
     source, row = get_type(source_type), get_type(type)
+    if row.family == "plain" and source.family != "plain":
+        return _decoded_rows(raw, source, row, threads)
     if source.name == "F32" or row.family == "plain":
         return quantize(to_float32(raw, source_type), type, importance, "cpu", threads)
-    rows = raw.view("<u2")
-    _check_columns(rows.shape[1], row, importance)
-    return _on_cpu(rows, row, importance, threads, source.name)
+    _check_columns(raw.shape[1] // source.bytes * source.block, row, importance)
+    if source.family == "plain":
+        return _on_cpu(raw.view("<u2"), row, importance, threads, source.name)
+    return _requantized(raw, source, row, importance, threads)
+
+
+def _decoded_rows(raw: np.ndarray, source: QuantType, type: QuantType, threads: int | None) -> np.ndarray:
+    out = dequantize(raw, source.name, to=type.name, threads=threads).view(np.uint8)
+    if not plain.all_finite(out, type):
+        plain.require_finite(to_float32(raw, source.name), "weights")
+        plain.require_finite_scales(out, type)
+    return out
+
+
+def _requantized(
+    raw: np.ndarray, source: QuantType, type: QuantType, importance: np.ndarray | None, threads: int | None
+) -> np.ndarray:
+    from quantmill.qkernels.decoders import decoders
+    from quantmill.qkernels.encoders import encoder_of
+    from quantmill.qkernels.lanes.cpu_requantize import requantize
+
+    weights = _weights(importance, type)
+    steps = decoders()[source.name], encoder_of(type.name, weights is not None)
+    out = requantize(source, steps[0], type, steps[1], raw, weights, threads or os.cpu_count() or 1)
+    if out is None:
+        plain.require_finite(to_float32(raw, source.name), "weights")
+    assert out is not None
+    plain.require_finite_scales(out, type)
+    return out
+
+
+def _weights(importance: np.ndarray | None, type: QuantType) -> np.ndarray | None:
+    """Importance as the CPU engine takes it; None for types that have no use for it."""
+    if importance is None or type.importance == "none":
+        return None
+    weights = np.ascontiguousarray(importance, np.float32)
+    plain.require_finite(weights.reshape(1, -1), "importance")
+    return weights
 
 
 def dequantize(
@@ -155,10 +192,7 @@ def _on_cpu(
         from quantmill.qkernels.encoders import encoder_of
         from quantmill.qkernels.lanes import cpu
 
-        weights = None
-        if importance is not None and type.importance != "none":
-            weights = np.ascontiguousarray(importance, np.float32)
-            plain.require_finite(weights.reshape(1, -1), "importance")
+        weights = _weights(importance, type)
         encoder = encoder_of(type.name, weights is not None)
         out = cpu.encode(type, encoder, rows, weights, threads or os.cpu_count() or 1, stored)
     plain.require_finite_scales(out, type)

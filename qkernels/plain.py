@@ -8,6 +8,8 @@ from quantmill.qkernels.types import QuantizeError, QuantType
 
 # The elements of these types in numpy's words; bfloat16 is its bits.
 ELEMENTS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+# The bits of an exponent that only infinities and NaN have.
+_INFINITIES = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 
 
 def widen(raw: np.ndarray, type: QuantType) -> np.ndarray:
@@ -28,6 +30,12 @@ def narrow(rows: np.ndarray, type: QuantType) -> np.ndarray:
             return rows.astype("<f2").view(np.uint8)
     bits = rows.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").view(np.uint8)
+
+
+def all_finite(raw: np.ndarray, type: QuantType) -> bool:
+    """Whether u8 [n_rows, row_bytes] of a plain type holds neither NaN nor infinity."""
+    words, least = raw.view(ELEMENTS[type.name].replace("f", "u")), _INFINITIES[type.name]
+    return bool((words & least != least).all())
 
 
 def require_finite(rows: np.ndarray, what: str) -> None:

@@ -6,9 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from quantmill.qkernels.api import quantize, quantize_stored, to_float32
+from quantmill.qkernels.api import quantize_stored
 from quantmill.qkernels.engines import Engine
-from quantmill.qkernels.types import get_type
 
 
 class RowQuantizer(Protocol):
@@ -30,16 +29,12 @@ class _CpuQuantizer:
         self._threads = threads
 
     def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
-        if get_type(source_type).family == "plain":
-            return np.array(raw)  # reads the file here, not in the worker
-        return to_float32(raw, source_type)
+        return np.array(raw)  # reads the file here, not in the worker
 
     def quantize(
         self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
     ) -> np.ndarray:
-        if get_type(source_type).family == "plain":
-            return quantize_stored(loaded, source_type, type, importance, self._threads)
-        return quantize(loaded, type, importance, "cpu", self._threads)
+        return quantize_stored(loaded, source_type, type, importance, self._threads)
 
 
 class _DeviceQuantizer:

@@ -99,6 +99,8 @@ def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):
 
     statement = (
         "from pathlib import Path; from quantmill.jobs.quantize import Job, run; from quantmill.recipe import Recipe;"
-        f"run(Job({str(tiny('F16'))!r}, Path({str(tmp_path / 'out.gguf')!r}), Recipe('Q4_K_M'), device='cpu'))"
+        f"run(Job({str(tiny('F16'))!r}, Path({str(tmp_path / 'out.gguf')!r}), Recipe('Q4_K_M'), device='cpu'));"
+        f"again = Recipe('Q8_0', allow_requantize=True);"
+        f"run(Job({str(tmp_path / 'out.gguf')!r}, Path({str(tmp_path / 'again.gguf')!r}), again, device='cpu'))"
     )
     assert loaded(statement) == ["llvmlite"]

@@ -1,4 +1,4 @@
-"""Rows as models store them, quantized without being made float32 first."""
+"""Rows as models store them, quantized, or quantized once more, without being made float32 first."""
 
 from __future__ import annotations
 
@@ -34,6 +34,47 @@ def test_bytes_are_those_of_the_widened_rows(stored: str, type: str, weighted: b
         assert np.array_equal(found, qkernels.quantize(widened, type))
     else:
         assert not oracle.first_difference(found, oracle.quantize(widened, type, importance), type)
+
+
+@pytest.mark.parametrize(
+    ("source", "type"),
+    [
+        ("Q4_K", "Q8_0"),
+        ("Q8_0", "Q4_K"),
+        ("Q4_K", "Q4_0"),
+        ("MXFP4", "Q4_K"),
+        ("Q1_0", "NVFP4"),
+        ("IQ3_S", "Q5_1"),
+        ("Q5_0", "IQ2_S"),
+        ("Q6_K", "F16"),
+        ("Q6_K", "BF16"),
+        ("TQ2_0", "F32"),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_rows", [0, 1, 33, 300])
+def test_blocks_become_other_blocks(source: str, type: str, weighted: bool, n_rows: int) -> None:
+    """The oracle's quantizer on the oracle's numbers; few rows, rows that fill no tile, several pieces."""
+    raw = oracle.quantize(data_kinds.rows("heavy-tailed", 300, 768), source)[:n_rows]
+    importance = data_kinds.importance("cubed", 768) if weighted else None
+    found = quantize_stored(raw, source, type, importance, threads=2)
+    assert found.shape == (n_rows, qkernels.TYPES[type].row_bytes(768))
+    if not n_rows:
+        return
+    numbers = oracle.dequantize(raw, source)
+    if qkernels.TYPES[type].family == "plain":
+        assert np.array_equal(found, qkernels.quantize(numbers, type))
+    else:
+        assert not oracle.first_difference(found, oracle.quantize(numbers, type, importance), type)
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "Q4_K", "F16", "F32"])
+@pytest.mark.parametrize(("half", "value"), [(0x7C00, "inf"), (0x7E00, "nan")])
+def test_blocks_that_are_not_finite_are_named(type: str, half: int, value: str) -> None:
+    raw = oracle.quantize(np.ones((70, 512), np.float32), "Q8_0").reshape(70, 16, 34)
+    raw[41, 3, :2] = half & 255, half >> 8
+    with pytest.raises(qkernels.QuantizeError, match=rf"{value} in row 41, column 96"):
+        quantize_stored(raw.reshape(70, -1), "Q8_0", type, None)
 
 
 def test_every_half_is_widened_exactly() -> None:

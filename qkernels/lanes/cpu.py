@@ -48,7 +48,7 @@ def tiles_of(encoder: Encoder, n_rows: int, per_row: int) -> int:
 
 
 @functools.cache
-def _compiled(type: QuantType, encoder: Encoder, source: str) -> Compiled:
+def compiled_encoder(type: QuantType, encoder: Encoder, source: str) -> Compiled:
     """The function of one encoder for rows of the type `source`."""
     parts = parts_of(type, encoder)
 
@@ -63,7 +63,7 @@ def _compiled(type: QuantType, encoder: Encoder, source: str) -> Compiled:
 
 
 @functools.cache
-def _compiled_row_sigma(source: str) -> Compiled:
+def compiled_row_sigma(source: str) -> Compiled:
     """The mean square of each row of the type `source`."""
     layout = layout_of({"x": (32, "f32")})
 
@@ -113,7 +113,7 @@ def encode(
         columns = np.ascontiguousarray(importance)
     if encoder.uses_row_sigma:
         sigma = np.empty(n_rows, np.float32)
-        spread(n_threads, work(_compiled_row_sigma(stored)), -(-n_rows // HOST.width), n_cols * HOST.width)
+        spread(n_threads, work(compiled_row_sigma(stored)), -(-n_rows // HOST.width), n_cols * HOST.width)
     tiles = tiles_of(encoder, n_rows, per_row)
-    spread(n_threads, work(_compiled(type, encoder, stored)), tiles, type.block * HOST.width)
+    spread(n_threads, work(compiled_encoder(type, encoder, stored)), tiles, type.block * HOST.width)
     return out[: len(rows)]

@@ -1,0 +1,113 @@
+"""Blocks of one type to blocks of another: a thread decodes rows into memory of its own and searches them there.
+
+The rows that are decoded at a time stay in a cache; float32 exists nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantmill.qkernels.lanes.cpu import compiled_encoder, compiled_row_sigma, tiles_of
+from quantmill.qkernels.lanes.cpu_decode import compiled_decoder
+from quantmill.qkernels.lanes.cpu_threads import spread
+from quantmill.qkernels.lanes.decoder import Decoder
+from quantmill.qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.lanes.native import HOST
+from quantmill.qkernels.types import QuantType
+
+# Weights decoded at a time where rows need not stay whole: enough to be worth the calls, few enough for a cache.
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Rows of n_cols weights in both types, `step` of them at a time."""
+
+    source: QuantType
+    decoder: Decoder
+    type: QuantType
+    encoder: Encoder
+    raw: np.ndarray
+    out: np.ndarray
+    importance: np.ndarray
+    n_cols: int
+    step: int
+
+    @property
+    def n_pieces(self) -> int:
+        return -(-len(self.raw) // self.step)
+
+    def place(self, piece: int) -> tuple[int, int]:
+        """The first row of a piece and how many it has; the last one has enough for a tile, some of them again."""
+        first = piece * self.step
+        n = min(self.step, len(self.raw) - first)
+        return (first, n) if n >= HOST.width else (len(self.raw) - HOST.width, HOST.width)
+
+    def some(self, bounds: Iterator[tuple[int, int]]) -> None:
+        """What one thread does. Raises FloatingPointError for a decoded weight that is not finite."""
+        read = compiled_decoder(self.source, self.decoder, "F32")
+        search = compiled_encoder(self.type, self.encoder, "F32")
+        reading, searching = read.memory(), search.memory()
+        rows = np.empty((self.step, self.n_cols), np.float32)
+        sigma = np.empty(self.step, np.float32)
+        for begin, end in bounds:
+            for first, n in map(self.place, range(begin, end)):
+                n_blocks = n * self.n_cols // self.source.block
+                read((self.raw[first:], rows), (n_blocks, 0, -(-n_blocks // HOST.width)), reading)
+                tiles = tiles_of(self.encoder, n, self.n_cols // self.type.block)
+                if self.encoder.uses_row_sigma:
+                    mean = compiled_row_sigma("F32")
+                    row_tiles = -(-n // HOST.width)
+                    mean((rows, sigma, sigma, sigma), (n, self.n_cols, 0, row_tiles), mean.memory())
+                given = (rows, self.importance, sigma, self.out[first:])
+                if not search(given, (n, self.n_cols, 0, tiles), searching):
+                    raise FloatingPointError
+
+
+def requantize(
+    source: QuantType,
+    decoder: Decoder,
+    type: QuantType,
+    encoder: Encoder,
+    raw: np.ndarray,
+    importance: np.ndarray | None,
+    n_threads: int,
+) -> np.ndarray | None:
+    """raw u8 [n_rows, row_bytes] of `source`, importance f32 [n_cols] or None → u8 [n_rows, row_bytes] of `type`.
+
+    The bytes are those of quantizing the decoded rows. None: a weight is not finite.
+    """
+    assert (importance is not None) == encoder.uses_importance
+    n_rows, n_cols = len(raw), raw.shape[1] // source.bytes * source.block
+    out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
+    if not out.size:
+        return out
+    whole = np.ascontiguousarray(raw)
+    columns, step = importance, HOST.width
+    if importance is None:  # all blocks are alike, so the rows may be cut where blocks of both types begin
+        n_cols = max(source.block, type.block)
+        columns, step = np.empty(0, np.float32), max(HOST.width, _PIECE // n_cols)
+    assert columns is not None
+    whole = whole.reshape(-1, n_cols // source.block * source.bytes)
+    missing = max(0, HOST.width - len(whole))
+    whole = np.pad(whole, ((0, missing), (0, 0)), "edge") if missing else whole
+    blocks = np.empty((len(whole), type.row_bytes(n_cols)), np.uint8) if missing else out
+    work = _Work(
+        source,
+        decoder,
+        type,
+        encoder,
+        whole,
+        blocks.reshape(len(whole), -1),
+        np.ascontiguousarray(columns),
+        n_cols,
+        min(step, len(whole)),
+    )
+    try:
+        spread(n_threads, work.some, work.n_pieces, work.step * n_cols)
+    except FloatingPointError:
+        return None
+    return blocks.reshape(-1)[: out.size].reshape(out.shape)
