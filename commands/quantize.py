@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from quantmill import __version__
 from quantmill.commands.console import bytes_bar, print_warnings, remark, show
 from quantmill.commands.options import Device, DryRun, Json, Revision, Threads
+from quantmill.commands.quantize_arguments import (
+    OrderedPatterns,
+    files_of,
+    positional,
+    rules_of,
+    size_of,
+    without_type,
+)
 from quantmill.commands.quantize_tables import (
     fallback_warning,
     plan_object,
@@ -21,32 +30,16 @@ from quantmill.commands.quantize_tables import (
 )
 
 if TYPE_CHECKING:
+    from quantmill.jobs.allocate import Request
     from quantmill.jobs.quantize import Job
-    from quantmill.recipe import Plan, PlanEntry, TypeRule
-
-_FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
-
-
-class _OrderedPatterns(TyperCommand):
-    """Keeps `--tensor-type` and `--tensor-type-file` in the order given: the first pattern that matches wins."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        joined = []
-        rest = iter(args)
-        for argument in rest:
-            name, has_value, value = argument.partition("=")
-            if name == "--tensor-type-file":
-                joined += ["--tensor-type", _FILE_MARK + (value if has_value else next(rest, ""))]
-            else:
-                joined.append(argument)
-        return super().parse_args(ctx, joined)
+    from quantmill.recipe import Plan, PlanEntry
 
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(
-    cls=_OrderedPatterns, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=OrderedPatterns, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 def quantize(
     arguments: Annotated[
@@ -87,6 +80,34 @@ def quantize(
             help="What each tensor becomes (see `quantmill recipe`), instead of TYPE: MODEL OUTPUT [THREADS]. "
             "--tensor-type and its like go first.",
         ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Find the types that lose least in a file of at most SIZE (4.6GiB, 4600M), instead of TYPE: MODEL "
+            "OUTPUT [THREADS].",
+        ),
+    ] = None,
+    target_bpw: Annotated[
+        float | None, typer.Option(metavar="BITS", help="The same for so many bits per weight.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TEXT",
+            help="With a target: measure the KL divergence of tensors on its second half. Without, losses are guessed "
+            "from the error of the weights.",
+        ),
+    ] = None,
+    measure_chunks: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Chunks of 256 tokens to measure on. [default: 8]")
+    ] = None,
+    min_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="With a target: the smallest type to choose.")
+    ] = None,
+    max_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="With a target: the largest. [default: Q8_0]")
     ] = None,
     token_embedding_type: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Of the token embeddings.")
@@ -135,16 +156,28 @@ def quantize(
         raise typer.BadParameter("--include-weights and --exclude-weights cannot be used together")
     if keep_split and split_max_size:
         raise typer.BadParameter("--keep-split and --split-max-size cannot be used together")
+    from quantmill.commands.allocation import find_request, find_target
     from quantmill.commands.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
     from quantmill.jobs.recipe import read_recipe
     from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type
 
-    rules = _rules(tensor_type or [])
-    if recipe is None:
-        source, output, file_type, n_threads = _positional(arguments, keep_split)
+    size = size_of(target_size, "--target-size") if target_size else None
+    target = find_target(size, target_bpw)
+    if target is None and (calibration or measure_chunks or min_type or max_type):
+        raise typer.BadParameter(
+            "--calibration, --measure-chunks, --min-type, --max-type belong to a target size"
+        )
+    rules = rules_of(tensor_type or [])
+    if target is not None:
+        if recipe is not None:
+            raise typer.BadParameter("--recipe says all types; leave out --target-size and --target-bpw")
+        source, output, n_threads = without_type(arguments, "--target-size or --target-bpw")
+        file_type = "Q8_0"  # until the types are found
+    elif recipe is None:
+        source, output, file_type, n_threads = positional(arguments, keep_split)
     else:
-        source, output, n_threads = _without_type(arguments, "--recipe")
+        source, output, n_threads = without_type(arguments, "--recipe")
         file = read_recipe(recipe)
         file_type, rules = file.file_type, (*rules, *file.rules)
     wanted = Recipe(
@@ -159,7 +192,7 @@ def quantize(
         prune_layers=parse_layers(prune_layers) if prune_layers else (),
         overrides=tuple(parse_override(text) for text in override_kv or ()),
         keep_split=keep_split,
-        split_max_bytes=_size(split_max_size, "--split-max-size") if split_max_size else None,
+        split_max_bytes=size_of(split_max_size, "--split-max-size") if split_max_size else None,
     )
     job = Job(
         str(local_model(source, revision)),
@@ -173,81 +206,21 @@ def quantize(
         max_buffer_bytes=max_buffer_size << 20 if max_buffer_size else DEFAULT_BUFFER_BYTES,
         force=force,
         inputs=(
-            *(text.removeprefix(_FILE_MARK) for text in tensor_type or () if text.startswith(_FILE_MARK)),
-            *([str(recipe)] if recipe else []),
+            *files_of(tensor_type or ()),
+            *(str(file) for file in (recipe, calibration) if file),
         ),
     )
-    if dry_run:
+    if target is not None:
+        _reach(find_request(job, target, calibration, measure_chunks, min_type, max_type), dry_run, as_json)
+    elif dry_run:
         _show_plan(plan_job(job), as_json)
     else:
         _run(job, as_json)
 
 
-def _positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str, int | None]:
-    """MODEL [OUTPUT] TYPE [THREADS] → model, output, file type, threads; told apart as llama-quantize does.
-
-    It takes `7B.gguf` for type 7 where a type may stand; here a type is a whole word.
-    """
-    from quantmill.recipe import find_file_type, get_file_type
-
-    if not 2 <= len(arguments) <= 4:
-        raise typer.BadParameter("expected MODEL [OUTPUT] TYPE [THREADS]")
-    source, rest = arguments[0], arguments[1:]
-    output: Path | None = None
-    if find_file_type(rest[0]) is None and len(rest) > 1:
-        output, rest = Path(rest[0]), rest[1:]
-    file_type = get_file_type(rest[0])
-    if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdecimal()):
-        raise typer.BadParameter(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
-    if output is None:
-        output = default_output(source, file_type, "" if keep_split else ".gguf")
-    return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
-
-
-def _without_type(arguments: list[str], option: str) -> tuple[str, Path, int | None]:
-    """MODEL OUTPUT [THREADS], where `option` says what the tensors become → model, output, threads."""
-    if len(arguments) not in (2, 3) or not all(word.isdecimal() for word in arguments[2:]):
-        raise typer.BadParameter(f"with {option} TYPE is left out: expected MODEL OUTPUT [THREADS]")
-    return arguments[0], Path(arguments[1]), int(arguments[2]) if len(arguments) == 3 else None
-
-
-def _size(text: str, option: str) -> int:
-    from quantmill.recipe import RecipeError, parse_size
-
-    try:
-        return parse_size(text, option)
-    except RecipeError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def default_output(source: str, file_type: str, suffix: str) -> Path:
-    """llama-quantize's own name beside a GGUF file; of a directory or a model on the hub the model's name, so that two
-    models of one place do not share it."""
-    path = Path(source)
-    if path.is_dir():
-        return path.parent / f"{path.resolve().name}-{file_type}{suffix}"
-    if path.exists():
-        return path.parent / f"ggml-model-{file_type}{suffix}"
-    # A model by name lies in the hub's cache, which is no place for results.
-    return Path(f"{path.name}-{file_type}{suffix}")
-
-
-def _rules(texts: list[str]) -> tuple[TypeRule, ...]:
-    from quantmill.recipe import parse_rule, parse_rules
-
-    rules: list[TypeRule] = []
-    for text in texts:
-        if text.startswith(_FILE_MARK):
-            path = Path(text.removeprefix(_FILE_MARK))
-            rules += parse_rules(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
-        else:
-            rules.append(parse_rule(text))
-    return tuple(rules)
-
-
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     if as_json:
-        show(json.dumps(plan_object(plan)))
+        show(json.dumps({**plan_object(plan), **(more or {})}))
         return
     show(plan_text(plan))
     print_warnings([*plan.problems, *fallback_warning(plan), *plan.warnings])
@@ -273,12 +246,33 @@ class _Shown:
         self._advance(n_bytes, entry.name)
 
 
-def _run(job: Job, as_json: bool) -> None:
+def _reach(request: Request, dry_run: bool, as_json: bool) -> None:
+    """Find the types for a size, and make the file unless the plan is all that is wanted."""
+    from quantmill.commands.allocation import allocation_object, allocation_text, find
+    from quantmill.jobs.quantize import check_outputs
+    from quantmill.jobs.recipe import check_recipe_output, write_recipe
+
+    if not dry_run:  # what is measured for hours must have a place to go
+        check_outputs(request.job)
+        output = check_recipe_output(request)
+    found = find(request)
+    if dry_run:
+        _show_plan(found.plan, as_json, allocation_object(found))
+        if not as_json:
+            show(allocation_text(found, None))
+        return
+    _run(found.job, as_json, allocation_object(found))
+    write_recipe(output, request, found, __version__)
+    if not as_json:
+        show(allocation_text(found, output.path))
+
+
+def _run(job: Job, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     from quantmill.jobs.quantize import run
 
     with ExitStack() as stack:
         result = run(job, _Shown(job, stack))
     if as_json:
-        show(json.dumps({**plan_object(result.plan), **result_object(result)}))
+        show(json.dumps({**plan_object(result.plan), **result_object(result), **(more or {})}))
     else:
         show(result_text(result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,16 @@ UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EN
 NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EXDEV, *UNKNOWN}
 _NAME_BYTES = 255  # the longest name where the file system does not say
 _COPY_BYTES = 4 << 20
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """sha256 of files, one after the other."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_COPY_BYTES):
+                found.update(block)
+    return found.hexdigest()
 
 
 def beside(final: Path, suffix: str) -> Path:

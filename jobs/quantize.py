@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantmill.gguf_io import GGUFSink, TensorSource, open_source
+from quantmill.gguf_io.kinds import MODEL
+from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix.store import ImportanceMatrix, load
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.line import Line
@@ -68,7 +70,7 @@ def plan_job(job: Job) -> Plan:
     with ExitStack() as opened:
         source = open_source(job.source)
         opened.callback(source.close)
-        return _plan(job, source, _load_importance(job))
+        return _plan(job, source, load_importance(job))
 
 
 def run(job: Job, watcher: Watcher | None = None) -> Result:
@@ -83,7 +85,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     with ExitStack() as opened:
         source = open_source(job.source)
         opened.callback(source.close)
-        importance = _load_importance(job)
+        importance = load_importance(job)
         plan = _plan(job, source, importance)
         if plan.problems:
             others = f" (and {len(plan.problems) - 1} more like it)" if len(plan.problems) > 1 else ""
@@ -95,7 +97,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             plan.output_tensors(),
             keep_split=job.recipe.keep_split,
             split_max_bytes=job.recipe.split_max_bytes,
-            inputs=(job.source, *source.paths, *([job.imatrix] if job.imatrix else []), *job.inputs),
+            inputs=(*source.paths, *_inputs(job)),
             force=job.force,
         )
         for note in sink.notes:
@@ -118,20 +120,35 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     )
 
 
-def _load_importance(job: Job) -> ImportanceMatrix | None:
+def check_outputs(job: Job) -> None:
+    """The output rule for a job whose plan is not known yet; `run` looks again, at the space too. Raises GGUFError."""
+    if not job.recipe.keep_split and job.recipe.split_max_bytes is None:
+        check_output(job.output, MODEL, _inputs(job), force=job.force)
+
+
+def _inputs(job: Job) -> tuple[str, ...]:
+    return (job.source, *([job.imatrix] if job.imatrix else []), *job.inputs)
+
+
+def load_importance(job: Job) -> ImportanceMatrix | None:
+    """The importance that a job's tensors are searched with, filtered; None without."""
     if job.imatrix is None:
         return None
     return load(job.imatrix).filtered(job.include_weights, job.exclude_weights)
 
 
 def _plan(job: Job, source: TensorSource, importance: ImportanceMatrix | None) -> Plan:
-    index = None
-    if importance is not None and job.imatrix is not None:
-        index = ImportanceIndex(
-            job.imatrix,
-            {name: entry.n_values for name, entry in importance.entries.items()},
-            importance.datasets,
-            importance.chunk_count,
-        )
-    plan = build_plan(source.specs(), source.metadata, job.recipe, index)
+    plan = build_plan(source.specs(), source.metadata, job.recipe, importance_index(job, importance))
     return replace(plan, warnings=(*source.warnings, *plan.warnings))
+
+
+def importance_index(job: Job, importance: ImportanceMatrix | None) -> ImportanceIndex | None:
+    """What planning must know of the importance."""
+    if importance is None or job.imatrix is None:
+        return None
+    return ImportanceIndex(
+        job.imatrix,
+        {name: entry.n_values for name, entry in importance.entries.items()},
+        importance.datasets,
+        importance.chunk_count,
+    )

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import types
@@ -16,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from pathlib import Path, PurePath
 from typing import Any
 
+from quantmill.gguf_io.filesystem import digest
 from quantmill.gguf_io.source import open_source
 from quantmill.measure.divergence import Divergence
 from quantmill.measure.errors import MeasureError
@@ -123,16 +123,6 @@ class Run:
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     format: int = FORMAT
-
-
-def digest(paths: Sequence[Path]) -> str:
-    """sha256 of files, one after the other."""
-    found = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                found.update(block)
-    return found.hexdigest()
 
 
 def describe(path: Path) -> ModelFile:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantmill.gguf_io.convert.names import TensorTable
+from quantmill.gguf_io.convert.names import TensorTable, View
 from quantmill.gguf_io.source import TensorSource, TensorSpec
 from quantmill.models.errors import ModelError
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedTensor, Piece
@@ -37,6 +37,18 @@ def stretch_rotation(model: nn.Module, factors: np.ndarray) -> None:
         frequencies = getattr(module, "inv_freq", None)
         if isinstance(frequencies, torch.Tensor) and frequencies.numel() == factors.size:
             module.inv_freq = frequencies / torch.tensor(factors, device=frequencies.device)
+
+
+def held_blocks(raw: np.ndarray, view: View) -> tuple[torch.Tensor, View]:
+    """Stored rows u8 [n_rows, row_bytes] of a GGUF tensor -> blocks [n_matrices, n_rows, row_bytes] as a Piece holds
+    them, and the view that is left: reordered rows are put back as blocks, once, and not at every use."""
+    with warnings.catch_warnings():
+        # The file is mapped read-only; nothing writes to a block.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        blocks = torch.from_numpy(raw).view(view.matrices, -1, raw.shape[-1])
+    if isinstance(view.rows, np.ndarray) and view.columns is None and not view.transpose:
+        return blocks[:, torch.from_numpy(np.argsort(view.rows))], replace(view, rows=None)
+    return blocks, view
 
 
 class Filler:
@@ -104,17 +116,8 @@ class Filler:
         return next(name for name, uses in self.table.uses.items() if uses[0].name == "token_embd.weight")
 
     def _piece(self, name: str, matrix: int | None) -> Piece:
-        view, spec = self.table.views[name], self.specs[name]
-        raw = self.source.read(name)
-        with warnings.catch_warnings():
-            # The file is mapped read-only; nothing writes to a block.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            blocks = torch.from_numpy(raw).view(view.matrices, -1, raw.shape[-1])
-        if isinstance(view.rows, np.ndarray) and view.columns is None and not view.transpose:
-            # Reordered rows are put back as blocks, once, and not at every use.
-            blocks = blocks[:, torch.from_numpy(np.argsort(view.rows))]
-            view = replace(view, rows=None)
-        return Piece(name, spec.type, blocks.to(self.device), view, matrix)
+        blocks, view = held_blocks(self.source.read(name), self.table.views[name])
+        return Piece(name, self.specs[name].type, blocks.to(self.device), view, matrix)
 
     def _dense(self, name: str) -> torch.Tensor:
         def read(gguf_name: str) -> np.ndarray:

@@ -51,6 +51,14 @@ def batches(n_chunk: int, n_ctx: int, n_vocab: int) -> list[slice]:
 
 def scored_logits(loaded: LoadedModel, chunks: np.ndarray) -> torch.Tensor:
     """chunks [n_seq, n_ctx] -> logits [n_seq, n_ctx − 1 − n_ctx/2, n_vocab] f32 that predict `targets`."""
+    return loaded.logits(input_ids(loaded, chunks), first=chunks.shape[1] // 2)[:, :-1].float()
+
+
+def input_ids(loaded: LoadedModel, chunks: np.ndarray) -> torch.Tensor:
+    """chunks [n_seq, n_ctx] -> what the model sees, i64: with its BOS, where it wants one, in the first place.
+
+    Raises ModelError for a token outside the vocabulary.
+    """
     ids = torch.from_numpy(chunks.astype(np.int64))
     if loaded.tokenizer.add_bos and loaded.tokenizer.bos is not None:
         ids[:, 0] = loaded.tokenizer.bos
@@ -58,7 +66,7 @@ def scored_logits(loaded: LoadedModel, chunks: np.ndarray) -> torch.Tensor:
         raise ModelError(
             f"{loaded.path}: token {int(ids.max())} of the text is outside the vocabulary of {loaded.n_vocab}"
         )
-    return loaded.logits(ids, first=chunks.shape[1] // 2)[:, :-1].float()
+    return ids
 
 
 def row_slabs(n_rows: int, n_vocab: int) -> Iterator[slice]:

@@ -19,7 +19,7 @@ from quantmill.recipe.prune import Pruning, plan_pruning
 from quantmill.recipe.request import ImportanceIndex, Recipe
 from quantmill.recipe.rules import TypeChooser, TypeOptions
 
-_LOW_BIT = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
+LOW_BIT = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _with_importance(
             f"{f' x {entry.n_matrices} experts' if entry.n_matrices > 1 else ''}); was it collected from this model?"
         ]
     exempt = entry.name in TOKEN_EMBEDDINGS or entry.name == OUTPUT
-    low_bit = entry.type in _LOW_BIT or (entry.type == "Q2_K" and file_type == "Q2_K_S")
+    low_bit = entry.type in LOW_BIT or (entry.type == "Q2_K" and file_type == "Q2_K_S")
     if (low_bit and not exempt) or TYPES[entry.type].importance == "required":
         without = "no importance matrix was given (--imatrix)"
         if importance is not None:

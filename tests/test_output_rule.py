@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantmill import cli
-from quantmill.commands.quantize import default_output
+from quantmill.commands.quantize_arguments import default_output
 from tests.support.measure_models import EXAMPLE, tiny
 
 IMATRIX = EXAMPLE / "imatrix.gguf"

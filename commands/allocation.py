@@ -1,0 +1,67 @@
+"""`quantmill quantize --target-size`: find the types that lose least in a size, and show what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantmill.commands.console import UsageError, parsing, print_warnings, remark, table_text, tokens_bar
+
+if TYPE_CHECKING:
+    from quantmill.jobs.allocate import Allocated, Request
+    from quantmill.jobs.quantize import Job
+    from quantmill.recipe.budget import Target
+
+
+def find_target(size: int | None, bpw: float | None) -> Target | None:
+    """The size that was asked for; None when none was."""
+    from quantmill.recipe.budget import Target
+
+    if size is not None and bpw is not None:
+        raise UsageError("--target-size and --target-bpw cannot be used together")
+    if bpw is not None and not 0 < bpw < 64:
+        raise UsageError(f"--target-bpw {bpw}: expected bits per weight, for example 4.5")
+    return None if size is None and bpw is None else Target(size, bpw)
+
+
+def find_request(
+    job: Job, target: Target, text: Path | None, chunks: int | None, smallest: str | None, largest: str | None
+) -> Request:
+    from quantmill.jobs.allocate import N_CHUNKS, Request
+    from quantmill.recipe import parse_type
+    from quantmill.recipe.budget import Limits
+
+    with parsing():
+        limits = Limits(parse_type(smallest) if smallest else None, parse_type(largest) if largest else None)
+    return Request(job, target, text, chunks or N_CHUNKS, limits)
+
+
+def find(request: Request) -> Allocated:
+    """Measure and choose, with bars on stderr."""
+    from quantmill.jobs.allocate import run
+
+    remark(f"looking for the types of {request.job.source} that lose least in {request.target}")
+    found = run(request, tokens_bar)
+    print_warnings(found.notes)
+    return found
+
+
+def allocation_object(found: Allocated) -> dict[str, Any]:
+    """For the JSON object of a plan or a run."""
+    return {
+        "predicted_loss": found.predicted,
+        "measured_loss": found.measured,
+        "losses": dict(found.losses),
+        "measurements": str(found.kept),
+    }
+
+
+def allocation_text(found: Allocated, recipe: Path | None) -> str:
+    """The lines below the table of a plan or a run."""
+    unit = "" if found.measured is None else " nats of KL divergence a token"
+    rows = [("predicted loss", f"{found.predicted:.5f}{unit}")]
+    if found.measured is not None:
+        rows.append(("measured", f"{found.measured:.5f}, all tensors together, on held-back chunks"))
+    if recipe is not None:
+        rows.append(("recipe", str(recipe)))
+    return table_text(rows)

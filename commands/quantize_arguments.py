@@ -1,0 +1,97 @@
+"""The positional arguments and patterns of `quantmill quantize`, told apart as llama-quantize does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from quantmill.recipe import TypeRule
+
+FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
+
+
+class OrderedPatterns(TyperCommand):
+    """Keeps `--tensor-type` and `--tensor-type-file` in the order given: the first pattern that matches wins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined = []
+        rest = iter(args)
+        for argument in rest:
+            name, has_value, value = argument.partition("=")
+            if name == "--tensor-type-file":
+                joined += ["--tensor-type", FILE_MARK + (value if has_value else next(rest, ""))]
+            else:
+                joined.append(argument)
+        return super().parse_args(ctx, joined)
+
+
+def positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str, int | None]:
+    """MODEL [OUTPUT] TYPE [THREADS] → model, output, file type, threads; told apart as llama-quantize does.
+
+    It takes `7B.gguf` for type 7 where a type may stand; here a type is a whole word.
+    """
+    from quantmill.recipe import find_file_type, get_file_type
+
+    if not 2 <= len(arguments) <= 4:
+        raise typer.BadParameter("expected MODEL [OUTPUT] TYPE [THREADS]")
+    source, rest = arguments[0], arguments[1:]
+    output: Path | None = None
+    if find_file_type(rest[0]) is None and len(rest) > 1:
+        output, rest = Path(rest[0]), rest[1:]
+    file_type = get_file_type(rest[0])
+    if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdecimal()):
+        raise typer.BadParameter(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
+    if output is None:
+        output = default_output(source, file_type, "" if keep_split else ".gguf")
+    return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
+
+
+def without_type(arguments: list[str], option: str) -> tuple[str, Path, int | None]:
+    """MODEL OUTPUT [THREADS], where `option` says what the tensors become → model, output, threads."""
+    if len(arguments) not in (2, 3) or not all(word.isdecimal() for word in arguments[2:]):
+        raise typer.BadParameter(f"with {option} TYPE is left out: expected MODEL OUTPUT [THREADS]")
+    return arguments[0], Path(arguments[1]), int(arguments[2]) if len(arguments) == 3 else None
+
+
+def size_of(text: str, option: str) -> int:
+    from quantmill.recipe import RecipeError, parse_size
+
+    try:
+        return parse_size(text, option)
+    except RecipeError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def default_output(source: str, file_type: str, suffix: str) -> Path:
+    """llama-quantize's own name beside a GGUF file; of a directory or a model on the hub the model's name, so that two
+    models of one place do not share it."""
+    path = Path(source)
+    if path.is_dir():
+        return path.parent / f"{path.resolve().name}-{file_type}{suffix}"
+    if path.exists():
+        return path.parent / f"ggml-model-{file_type}{suffix}"
+    # A model by name lies in the hub's cache, which is no place for results.
+    return Path(f"{path.name}-{file_type}{suffix}")
+
+
+def rules_of(texts: list[str]) -> tuple[TypeRule, ...]:
+    from quantmill.recipe import parse_rule, parse_rules
+
+    rules: list[TypeRule] = []
+    for text in texts:
+        if text.startswith(FILE_MARK):
+            path = Path(text.removeprefix(FILE_MARK))
+            rules += parse_rules(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+        else:
+            rules.append(parse_rule(text))
+    return tuple(rules)
+
+
+def files_of(texts: Sequence[str]) -> list[str]:
+    """The files among the `--tensor-type` and `--tensor-type-file` arguments, as OrderedPatterns joins them."""
+    return [text.removeprefix(FILE_MARK) for text in texts if text.startswith(FILE_MARK)]

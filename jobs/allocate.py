@@ -1,0 +1,175 @@
+"""run(request): measure what each tensor loses in each type, and find the types that lose least in a size.
+
+With a calibration text: the KL divergence of the whole model with one tensor changed, for two types a tensor; the
+other types along the error of their weights; then once more for the tensors that lose most, in the company of the
+types that were chosen. Without one: the error of the weights alone, by kind of tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantmill.gguf_io import TensorSource, open_source
+from quantmill.gguf_io.filesystem import digest
+from quantmill.imatrix.store import ImportanceMatrix
+from quantmill.imatrix.text import read_text
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.measurements import measurements_of
+from quantmill.jobs.quantize import Job, importance_index, load_importance
+from quantmill.jobs.weighing import Bar, Weighing
+from quantmill.qkernels.engines import choose_engines
+from quantmill.recipe.budget import Limits, Solution, Target, pose, solve
+from quantmill.recipe.plan import Plan
+
+if TYPE_CHECKING:
+    from quantmill.calibrate.allocation import Sensitivity
+    from quantmill.models.model import LoadedModel
+
+N_CTX = 256  # tokens a chunk
+N_CHUNKS = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """job: what to quantize and how; its file type is not looked at. text: None for no measuring.
+
+    n_chunks: of N_CTX tokens, from the second half of the text.
+    """
+
+    job: Job
+    target: Target
+    text: Path | None = None
+    n_chunks: int = N_CHUNKS
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """job: with the recipe that was found. losses: tensor in the output → what its type is predicted to lose.
+
+    predicted: what all lose together, measured: what they were measured to lose, None without a text; both KL
+    divergence in nats a token with a text, without one numbers to compare only. digests: sha256 of model, imatrix and
+    text, as far as there are any. kept: where the measurements are.
+    """
+
+    job: Job
+    plan: Plan
+    losses: Mapping[str, float]
+    predicted: float
+    measured: float | None
+    digests: Mapping[str, str]
+    kept: Path
+    notes: tuple[str, ...] = ()
+
+
+def run(request: Request, bar: Bar) -> Allocated:
+    """Raises RecipeError for a size out of reach before anything is measured; JobError, ImatrixError for the text;
+    the packages' own errors. An interrupt loses nothing that was measured."""
+    job = request.job
+    with ExitStack() as opened:
+        source = open_source(job.source)
+        opened.callback(source.close)
+        importance = load_importance(job)
+        index = importance_index(job, importance)
+        problem = pose(source.specs(), source.metadata, job.recipe, index, request.target, request.limits)
+        words = None if request.text is None else read_text(request.text)
+        digests = _digests(request, source)
+        cut = ("", "") if words is None else (str(request.n_chunks), str(N_CTX))
+        filters = (*job.include_weights, "", *job.exclude_weights)
+        kept = measurements_of(*digests.values(), *cut, *filters)
+        weighing = Weighing(problem, source, importance, job, kept, bar)
+        if words is None:
+            losses = weighing.estimated()
+            solution, measured = solve(problem, losses), None
+        else:
+            sensitivity = opened.enter_context(_sensitivity(request, words, importance))
+            losses = weighing.measured(sensitivity)
+            solution, losses, measured = weighing.in_company(sensitivity, losses)
+    return Allocated(
+        replace(job, recipe=solution.plan.recipe),
+        solution.plan,
+        {name: losses[name][type] for name, type in solution.types.items()},
+        solution.loss,
+        measured,
+        digests,
+        kept.path,
+        _notes(request, importance, solution),
+    )
+
+
+def _digests(request: Request, source: TensorSource) -> dict[str, str]:
+    found = {"model": digest(source.paths), "imatrix": "", "text": ""}
+    if request.job.imatrix is not None:
+        found["imatrix"] = digest([Path(request.job.imatrix)])
+    if request.text is not None:
+        found["text"] = digest([request.text])
+    return found
+
+
+@contextmanager
+def _sensitivity(request: Request, words: str, importance: ImportanceMatrix | None) -> Iterator[Sensitivity]:
+    """The model on the device that quantizes, and its predictions."""
+    import torch
+
+    from quantmill.calibrate.allocation import Sensitivity
+    from quantmill.models.model import from_source
+
+    job = request.job
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    path = Path(job.source)
+    device = torch.device(choose_engines(job.device)[0].device)
+    loaded = from_source(open_source(path), path, device, torch.float32)
+    try:
+        yield Sensitivity(loaded, _held_back(request, words, importance, loaded))
+    finally:
+        loaded.close()
+
+
+def _held_back(
+    request: Request, words: str, importance: ImportanceMatrix | None, loaded: LoadedModel
+) -> np.ndarray:
+    """Chunks [n_chunks, N_CTX] spread over the part of the text that the importance was not collected from, as far as
+    that is known and there is one, and over its second half otherwise."""
+    tokens = loaded.tokenizer.encode(words)
+    n = len(tokens) // N_CTX
+    if n < 2 * request.n_chunks:
+        raise JobError(
+            f"{request.text}: has {len(tokens)} tokens; {request.n_chunks} chunks of {N_CTX} from its second half need "
+            f"{2 * request.n_chunks * N_CTX}: give a longer text or a smaller --measure-chunks"
+        )
+    first = max(n // 2, _seen(request, importance))
+    if n - first < request.n_chunks:
+        first = n // 2
+    chunks = np.array(tokens[: n * N_CTX], np.int32).reshape(n, N_CTX)
+    return chunks[np.linspace(first, n - 1, request.n_chunks).astype(int)]
+
+
+def _seen(request: Request, importance: ImportanceMatrix | None) -> int:
+    """How many of our chunks, from the beginning, the importance was collected from, as far as its file says."""
+    if importance is None or request.text is None:
+        return 0
+    if request.text.name not in [Path(name).name for name in importance.datasets]:
+        return 0
+    return -(-importance.chunk_count * importance.chunk_size // N_CTX)
+
+
+def _notes(request: Request, importance: ImportanceMatrix | None, solution: Solution) -> tuple[str, ...]:
+    notes = []
+    if request.text is None:
+        notes.append(
+            "no calibration text (--calibration): losses are estimated from the error of the weights and the kind of "
+            "tensor, and their sum says nothing but which recipe is better"
+        )
+    left = -request.target.excess(solution.plan)
+    if left > 0.01 * solution.plan.file_bytes:
+        notes.append(
+            f"{request.target} is more than this model can use: {left} bytes are left (--max-type allows larger types)"
+        )
+    return tuple(notes)

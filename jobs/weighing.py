@@ -1,0 +1,199 @@
+"""The losses of candidate types: from weights, from single measurements, and in the company of chosen types."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantmill.calibrate.curves import loss_curve
+from quantmill.calibrate.weights import Subject, quantized, sampled_errors
+from quantmill.gguf_io import TensorSource
+from quantmill.imatrix.store import ImportanceMatrix
+from quantmill.jobs.measurements import Measurements
+from quantmill.jobs.quantize import Job
+from quantmill.qkernels.engines import choose_engines
+from quantmill.qkernels.rows import row_quantizers
+from quantmill.qkernels.types import TYPES
+from quantmill.recipe.budget import KIND_WEIGHTS, Candidates, Problem, Solution, solve
+from quantmill.recipe.names import category
+
+if TYPE_CHECKING:
+    from quantmill.calibrate.allocation import Sensitivity
+
+ANCHOR_BITS = (3.4375, 5.5)  # the types nearest to these are measured
+COSTLY = 0.1  # the share of tensors that is measured again in company
+_TRUST = (0.25, 4.0)  # how far that may change a tensor's losses
+
+Losses = dict[str, dict[str, float]]  # tensor in the output → type → loss
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]  # (what, how much) → advance
+
+
+class Weighing:
+    """One model's tensors and their candidates. Numbers that `kept` holds are not made again; new ones go there."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        source: TensorSource,
+        importance: ImportanceMatrix | None,
+        job: Job,
+        kept: Measurements,
+        bar: Bar,
+    ) -> None:
+        self._problem, self._source, self._kept, self._bar = problem, source, kept, bar
+        self._importance = importance
+        self._quantizer = row_quantizers(choose_engines(job.device)[0], job.threads)[0]
+        self._specs = {spec.name: spec for spec in source.specs()}
+
+    def estimated(self) -> Losses:
+        """From the error of the weights, and what their kind of tensor loses for it."""
+        errors = self._errors()
+        return {
+            c.entry.name: {type: _weight(c) * error for type, error in errors[c.entry.name].items()}
+            for c in self._problem.candidates
+        }
+
+    def measured(self, sensitivity: Sensitivity) -> Losses:
+        """Two types a tensor measured, the others along the tensor's own curve.
+
+        Tensors that the model does not use, and others that cannot be measured, lose as their kind does.
+        """
+        self._measure(sensitivity)
+        errors = self._errors()
+        curves: Losses = {}
+        ratios: dict[str, list[float]] = defaultdict(list)
+        for c in self._problem.candidates:
+            found = self._kept.losses.get(c.entry.source)
+            if found and any(errors[c.entry.name].get(type, 0.0) > 0 for type in found):
+                known = {type: loss for type, loss in found.items() if type in errors[c.entry.name]}
+                curves[c.entry.name] = loss_curve(errors[c.entry.name], known)
+                type = min(known, key=lambda type: TYPES[type].bits_per_weight)
+                ratios[category(c.entry.name)].append(
+                    max(known[type], 0.0) / errors[c.entry.name][type] / _weight(c)
+                )
+        everywhere = [ratio for found in ratios.values() for ratio in found] or [1.0]
+        for c in self._problem.candidates:
+            if c.entry.name not in curves:
+                ratio = statistics.median(ratios.get(category(c.entry.name), everywhere))
+                curves[c.entry.name] = {
+                    type: ratio * _weight(c) * error for type, error in errors[c.entry.name].items()
+                }
+        return curves
+
+    def in_company(self, sensitivity: Sensitivity, losses: Losses) -> tuple[Solution, Losses, float]:
+        """Solve; measure again what loses most, among the types chosen; solve again. The better one, as measured."""
+        first = solve(self._problem, losses)
+        self._put(sensitivity, first)
+        together = sensitivity.kld()
+        corrected = self._corrected(sensitivity, losses, first, together)
+        second = solve(self._problem, corrected)
+        if second.types == first.types:
+            return second, corrected, together
+        self._put(sensitivity, second)
+        again = sensitivity.kld()
+        if again <= together:
+            return second, corrected, again
+        return solve(self._problem, losses), losses, together
+
+    def _corrected(
+        self, sensitivity: Sensitivity, losses: Losses, solution: Solution, together: float
+    ) -> Losses:
+        """Losses after the costly tensors were measured in company: what the model gains when one is as it was."""
+        predicted = {name: losses[name][type] for name, type in solution.types.items()}
+        free = {c.entry.name: c for c in self._problem.candidates if len(c.types) > 1}
+        costly = sorted(free, key=lambda name: -predicted[name])[: max(1, round(COSTLY * len(free)))]
+        sources = {free[name].entry.source: name for name in costly}
+        wanted = {source: [self._specs[source].type] for source in sources}
+        gained: dict[str, float] = {}
+        with self._bar("in company", sum(map(sensitivity.cost, sensitivity.in_order(wanted)))) as advance:
+
+            def found(source: str, type: str, loss: float) -> None:
+                gained[sources[source]] = together - loss
+
+            sensitivity.measure(wanted, lambda source, type: self._source.read(source), found, advance)
+        rest = sum(loss for name, loss in predicted.items() if name not in gained)
+        others = _trusted((together - sum(gained.values())) / rest) if rest > 0 else 1.0
+        return {
+            name: {
+                type: loss * (_trusted(gained[name] / predicted[name]) if name in gained else others)
+                for type, loss in curve.items()
+            }
+            for name, curve in losses.items()
+        }
+
+    def _errors(self) -> Losses:
+        """Of every candidate type, by the name in the output."""
+        missing = {
+            c.entry.source: [t for t in c.types if t not in self._known(c)] for c in self._problem.candidates
+        }
+        missing = {source: types for source, types in missing.items() if types}
+        with self._bar("errors", len(missing)) as advance:
+            for source, types in missing.items():
+                found = sampled_errors(self._source, self._subject(source), types, self._quantizer)
+                self._kept.errors.setdefault(source, {}).update(found)
+                advance(1, source)
+        self._kept.keep()
+        return {
+            c.entry.name: {type: self._known(c)[type] for type in c.types} for c in self._problem.candidates
+        }
+
+    def _known(self, c: Candidates) -> Mapping[str, float]:
+        return self._kept.errors.get(c.entry.source, {})
+
+    def _measure(self, sensitivity: Sensitivity) -> None:
+        wanted = {}
+        for c in self._problem.candidates:
+            types = [t for t in anchors(c, self._specs[c.entry.source].type) if t not in self._losses_of(c)]
+            if types:
+                wanted[c.entry.source] = types
+        total = sum(sensitivity.cost(name) * len(wanted[name]) for name in sensitivity.in_order(wanted))
+        with self._bar("sensitivity", total) as advance:
+
+            def found(source: str, type: str, loss: float) -> None:
+                self._kept.losses.setdefault(source, {})[type] = loss
+                self._kept.keep()
+
+            sensitivity.measure(wanted, self._quantized, found, advance)
+
+    def _losses_of(self, c: Candidates) -> Mapping[str, float]:
+        return self._kept.losses.get(c.entry.source, {})
+
+    def _put(self, sensitivity: Sensitivity, solution: Solution) -> None:
+        for c in self._problem.candidates:
+            type = solution.types[c.entry.name]
+            sensitivity.put(c.entry.source, type, self._quantized(c.entry.source, type))
+
+    def _quantized(self, source: str, type: str) -> np.ndarray:
+        return quantized(self._source, self._subject(source), type, self._quantizer)
+
+    def _subject(self, source: str) -> Subject:
+        spec = self._specs[source]
+        n_matrices = Subject(spec, None).n_matrices
+        if self._importance is None:
+            return Subject(spec, None)
+        return Subject(spec, self._importance.columns(source, spec.n_cols, n_matrices))
+
+
+def anchors(c: Candidates, source_type: str) -> Sequence[str]:
+    """The types to measure: of many candidates two, of one that one; never the type that the tensor has already."""
+    others = [type for type in c.types if type != source_type]
+    quantized_types = [type for type in others if TYPES[type].family != "plain"] or others
+    found: list[str] = []
+    for bits in ANCHOR_BITS:
+        rest = [type for type in quantized_types if type not in found]
+        if rest:
+            found.append(min(rest, key=lambda type: abs(TYPES[type].bits_per_weight - bits)))
+    return found
+
+
+def _weight(c: Candidates) -> float:
+    return KIND_WEIGHTS.get(category(c.entry.name), 1.0)
+
+
+def _trusted(factor: float) -> float:
+    return min(max(factor, _TRUST[0]), _TRUST[1])
