@@ -5,7 +5,6 @@ Source: tools/imatrix/imatrix.cpp: compute_imatrix, common/arg.cpp (--file).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from quantmill.imatrix.matrix import ImatrixError
+from quantmill.models import text as text_files
 
 Render = Callable[[list[dict[str, Any]]], str]
 
@@ -50,19 +50,11 @@ class Cutting:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file without its last newline, as llama.cpp's --file reads it.
+    """A calibration text as llama.cpp's --file reads it.
 
-    Raises ImatrixError when it is empty or not UTF-8 (naming the byte), OSError when it cannot be read.
+    Raises ImatrixError when it is empty, ModelError when it is not UTF-8, OSError when it cannot be read.
     """
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ImatrixError(
-            f"{path}: byte {error.start} ({raw[error.start]:#04x}) is not UTF-8; convert the text, "
-            "for instance with iconv"
-        ) from None
-    text = text.removesuffix("\n")
+    text = text_files.read_text(path)
     if not text.strip():
         raise ImatrixError(f"{path}: the calibration text is empty")
     return text
@@ -72,20 +64,12 @@ def read_conversations(path: Path, render: Render) -> str:
     """A JSONL file, one conversation a line, rendered by the model's chat template and put end to end.
 
     A line is {"messages": [{"role": …, "content": …}, …]}, {"conversations": [{"from": …, "value": …}, …]},
-    or the list itself. Raises ImatrixError naming the line that is neither.
+    or the list itself. Raises ImatrixError naming the line that is neither, ModelError for one that is not JSON.
     """
-    rendered = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if line.strip():
-            rendered.append(render(_messages(path, number, line)))
-    return "".join(rendered)
+    return "".join(render(_messages(path, number, value)) for number, value in text_files.json_lines(path))
 
 
-def _messages(path: Path, number: int, line: str) -> list[dict[str, Any]]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ImatrixError(f"{path}: line {number} is not JSON: {error}") from None
+def _messages(path: Path, number: int, value: Any) -> list[dict[str, Any]]:
     if isinstance(value, dict):
         value = value.get("messages", value.get("conversations"))
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):

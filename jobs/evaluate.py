@@ -31,10 +31,11 @@ from quantmill.measure.record import (
     digest,
     named,
 )
-from quantmill.measure.task_files import Kind, Task, read_tasks
+from quantmill.measure.task_files import Kind, Task, read_tasks, unasked
 from quantmill.measure.tasks import TaskResult, mcnemar, prepared, score
 from quantmill.models.model import LoadedModel, load
 from quantmill.models.scoring import batches, cut, scored_logits, targets, token_nll
+from quantmill.models.text import read_text
 
 Advance = Callable[[int], None]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]  # (what, how many tokens or tasks)
@@ -146,6 +147,7 @@ def evaluate(options: Options, command: str, version: str, bar: Bar = no_bar) ->
             *_divergence_tests(names, scores, n_chunks),
             *_task_tests([file.name for file in files], scored),
         ),
+        notes=tuple(filter(None, (unasked(job.path, job.kind) for job in options.tasks))),
     )
 
 
@@ -162,15 +164,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def read_text(path: Path) -> str:
-    """A text as llama.cpp's -f reads it: without its last line end. Raises MeasureError for other than UTF-8."""
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise MeasureError(f"{path}: byte {error.start} is not UTF-8 text") from error
 
 
 NOTHING = ModelFile("", "", 0, 0, 0.0, "", "", ())

@@ -181,7 +181,7 @@ def to_json(run: Run) -> str:
 def from_json(path: Path) -> Run:
     """Read a record. Raises MeasureError when the file is not one."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MeasureError(f"{path}: not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -6,45 +6,33 @@ llama.cpp draw for draw (tools/perplexity/perplexity.cpp), so that scores of N t
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from quantmill.measure.errors import MeasureError
+from quantmill.measure.task_rows import KINDS, Kind, Task, task_of
+from quantmill.models.text import BYTE_ORDER_MARK, json_lines
 
-Kind = Literal["hellaswag", "winogrande", "multiple-choice"]
-KINDS: tuple[Kind, ...] = ("hellaswag", "winogrande", "multiple-choice")
+__all__ = ["KINDS", "Kind", "Task", "read_tasks", "unasked"]
+
 MAX_ANSWERS = 100
-
-
-@dataclass(frozen=True)
-class Task:
-    """One question. WinoGrande: stem and tail are the sentence around `_`; others have no tail.
-    right: indices of the choices that count as correct."""
-
-    stem: str
-    choices: tuple[str, ...]
-    right: frozenset[int]
-    tail: str = ""
+HEADER = ("sentence", "option1", "option2", "answer")
 
 
 def read_tasks(path: Path, kind: Kind, n_tasks: int | None = None) -> list[Task]:
     """All tasks of a file in order, or the n_tasks that llama-perplexity would draw, in its order.
 
-    `.jsonl` files hold one object a line: {"context", "endings", "label"} for HellaSwag, {"sentence",
-    "option1", "option2", "answer"} for WinoGrande, {"question", "choices", "answer"} for multiple choice.
-    Raises MeasureError for a file that is not of its kind.
+    `.jsonl` files hold one object a line, as task_rows reads it. Raises MeasureError for a file that is not of
+    its kind, ModelError for one that is not UTF-8 or JSON; both name the line.
     """
     raw = path.read_bytes()
     if n_tasks is not None and n_tasks < 1:
         raise MeasureError(f"--tasks {n_tasks}: at least one task must be scored")
     if path.suffix == ".jsonl":
-        tasks = _read_jsonl(path, kind, _text(path, raw))
+        tasks = _read_jsonl(path, kind)
     elif kind == "hellaswag":
         tasks = _read_hellaswag(path, _text(path, raw))
     elif kind == "winogrande":
@@ -129,15 +117,35 @@ def _read_hellaswag(path: Path, text: str) -> list[Task]:
     return tasks
 
 
+def _winogrande_lines(text: str) -> list[str]:
+    """The lines that llama.cpp asks. It takes the last line feed off a file and then drops the line that has none:
+    the last task is never asked. So do we, or scores and draws would differ."""
+    return text.removesuffix("\n").split("\n")[:-1]
+
+
+def unasked(path: Path, kind: Kind) -> str | None:
+    """What is to be said about a row of the file that is not asked, in llama.cpp as here."""
+    if kind != "winogrande" or path.suffix == ".jsonl":
+        return None
+    text = _text(path, path.read_bytes())
+    number = len(_winogrande_lines(text)) + 1
+    if not text.removesuffix("\n").split("\n")[-1]:
+        return None
+    return (
+        f"{path}: line {number} is not asked, as in llama.cpp, which drops the last line of a WinoGrande file; "
+        "end the file with an empty line to have it asked in both"
+    )
+
+
 def _read_winogrande(path: Path, text: str) -> list[Task]:
     """`index,sentence,choice1,choice2,answer` a line, the sentence quoted when it has commas."""
     tasks = []
-    # llama.cpp takes the last line end off a file and then drops the line that has none: the last task is
-    # never asked. So do we, or scores and draws would differ.
-    for number, line in enumerate(text.removesuffix("\n").split("\n")[:-1], 1):
+    for number, line in enumerate(_winogrande_lines(text.removeprefix(BYTE_ORDER_MARK)), 1):
         fields = _winogrande_fields(line)
         if fields is None:
             raise MeasureError(f"{path}: line {number}: not index,sentence,choice1,choice2,answer")
+        if number == 1 and tuple(field.strip() for field in fields) == HEADER:
+            continue
         sentence, first, second, answer = fields
         stem, blank, tail = sentence.partition("_")
         if not blank:
@@ -215,35 +223,11 @@ class _Bytes:
         return [self.string() for _ in range(n)], struct.unpack(f"<{n}i", self.skip(4 * n))
 
 
-def _read_jsonl(path: Path, kind: Kind, text: str) -> list[Task]:
+def _read_jsonl(path: Path, kind: Kind) -> list[Task]:
     tasks = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         try:
-            tasks.append(_from_json(kind, json.loads(line)))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise MeasureError(f"{path}: line {number}: not a {kind} task ({error!r})") from error
+            tasks.append(task_of(kind, row))
+        except MeasureError as error:
+            raise MeasureError(f"{path}: line {number}: not a {kind} task: {error}") from None
     return tasks
-
-
-def _from_json(kind: Kind, row: dict) -> Task:
-    if kind == "winogrande":
-        stem, blank, tail = row["sentence"].partition("_")
-        if not blank:
-            raise ValueError("the sentence has no _ to fill in")
-        return Task(stem, (row["option1"], row["option2"]), frozenset([_index(row["answer"], 2, 1)]), tail)
-    stem, choices, right = (
-        ("context", "endings", "label") if kind == "hellaswag" else ("question", "choices", "answer")
-    )
-    texts = tuple(str(choice) for choice in row[choices])
-    if not texts or not all(texts):
-        raise ValueError("a choice is empty")
-    return Task(str(row[stem]), texts, frozenset([_index(row[right], len(texts), 0)]))
-
-
-def _index(value: object, n: int, first: int) -> int:
-    i = int(str(value)) - first
-    if not 0 <= i < n:
-        raise ValueError(f"{value!r} names none of {n} choices")
-    return i

@@ -7,6 +7,7 @@ token_attributes.py for theirs.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from quantmill.models.errors import ModelError
 from quantmill.models.merging import BytePairs, SentencePieces
 from quantmill.models.token_attributes import WholeToken, whole_tokens
 
+# Surrogates stand for bytes that are not UTF-8 (surrogateescape); JSON may hold others, which stand for nothing.
+_NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 ASCII_SPACE = " \t\n\v\f\r"
 # Where the file names no BOS, EOS or UNK (llama-vocab.cpp: load).
 DEFAULT_IDS: Mapping[str, Mapping[str, int]] = {
@@ -142,6 +145,7 @@ def _byte_pairs(values: _Values, tokens: Sequence[str]) -> tuple[_Encode, pretok
 def _pieces(text: str, whole: Sequence[WholeToken], parse_special: bool, encode: _Encode) -> list[int]:
     out: list[int] = []
     after_special = True
+    text = _NO_BYTES.sub("\ufffd", text)
     for fragment in _cut_out(text, whole, parse_special):
         if isinstance(fragment, int):
             out.append(fragment)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantmill.errors import QuantmillError
 from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
 from quantmill.imatrix import chat
 from quantmill.imatrix.matrix import ImatrixError
@@ -30,7 +31,7 @@ def test_one_newline_at_the_end_is_cut_off_as_llama_cpp_does(tmp_path: Path) -> 
 )
 def test_texts_that_cannot_serve(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "t").write_bytes(content)
-    with pytest.raises(ImatrixError, match=message):
+    with pytest.raises(QuantmillError, match=message):
         read_text(tmp_path / "t")
 
 
@@ -103,6 +104,26 @@ def test_conversations_are_rendered_by_the_model_s_template(tmp_path: Path) -> N
     assert rendered == "<s><user>Hi<assistant>Ho</s><s><user>A<assistant>B</s><s><system>S</s>"
 
 
+# Characters that str.splitlines takes for line ends; JSON lets them stand in strings.
+NO_LINE_ENDS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+def test_only_line_feeds_end_a_conversation_and_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    content = f"a{NO_LINE_ENDS}b"
+    line = json.dumps({"messages": [{"role": "user", "content": content}]}, ensure_ascii=False)
+    line = line.translate({ord(c): c for c in NO_LINE_ENDS})
+    for raw in (line + "\r\n\r\n" + line, "\ufeff" + line + "\n" + line + "\n"):
+        path.write_bytes(raw.encode())
+        rendered = read_conversations(path, chat.from_metadata(metadata(), "m"))
+        assert rendered == 2 * f"<s><user>{content}</s>"
+
+
+def test_a_byte_order_mark_of_a_plain_text_is_text_as_in_llama_cpp(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes("\ufeffa\x85b\u2028c\r\n".encode())
+    assert read_text(tmp_path / "t") == "\ufeffa\x85b\u2028c\r"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -114,7 +135,7 @@ def test_conversations_are_rendered_by_the_model_s_template(tmp_path: Path) -> N
 def test_a_line_that_is_no_conversation_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "x"}]}\n' + line + "\n")
-    with pytest.raises(ImatrixError, match=message):
+    with pytest.raises(QuantmillError, match=message):
         read_conversations(path, chat.from_metadata(metadata(), "m"))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from quantmill import cli
+from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.jobs.evaluate import Options
 from quantmill.measure.errors import MeasureError
@@ -63,7 +64,7 @@ def test_text_too_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_text_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "latin.txt"
     text.write_bytes(b"na\xefve" * 1000)
-    assert "byte 2 is not UTF-8" in fails(capsys, tiny("F16"), "-f", text)
+    assert "byte 2 (0xef) is not UTF-8" in fails(capsys, tiny("F16"), "-f", text)
 
 
 def test_contexts_that_score_nothing() -> None:
@@ -265,7 +266,7 @@ def test_files_that_are_no_tasks(kind: str, tmp_path: Path) -> None:
     lines = tmp_path / "tasks.jsonl"
     for text in ("not json", "[1, 2]", '{"question": 1}', '{"context": "a", "endings": [], "label": 0}'):
         lines.write_text(text)
-        with pytest.raises(MeasureError, match=r"line 1: not a .* task"):
+        with pytest.raises(QuantmillError, match=r"line 1(: not a .* task| is not JSON)"):
             read_tasks(lines, kind)  # type: ignore[arg-type]
 
 

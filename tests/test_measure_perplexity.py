@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 import torch
 
-from quantmill.jobs.evaluate import read_text
 from quantmill.measure.compare import Pass, ranking, run
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
 from quantmill.measure.logits_file import LogitsFile, LogitsWriter
 from quantmill.measure.perplexity import estimate, perplexity
 from quantmill.models.model import LoadedModel, load
 from quantmill.models.scoring import cut, scored_logits, targets
+from quantmill.models.text import read_text
 from tests.support.measure_models import DATA, EXAMPLE, tiny
 
 C16 = DATA / "llama-perplexity-c16.logits"

@@ -104,8 +104,14 @@ def test_categories_are_those_of_unicode() -> None:
     assert not wrong or unicodedata.unidata_version > "15.1"
 
 
-def test_a_surrogate_is_a_replacement_character() -> None:
+def test_a_surrogate_is_a_replacement_character(tmp_path: Path) -> None:
     assert split_words("a\udc80b", [r"\p{L}+"]) == ["a", "\ufffd", "b"]
+    for path in (
+        made.sentence_pieces(tmp_path / "s.gguf", random.Random(0)),
+        made.byte_pairs(tmp_path / "b.gguf", "gpt-2", random.Random(0)),
+    ):
+        ours = from_metadata(GGUFSource(path).metadata)
+        assert ours.encode("a\ud83d") == ours.encode("a\ufffd")
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "rwkv", "plamo2", "whitespace", "hybriddna"])

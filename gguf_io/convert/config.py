@@ -80,7 +80,7 @@ LOCAL_THETA = (
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises GGUFError when it is not one, OSError when it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise GGUFError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
