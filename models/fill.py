@@ -17,14 +17,16 @@ from quantmill.models.errors import ModelError
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedTensor, Piece
 from quantmill.qkernels import to_float32
 
+# Classes default to token ids of their first model, which a smaller vocabulary does not have.
+NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
-def skeleton(settings: dict[str, Any], dtype: torch.dtype) -> Any:
+
+def skeleton(model_type: str, settings: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """transformers' model: parameters on the meta device, computed buffers (rotary tables) real."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = dict(settings)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config = AutoConfig.for_model(model_type, **NO_IDS, **settings)
     # Other implementations take whole stacks; this one indexes one expert at a time.
     config._experts_implementation = "eager"
     with init_empty_weights(include_buffers=False):

@@ -3,9 +3,9 @@
     loaded = load("model-Q4_K_M.gguf", device="cuda")
     logits = loaded.logits(ids)      # ids [n_seq, n_tokens] i64 -> [n_seq, n_tokens, n_vocab]
 
-The architecture is transformers' own code, built from the GGUF's metadata (architectures.py) without weights;
-then every matrix is replaced by its blocks (packed.py), with the reverse of the conversion's reordering from
-the table that conversion uses (gguf_io/convert/names.py).
+The architecture is transformers' own code, built from the GGUF's metadata without weights, as the family says
+(gguf_io/convert/families); then every matrix is replaced by its blocks (packed.py), with the reverse of the
+conversion's reordering from the table that conversion uses (gguf_io/convert/names.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantmill.gguf_io.convert.config import load_json
+from quantmill.gguf_io.convert.facts import Facts
+from quantmill.gguf_io.convert.families import RUNNABLE, family_of, family_of_gguf
+from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models import tokenizer
-from quantmill.models.architectures import Facts, configuration
 from quantmill.models.errors import ModelError
 from quantmill.models.fill import Filler, skeleton, stretch_rotation
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
@@ -159,8 +162,9 @@ def _load_directory(
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: transformers cannot load this directory ({error})") from error
     model = model.to(device).eval()
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    table = tensor_table(_tied_left_out(model.config.to_dict(), shapes), shapes)
+    raw = load_json(path / "config.json")
+    family = family_of(raw)
+    table = _table(family, family.completed(raw), model)
     return LoadedModel(
         path=path,
         model=model,
@@ -189,12 +193,10 @@ def from_source(
         {name: spec.shape for name, spec in specs.items()},
         lambda name: to_float32(source.read(name), specs[name].type),
     )
-    settings = configuration(facts)
-    model = skeleton(settings, dtype)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    table = tensor_table(
-        _tied_left_out(model.config.to_dict() | {"architectures": settings["architectures"]}, shapes), shapes
-    )
+    family = _family(facts)
+    settings = family.settings(facts)
+    model = skeleton(family.model_type, settings, dtype)
+    table = _table(family, family.completed(settings), model)
     Filler(model, table, source, specs, device, dtype).fill()
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
@@ -215,11 +217,25 @@ def from_source(
     )
 
 
-def _tied_left_out(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Drop the head of a tied model from `shapes`: it is the embedding under a second name."""
-    if config.get("tie_word_embeddings"):
+def _family(facts: Facts) -> Family:
+    family = family_of_gguf(facts)
+    if family is None:
+        raise ModelError(
+            f"general.architecture = {facts.architecture!r}: quantmill cannot run it in torch; it runs "
+            f"{', '.join(RUNNABLE)}. llama.cpp's llama-perplexity may"
+        )
+    if "token_embd.weight" not in facts.shapes:
+        raise ModelError(
+            "token_embd.weight is missing: this GGUF holds no whole model (an adapter or one shard?)"
+        )
+    return family
+
+
+def _table(family: Family, completed: Mapping[str, Any], model: Any) -> TensorTable:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if completed["tie_word_embeddings"]:  # the head is the embedding under a second name
         shapes.pop("lm_head.weight", None)
-    return config
+    return tensor_table(family, completed, shapes)
 
 
 def _name_map(table: TensorTable) -> dict[str, tuple[str, ...]]:

@@ -81,9 +81,28 @@ def test_numbers_that_are_text(model):
             "rope_parameters.full_attention must be an object",
         ),
         ("llama", {"rope_scaling": {"factor": "2"}}, "factor of RoPE must be a number, not '2'"),
-        ("qwen2", {"num_attention_heads": 3, "num_hidden_layers": 3}, "has no tensors for blk.2."),
-        ("llama", {"num_attention_heads": 3}, "256 rows do not divide into the heads of config.json"),
-        ("llama", {"vocab_size": 300}, "embed_tokens.weight has 512 rows, config.json's vocab_size is 300"),
+        (
+            "qwen2",
+            {"num_attention_heads": 3},
+            r"k_proj.bias: has shape \[128\], config.json asks for \[170\] \(num_key_value_heads × head_dim\)",
+        ),
+        (
+            "qwen2",
+            {"num_hidden_layers": 3},
+            r"no tensors of layer 2 \(blk.2.\), config.json's num_hidden_layers is 3",
+        ),
+        ("qwen2", {"num_hidden_layers": 1}, r"model.layers.1\S+: config.json's num_hidden_layers is 1"),
+        (
+            "llama",
+            {"num_attention_heads": 3},
+            r"q_proj.weight: has shape \[256, 256\], which cannot be cut as config.json says; "
+            r"blk.0.attn_q.weight is to be \[255, 256\] \(num_attention_heads × head_dim, hidden_size\)",
+        ),
+        (
+            "llama",
+            {"vocab_size": 300},
+            r"lm_head.weight: has shape \[512, 256\], config.json asks for \[300, 256\] \(vocab_size, hidden_size\)",
+        ),
     ],
 )
 def test_settings(tmp_path, name, changes, message):
@@ -246,13 +265,16 @@ def test_missing_expert(model):
 
 def test_missing_layer(model):
     rewrite(model, lambda found: [found.pop(name) for name in list(found) if ".layers.1." in name])
-    refused(model, r"the checkpoint has no tensors for blk\.1\.; it is incomplete")
+    refused(model, r"there are no tensors of layer 1 .* num_hidden_layers is 2: the checkpoint is incomplete")
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
 def test_missing_tensor(model, name):
     rewrite(model, lambda found: found.pop(name))
-    refused(model, "the checkpoint has no tensors for (token_embd|output_norm).weight")
+    refused(
+        model,
+        rf"{name} \((token_embd|output_norm).weight\) is missing, config.json asks for \[.*hidden_size\)",
+    )
 
 
 def test_extra_tensor(model):
@@ -265,6 +287,21 @@ def test_extra_tensor(model):
 def test_tensor_twice(model):
     rewrite(model, lambda found: found.update({"language_model.lm_head.weight": found["lm_head.weight"]}))
     refused(model, "output.weight is already made of")
+
+
+def test_a_matrix_of_too_few_rows(tmp_path):
+    write_model("llama", tmp_path)
+    name = "model.layers.1.self_attn.q_proj.weight"
+    found = tensors("llama")
+    rewrite(tmp_path, lambda found: found.update({name: ("BF16", found[name][1][:253])}), "llama")
+    refused(
+        tmp_path,
+        rf"{name}: has shape \[253, 256\].* \[256, 256\] \(num_attention_heads × head_dim, hidden_size\)",
+    )
+    rewrite(tmp_path, lambda found: found.pop(name), "llama")
+    refused(tmp_path, rf"{name} \(blk.1.attn_q.weight\) is missing, config.json asks for \[256, 256\]")
+    write_shards(tmp_path, found)
+    assert open_checkpoint(tmp_path).warnings == ()
 
 
 def test_experts_of_different_shape(model):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from quantmill.gguf_io.convert import open_checkpoint, tensor_table
-from quantmill.gguf_io.convert.config import complete
 from quantmill.gguf_io.convert.families import FAMILIES, family_of
+from quantmill.gguf_io.convert.rules import Part, Rule, Values
 from quantmill.gguf_io.convert.stored import FP8_VALUES
+from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.source import open_source
 from tests.support.convert_models import DATA, MODELS, edit, tensors, write_model, write_shards
 
@@ -52,7 +55,8 @@ def test_open_source_takes_a_directory(tmp_path):
 def test_names_lead_back(name, library):
     """Hugging Face → GGUF → Hugging Face gives every tensor back that has a GGUF name."""
     shapes = {key: tuple(shape) for key, shape in SHAPES[name].items()}
-    table = tensor_table(config_of(name), shapes)
+    family = family_of(config_of(name))
+    table = tensor_table(family, family.completed(config_of(name)), shapes)
     random = np.random.RandomState(1)
     stored = {key: random.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
     empty = np.empty
@@ -65,6 +69,60 @@ def test_names_lead_back(name, library):
     assert set(table.uses) | set(table.left_out) == set(shapes)
     for key in table.uses:
         np.testing.assert_allclose(table.to_hf(key, converted.__getitem__, empty), stored[key], atol=1e-6)
+
+
+def refusal(name, shapes):
+    """The message with which a model of these tensors is refused; empty: it is not."""
+    family = family_of(config_of(name))
+    try:
+        tensor_table(family, family.completed(config_of(name)), shapes)
+    except GGUFError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_tensor_must_be_there_and_have_its_shape(name):
+    shapes = {key: tuple(shape) for key, shape in SHAPES[name].items()}
+    family = family_of(config_of(name))
+    uses = tensor_table(family, family.completed(config_of(name)), shapes).uses
+    assert refusal(name, shapes) == ""
+    for tensor in uses:
+        if name == "gpt-oss" and "_blocks" in tensor:
+            continue
+        without = {key: shape for key, shape in shapes.items() if key != tensor}
+        assert "missing" in refusal(name, without), tensor
+        for axis in range(len(shapes[tensor])):
+            smaller = list(shapes[tensor])
+            smaller[axis] -= 1
+            found = refusal(name, shapes | {tensor: tuple(smaller)})
+            assert re.sub(r"experts\.\d+", "experts", tensor).split(".")[-2] in found or "experts" in found, (
+                tensor
+            )
+            assert re.search(r"shape|there", found), found
+
+
+def test_a_tensor_that_llama_cpp_has_no_place_for():
+    shapes = {key: tuple(shape) for key, shape in SHAPES["llama"].items()}
+    message = refusal("llama", shapes | {"model.layers.0.input_layernorm.bias": (256,)})
+    assert (
+        "input_layernorm.bias: llama.cpp's model of this architecture has no tensor blk.0.attn_norm.bias"
+        in message
+    )
+
+
+def test_values_of_vectors_can_change_and_come_back():
+    """As hybrid models need it: A = −exp(A_log)."""
+    decay = Values(lambda values: -np.exp(values), lambda values: np.log(-values))
+    rule = Rule(r"input_layernorm\.weight$", (Part(values=decay),))
+    family = replace(family_of(config_of("qwen2")), rules=(rule,))
+    shapes = {key: tuple(shape) for key, shape in SHAPES["qwen2"].items()}
+    table = tensor_table(family, family.completed(config_of("qwen2")), shapes)
+    stored = np.random.RandomState(1).standard_normal(256).astype(np.float32)
+    converted = table.to_gguf("blk.0.attn_norm.weight", lambda name: stored)
+    np.testing.assert_allclose(converted, -np.exp(stored), rtol=1e-6)
+    back = table.to_hf("model.layers.0.input_layernorm.weight", lambda name: converted)
+    np.testing.assert_allclose(back, stored, atol=1e-6)
 
 
 def test_experts_one_by_one_and_fused_are_the_same_tensors(tmp_path):
@@ -83,7 +141,7 @@ def test_fp8_values_are_torchs():
         np.testing.assert_array_equal(FP8_VALUES[name], codes.view(dtype).float().numpy())
 
 
-SCALES = {"a scalar": (), "one": (1,), "one for each row": (256,), "a column": (256, 1)}
+SCALES = {"a scalar": (), "one": (1,), "one for each row": (512,), "a column": (512, 1)}
 
 
 @pytest.mark.parametrize("shape", SCALES.values(), ids=SCALES)
@@ -93,7 +151,7 @@ def test_fp8_of_modelopt_is_codes_times_scales(tmp_path, shape, place):
     random = np.random.RandomState(2)
     found = tensors("qwen3")
     name = "model.layers.1.self_attn.q_proj.weight"
-    codes = torch.randn(256 if shape else found[name][1].shape[0], 256).to(torch.float8_e4m3fn)
+    codes = torch.randn(found[name][1].shape).to(torch.float8_e4m3fn)
     found |= {name: ("F8_E4M3", codes.view(torch.uint8).numpy())}
     scale = np.asarray(random.uniform(0.01, 0.02, shape), np.float32)
     found[f"{name}_scale"] = ("F32", scale)
@@ -144,6 +202,7 @@ def test_mxfp4_keeps_every_value(tmp_path):
 
 # What the conversion reads from a configuration, whichever class it is.
 READ = (
+    "tie_word_embeddings",
     "max_position_embeddings",
     "num_key_value_heads",
     "head_dim",
@@ -186,7 +245,7 @@ def test_defaults_are_those_of_the_configuration_class(family):
 
     model_type = next(m.model_type for m in MODELS.values() if m.architecture == family.classes[0])
     theirs = CONFIG_MAPPING[model_type](**SPARSE).to_dict()
-    ours = complete(family.defaults, SPARSE)
+    ours = family.completed(SPARSE)
     for key in READ:
         if key == "num_local_experts" and key not in ours:
             assert ours.get("num_experts") == theirs.get(key, theirs.get("num_experts"))
@@ -250,7 +309,7 @@ def test_rope_is_that_of_the_configuration_class(case):
 
     model_type, settings = ROPES[case]
     family = family_of({"architectures": [CLASSES[model_type]]})
-    ours = complete(family.defaults, SPARSE | settings)["rope_parameters"]
+    ours = family.completed(SPARSE | settings)["rope_parameters"]
     theirs = CONFIG_MAPPING[model_type](**SPARSE, **json.loads(json.dumps(settings))).rope_parameters
     for kind in ("full_attention", "sliding_attention"):
         mine, other = ours.get(kind, ours), theirs.get(kind, theirs)
@@ -270,7 +329,7 @@ def test_a_null_inside_hides_nothing():
     }
     raw = {"architectures": ["Gemma3ForConditionalGeneration"], "rope_theta": 7e5, "sliding_window": 64}
     raw |= {"text_config": text}
-    config = complete(family_of(raw).defaults, raw)
+    config = family_of(raw).completed(raw)
     assert config["sliding_window"] == 64
     assert config["rope_parameters"]["full_attention"] == {"rope_type": "default", "rope_theta": 7e5}
     assert config["rope_parameters"]["sliding_attention"]["rope_theta"] == 10000.0
@@ -335,7 +394,7 @@ def test_text_config_is_lifted_and_completed():
     raw = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
     from transformers import Gemma3TextConfig
 
-    ours, theirs = complete(family_of(raw).defaults, raw), Gemma3TextConfig(**text).to_dict()
+    ours, theirs = family_of(raw).completed(raw), Gemma3TextConfig(**text).to_dict()
     for key in (
         "num_attention_heads",
         "num_key_value_heads",

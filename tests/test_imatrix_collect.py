@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.imatrix import coverage, store
 from quantmill.imatrix.collect import Result, Settings, collect
@@ -28,7 +29,8 @@ def table_of(model: Any) -> TensorTable:
     if model.config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    return tensor_table(config, shapes)
+    family = family_of(config)
+    return tensor_table(family, family.completed(config), shapes)
 
 
 @pytest.fixture(scope="module")

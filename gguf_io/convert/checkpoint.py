@@ -11,9 +11,10 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType, GGUFWriter
 
-from quantmill.gguf_io.convert import general, rope
-from quantmill.gguf_io.convert.config import complete, load_json, load_optional_json
-from quantmill.gguf_io.convert.families import Family, family_of
+from quantmill.gguf_io.convert import general, keys, rope
+from quantmill.gguf_io.convert.config import load_json, load_optional_json
+from quantmill.gguf_io.convert.families import family_of
+from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.convert.rules import Config, Index
 from quantmill.gguf_io.convert.stored import Reader, check_values, packing_of, readers, to_float32
@@ -44,23 +45,28 @@ class Checkpoint:
         warnings: list[str] = []
         raw = _configuration(directory)
         family = family_of(raw)
-        config = complete(family.defaults, raw)
+        config = family.completed(raw)
         config["tokenizer_size"] = config["vocab_size"]
         warnings += _negative_ids(directory, config)
         stored = open_shards(directory, warnings.append)
         self._readers = readers(config, stored)
-        self._table = tensor_table(config, {name: reader.shape for name, reader in self._readers.items()})
-        _check(directory, config, self._table, self._readers)
+        self._table = tensor_table(
+            family, config, {name: reader.shape for name, reader in self._readers.items()}
+        )
+        _check_values(directory, self._table, self._readers)
         self.outtype = _outtype(outtype, stored)
         config["file_type"] = _file_type(config, self.outtype)
-        writer = GGUFWriter(None, gguf.MODEL_ARCH_NAMES[family.arch])
-        self._rope = family.rope(writer, config)
+        self._rope = family.tables(config)
         warnings += rope.ignored(config, self._rope)
         shapes = {name: table.shape for name, table in self._rope.items()}
         shapes |= {name: view.shape for name, view in self._table.views.items()}
         self._specs = {name: self._spec(name, shape) for name, shape in shapes.items()}
+        writer = GGUFWriter(None, family.name)
+        for row in family.table_keys:
+            keys.add(writer, family.name, row.write(config))
         general.write(writer, directory, general.parameter_counts(shapes.items()), warnings.append)
-        family.keys(writer, config)
+        for row in family.keys:
+            keys.add(writer, family.name, row.write(config))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _write_tokenizer(writer, directory, config, family)
         self._metadata = _recorded(writer)
@@ -126,7 +132,7 @@ class Checkpoint:
 
     def _matrix_parts(self, view: View, kind: str, first: int, end: int) -> Iterator[np.ndarray]:
         """The wanted rows, matrix after matrix."""
-        assert not view.add, "constants are added to vectors only"
+        assert view.values is None, "values of vectors only are changed"
         per_matrix = view.shape[-2]
         n_source_rows = view.source_matrix[0]
         for matrix in range(first // per_matrix, -(-end // per_matrix)):
@@ -207,7 +213,7 @@ def _negative_ids(directory: Path, config: Config) -> Iterator[str]:
 
 def _write_tokenizer(writer: GGUFWriter, directory: Path, config: Config, family: Family) -> None:
     try:
-        family.tokenizer(writer, directory, config)
+        family.vocabulary(writer, directory, config)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, GGUFError):
             raise
@@ -227,8 +233,8 @@ def _recorded(writer: GGUFWriter) -> Metadata:
     return Metadata(items)
 
 
-def _check(directory: Path, config: Config, table: TensorTable, found: Mapping[str, Reader]) -> None:
-    """Everything that can be wrong with the tensors, before a byte of them is converted."""
+def _check_values(directory: Path, table: TensorTable, found: Mapping[str, Reader]) -> None:
+    """What can be wrong with the values, before a byte of them is converted."""
     for source in table.uses:
         check_values(source, found[source])
     for name in table.must_be_zero:
@@ -236,17 +242,3 @@ def _check(directory: Path, config: Config, table: TensorTable, found: Mapping[s
             raise GGUFError(
                 f"{directory}: {name} is not zero; the architecture has no such tensor in llama.cpp"
             )
-    kinds = {f"blk.{block}." for block in range(config["num_hidden_layers"])}
-    present = {name[: name.index(".", 4) + 1] for name in table.views if name.startswith("blk.")}
-    missing = sorted(kinds - present) or [
-        name for name in ("token_embd.weight", "output_norm.weight") if name not in table.views
-    ]
-    if missing:
-        names = ", ".join(missing[:5])
-        raise GGUFError(f"{directory}: the checkpoint has no tensors for {names}; it is incomplete")
-    embedding = table.views["token_embd.weight"]
-    if embedding.shape[0] != config["vocab_size"]:
-        raise GGUFError(
-            f"{directory}: {embedding.sources[0]} has {embedding.shape[0]} rows, config.json's vocab_size is "
-            f"{config['vocab_size']}; the files are not of one model"
-        )

@@ -43,6 +43,8 @@ COUNTS = (
     ),
     *("original_max_position_embeddings",),
 )
+# The number of experts as the classes call it; to transformers they are one setting (attribute_map).
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 # Names that configuration classes have given the same setting of RoPE, in llama.cpp's order of preference.
 ROPE_NAMES = {
@@ -99,6 +101,9 @@ def complete(defaults: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
     a required key is missing or is no positive number.
     """
     config = _lifted(raw)
+    n_experts = _named(config, EXPERT_COUNTS)
+    if n_experts is not None:
+        config |= {key: n_experts for key in EXPERT_COUNTS if key in defaults}
     for key, default in defaults.items():
         if not callable(default) and key != "rope_theta":
             config.setdefault(key, default)

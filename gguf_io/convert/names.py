@@ -1,8 +1,8 @@
 """Hugging Face tensor names ↔ GGUF tensor names, and what happens to the values in between, both ways.
 
-    table = tensor_table(config, {name: shape for every tensor of the model})
+    table = tensor_table(family, config, {name: shape for every tensor of the model})
 
-`config` is a config.json (or `model.config.to_dict()`), the names are a checkpoint's or those of
+`config` is the family's completed configuration (Family.completed), the names are a checkpoint's or those of
 `model.state_dict()`: experts may be stored one by one (`mlp.experts.7.up_proj.weight`) or stacked and fused
 (`mlp.experts.gate_up_proj`). Then
 
@@ -28,9 +28,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from quantmill.gguf_io.convert import rules
-from quantmill.gguf_io.convert.config import complete
-from quantmill.gguf_io.convert.families import Family, family_of
+from quantmill.gguf_io.convert import layout, rules
+from quantmill.gguf_io.convert.config import EXPERT_COUNTS
+from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.rules import Config, Index, Part, Rule
 from quantmill.gguf_io.convert.view import Shape, View, chosen
 from quantmill.gguf_io.errors import GGUFError
@@ -79,14 +79,13 @@ class TensorTable:
         return out
 
 
-def tensor_table(config: Config, shapes: Mapping[str, Shape]) -> TensorTable:
+def tensor_table(family: Family, config: Config, shapes: Mapping[str, Shape]) -> TensorTable:
     """The table for a model of these tensors.
 
-    Raises GGUFError: unknown architecture, a tensor without a GGUF name, missing experts, a shape that
-    cannot be divided.
+    Raises GGUFError: a tensor without a GGUF name, one that is missing or of another shape than config says, missing
+    experts.
     """
-    family = family_of(config)
-    builder = _Builder(family, complete(family.defaults, config), dict(shapes))
+    builder = _Builder(family, config, dict(shapes))
     for position, name in enumerate(shapes):
         builder.place(position, name)
     return builder.finish()
@@ -106,6 +105,7 @@ class _Builder:
     def __init__(self, family: Family, config: Config, shapes: dict[str, Shape]):
         self.family, self.config, self.shapes = family, config, shapes
         self.rules = tuple((re.compile(rule.pattern), rule) for rule in (*rules.COMMON, *family.rules))
+        self.expected = family.expected(config)
         self.map = gguf.get_tensor_name_map(family.arch, config["num_hidden_layers"])
         self.views: dict[str, View] = {}
         self.order: dict[str, tuple[int, str]] = {}
@@ -141,21 +141,30 @@ class _Builder:
 
     def _gguf_name(self, name: str, renamed: str) -> str:
         found = self.map.get_name(renamed, try_suffixes=(".weight", ".bias"))
-        if found is None:
-            arch = gguf.MODEL_ARCH_NAMES[self.family.arch]
-            raise GGUFError(f"{name}: architecture {arch} has no GGUF tensor for this name")
-        return found
+        if found is not None:
+            return found
+        layer, n_layers = re.search(r"\blayers\.(\d+)\.", renamed), self.config["num_hidden_layers"]
+        if layer and int(layer[1]) >= n_layers:
+            raise GGUFError(f"{name}: config.json's num_hidden_layers is {n_layers}")
+        raise GGUFError(f"{name}: architecture {self.family.name} has no GGUF tensor for this name")
+
+    def _usual_name(self, target: str) -> str | None:
+        stem, _, suffix = target.rpartition(".")
+        for name, (_, gguf_name) in self.map.mapping.items():
+            if gguf_name == stem and name.startswith(("model.", "lm_head")):
+                return f"{name}.{suffix}"
+        return None
 
     def _add(self, position: int, name: str, target: str, part: Part, scales: str | None) -> None:
         if target in self.views:
             raise GGUFError(f"{name}: {target} is already made of {self.views[target].sources[0]}")
         if scales is not None and scales not in self.shapes:
             raise GGUFError(f"{name}: its block exponents {scales} are missing")
-        self.views[target] = self._view(name, part, scales)
+        self.views[target] = self._view(name, target, part, scales)
         # MXFP4 stacks are written before all other tensors.
         self.order[target] = (-1 if scales else position, "")
 
-    def _view(self, name: str, part: Part, scales: str | None) -> View:
+    def _view(self, name: str, target: str, part: Part, scales: str | None) -> View:
         shape = self.shapes[name] or (1,)
         if scales is not None:
             shape = (*shape[:-2], shape[-2] * MXFP4_VALUES)
@@ -165,29 +174,28 @@ class _Builder:
         if part.matrices is not None:
             heads = self._number(part.matrices)
             if n_rows % heads:
-                raise GGUFError(f"{name}: {n_rows} rows do not divide by {part.matrices} = {heads}")
+                raise self._indivisible(name, target)
             leading, n_rows = (heads,), n_rows // heads
-        rows = self._choose(name, part.rows, n_rows)
-        columns = self._choose(name, part.columns, n_columns)
+        rows = self._choose(name, target, part.rows, n_rows)
+        columns = self._choose(name, target, part.columns, n_columns)
         taken = (chosen(rows, n_rows), chosen(columns, n_columns))
         taken = taken[::-1] if part.transpose else taken
         shape = taken[:1] if vector else (*leading, *taken)
-        return View((name,), (n_rows, n_columns), shape, rows, columns, part.transpose, part.add, scales)
+        return View((name,), (n_rows, n_columns), shape, rows, columns, part.transpose, part.values, scales)
 
-    def _choose(self, name: str, choice: rules.Choice | None, n: int) -> Index | None:
+    def _choose(self, name: str, target: str, choice: rules.Choice | None, n: int) -> Index | None:
         if choice is None:
             return None
-        try:
-            index = choice(self.config, n)
-        except KeyError as error:
-            raise GGUFError(f"{name}: cannot be divided, config.json has no key {error}") from None
-        except ValueError:
-            raise GGUFError(f"{name}: {n} rows do not divide into the heads of config.json") from None
-        if isinstance(index, slice):
-            if index.stop > n:
-                raise GGUFError(f"{name}: has {n} rows, config.json asks for {index.stop}")
-            return None if index == slice(0, n) else index
-        return index
+        index = choice(self.config, n)
+        if index is None or (isinstance(index, slice) and index.stop > n):
+            raise self._indivisible(name, target)
+        return None if isinstance(index, slice) and index == slice(0, n) else index
+
+    def _indivisible(self, name: str, target: str) -> GGUFError:
+        shape, wanted = list(self.shapes[name]), self.expected.get(target)
+        return GGUFError(
+            f"{name}: has shape {shape}, which cannot be cut as config.json says; {target} is to be {wanted}"
+        )
 
     def _number(self, key: str) -> int:
         number = self.config.get(key)
@@ -214,11 +222,13 @@ class _Builder:
             for i, source in enumerate(view.sources):
                 use = Use(target, i if target in self.experts else None)
                 uses[source] = (*uses.get(source, ()), use)
+        found = {name: (_sources(view), view.shape) for name, view in views.items()}
+        layout.check(self.expected, found, self.config["num_hidden_layers"], self._usual_name)
         left_out, must_be_zero = tuple(self.left_out), tuple(self.must_be_zero)
         return TensorTable(self.family, views, uses, left_out, must_be_zero, self.shapes)
 
     def _expert_stack(self, target: str, of_tensor: dict[int, str]) -> View:
-        named = (self.config.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+        named = (self.config.get(key) for key in EXPERT_COUNTS)
         n_experts = next((n for n in named if n), max(of_tensor) + 1)
         missing = [i for i in range(n_experts) if i not in of_tensor]
         if missing or len(of_tensor) != n_experts:
@@ -228,9 +238,18 @@ class _Builder:
         shapes = {self.shapes[name] for name in of_tensor.values()}
         if len(shapes) > 1:
             raise GGUFError(f"{target}: experts differ in shape: {sorted(shapes)}")
-        one = self._view(of_tensor[0], Part(), None)
+        one = self._view(of_tensor[0], target, Part(), None)
         sources = tuple(of_tensor[i] for i in range(n_experts))
         return replace(one, sources=sources, shape=(n_experts, *one.shape))
+
+
+def _sources(view: View) -> str:
+    """What a message calls the origin of a view."""
+    return (
+        view.sources[0]
+        if len(view.sources) == 1
+        else f"{view.sources[0]} and {len(view.sources) - 1} like it"
+    )
 
 
 def _cleaned(name: str) -> str:

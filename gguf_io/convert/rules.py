@@ -2,7 +2,7 @@
 
 A `Rule` matches tensor names; each of its `Part`s is one GGUF tensor cut out of the matched tensor. What no
 rule matches is taken over whole. The same rules serve both directions (see names.py), so a part may only
-choose, reorder, transpose and add a constant: all of that can be undone.
+choose, reorder, transpose and change values in a way that has an inverse. A family's own rules are in its file.
 
 The facts are those of llama.cpp's converter (`conversion/*.py: modify_tensors`), stated once as data.
 """
@@ -18,7 +18,16 @@ import numpy as np
 
 Config = Mapping[str, Any]
 Index = slice | np.ndarray
-Choice = Callable[[Config, int], Index]  # (config, number of rows) -> which rows, in which order
+# (config, number of rows) -> which rows, in which order; None: they do not divide so
+Choice = Callable[[Config, int], Index | None]
+
+
+@dataclass(frozen=True)
+class Values:
+    """A change of every value of a vector (numpy or torch), and the way back."""
+
+    there: Callable[[Any], Any]
+    back: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,8 @@ class Part:
 
     name: replaces the matched text, a template as for `re.Match.expand`; the result is looked up in gguf's
     TensorNameMap. rows, columns: chosen from every source matrix. matrices: config key that says into how
-    many equal matrices the rows are divided (heads of a fused projection). transpose: after choosing.
+    many equal matrices the rows are divided (heads of a fused projection). transpose: after choosing. values: a
+    change of each value, of vectors only.
     """
 
     name: str = r"\g<0>"
@@ -35,7 +45,7 @@ class Part:
     columns: Choice | None = None
     matrices: str | None = None
     transpose: bool = False
-    add: float = 0.0
+    values: Values | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,10 @@ class Rule:
 def rope_pairs(heads: str) -> Choice:
     """Rows of a Q or K projection: from two halves per head to the pairs that ggml's normal RoPE reads."""
 
-    def choose(config: Config, n_rows: int) -> Index:
+    def choose(config: Config, n_rows: int) -> Index | None:
         n_heads = config.get(heads) or config["num_attention_heads"]
+        if n_rows % (2 * n_heads):
+            return None
         return np.arange(n_rows).reshape(n_heads, 2, -1).swapaxes(1, 2).ravel()
 
     return choose
@@ -115,18 +127,8 @@ STACKED_EXPERTS = (
     ),
 )
 
-MIXTRAL_EXPERTS = (
-    Rule(
-        r"^model\.(layers\.\d+)\.(?:block_sparse_moe|mlp)\.experts\.(?P<expert>\d+)\.(w\d)\.weight$",
-        (Part(r"\1.feed_forward.experts.\3.weight"),),
-    ),
-    *STACKED_EXPERTS[1:],
-)
-
-NORM_PLUS_ONE = (Rule(r"norm\.weight$", (Part(add=1.0),)),)
-
-# Rows behind the tokenizer's last token are padding of the embedding; llama.cpp expects none.
-ONLY_KNOWN_TOKENS = (Rule(r"embed_tokens\.weight$", (Part(rows=first("tokenizer_size")),)),)
+PLUS_ONE = Values(lambda values: values + 1.0, lambda values: values - 1.0)
+NORM_PLUS_ONE = (Rule(r"norm\.weight$", (Part(values=PLUS_ONE),)),)
 
 
 def tied_head_left_out(by_default: bool) -> tuple[Rule, ...]:
@@ -137,101 +139,3 @@ def tied_head_left_out(by_default: bool) -> tuple[Rule, ...]:
             when=lambda config, match: bool(config.get("tie_word_embeddings", by_default)),
         ),
     )
-
-
-# Dense layers of the shared-MLP variant use the same names for an ordinary feed-forward.
-GRANITE_EXPERTS = (
-    Rule(
-        r"^model\.layers\.(\d+)\.block_sparse_moe\.(input_linear\.weight|experts\.gate_up_proj)$",
-        (
-            Part(r"blk.\1.ffn_gate_exps.weight", rows=half(0)),
-            Part(r"blk.\1.ffn_up_exps.weight", rows=half(1)),
-        ),
-    ),
-    Rule(
-        r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.down_proj$",
-        (Part(r"blk.\1.ffn_down_exps.weight"),),
-    ),
-    Rule(r"block_sparse_moe\.router\.weight$", (Part("block_sparse_moe.router.layer.weight"),)),
-    Rule(
-        r"^model\.layers\.(\d+)\.shared_mlp\.input_linear\.weight$",
-        (
-            Part(r"blk.\1.ffn_gate_shexp.weight", rows=half(0)),
-            Part(r"blk.\1.ffn_up_shexp.weight", rows=half(1)),
-        ),
-        when=lambda config, match: bool(config.get("num_local_experts")),
-    ),
-    Rule(
-        r"^model\.layers\.(\d+)\.shared_mlp\.input_linear\.weight$",
-        (Part(r"blk.\1.ffn_gate.weight", rows=half(0)), Part(r"blk.\1.ffn_up.weight", rows=half(1))),
-    ),
-    Rule(
-        r"^model\.layers\.(\d+)\.shared_mlp\.output_linear\.weight$",
-        (Part(r"blk.\1.ffn_down.weight"),),
-        when=lambda config, match: not config.get("num_local_experts"),
-    ),
-)
-
-GPT_OSS = (
-    Rule(r"sinks$", (Part("sinks.weight"),)),
-    Rule(r"_scales$"),
-    Rule(
-        r"experts\.gate_up_proj_blocks$",
-        (
-            Part("experts.gate_proj.weight", rows=every_second(0)),
-            Part("experts.up_proj.weight", rows=every_second(1)),
-        ),
-        scales="experts.gate_up_proj_scales",
-    ),
-    Rule(
-        r"experts\.down_proj_blocks$",
-        (Part("experts.down_proj.weight"),),
-        scales="experts.down_proj_scales",
-    ),
-    Rule(
-        r"experts\.gate_up_proj_bias$",
-        (
-            Part("experts.gate_proj.bias", columns=every_second(0)),
-            Part("experts.up_proj.bias", columns=every_second(1)),
-        ),
-    ),
-    Rule(r"experts\.down_proj_bias$", (Part("experts.down_proj.bias"),)),
-    Rule(
-        r"experts\.gate_up_proj$",
-        (
-            Part("experts.gate_proj.weight", columns=every_second(0), transpose=True),
-            Part("experts.up_proj.weight", columns=every_second(1), transpose=True),
-        ),
-    ),
-    Rule(r"experts\.down_proj$", (Part("experts.down_proj.weight", transpose=True),)),
-)
-
-DEEPSEEK = (
-    *tied_head_left_out(by_default=False),
-    # Layers behind the last one predict further tokens; llama.cpp does not run them.
-    Rule(
-        r"^model\.layers\.(\d+)\.",
-        when=lambda config, match: int(match[1]) >= config["num_hidden_layers"],
-    ),
-    # Multi-head latent attention, absorbed: K and V parts of every head become matrices of their own.
-    Rule(
-        r"kv_b_proj\.weight$",
-        (
-            Part(
-                "k_b_proj.weight",
-                rows=head_part(None, "qk_nope_head_dim"),
-                matrices="num_key_value_heads",
-                transpose=True,
-            ),
-            Part(
-                "v_b_proj.weight",
-                rows=head_part("qk_nope_head_dim", "v_head_dim"),
-                matrices="num_key_value_heads",
-            ),
-        ),
-    ),
-    *STACKED_EXPERTS,
-)
-
-# Cohere's runtime knows no biases.
-ZERO_BIAS_LEFT_OUT = (Rule(r"\.bias$", zero=True),)

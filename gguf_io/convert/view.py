@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quantmill.gguf_io.convert.rules import Index
+from quantmill.gguf_io.convert.rules import Index, Values
 
 Shape = tuple[int, ...]
 
@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 class View:
     """sources: one tensor, or one per matrix (experts in order). source_matrix: (rows, columns) of one source
     matrix (a vector is a matrix of one column). shape: of the result, Hugging Face dimension order. Of every
-    source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `add` added.
+    source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `values` change.
     scales: the tensor of block exponents when the source holds MXFP4 codes.
     """
 
@@ -26,7 +26,7 @@ class View:
     rows: Index | None = None
     columns: Index | None = None
     transpose: bool = False
-    add: float = 0.0
+    values: Values | None = None
     scales: str | None = None
 
     @property
@@ -36,18 +36,20 @@ class View:
     @property
     def plain(self) -> bool:
         """True when the values are those of the source in the source's order."""
-        return self.rows is None and self.columns is None and not (self.transpose or self.add or self.scales)
+        return (
+            self.rows is None and self.columns is None and not (self.transpose or self.values or self.scales)
+        )
 
     def take(self, matrix: Any) -> Any:
         """[rows, columns] of one source matrix → the matrix of the GGUF tensor."""
         taken = matrix if self.rows is None else matrix[self.rows]
         taken = taken if self.columns is None else taken[:, self.columns]
         taken = taken.T if self.transpose else taken
-        return taken + self.add if self.add else taken
+        return self.values.there(taken) if self.values else taken
 
     def put(self, matrix: Any, values: Any) -> None:
         """The reverse of `take`, into the part of the source matrix this view covers."""
-        values = values - self.add if self.add else values
+        values = self.values.back(values) if self.values else values
         values = values.T if self.transpose else values
         rows = slice(None) if self.rows is None else self.rows
         columns = slice(None) if self.columns is None else self.columns

@@ -1,0 +1,89 @@
+"""The families quantmill converts and runs, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantmill.gguf_io.convert.facts import Facts
+from quantmill.gguf_io.convert.families import (
+    cohere2,
+    deepseek2,
+    deepseek3,
+    exaone4,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt_oss,
+    granite,
+    granite_moe,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    starcoder2,
+)
+from quantmill.gguf_io.convert.family import Family
+from quantmill.gguf_io.convert.rules import Config
+from quantmill.gguf_io.errors import GGUFError
+
+FAMILIES = tuple(
+    module.FAMILY
+    for module in (
+        cohere2,
+        deepseek2,
+        deepseek3,
+        exaone4,
+        gemma2,
+        gemma3,
+        glm4,
+        gpt_oss,
+        granite,
+        granite_moe,
+        llama,
+        mistral,
+        mixtral,
+        olmo2,
+        olmo3,
+        phi3,
+        qwen2,
+        qwen2_moe,
+        qwen3,
+        qwen3_moe,
+        smollm3,
+        starcoder2,
+    )
+)
+
+SUPPORTED = tuple(sorted(name for family in FAMILIES for name in family.classes))
+RUNNABLE = tuple(sorted({family.name for family in FAMILIES}))
+
+
+def family_of(config: Config) -> Family:
+    """The family of a config.json. Raises GGUFError for an architecture that is not in the table."""
+    inner = config.get("text_config")
+    names = (inner.get("architectures") if isinstance(inner, Mapping) else None) or config.get(
+        "architectures"
+    )
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        raise GGUFError("config.json names no architecture (key 'architectures')")
+    for family in FAMILIES:
+        if names[0] in family.classes:
+            return family
+    raise GGUFError(
+        f"architecture {names[0]} is not supported. Supported: {', '.join(SUPPORTED)}. "
+        "Convert it with llama.cpp's convert_hf_to_gguf.py and give quantmill the GGUF."
+    )
+
+
+def family_of_gguf(facts: Facts) -> Family | None:
+    """The family that runs a GGUF; None where no family has its architecture."""
+    return next(
+        (family for family in FAMILIES if family.name == facts.architecture and family.is_this(facts)), None
+    )

@@ -1,0 +1,179 @@
+"""Which tensors a model has and of what shape, as its configuration says: checked before a byte is converted.
+
+A family names its GGUF tensors with their dimensions in Hugging Face order, rows before columns, each dimension in keys
+of the configuration: products and sums of them and of numbers. A "?" behind a name: the tensor may be absent, but from
+all layers alike. The facts are those of llama.cpp (`src/models/*.cpp: load_arch_tensors`), which refuses what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from quantmill.gguf_io.convert.keys import head_dim, need
+from quantmill.gguf_io.convert.rules import Config
+from quantmill.gguf_io.convert.view import Shape
+from quantmill.gguf_io.errors import GGUFError
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """shapes: GGUF name -> dimensions, a layer's with "blk." and no number. where: in which configurations and layers
+    (0 for tensors of no layer)."""
+
+    shapes: Mapping[str, str]
+    where: Callable[[Config, int], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """keys: the dimensions as the family writes them. kind: the name without layer number."""
+
+    shape: Shape
+    keys: str
+    optional: bool
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} ({self.keys})"
+
+
+def expected_tensors(tensors: Sequence[Tensors], config: Config) -> dict[str, Expected]:
+    """GGUF name -> what is expected of it. Raises GGUFError when a key that a shape needs is missing."""
+    found: dict[str, Expected] = {}
+    for group in tensors:
+        for entry, dimensions in group.shapes.items():
+            name, optional = entry.removesuffix("?"), entry.endswith("?")
+            of_layer = name.startswith("blk.")
+            n_layers = config["num_hidden_layers"] if of_layer else 1
+            layers = [i for i in range(n_layers) if group.where is None or group.where(config, i)]
+            if layers:
+                one = _expected(config, dimensions, optional, name)
+                found |= {f"blk.{i}.{name[4:]}" if of_layer else name: one for i in layers}
+    return found
+
+
+def check(
+    expected: Mapping[str, Expected],
+    found: Mapping[str, tuple[str, Shape]],
+    n_layers: int,
+    usual_name: Callable[[str], str | None],
+) -> None:
+    """Raises GGUFError for a tensor that is missing, too many or of another shape. For messages: found: GGUF name ->
+    what it is made of, and its shape; usual_name: what Hugging Face models mostly call a GGUF tensor."""
+    for name, (source, shape) in found.items():
+        if name not in expected:
+            raise GGUFError(f"{source}: llama.cpp's model of this architecture has no tensor {name}")
+        if shape != expected[name].shape:
+            raise GGUFError(f"{source}: has shape {list(shape)}, config.json asks for {expected[name]}")
+    there = {expected[name].kind for name in found}
+    missing = [
+        name
+        for name, tensor in expected.items()
+        if name not in found and not (tensor.optional and tensor.kind not in there)
+    ]
+    if not missing:
+        return
+    for layer in range(n_layers):
+        if not any(name.startswith(f"blk.{layer}.") for name in found):
+            raise GGUFError(
+                f"there are no tensors of layer {layer} (blk.{layer}.), config.json's num_hidden_layers is {n_layers}: "
+                "the checkpoint is incomplete"
+            )
+    first = missing[0]
+    others = f" ({len(missing) - 1} more are)" if len(missing) > 1 else ""
+    origin = _as_in_other_layer(first, expected, found) or usual_name(first)
+    raise GGUFError(
+        f"{f'{origin} ({first})' if origin else first} is missing{others}, "
+        f"config.json asks for {expected[first]}: the checkpoint is incomplete"
+    )
+
+
+def _as_in_other_layer(
+    name: str, expected: Mapping[str, Expected], found: Mapping[str, tuple[str, Shape]]
+) -> str | None:
+    """What the checkpoint would call a missing tensor."""
+    for other, (source, _) in found.items():
+        if name.startswith("blk.") and expected[other].kind == expected[name].kind:
+            return source.replace(f".{other.split('.')[1]}.", f".{name.split('.')[1]}.", 1)
+    return None
+
+
+def _expected(config: Config, dimensions: str, optional: bool, kind: str) -> Expected:
+    shape = tuple(_size(config, dimension) for dimension in dimensions.split())
+    keys = ", ".join(dimensions.split()).replace("*", " × ").replace("+", " + ")
+    return Expected(shape, keys, optional, kind)
+
+
+def _size(config: Config, dimension: str) -> int:
+    total = 0
+    for product in dimension.split("+"):
+        size = 1
+        for factor in product.split("*"):
+            size *= int(factor) if factor.isdecimal() else _number(config, factor)
+        total += size
+    return total
+
+
+def _number(config: Config, key: str) -> int:
+    return head_dim(config) if key == "head_dim" else need(config, key)
+
+
+def experts_where(key: str) -> Callable[[Config, int], bool]:
+    """All layers of a model with experts, of which config[key] is the number."""
+    return lambda config, layer: bool(config.get(key))
+
+
+def no_experts_where(key: str) -> Callable[[Config, int], bool]:
+    return lambda config, layer: not config.get(key)
+
+
+EMBEDDING = Tensors({"token_embd.weight": "vocab_size hidden_size", "output_norm.weight": "hidden_size"})
+# The embedding under a second name may be stored, and llama.cpp takes it.
+HEAD = (
+    Tensors({"output.weight": "vocab_size hidden_size"}, lambda config, _: not config["tie_word_embeddings"]),
+    Tensors({"output.weight?": "vocab_size hidden_size"}, lambda config, _: config["tie_word_embeddings"]),
+)
+ATTENTION = Tensors(
+    {
+        "blk.attn_q.weight": "num_attention_heads*head_dim hidden_size",
+        "blk.attn_k.weight": "num_key_value_heads*head_dim hidden_size",
+        "blk.attn_v.weight": "num_key_value_heads*head_dim hidden_size",
+        "blk.attn_output.weight": "hidden_size num_attention_heads*head_dim",
+    }
+)
+ATTENTION_BIASES = {
+    "blk.attn_q.bias": "num_attention_heads*head_dim",
+    "blk.attn_k.bias": "num_key_value_heads*head_dim",
+    "blk.attn_v.bias": "num_key_value_heads*head_dim",
+}
+# llama.cpp takes them where they are (create_tensor_qkv).
+BIASES_OF_QKV = Tensors({f"{name}?": shape for name, shape in ATTENTION_BIASES.items()})
+HEAD_NORMS = Tensors({"blk.attn_q_norm.weight": "head_dim", "blk.attn_k_norm.weight": "head_dim"})
+NORMS_BEFORE = Tensors({"blk.attn_norm.weight": "hidden_size", "blk.ffn_norm.weight": "hidden_size"})
+NORMS_AFTER = Tensors(
+    {"blk.post_attention_norm.weight": "hidden_size", "blk.post_ffw_norm.weight": "hidden_size"}
+)
+FEED_FORWARD = {
+    "blk.ffn_gate.weight": "intermediate_size hidden_size",
+    "blk.ffn_up.weight": "intermediate_size hidden_size",
+    "blk.ffn_down.weight": "hidden_size intermediate_size",
+}
+
+
+def expert_tensors(count: str, inner: str) -> dict[str, str]:
+    """Router and stacks of experts. count, inner: keys of their number and of their inner size."""
+    return {
+        "blk.ffn_gate_inp.weight": f"{count} hidden_size",
+        "blk.ffn_gate_exps.weight": f"{count} {inner} hidden_size",
+        "blk.ffn_up_exps.weight": f"{count} {inner} hidden_size",
+        "blk.ffn_down_exps.weight": f"{count} hidden_size {inner}",
+    }
+
+
+def shared_expert(inner: str) -> dict[str, str]:
+    return {
+        "blk.ffn_gate_shexp.weight": f"{inner} hidden_size",
+        "blk.ffn_up_shexp.weight": f"{inner} hidden_size",
+        "blk.ffn_down_shexp.weight": f"hidden_size {inner}",
+    }
