@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantmill.commands.console import CommandError, bytes_bar, print_warnings, remark, show, size_text
+from quantmill.commands.options import Force
 
 if TYPE_CHECKING:
     from quantmill.gguf_io.convert import Checkpoint
@@ -27,9 +28,7 @@ def convert(
         str | None, typer.Option("--revision", help="Branch, tag or commit of org/name.")
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Default: all cores.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that is no GGUF model; never an input.")
-    ] = False,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as one JSON object.")] = False,
 ) -> None:
     """Turn a Hugging Face model into a GGUF with the tensors and keys of llama.cpp's convert_hf_to_gguf.py.

@@ -5,14 +5,27 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import parsing, show, tokens_bar
+from quantmill.commands.console import parsing, show
 from quantmill.commands.groups import DefaultGroup
-from quantmill.commands.options import Chunks, Ctx, Device, NTasks, ParseSpecial, Threads, at_least
+from quantmill.commands.old_spellings import refuse_old_spellings
+from quantmill.commands.options import (
+    Chunks,
+    Ctx,
+    Device,
+    Force,
+    Json,
+    NTasks,
+    ParseSpecial,
+    Resume,
+    Threads,
+    at_least,
+)
+from quantmill.commands.watching import Shown
 
 if TYPE_CHECKING:
     from quantmill.measure.record import Run
@@ -22,6 +35,10 @@ class _CompareByDefault(DefaultGroup):
     """`quantmill evaluate a.gguf` means `quantmill evaluate compare a.gguf`."""
 
     default = "compare"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        refuse_old_spellings(args)
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
@@ -33,8 +50,10 @@ app = typer.Typer(
 )
 
 Models = Annotated[list[Path] | None, typer.Argument(help="GGUF files (of a split model its first file).")]
-Json = Annotated[str | None, typer.Option("--json", help="Write the record here; - for standard output.")]
-Csv = Annotated[str | None, typer.Option("--csv", help="Write a table here; - for standard output.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write the record here: .json for report, .csv for a table."),
+]
 
 
 @app.command("compare")
@@ -80,19 +99,21 @@ def compare(
     details: Annotated[
         bool, typer.Option("--details", help="Print every statistic of llama-perplexity.")
     ] = False,
-    json_path: Json = None,
-    csv_path: Csv = None,
+    output: Output = None,
+    resume: Resume = False,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Perplexity, KL divergence and task scores of GGUF files against a base, in one pass."""
     from quantmill.commands.hub import local_model
-    from quantmill.jobs.evaluate import Options, TaskJob, evaluate
+    from quantmill.jobs.evaluate import Job, TaskJob, run
 
-    jobs = [TaskJob("hellaswag", hellaswag)] if hellaswag else []
-    jobs += [TaskJob("winogrande", winogrande)] if winogrande else []
-    jobs += [TaskJob("multiple-choice", path) for path in multiple_choice or ()]
+    files = [TaskJob("hellaswag", hellaswag)] if hellaswag else []
+    files += [TaskJob("winogrande", winogrande)] if winogrande else []
+    files += [TaskJob("multiple-choice", path) for path in multiple_choice or ()]
     base_path = local_model(base) if base else None
     with parsing():
-        options = Options(
+        job = Job(
             models=tuple(models or ()),
             base=base_path,
             base_file=base_file,
@@ -103,7 +124,7 @@ def compare(
             save_logits=save_logits,
             save_base=save_base,
             top_k=top_k,
-            tasks=tuple(jobs),
+            tasks=tuple(files),
             n_tasks=n_tasks,
             lm_eval=tuple(lm_eval.split(",")) if lm_eval else (),
             lm_eval_limit=lm_eval_limit,
@@ -111,8 +132,15 @@ def compare(
             dtype=dtype,
             threads=threads or None,
             tokenizer=tokenizer,
+            output=output,
+            resume=resume,
+            force=force,
+            command=command_line(),
+            version=__version__,
         )
-    _report(evaluate(options, command_line(), __version__, tokens_bar), details, json_path, csv_path)
+    with Shown() as watcher:
+        record = run(job, watcher)
+    _report(record, details, as_json)
 
 
 @app.command("speed")
@@ -130,17 +158,20 @@ def speed(
     bench: Annotated[
         Path | None, typer.Option(help="A llama-bench binary. [default: on the path, else xllamacpp]")
     ] = None,
-    json_path: Json = None,
-    csv_path: Csv = None,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Tokens per second of llama.cpp on each file: mean ± standard deviation, size, bits per weight."""
-    from quantmill.jobs.speed import speed_run
+    from quantmill.jobs.speed import Job, run
     from quantmill.measure.speed import SpeedOptions, parse_tests
 
     with parsing():
         options = SpeedOptions(parse_tests(tests), repeats, threads or None, repack, bench)
-    run = speed_run(tuple(models or ()), options, command_line(), __version__, tokens_bar)
-    _report(run, False, json_path, csv_path)
+        job = Job(tuple(models or ()), options, output, force, command_line(), __version__)
+    with Shown() as watcher:
+        record = run(job, watcher)
+    _report(record, False, as_json)
 
 
 def command_line() -> str:
@@ -148,29 +179,11 @@ def command_line() -> str:
     return shlex.join(["quantmill", *sys.argv[1:]])
 
 
-def _report(run: Run, details: bool, json_path: str | None, csv_path: str | None) -> None:
+def _report(record: Run, details: bool, as_json: bool) -> None:
     from quantmill.commands.evaluation_tables import print_evaluation
-    from quantmill.measure.record import to_csv, to_json
+    from quantmill.measure.record import to_json
 
-    for path, text in ((json_path, to_json), (csv_path, to_csv)):
-        if path == "-":
-            show(text(run).rstrip("\n"))
-        elif path is not None:
-            write_whole(Path(path), text(run))
-    if "-" not in (json_path, csv_path):
-        print_evaluation(run, details)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under its name only when it is complete."""
-    from quantmill.gguf_io.partial import PartialFile, resolved
-
-    data = text.encode("utf-8")
-    file = PartialFile(resolved(path), len(data))
-    try:
-        file.write_at(0, memoryview(data))
-        file.sync()
-        file.rename()
-    finally:
-        if not file.has_final_name:
-            file.discard()
+    if as_json:
+        show(to_json(record).rstrip("\n"))
+    else:
+        print_evaluation(record, details)

@@ -6,7 +6,7 @@ from quantmill.commands.console import show, table_text
 from quantmill.measure.divergence import Divergence
 from quantmill.measure.record import Run
 from quantmill.measure.report import collect, tables
-from quantmill.measure.report.tables import plus_minus
+from quantmill.measure.report.tables import number, plus_minus
 
 # The columns of the report's table that fit a terminal; --details and the files have the others.
 NARROW = ("model", "size", "bpw", "PPL", "KLD mean", "same top %")
@@ -38,18 +38,20 @@ def _details(d: Divergence) -> dict[str, str]:
     return {
         "PPL(Q)": plus_minus(d.ppl, 6),
         "PPL(base)": plus_minus(d.ppl_base, 6),
-        "Cor(ln PPL(Q), ln PPL(base))": "" if d.correlation is None else f"{100 * d.correlation:.2f} %",
+        "Cor(ln PPL(Q), ln PPL(base))": ""
+        if d.correlation is None
+        else number(100 * d.correlation, 2) + " %",
         "ln(PPL(Q)/PPL(base))": plus_minus(d.ln_ratio, 6),
         "PPL(Q)/PPL(base)": plus_minus(d.ratio, 6),
         "PPL(Q) − PPL(base)": plus_minus(d.ppl_diff, 6),
         "KLD mean": plus_minus(d.kld, 6),
-        "KLD maximum": f"{d.kld_max:.6f}",
-        **{f"KLD {p:g} %": f"{value:.6f}" for p, value in d.kld_percentiles.items()},
-        "KLD minimum": f"{d.kld_min:.6f}",
+        "KLD maximum": number(d.kld_max, 6),
+        **{f"KLD {p:g} %": number(value, 6) for p, value in d.kld_percentiles.items()},
+        "KLD minimum": number(d.kld_min, 6),
         "Δp mean": plus_minus(d.p_diff.scaled(100), 3) + " %",
-        "Δp maximum": f"{100 * d.p_diff_max:.3f} %",
-        **{f"Δp {p:g} %": f"{100 * value:.3f} %" for p, value in d.p_diff_percentiles.items()},
-        "Δp minimum": f"{100 * d.p_diff_min:.3f} %",
+        "Δp maximum": number(100 * d.p_diff_max, 3) + " %",
+        **{f"Δp {p:g} %": number(100 * value, 3) + " %" for p, value in d.p_diff_percentiles.items()},
+        "Δp minimum": number(100 * d.p_diff_min, 3) + " %",
         "Δp RMS": plus_minus(d.p_diff_rms.scaled(100), 3) + " %",
         "same top token": plus_minus(d.same_top.scaled(100), 3) + " %",
     }

@@ -72,6 +72,10 @@ Revision = Annotated[
     typer.Option("--revision", metavar="TEXT", help="Branch, tag or commit of a model on the hub."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace an output of another kind than what is written; never an input."),
+]
 OtherModels = Annotated[
     list[str] | None,
     typer.Option(

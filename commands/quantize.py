@@ -12,7 +12,7 @@ import typer
 
 from quantmill import __version__
 from quantmill.commands.console import bytes_bar, print_warnings, remark, show
-from quantmill.commands.options import Device, DryRun, Json, Revision, Threads
+from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
     files_of,
@@ -141,9 +141,7 @@ def quantize(
     device: Device = "auto",
     threads: Threads = None,
     dry_run: DryRun = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that is no GGUF model; never an input.")
-    ] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make a smaller GGUF. Takes llama-quantize's own arguments and writes the same bytes.

@@ -19,7 +19,7 @@ step quantmill quantize --imatrix $out/imatrix.gguf $out/f16.gguf $out/Q4_K_M.gg
 step quantmill quantize --imatrix $out/imatrix.gguf --tensor-type 'blk\.[03]\.ffn_down_exps=Q6_K' \
     --tensor-type 'attn_(q|k)=Q5_K' $out/f16.gguf $out/IQ3_S-layerwise.gguf IQ3_S
 step quantmill quantize --imatrix $out/imatrix.gguf --prune-layers 2 $out/f16.gguf $out/Q4_K_M-pruned.gguf Q4_K_M
-step quantmill evaluate --base $out/f16.gguf --text $model/evaluation.txt --chunks 8 --json $out/evaluation.json \
+step quantmill evaluate --base $out/f16.gguf --text $model/evaluation.txt --chunks 8 -o $out/evaluation.json \
     $out/Q4_K_M.gguf $out/IQ3_S-layerwise.gguf $out/Q4_K_M-pruned.gguf
 step quantmill report $out/evaluation.json --imatrix $out/imatrix.gguf -o $out/report
 step python examples/say.py $out/Q4_K_M.gguf "It is a truth universally acknowledged, that"

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import datetime
-import itertools
-import platform
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from quantmill.gguf_io.kinds import LOGITS
+from quantmill.gguf_io.outputs import Output, check_output
+from quantmill.jobs.comparisons import divergence_tests, task_tests
+from quantmill.jobs.machine import machine, now
+from quantmill.jobs.passes import alone, divergences, harness_metrics, task_results
+from quantmill.jobs.saved import SAVED, Saved, saved_path
+from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure import compare
-from quantmill.measure.divergence import TokenScores, paired_test, summarize
+from quantmill.measure.divergence import TokenScores, summarize
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.harness import run_harness
 from quantmill.measure.logits_file import TOP_K, LogitsFile, LogitsWriter
 from quantmill.measure.perplexity import perplexity
 from quantmill.measure.record import (
-    Comparison,
     ModelFile,
     ModelResult,
     Run,
@@ -29,21 +33,15 @@ from quantmill.measure.record import (
     TextInfo,
     describe,
     digest,
+    kind_of_record,
     named,
+    write_record,
 )
-from quantmill.measure.task_files import Kind, Task, read_tasks, unasked
-from quantmill.measure.tasks import TaskResult, mcnemar, prepared, score
-from quantmill.models.model import LoadedModel, load
-from quantmill.models.scoring import batches, cut, scored_logits, targets, token_nll
+from quantmill.measure.task_files import Kind, read_tasks, unasked
+from quantmill.measure.tasks import TaskResult, prepared
+from quantmill.models.model import LoadedModel, load, usable_device
+from quantmill.models.scoring import cut, targets
 from quantmill.models.text import read_text
-
-Advance = Callable[[int], None]
-Bar = Callable[[str, int], AbstractContextManager[Advance]]  # (what, how many tokens or tasks)
-
-
-@contextmanager
-def no_bar(what: str, total: int) -> Iterator[Advance]:
-    yield lambda done: None
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,13 @@ class TaskJob:
 
 
 @dataclass(frozen=True)
-class Options:
+class Job:
     """What `quantmill evaluate` was asked for. n_ctx None: 512, or what the base file was made with.
 
     base: a model, or base_file: its saved predictions. save_logits, save_base: write the base's predictions in
     llama.cpp's or the compact format with top_k entries a position. n_tasks None: all tasks of a file.
+    output: the record, a table where its name ends in .csv; what is finished is kept beside it until it is there, and
+    with `resume` not run again. command, version: as the record shall name them.
     """
 
     models: tuple[Path, ...]
@@ -83,6 +83,11 @@ class Options:
     dtype: str = "float32"
     threads: int | None = None
     tokenizer: Path | None = None
+    output: Path | None = None
+    resume: bool = False
+    force: bool = False
+    command: str = ""
+    version: str = ""
 
     def __post_init__(self) -> None:
         if self.base is not None and self.base_file is not None:
@@ -95,6 +100,10 @@ class Options:
             raise MeasureError("nothing to measure: give --text, --base-file or tasks")
         if (self.save_logits or self.save_base) and (self.base is None or self.text is None):
             raise MeasureError("saving predictions needs --base and --text")
+        if self.resume and self.output is None:
+            raise MeasureError(
+                "--resume goes on beside the output of a run that was stopped: give its -o FILE"
+            )
         numbers = {
             "--ctx": self.n_ctx,
             "--chunks": self.chunks,
@@ -108,158 +117,172 @@ class Options:
             raise MeasureError("--base-file holds its own tokens; leave out --text")
 
 
-def evaluate(options: Options, command: str, version: str, bar: Bar = no_bar) -> Run:
-    """Run the evaluation. Raises MeasureError, GGUFError or OSError with one plain line."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+def run(job: Job, watcher: Watcher | None = None) -> Run:
+    """Run the evaluation and write its record. Raises MeasureError, GGUFError or OSError with one plain line.
+
+    What an interrupt or an error finds finished is kept (see Job); the interrupt says where.
+    """
+    watcher = watcher or Silent()
+    output, saves = _outputs(job)
+    for one in (*([output] if output else []), *saves.values()):
+        for note in one.notes:
+            watcher.note(note)
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    saved = Saved(saved_path(output.final) if output else None, _identity(job), job.resume, watcher.warn)
+    try:
+        record = _measured(job, saves, saved, watcher)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(saved.advice) from None
+    if output is not None:
+        write_record(record, output)
+    saved.remove()
+    return record
+
+
+def _outputs(job: Job) -> tuple[Output | None, dict[str, Output]]:
+    """Places of the record and of saved predictions ("logits", "base"), checked before the work."""
+    read = (*job.models, job.base, job.base_file, job.text, job.tokenizer, *(task.path for task in job.tasks))
+    inputs = [path for path in read if path is not None]
+    output = None
+    if job.output is not None:
+        output = check_output(job.output, kind_of_record(job.output), inputs, force=job.force)
+        check_output(saved_path(output.final), SAVED, inputs)
+    saves: dict[str, Output] = {}
+    for name, path in (("logits", job.save_logits), ("base", job.save_base)):
+        if path is not None:
+            others = [*([output] if output else []), *saves.values()]
+            saves[name] = check_output(path, LOGITS, inputs, force=job.force, others=others)
+    return output, saves
+
+
+def _identity(job: Job) -> str:
+    """A hash of all that decides the numbers: options, and the files by size and time."""
+    kept = {"output", "resume", "force", "command", "version", "threads", "save_logits", "save_base"}
+    options = {name: value for name, value in asdict(job).items() if name not in kept}
+    paths = (*job.models, job.base, job.base_file, job.text, *(task.path for task in job.tasks))
+    files = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for path in paths
+        if path is not None
+        for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])
+    ]
+    described = json.dumps([options, files], default=str, sort_keys=True)
+    return hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _measured(job: Job, saves: dict[str, Output], saved: Saved, watcher: Watcher) -> Run:
     # Everything that can be wrong with a file is found before a model runs.
-    jobs = [(job, read_tasks(job.path, job.kind, options.n_tasks)) for job in options.tasks]
-    base_file = LogitsFile(options.base_file) if options.base_file else None
-    paths = ([options.base] if options.base else []) + list(options.models)
-    loaded = [load(path, options.device, options.dtype, options.tokenizer) for path in paths]
-    base, quants = (loaded[0], loaded[1:]) if options.base else (None, loaded)
-    for job, tasks in jobs:
-        prepared(loaded[0], job.kind, tasks, options.n_ctx or 512)
-    results, text, scores = _text(options, base, base_file, quants, bar)
-    scored = [_tasks(model, jobs, options, bar) for model in loaded]
-    harness = [_harness(model, options) for model in loaded]
+    tasks = [(task.name, task.kind, read_tasks(task.path, task.kind, job.n_tasks)) for task in job.tasks]
+    base_file = LogitsFile(job.base_file) if job.base_file else None
+    device = usable_device(job.device)
+    paths = ([job.base] if job.base else []) + list(job.models)
+    with ExitStack() as opened:
+        loaded = []
+        for path in paths:
+            loaded.append(load(path, str(device), job.dtype, job.tokenizer))
+            opened.callback(loaded[-1].close)
+        for _, kind, found in tasks:
+            prepared(loaded[0], kind, found, job.n_ctx or 512)
+        base, quants = (loaded[0], loaded[1:]) if job.base else (None, loaded)
+        results, text, scores = _text(job, base, base_file, quants, saves, saved, watcher)
+        scored = [
+            task_results(i, model, tasks, job.n_ctx or 512, saved, watcher) for i, model in enumerate(loaded)
+        ]
+        harness = [_harness(i, model, job, saved) for i, model in enumerate(loaded)]
+        dtype = str(loaded[0].dtype).removeprefix("torch.")
     files = named([describe(path) for path in paths])
     results = [
-        replace(result, file=file, tasks=tuple(_task_score(*one) for one in found), lm_eval=metrics)
+        replace(result, file=file, tasks=tuple(map(_task_score, job.tasks, found)), lm_eval=metrics)
         for result, file, found, metrics in zip(results, files, scored, harness, strict=True)
     ]
-    for model in loaded:
-        model.close()
-    names = [file.name for file in files][len(loaded) - len(quants) :]
+    names = [file.name for file in files][len(paths) - len(quants) :]
     n_chunks = text.n_chunks if text else 0
-    ranks = compare.ranking(scores, n_chunks)
     return Run(
-        version=version,
-        command=command,
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        machine=machine(options.device),
-        device=f"{options.device}, {options.dtype}",
-        models=tuple(results[1:] if base else results),
-        base=results[0] if base else None,
+        version=job.version,
+        command=job.command,
+        date=now(),
+        machine=machine(str(device)),
+        device=f"{device}, {dtype}",
+        models=tuple(results[1:] if job.base else results),
+        base=results[0] if job.base else None,
         text=text,
-        ranking=tuple(names[rank.index] for rank in ranks),
+        ranking=tuple(names[rank.index] for rank in compare.ranking(scores, n_chunks)),
         comparisons=(
-            *_divergence_tests(names, scores, n_chunks),
-            *_task_tests([file.name for file in files], scored),
+            *divergence_tests(names, scores, n_chunks),
+            *task_tests([file.name for file in files], [task.name for task in job.tasks], scored),
         ),
-        notes=tuple(filter(None, (unasked(job.path, job.kind) for job in options.tasks))),
+        notes=tuple(filter(None, (unasked(task.path, task.kind) for task in job.tasks))),
     )
-
-
-def machine(device: str) -> str:
-    """Processor, or the GPU's name, and versions that numbers may depend on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}, {sys.platform}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 NOTHING = ModelFile("", "", 0, 0, 0.0, "", "", ())
 
 
 def _text(
-    options: Options,
+    job: Job,
     base: LoadedModel | None,
     base_file: LogitsFile | None,
     quants: Sequence[LoadedModel],
-    bar: Bar,
+    saves: dict[str, Output],
+    saved: Saved,
+    watcher: Watcher,
 ) -> tuple[list[ModelResult], TextInfo | None, tuple[TokenScores, ...]]:
     """Results without files, base first; the text; token scores of the quants."""
-    n_models = len(quants) + (base is not None)
-    if base_file is not None:
-        compare.check_base_file(base_file, quants, options.n_ctx)
-        chunks = base_file.tokens[: options.chunks]
-        source, sha = base_file.path, digest([base_file.path])
-    elif options.text is not None:
-        first = base or quants[0]
-        words = read_text(options.text)
-        compare.check_vocabularies(first, quants, words)
-        tokens = first.tokenizer.encode(words, parse_special=options.parse_special)
-        chunks = cut(tokens, options.n_ctx or 512, options.chunks)
-        source, sha = options.text, digest([options.text])
-    else:
-        return [ModelResult(NOTHING)] * n_models, None, ()
-    info = TextInfo(str(source), sha, chunks.shape[1], chunks.shape[0], targets(chunks).size)
-    with bar("perplexity", n_models * chunks.size) as advance:
-        against = base or base_file
-        if against is None:
-            alone = [_alone(quant, chunks, advance) for quant in quants]
-            return [ModelResult(NOTHING, perplexity(nll)) for nll in alone], info, ()
-        with ExitStack() as stack:
-            writers = [stack.enter_context(writer) for writer in _writers(options, chunks, against)]
-            found = compare.run(against, quants, chunks, writers, advance)
-    results = [ModelResult(NOTHING, perplexity(found.base_nll))] if base else []
-    for scores in found.scores:
+    against = base or base_file
+    if against is None and job.text is None:
+        return [ModelResult(NOTHING)] * len(quants), None, ()
+    if base_file is None and job.text is None:
+        return [ModelResult(NOTHING)] * (len(quants) + 1), None, ()
+    chunks, source = _chunks(job, base, base_file, quants)
+    info = TextInfo(str(source), digest([source]), chunks.shape[1], chunks.shape[0], targets(chunks).size)
+    if against is None:
+        found = alone(quants, chunks, saved, watcher)
+        return [ModelResult(NOTHING, perplexity(nll)) for nll in found], info, ()
+    if saves:
+        saved.forget("text")  # what is saved of the base's predictions is all of them or none
+    with ExitStack() as stack:
+        writers = [stack.enter_context(writer) for writer in _writers(job, saves, chunks, against)]
+        passed = divergences(against, quants, chunks, writers, saved, watcher)
+    results = [ModelResult(NOTHING, perplexity(passed.base_nll))] if base else []
+    for scores in passed.scores:
         summary = summarize(scores)
-        by_chunk = scores.kld.reshape(found.n_chunks, -1).mean(axis=1)
+        by_chunk = scores.kld.reshape(passed.n_chunks, -1).mean(axis=1)
         results.append(ModelResult(NOTHING, summary.ppl, summary, tuple(by_chunk.tolist())))
-    return results, info, found.scores
+    return results, info, passed.scores
 
 
-def _writers(options: Options, chunks: np.ndarray, base: LoadedModel | LogitsFile) -> Iterator[LogitsWriter]:
+def _chunks(
+    job: Job, base: LoadedModel | None, base_file: LogitsFile | None, quants: Sequence[LoadedModel]
+) -> tuple[np.ndarray, Path]:
+    """[n_chunk, n_ctx] i32 tokens, and the file that they come from."""
+    if base_file is not None:
+        compare.check_base_file(base_file, quants, job.n_ctx)
+        return base_file.tokens[: job.chunks], base_file.path
+    assert job.text is not None
+    first = base or quants[0]
+    words = read_text(job.text)
+    compare.check_vocabularies(first, quants, words)
+    tokens = first.tokenizer.encode(words, parse_special=job.parse_special)
+    return cut(tokens, job.n_ctx or 512, job.chunks), job.text
+
+
+def _writers(
+    job: Job, saves: dict[str, Output], chunks: np.ndarray, base: LoadedModel | LogitsFile
+) -> Iterator[LogitsWriter]:
     if isinstance(base, LoadedModel):
-        if options.save_logits is not None:
-            yield LogitsWriter(options.save_logits, chunks, base.n_vocab)
-        if options.save_base is not None:
-            yield LogitsWriter(options.save_base, chunks, base.n_vocab, options.top_k)
+        for name, output in saves.items():
+            yield LogitsWriter(output.final, chunks, base.n_vocab, job.top_k if name == "base" else 0)
 
 
-def _alone(model: LoadedModel, chunks: np.ndarray, advance: Advance) -> np.ndarray:
-    out = []
-    for batch in batches(chunks.shape[0], chunks.shape[1], model.n_vocab):
-        wanted = torch.from_numpy(targets(chunks[batch]).astype(np.int64))
-        logits = scored_logits(model, chunks[batch])
-        out += [token_nll(rows, target.to(rows.device)) for rows, target in zip(logits, wanted, strict=True)]
-        advance(chunks[batch].size)
-    return np.concatenate(out)
-
-
-def _tasks(
-    model: LoadedModel, jobs: Sequence[tuple[TaskJob, list[Task]]], options: Options, bar: Bar
-) -> list[tuple[TaskJob, TaskResult]]:
-    out = []
-    for job, tasks in jobs:
-        with bar(f"{job.kind} {model.path.name}", len(tasks)) as advance:
-            out.append((job, score(model, job.kind, tasks, options.n_ctx or 512, advance)))
-    return out
-
-
-def _harness(model: LoadedModel, options: Options) -> dict[str, float] | None:
-    if not options.lm_eval:
+def _harness(i: int, model: LoadedModel, job: Job, saved: Saved) -> dict[str, float] | None:
+    if not job.lm_eval:
         return None
-    return run_harness(model, options.lm_eval, options.n_ctx or 2048, options.lm_eval_limit)
+    return harness_metrics(
+        i, lambda: run_harness(model, job.lm_eval, job.n_ctx or 2048, job.lm_eval_limit), saved
+    )
 
 
 def _task_score(job: TaskJob, result: TaskResult) -> TaskScore:
     right = tuple(one.right for one in result.scored)
     return TaskScore(job.name, str(job.path), digest([job.path]), result.accuracy, result.chance, right)
-
-
-def _divergence_tests(
-    names: Sequence[str], scores: Sequence[TokenScores], n_chunks: int
-) -> Iterator[Comparison]:
-    for a, b in itertools.combinations(range(len(scores)), 2):
-        test = paired_test(scores[a].kld, scores[b].kld, n_chunks)
-        yield Comparison("kld", names[a], names[b], test.difference.value, test.p_value)
-
-
-def _task_tests(
-    names: Sequence[str], found: Sequence[Sequence[tuple[TaskJob, TaskResult]]]
-) -> Iterator[Comparison]:
-    for a, b in itertools.combinations(range(len(found)), 2):
-        for (job, one), (_, other) in zip(found[a], found[b], strict=True):
-            test = mcnemar(one, other)
-            difference = one.accuracy.value - other.accuracy.value
-            yield Comparison(job.name, names[a], names[b], difference, test.p_value)

@@ -15,7 +15,7 @@ import numpy as np
 from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.watcher import Watcher
+from quantmill.jobs.watcher import PlanWatcher
 from quantmill.qkernels import QuantizeError, to_float32
 from quantmill.qkernels.plain import require_finite_scales
 from quantmill.qkernels.rows import RowQuantizer
@@ -53,7 +53,7 @@ class Line:
         sink: GGUFSink,
         importance: ImportanceMatrix | None,
         quantizers: Sequence[RowQuantizer],
-        watcher: Watcher,
+        watcher: PlanWatcher,
     ) -> None:
         self.clock = Clock()
         self._source = source

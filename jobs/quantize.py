@@ -18,7 +18,7 @@ from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix.store import ImportanceMatrix, load
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.line import Line
-from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.jobs.watcher import PlanWatcher, Silent
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.recipe import ImportanceIndex, Plan, Recipe, build_plan
@@ -73,7 +73,7 @@ def plan_job(job: Job) -> Plan:
         return _plan(job, source, load_importance(job))
 
 
-def run(job: Job, watcher: Watcher | None = None) -> Result:
+def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
     """Do the job. The output appears under its name when it is complete, or not at all.
 
     Raises JobError for a plan that cannot be carried out and for weights that cannot be quantized (naming tensor and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,25 @@ class Pass:
     base_nll: np.ndarray
     scores: tuple[TokenScores, ...]
     n_chunks: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What all models say of some chunks, up to chunk `stop`. base_nll [n] f64, None where a file is the base."""
+
+    stop: int
+    base_nll: np.ndarray | None
+    scores: tuple[TokenScores, ...]
+
+
+def joined(batches: Sequence[Batch]) -> Pass:
+    """All batches of a text, in order, as one pass."""
+    scores = tuple(
+        TokenScores.joined(parts) for parts in zip(*(batch.scores for batch in batches), strict=True)
+    )
+    parts = [batch.base_nll for batch in batches if batch.base_nll is not None]
+    base_nll = np.concatenate(parts) if parts else scores[0].nll_base if scores else np.empty(0)
+    return Pass(base_nll, scores, batches[-1].stop)
 
 
 def check_vocabularies(base: LoadedModel, quants: Sequence[LoadedModel], text: str) -> None:
@@ -63,9 +82,20 @@ def run(
     quants: Sequence[LoadedModel],
     chunks: np.ndarray,
     writers: Sequence[LogitsWriter] = (),
-    advance: Callable[[int], None] = lambda tokens: None,
 ) -> Pass:
-    """Score chunks [n_chunk, n_ctx] i32 with all models.
+    """All of run_batches at once."""
+    return joined(list(run_batches(base, quants, chunks, writers)))
+
+
+def run_batches(
+    base: LoadedModel | LogitsFile,
+    quants: Sequence[LoadedModel],
+    chunks: np.ndarray,
+    writers: Sequence[LogitsWriter] = (),
+    advance: Callable[[int], None] = lambda tokens: None,
+    first: int = 0,
+) -> Iterator[Batch]:
+    """Score chunks [n_chunk, n_ctx] i32 with all models, from chunk `first` on, which a batch must have ended at.
 
     writers: files to put the base's logits into. advance: told the tokens done, of all models together.
     Raises MeasureError for logits that are not finite.
@@ -73,20 +103,21 @@ def run(
     n_chunk, n_ctx = chunks.shape
     n_vocab = base.header.n_vocab if isinstance(base, LogitsFile) else base.n_vocab
     wanted = torch.from_numpy(targets(chunks).astype(np.int64))
-    base_nll: list[np.ndarray] = []
-    found: list[list[TokenScores]] = [[] for _ in quants]
     for batch in batches(n_chunk, n_ctx, n_vocab):
-        sides = _base_side(base, chunks, batch, wanted, base_nll, writers)
+        if batch.start < first:
+            continue
+        sides, base_nll = _base_side(base, chunks, batch, wanted, writers)
         advance(0 if isinstance(base, LogitsFile) else (batch.stop - batch.start) * n_ctx)
-        for quant, parts in zip(quants, found, strict=True):
+        found = []
+        for quant in quants:
             logits = scored_logits(quant, chunks[batch])
-            for side, rows, target in zip(sides, logits, wanted[batch], strict=True):
-                parts.append(side.compare(rows, target.to(rows.device)))
+            parts = [
+                side.compare(rows, target.to(rows.device))
+                for side, rows, target in zip(sides, logits, wanted[batch], strict=True)
+            ]
+            found.append(TokenScores.joined(parts))
             advance((batch.stop - batch.start) * n_ctx)
-    scores = tuple(TokenScores.joined(parts) for parts in found)
-    if isinstance(base, LogitsFile) and scores:
-        base_nll = [scores[0].nll_base]
-    return Pass(np.concatenate(base_nll) if base_nll else np.empty(0), scores, n_chunk)
+        yield Batch(batch.stop, base_nll, tuple(found))
 
 
 def _base_side(
@@ -94,21 +125,22 @@ def _base_side(
     chunks: np.ndarray,
     batch: slice,
     wanted: torch.Tensor,
-    base_nll: list[np.ndarray],
     writers: Sequence[LogitsWriter],
-) -> list[Base]:
+) -> tuple[list[Base], np.ndarray | None]:
+    """The base's predictions of each chunk, and its −log p of the targets."""
     if isinstance(base, LogitsFile):
-        return [base.base(chunk) for chunk in range(batch.start, batch.stop)]
+        return [base.base(chunk) for chunk in range(batch.start, batch.stop)], None
     sides: list[Base] = []
+    nll = []
     logits = scored_logits(base, chunks[batch])
     for rows, target in zip(logits, wanted[batch], strict=True):
         target = target.to(rows.device)
         for writer in writers:
             writer.append(rows, target)
         log_p = torch.log_softmax(rows, dim=-1)
-        base_nll.append(-log_p.gather(-1, target[:, None]).squeeze(-1).cpu().double().numpy())
+        nll.append(-log_p.gather(-1, target[:, None]).squeeze(-1).cpu().double().numpy())
         sides.append(DenseBase(log_p))
-    return sides
+    return sides, np.concatenate(nll)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from quantmill.measure.perplexity import Estimate, estimate, perplexity
+from quantmill.measure.perplexity import Estimate, estimate, exponential, perplexity
 from quantmill.models.scoring import row_slabs
 
 KLD_PERCENTILES = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)
@@ -117,7 +117,7 @@ def summarize(s: TokenScores) -> Divergence:
         ppl_base=ppl_base,
         correlation=covariance / errors if errors > 0 else None,
         ln_ratio=Estimate(ln_ratio, ln_error),
-        ratio=Estimate(math.exp(ln_ratio), math.exp(ln_ratio) * ln_error),
+        ratio=exponential(Estimate(ln_ratio, ln_error)),
         ppl_diff=Estimate(ppl.value - ppl_base.value, math.sqrt(max(0.0, diff_error))),
         kld=estimate(s.kld),
         kld_max=float(s.kld.max()),

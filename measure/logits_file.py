@@ -31,6 +31,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from quantmill.gguf_io.outputs import require_space
 from quantmill.gguf_io.partial import PartialFile, resolved
 from quantmill.measure.divergence import TokenScores, compare, scores
 from quantmill.measure.errors import MeasureError
@@ -131,7 +132,9 @@ class LogitsWriter:
         self.chunks_left = tokens.shape[0]
         rows = self.header.n_chunk * self.header.n_scored * self.header.row.itemsize
         start = self.header.encoded() + np.ascontiguousarray(tokens, dtype="<i4").tobytes()
-        self.file = PartialFile(resolved(path), len(start) + rows)
+        final = resolved(path)
+        require_space([final], len(start) + rows)
+        self.file = PartialFile(final, len(start) + rows)
         self.position = 0
         self._write(start)
 
@@ -153,8 +156,7 @@ class LogitsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None and self.chunks_left == 0:
-            self.file.sync()
-            self.file.rename()
+            self.file.finish()
         else:
             self.file.discard()
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MAX_EXPONENT = 709  # exp of more is no float64
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error."""
+    """A mean and its standard error, which is NaN where one value says nothing of it; in files that is null."""
 
     value: float
     error: float
@@ -34,6 +36,10 @@ def estimate(values: np.ndarray) -> Estimate:
 
 def perplexity(nll: np.ndarray) -> Estimate:
     """exp of the mean negative log-likelihood, nll [n] f64, with the error carried through."""
-    mean = estimate(nll)
-    value = math.exp(mean.value)
-    return Estimate(value, value * mean.error)
+    return exponential(estimate(nll))
+
+
+def exponential(mean: Estimate) -> Estimate:
+    """exp of a mean; infinite where a broken model's is too large for a number."""
+    value = math.exp(mean.value) if mean.value < MAX_EXPONENT else math.inf
+    return Estimate(value, value * mean.error if mean.error else 0.0)

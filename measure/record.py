@@ -1,6 +1,7 @@
 """The record of an evaluation: what was measured, on which files, with which command; as JSON and as CSV.
 
-`quantmill evaluate --json` writes one, `quantmill report` reads any number of them.
+`quantmill evaluate -o run.json` writes one, `quantmill report` reads any number of them. A number that is not known
+or not finite is null there and empty in a table.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -16,6 +18,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from quantmill.gguf_io.filesystem import digest
+from quantmill.gguf_io.kinds import Kind, json_object, starting_with
+from quantmill.gguf_io.outputs import Output
+from quantmill.gguf_io.partial import write_whole
 from quantmill.gguf_io.source import open_source
 from quantmill.measure.divergence import Divergence
 from quantmill.measure.errors import MeasureError
@@ -23,6 +28,8 @@ from quantmill.measure.perplexity import Estimate
 from quantmill.measure.speed import Speed
 
 FORMAT = 1
+RECORD = json_object("an evaluation record", "format", "models")
+TABLE = starting_with("a table of evaluations", b"name,bytes,bits_per_weight")
 # Metadata that a page or a card shows; of quantmill's own keys all.
 FACTS = (
     "general.name",
@@ -174,8 +181,31 @@ def named(files: Sequence[ModelFile]) -> list[ModelFile]:
     return out
 
 
+def kind_of_record(path: Path) -> Kind:
+    """What an output of this name holds. Raises MeasureError when it ends in neither .json nor .csv."""
+    kinds = {".json": RECORD, ".csv": TABLE}
+    if path.suffix.lower() not in kinds:
+        raise MeasureError(f"{path}: an evaluation is written as .json or as .csv; give the file such a name")
+    return kinds[path.suffix.lower()]
+
+
+def write_record(run: Run, output: Output) -> None:
+    """As JSON or as a table, by the output's kind (kind_of_record)."""
+    text = to_csv(run) if output.kind is TABLE else to_json(run)
+    write_whole(output.final, text.encode("utf-8"))
+
+
 def to_json(run: Run) -> str:
-    return json.dumps(asdict(run), indent=1) + "\n"
+    return json.dumps(finite(asdict(run)), indent=1, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that are not finite, which JSON has no word for, become None."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json(path: Path) -> Run:
@@ -186,7 +216,7 @@ def from_json(path: Path) -> Run:
         raise MeasureError(f"{path}: not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise MeasureError(
-            f"{path}: not a quantmill evaluation record of format {FORMAT}; quantmill evaluate --json writes one"
+            f"{path}: not a quantmill evaluation record of format {FORMAT}; quantmill evaluate -o run.json writes one"
         )
     try:
         return _built(Run, data)
@@ -209,6 +239,8 @@ def _built(kind: Any, value: Any) -> Any:
         return tuple(_built(arguments[0], one) for one in value)
     if origin is dict:
         return {arguments[0](key): _built(arguments[1], one) for key, one in value.items()}
+    if value is None and kind is float:
+        return math.nan
     if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
         raise TypeError(f"{value!r} is not {kind.__name__}")
     return value
@@ -232,14 +264,13 @@ def to_csv(run: Run) -> str:
     for result in results:
         accuracy = {task.kind: task.accuracy for task in result.tasks}
         rates = {speed.test: speed.mean for speed in result.speed}
-        writer.writerow(
-            [
-                *_csv_row(result),
-                *(accuracy[task].value if task in accuracy else "" for task in tasks),
-                *(accuracy[task].error if task in accuracy else "" for task in tasks),
-                *(rates.get(test, "") for test in tests),
-            ]
-        )
+        row = [
+            *_csv_row(result),
+            *(accuracy[task].value if task in accuracy else None for task in tasks),
+            *(accuracy[task].error if task in accuracy else None for task in tasks),
+            *(rates.get(test) for test in tests),
+        ]
+        writer.writerow(["" if cell is None else cell for cell in finite(row)])
     return out.getvalue()
 
 

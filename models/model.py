@@ -120,7 +120,9 @@ def load(
     Raises ModelError for a model that cannot be built, OSError for a path that cannot be read.
     """
     path = Path(path)
-    target, compute = _device(device), _dtype(dtype)
+    target, compute = usable_device(device), _dtype(dtype)
+    if tokenizer_path and not Path(tokenizer_path).is_dir():
+        raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
     given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
     if path.is_dir():
         return _load_directory(path, target, compute, given)
@@ -134,7 +136,8 @@ def automatic_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """torch's device of this name, or what "auto" means here. Raises ModelError when it cannot be used."""
     try:
         device = torch.device(automatic_device() if name == "auto" else name)
         torch.empty(0, device=device)

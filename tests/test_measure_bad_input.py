@@ -14,7 +14,7 @@ import pytest
 from quantmill import cli
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
-from quantmill.jobs.evaluate import Options
+from quantmill.jobs.evaluate import Job
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.logits_file import LogitsFile
 from quantmill.measure.task_files import KINDS, read_tasks
@@ -210,7 +210,7 @@ def test_requests_that_make_no_sense(
     words = [str({"MODEL": tiny("F16"), "TEXT": TEXT}.get(word, word)) for word in arguments]
     if not words:
         with pytest.raises(MeasureError, match=message):
-            Options(models=())
+            Job(models=())
         return
     files = (
         "No such file",
@@ -300,7 +300,7 @@ def test_a_record_with_a_wrong_value(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "run.json"
     assert (
         cli.main(
-            ["evaluate", str(tiny("Q4_0")), "-f", str(TEXT), "-c", "16", "--chunks", "2", "--json", str(path)]
+            ["evaluate", str(tiny("Q4_0")), "-f", str(TEXT), "-c", "16", "--chunks", "2", "-o", str(path)]
         )
         == 0
     )

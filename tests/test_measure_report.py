@@ -12,11 +12,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from quantmill import cli
 from quantmill.measure.errors import MeasureError
+from quantmill.measure.perplexity import Estimate, perplexity
 from quantmill.measure.record import ModelFile, ModelResult, Run, TensorRow, from_json, to_csv, to_json
 from quantmill.measure.report import HeatMap, card, collect, page, tables
 from quantmill.measure.report.collect import pareto, type_map, without_paths
@@ -31,7 +33,7 @@ def record() -> Run:
     path = directory() / "run.json"
     arguments = ["--base", *map(tiny, ("F16", "Q4_0", "Q8_0")), "-f", EXAMPLE / "evaluation.txt", "-c", 128]
     tasks = ["--hellaswag", DATA / "hs.txt", "--multiple-choice", DATA / "mc.bin", "--tasks", 10]
-    command = ["evaluate", *arguments, "--chunks", 8, *tasks, "-t", 1, "--json", path]
+    command = ["evaluate", *arguments, "--chunks", 8, *tasks, "-t", 1, "-o", path]
     torch.set_num_threads(1)
     assert cli.main([str(word) for word in command]) == 0
     return from_json(path)
@@ -72,6 +74,32 @@ def test_record_survives_json() -> None:
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
 
 
+def test_what_is_not_known_is_null_and_a_dash(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One task has no standard error; it used to be NaN in JSON, which other readers refuse, and "± nan" in tables."""
+    path = tmp_path / "run.json"
+    command = ["evaluate", tiny("Q8_0"), "--hellaswag", DATA / "hs.txt", "--tasks", 1, "-o", path]
+    assert cli.main([*map(str, command)]) == 0
+    assert "± –" in capsys.readouterr().out
+    data = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert data["models"][0]["tasks"][0]["accuracy"]["error"] is None
+    run = from_json(path)
+    assert math.isnan(run.models[0].tasks[0].accuracy.error)
+    text = page(collect([run])) + card(collect([run])) + to_csv(run)
+    assert "nan" not in re.sub(r"[\w.-]*nan\w+|\w+nan[\w.-]*", "", text)
+    assert "± –" in text
+
+
+def test_a_broken_models_perplexity_is_no_number(tmp_path: Path) -> None:
+    assert perplexity(np.array([800.0, 900.0])).value == math.inf
+    result = record().models[0]
+    broken = replace(result, ppl=Estimate(math.inf, math.nan))
+    run = replace(record(), models=(broken,))
+    data = json.loads(to_json(run), parse_constant=lambda name: pytest.fail(name))
+    assert data["models"][0]["ppl"] == {"value": None, "error": None}
+    assert "– ± –" in page(collect([run]))
+    assert "inf" not in to_csv(run)
+
+
 def test_csv_has_a_row_a_model() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(record()))))
     assert [row["name"] for row in rows] == ["tiny-F16", "tiny-Q4_0", "tiny-Q8_0"]
@@ -85,10 +113,12 @@ def test_csv_has_a_row_a_model() -> None:
 
 def test_table_and_files_of_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["evaluate", tiny("Q8_0"), "-f", EXAMPLE / "evaluation.txt", "-c", 16, "--chunks", 2]
-    assert cli.main([*map(str, command), "--csv", "-"]) == 0
-    assert capsys.readouterr().out.startswith("name,bytes,bits_per_weight,ppl")
-    assert cli.main([*map(str, command), "--json", str(tmp_path / "run.json")]) == 0
+    assert cli.main([*map(str, command), "-o", str(tmp_path / "run.csv")]) == 0
+    assert (tmp_path / "run.csv").read_text().startswith("name,bytes,bits_per_weight,ppl")
     assert re.search(r"tiny-Q8_0 +7.81 MiB +8.53 +\d+\.\d{4} ± \d+\.\d{4}", capsys.readouterr().out)
+    assert cli.main([*map(str, command), "--json", "-o", str(tmp_path / "run.json")]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "run.json").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.csv", "run.json"]
     assert from_json(tmp_path / "run.json").models[0].ppl is not None
 
 

@@ -90,7 +90,7 @@ def test_speed_through_xllamacpp(tmp_path: Path, capsys: pytest.CaptureFixture[s
         1,
         "--no-repack",
     ]
-    assert cli.main([*map(str, command), "--json", str(path)]) == 0
+    assert cli.main([*map(str, command), "-o", str(path)]) == 0
     found = from_json(path).models[0].speed
     assert [speed.test for speed in found] == ["pp32", "tg8", "pp16+tg8"]
     assert all(speed.mean > 0 and speed.runs == 2 for speed in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +26,14 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "recipe").write_text('file_type = "Q8_0"\n')
     (tmp_path / "rules").write_text("attn_v=q8_0\n")
     shutil.copytree(EXAMPLE, tmp_path / "hf")
+    (tmp_path / "text.txt").write_text("words " * 3000)
+    (tmp_path / "record.json").write_text('{"format": 1, "models": []}')
+    (tmp_path / "table.csv").write_text("name,bytes,bits_per_weight\n")
+    (tmp_path / "wg.csv").write_text("1,a _ b,c,d,1\n")
+    (tmp_path / "base.logits").write_bytes(b"_logits_" + bytes(100))
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").write_text("<!doctype html>mine")
+    (tmp_path / "page" / "README.md").write_text("# mine")
     (tmp_path / "notes.txt").write_text("precious\n")
     return tmp_path
 
@@ -58,6 +67,16 @@ INPUTS = [
     "convert @hf @hf/config.json",
     "convert @hf @hf/model.safetensors",
     "quantize @hf @hf/tokenizer.json Q8_0",
+    "evaluate --base @m.gguf -f @text.txt --save-base @m.gguf @q.gguf",
+    "evaluate --base @m.gguf -f @text.txt --save-base @q.gguf @q.gguf",
+    "evaluate --base @m.gguf -f @text.txt --save-logits @text.txt @q.gguf",
+    "evaluate --base @hf -f @text.txt --save-logits @hf/tokenizer.json @q.gguf",
+    "evaluate --base-file @base.logits -o @record.json @record.json",
+    "evaluate @m.gguf -f @text.txt --tokenizer @hf -o @hf/config.json",
+    "evaluate @m.gguf --hellaswag @record.json -o @record.json",
+    "evaluate @m.gguf --winogrande @wg.csv -o @wg.csv",
+    "evaluate speed @record.json -o @record.json",
+    "report @page/index.html -o @page",
 ]
 
 
@@ -78,11 +97,19 @@ def test_an_input_is_never_replaced_by_way_of_a_link(
     assert "is an input" in refused(capsys, place, line)
 
 
+EVALUATE = "evaluate @q.gguf -f @text.txt --chunks 2 -c 16 -t 1"
 OTHER_KINDS = [
     ("quantize @m.gguf @notes.txt Q8_0", "is not a GGUF model but a text"),
     ("quantize @m.gguf @im.gguf Q8_0", "is not a GGUF model but an importance matrix"),
     ("quantize @m.gguf @hf/config.json Q8_0", "is not a GGUF model but a JSON file"),
     ("convert @hf @notes.txt", "is not a GGUF model but a text"),
+    (EVALUATE + " -o @hf/config.json", "is not an evaluation record but a JSON file"),
+    (EVALUATE + " -o @wg.csv", "is not a table of evaluations but a text"),
+    (EVALUATE + " --base @m.gguf --save-base @notes.txt", "is not saved predictions but a text"),
+    (
+        EVALUATE + " --base @m.gguf --save-logits @im.gguf",
+        "is not saved predictions but an importance matrix",
+    ),
 ]
 
 
@@ -95,6 +122,81 @@ def test_another_kind_is_replaced_only_by_force(
     captured = capsys.readouterr()
     assert code == 0, captured
     assert "is replaced: it is there already" in captured.err
+
+
+def test_a_report_leaves_foreign_pages_and_cards_alone(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    command = (EVALUATE + " -o @record.json").replace("@", str(place) + os.sep).split()
+    assert cli.main(command) == 0
+    assert "record.json is replaced" in capsys.readouterr().err
+    assert "is not a page of quantmill report but a text" in refused(
+        capsys, place, "report @record.json -o @page"
+    )
+    (place / "page" / "index.html").unlink()
+    assert "is not a card of quantmill report but a text" in refused(
+        capsys, place, "report @record.json -o @page"
+    )
+    report = ["report", str(place / "record.json"), "-o", str(place / "page")]
+    assert cli.main([*report, "--force"]) == 0
+    assert cli.main(report) == 0
+    assert capsys.readouterr().err.count("is replaced") == 3
+
+
+FLAGS = [
+    "evaluate @q.gguf -f @text.txt --json @new.json",
+    "evaluate --base @m.gguf -f @text.txt --csv @q.gguf @q.gguf",
+    "evaluate @q.gguf -f @text.txt --json -",
+    "evaluate @q.gguf -f @text.txt --json=@new.json",
+    "evaluate speed @q.gguf --csv @new.csv",
+]
+
+
+@pytest.mark.parametrize("line", FLAGS)
+def test_json_takes_no_file(capsys: pytest.CaptureFixture[str], place: Path, line: str) -> None:
+    """`evaluate --json a.gguf b.gguf` used to turn a.gguf into JSON."""
+    before = everything(place)
+    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "takes no file: --json prints to standard output, -o" in captured.err
+    assert everything(place) == before
+
+
+def test_json_before_a_model_prints(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    before = everything(place)
+    line = "evaluate -f @text.txt --chunks 2 -c 16 -t 1 --json @m.gguf @q.gguf"
+    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 0
+    assert [m["file"]["name"] for m in json.loads(capsys.readouterr().out)["models"]] == ["m", "q"]
+    assert everything(place) == before
+
+
+PLACES = [
+    (EVALUATE + " -o @no/run.json", "there is no directory"),
+    (EVALUATE + " -o @run.txt", "an evaluation is written as .json or as .csv"),
+    (EVALUATE + " --base @m.gguf --save-base @no/base", "there is no directory"),
+    (EVALUATE + " --base @m.gguf --save-base @x --save-logits @x", "is to be written twice"),
+    ("report @record.json -o @notes.txt", "is no directory"),
+    ("report @record.json -o @notes.txt/deep", "is no directory"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), PLACES)
+def test_a_place_that_cannot_be_is_found_before_the_work(
+    capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    import quantmill.jobs.evaluate
+
+    monkeypatch.setattr(quantmill.jobs.evaluate, "load", lambda *_: pytest.fail("the work began"))
+    assert message in refused(capsys, place, line)
+
+
+def test_a_write_protected_file_is_refused(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    for name in ("q.gguf", "record.json"):
+        (place / name).chmod(0o444)
+    assert "is write-protected" in refused(capsys, place, "quantize --force @m.gguf @q.gguf Q8_0")
+    line = "evaluate @m.gguf -f @text.txt -o @record.json"
+    assert "is write-protected" in refused(capsys, place, line)
 
 
 @pytest.mark.parametrize("line", ["quantize @m.gguf @q.gguf Q8_0", "convert @hf @q.gguf"])

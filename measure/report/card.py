@@ -6,6 +6,7 @@ import json
 from pathlib import PurePath
 from urllib.parse import quote
 
+from quantmill.gguf_io.kinds import containing
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import ModelFile
 from quantmill.measure.report import tables
@@ -13,6 +14,13 @@ from quantmill.measure.report.collect import Report, without_paths
 from quantmill.measure.report.tables import Table
 
 HUB = "https://huggingface.co/"
+
+
+# Whoever takes this line out keeps the card from being replaced.
+MARK = (
+    "<!-- written by quantmill report, which replaces this file; remove this line to keep what you change -->"
+)
+CARD = containing("a card of quantmill report", MARK.encode())
 
 
 def card(
@@ -55,7 +63,7 @@ def _header(base_model: str | None, license_name: str | None) -> str:
     lines += [f"license: {json.dumps(license_name)}"] if license_name else []
     lines += ["library_name: gguf", "pipeline_tag: text-generation", "tags:"]
     lines += [f"- {tag}" for tag in ("gguf", "quantized", "llama.cpp", "quantmill")]
-    return "\n".join([*lines, "---", ""])
+    return "\n".join([*lines, "---", MARK, ""])
 
 
 def _running(report: Report, repository: str | None) -> str | None:

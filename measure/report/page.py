@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import PurePath
 
+from quantmill.gguf_io.kinds import containing
 from quantmill.measure.report import tables
 from quantmill.measure.report.collect import HeatMap, Report, without_paths
 from quantmill.measure.report.svg import Line, Point, scatter
 from quantmill.measure.report.tables import Table, size
+
+MARK = '<meta name="generator" content="quantmill report">'
+PAGE = containing("a page of quantmill report", b"<!doctype html>", MARK.encode())
 
 
 def page(report: Report) -> str:
@@ -21,7 +26,7 @@ def page(report: Report) -> str:
     title = escape(report.title)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}: what quantization lost</title><style>{style}</style></head><body><main>"
         f"<h1>{title}: what quantization lost</h1>{''.join(sections)}</main></body></html>\n"
     )
@@ -83,12 +88,12 @@ def _plots(report: Report) -> str:
         Point(
             r.file.bytes / _unit(report)[1],
             r.divergence.kld.value,
-            r.divergence.kld.error,
+            r.divergence.kld.error if math.isfinite(r.divergence.kld.error) else 0.0,
             report.labels[r.file.name],
             f"{r.file.name}: {size(r.file.bytes)}, KLD {tables.plus_minus(r.divergence.kld, 6)}",
         )
         for r in divergent
-        if r.divergence is not None
+        if r.divergence is not None and math.isfinite(r.divergence.kld.value)
     ]
     size_title = f"size, {_unit(report)[0]}"
     if points:
@@ -105,11 +110,11 @@ def _plots(report: Report) -> str:
             f"{r.file.name}: {size(r.file.bytes)}, PPL {tables.plus_minus(r.ppl, 4)}",
         )
         for r in report.models
-        if r.ppl is not None
+        if r.ppl is not None and math.isfinite(r.ppl.value)
     ]
     if points:
         base = report.base.ppl if report.base else None
-        line = Line(base.value, f"base {base.value:.3f}") if base else None
+        line = Line(base.value, f"base {base.value:.3f}") if base and math.isfinite(base.value) else None
         plots.append(_figure(scatter(points, size_title, "perplexity", False, line), "Perplexity by size"))
     if not plots:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,15 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes / 1024:.1f} KiB"
 
 
+def number(value: float, digits: int) -> str:
+    """A number as tables show it; "–" where it is not known."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
 def plus_minus(estimate: Estimate | None, digits: int) -> str:
-    return "" if estimate is None else f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
+    if estimate is None:
+        return ""
+    return f"{number(estimate.value, digits)} ± {number(estimate.error, digits)}"
 
 
 def quality(report: Report) -> Table | None:
@@ -52,7 +60,7 @@ def quality(report: Report) -> Table | None:
         if d is not None:
             row += [
                 plus_minus(d.ln_ratio, 5),
-                f"{d.kld_percentiles[99.0]:.5f}",
+                number(d.kld_percentiles[99.0], 5),
                 plus_minus(d.p_diff_rms.scaled(100), 3),
                 plus_minus(d.same_top.scaled(100), 2),
             ]
@@ -93,7 +101,7 @@ def percentiles(report: Report) -> Table | None:
     for result in results:
         if result.divergence is not None:
             values = (result.divergence.kld_max, *result.divergence.kld_percentiles.values())
-            rows.append((result.file.name, *(f"{max(value, 0.0):.5f}" for value in values)))
+            rows.append((result.file.name, *(number(max(value, 0.0), 5) for value in values)))
     return Table(head, tuple(rows))
 
 
@@ -121,7 +129,7 @@ def _accuracy(result: ModelResult, kind: str) -> str:
 
 
 def _metric(result: ModelResult, metric: str) -> str:
-    return f"{result.lm_eval[metric]:.4f}" if result.lm_eval and metric in result.lm_eval else ""
+    return number(result.lm_eval[metric], 4) if result.lm_eval and metric in result.lm_eval else ""
 
 
 def speeds(report: Report) -> Table | None:
@@ -131,7 +139,7 @@ def speeds(report: Report) -> Table | None:
         return None
     rows = []
     for result in report.results:
-        rates = {s.test: f"{s.mean:.2f} ± {s.sd:.2f}" for s in result.speed}
+        rates = {s.test: plus_minus(Estimate(s.mean, s.sd), 2) for s in result.speed}
         if rates:
             file = result.file
             cells = (rates.get(test, "") for test in tests)
