@@ -58,6 +58,8 @@ def require_finite_scales(rows: np.ndarray, type: QuantType) -> None:
             bad = (blocks[:, place + 1] & 0x7F == 0x7F) & (blocks[:, place] & 0x80 == 0x80)
         elif format == "e8m0":
             bad = blocks[:, place] == 0xFF
+        elif format == "ue4m3":  # every byte is a number: what would be NaN is read as zero
+            continue
         else:  # the four high nibbles of four words, as IQ1_M keeps its half
             bad = (blocks[:, place + 7] & 0x70 == 0x70) & (blocks[:, place + 5] & 0xC0 == 0xC0)
         if bad.any():

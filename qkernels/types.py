@@ -24,6 +24,8 @@ class QuantType:
     `fallback`: what llama-quantize writes when the row length is not a multiple of `block` (None: nothing fits).
     `family`: the lane program (`qkernels/programs/<family>.py`) that encodes it; "plain" types are conversions.
     `scales`: where a block keeps its scales, as (format, byte); a scale that is not finite makes the block unusable.
+    The decoded weight is linear in them: a sum over the scales where each serves the whole block (d and dmin), and
+    where there are `parts` each serves its share of the block in turn (NVFP4). qkernels/scales.py reads and moves them.
     """
 
     name: str
@@ -34,6 +36,7 @@ class QuantType:
     importance: ImportanceUse = "none"
     fallback: str | None = None
     scales: tuple[tuple[str, int], ...] = ()
+    parts: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -46,8 +49,12 @@ class QuantType:
         return n_cols // self.block * self.bytes
 
 
+def _at(format: str, *places: int) -> tuple[tuple[str, int], ...]:
+    return tuple((format, place) for place in places)
+
+
 def _f16(*places: int) -> tuple[tuple[str, int], ...]:
-    return tuple(("f16", place) for place in places)
+    return _at("f16", *places)
 
 
 _ROWS = (
@@ -76,7 +83,7 @@ _ROWS = (
     QuantType("TQ1_0", 34, 256, 54, "ternary", "none", "Q4_0", scales=_f16(52)),
     QuantType("TQ2_0", 35, 256, 66, "ternary", "none", "Q4_0", scales=_f16(64)),
     QuantType("MXFP4", 39, 32, 17, "fp4", "none", "F16", scales=(("e8m0", 0),)),
-    QuantType("NVFP4", 40, 64, 36, "fp4", "none", None),
+    QuantType("NVFP4", 40, 64, 36, "fp4", "none", None, scales=_at("ue4m3", 0, 1, 2, 3), parts=True),
     QuantType("Q1_0", 41, 128, 18, "ternary", "none", None, scales=_f16(0)),
     QuantType("Q2_0", 42, 64, 18, "ternary", "none", "Q4_0", scales=_f16(0)),
 )

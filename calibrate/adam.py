@@ -1,0 +1,57 @@
+"""Adam on relative changes, and its course of rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+BETAS = (0.9, 0.98)
+EPSILON = 1e-12
+
+
+class Knob(Protocol):
+    """What is trained: a change, and the gradient that was collected for it, f32 of one shape."""
+
+    @property
+    def change(self) -> torch.Tensor | None: ...
+
+    @property
+    def grad(self) -> torch.Tensor | None: ...
+
+
+def rate_at(step: int, steps: int) -> float:
+    """The share of the highest rate in a step: up in at most eight steps, then down a cosine to a twentieth."""
+    warm = max(1, min(8, steps // 10))
+    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / steps)) * 0.95 + 0.05)
+
+
+class Adam:
+    """Kingma and Ba's method (2014), with the correction of both moments' beginning. state: two tensors a knob."""
+
+    def __init__(self, knobs: Sequence[Knob]) -> None:
+        self.knobs = knobs
+        self.moments = [
+            (torch.zeros_like(change), torch.zeros_like(change)) for change in map(_change, knobs)
+        ]
+        self.n_steps = 0
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[float]) -> None:
+        """One step, a rate a knob; the knobs' gradients are used, not cleared."""
+        self.n_steps += 1
+        first, second = (1 - beta**self.n_steps for beta in BETAS)
+        for knob, (mean, square), rate in zip(self.knobs, self.moments, rates, strict=True):
+            grad = knob.grad
+            assert grad is not None
+            mean.lerp_(grad, 1 - BETAS[0])
+            square.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+            spread = (square / second).sqrt_().add_(EPSILON)
+            _change(knob).addcdiv_(mean, spread, value=-rate / first)
+
+
+def _change(knob: Knob) -> torch.Tensor:
+    assert knob.change is not None
+    return knob.change

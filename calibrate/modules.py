@@ -1,0 +1,202 @@
+"""A loaded model made trainable: its packed modules replaced by ones that pass gradients, and collect their own.
+
+The gradients of scales do not go through autograd, which would want a tensor of all experts' scales for every expert:
+a product's backward adds them to its pieces (scales.py). Matrices are decoded when a layer runs and forgotten with it;
+layers run twice (checkpointing), so no layer's matrices live while another's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from quantmill.calibrate.scales import ScaledPiece, ScaledTensor
+from quantmill.calibrate.workers import Workers, tiles
+from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear
+
+TILE_TOKENS = 128  # rows of a product computed at a time
+
+
+class _Product(torch.autograd.Function):
+    """inputs [n, n_cols] times matrix `index` transposed: [n, n_rows] in the inputs' dtype, computed in `dtype`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        ctx.weight, ctx.index = weight, index
+        narrow, matrix = inputs.to(dtype), weight.matrix(index, dtype)
+        # Under checkpointing these are kept only while the layer's own backward runs.
+        ctx.save_for_backward(narrow, matrix)
+        return product(narrow, matrix.T, weight.workers).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
+        inputs, matrix = ctx.saved_tensors
+        narrow = outputs.to(inputs.dtype)
+        if ctx.weight.moves:
+            ctx.weight.add_product_gradient(ctx.index, matrix, narrow, inputs)
+        back = product(narrow, matrix, ctx.weight.workers).to(outputs.dtype)
+        return back, None, None, None
+
+
+def product(left: torch.Tensor, right: torch.Tensor, workers: Workers) -> torch.Tensor:
+    """left [n, k] @ right [k, m]: [n, m], a tile of rows at a time."""
+    out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device=left.device)
+
+    def one(rows: slice) -> None:
+        torch.mm(left[rows], right, out=out[rows])
+
+    workers.map(one, tiles(len(left), TILE_TOKENS))
+    return out
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of an embedding. `anchor` requires a gradient, so that everything after it does too."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, ids: torch.Tensor, weight: ScaledTensor) -> torch.Tensor:
+        ctx.weight, ctx.ids = weight, ids
+        if weight.plain:
+            return weight.pieces[0].decoded(0, ids, anchor.dtype)
+        return weight.matrix(0, anchor.dtype)[ids]
+
+    @staticmethod
+    def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
+        if ctx.weight.moves and ctx.weight.plain:
+            rows, place = torch.unique(ctx.ids, return_inverse=True)
+            sums = outputs.new_zeros(len(rows), outputs.shape[-1]).index_add_(0, place, outputs)
+            ctx.weight.pieces[0].add_row_gradients(rows, sums)
+        return None, None, None
+
+
+class ScaledLinear(nn.Module):
+    """Drops in for PackedLinear."""
+
+    def __init__(self, weight: ScaledTensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight, self.dtype = weight, dtype
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = _Product.apply(x.reshape(-1, self.in_features), self.weight, 0, self.dtype)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+class ScaledEmbedding(nn.Module):
+    """Drops in for PackedEmbedding."""
+
+    def __init__(self, weight: ScaledTensor, dtype: torch.dtype, scale: float) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.weight, self.scale = weight, scale
+        self.anchor = torch.zeros((), dtype=dtype, requires_grad=True)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = _Lookup.apply(self.anchor, ids.reshape(-1), self.weight)
+        return rows.view(*ids.shape, self.embedding_dim) * self.scale
+
+
+class ScaledExperts(nn.Module):
+    """Drops in for PackedExperts: indexed with an expert it gives what stands for that expert's matrix."""
+
+    def __init__(self, weight: ScaledTensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.dtype = weight, dtype
+        self.shape = weight.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.packed.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, expert: int | torch.Tensor) -> ExpertMatrix:
+        return ExpertMatrix(self.weight, int(expert), self.dtype)
+
+
+class ExpertMatrix:
+    """An expert's matrix that is decoded where it is multiplied: by F.linear, or behind `@`."""
+
+    def __init__(self, weight: ScaledTensor, index: int, dtype: torch.dtype) -> None:
+        self.weight, self.index, self.dtype = weight, index, dtype
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        inputs, matrix, *rest = args
+        assert isinstance(matrix, ExpertMatrix), function
+        if function is nn.functional.linear:
+            out = _Product.apply(inputs, matrix.weight, matrix.index, matrix.dtype)
+            bias = rest[0] if rest else (kwargs or {}).get("bias")
+            return out if bias is None else out + bias
+        assert function in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), function
+        return _TransposedProduct.apply(inputs, matrix.weight, matrix.index, matrix.dtype)
+
+
+class _TransposedProduct(torch.autograd.Function):
+    """inputs [n, n_rows] times matrix `index` as it stands: [n, n_cols]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        ctx.weight, ctx.index = weight, index
+        narrow, matrix = inputs.to(dtype), weight.matrix(index, dtype)
+        ctx.save_for_backward(narrow, matrix)
+        return product(narrow, matrix, weight.workers).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
+        inputs, matrix = ctx.saved_tensors
+        narrow = outputs.to(inputs.dtype)
+        if ctx.weight.moves:
+            ctx.weight.add_product_gradient(ctx.index, matrix, inputs, narrow)
+        return product(narrow, matrix.T, ctx.weight.workers).to(outputs.dtype), None, None, None
+
+
+def make_trainable(model: nn.Module, dtype: torch.dtype, workers: Workers) -> dict[str, ScaledPiece]:
+    """Replace the packed modules of a loaded model in place; its pieces by the GGUF's names."""
+    pieces: dict[str, ScaledPiece] = {}
+    tensors: dict[int, ScaledTensor] = {}  # a tied head has the embedding's
+
+    def scaled(packed: Any) -> ScaledTensor:
+        if id(packed) not in tensors:
+            tensors[id(packed)] = ScaledTensor(packed, pieces, workers)
+        return tensors[id(packed)]
+
+    for name, module in list(model.named_modules()):
+        new: nn.Module
+        if isinstance(module, PackedLinear):
+            new = ScaledLinear(scaled(module.weight), module.bias, dtype)
+        elif isinstance(module, PackedEmbedding):
+            new = ScaledEmbedding(scaled(module.weight), module.dtype, module.scale)
+        elif isinstance(module, PackedExperts):
+            new = ScaledExperts(scaled(module.weight), dtype)
+        else:
+            continue
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, new)
+    return pieces
+
+
+def checkpoint_layers(layers: nn.ModuleList) -> None:
+    """Let each layer keep its input only, and run again when its gradient is wanted."""
+    for layer in layers:
+        inner = layer.forward
+
+        def again(*args: Any, _inner: Callable[..., Any] = inner, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return _inner(*args, **kwargs)
+            return checkpoint(_inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+        layer.forward = again

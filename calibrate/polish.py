@@ -1,0 +1,173 @@
+"""Train what a quantized model keeps continuous, scales and vectors, against the original's predictions.
+
+Codes stay. A step is one chunk of text: the student runs, the KL divergence of its predictions from the teacher's is
+taken over the whole vocabulary and every position, and Adam moves each scale by a relative change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantmill.calibrate.adam import Adam, rate_at
+from quantmill.calibrate.errors import CalibrationError
+from quantmill.calibrate.head import Divergence, Head, final_hidden, head_of
+from quantmill.calibrate.modules import checkpoint_layers, make_trainable
+from quantmill.calibrate.scales import ScaledPiece
+from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
+from quantmill.calibrate.workers import Workers
+from quantmill.models.model import LoadedModel
+from quantmill.qkernels.scales import is_trainable
+
+FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Highest relative change a step, of the scales of each type (by ggml's name) and of vectors; 0: left alone."""
+
+    scales: Mapping[str, float]
+    vectors: float
+
+    def of(self, type: str) -> float:
+        return self.scales.get(type, 0.0)
+
+
+class Student:
+    """A loaded model whose scales and vectors can be trained.
+
+    dtype: of products; everything else is float32.
+    """
+
+    def __init__(self, loaded: LoadedModel, dtype: torch.dtype, workers: Workers) -> None:
+        self.loaded, self.dtype, self.workers = loaded, dtype, workers
+        self.pieces = make_trainable(loaded.model, dtype, workers)
+        self.head, self.head_weight = head_of(loaded.model, dtype)
+        self.vectors: list[Vector] = []
+        self.moving: list[ScaledPiece] = []
+        checkpoint_layers(loaded.model.get_decoder().layers)
+
+    def start(self, rates: Rates) -> None:
+        """Let everything move that has a rate."""
+        for piece in self.pieces.values():
+            if is_trainable(piece.type) and rates.of(piece.type) > 0:
+                piece.start()
+                self.moving.append(piece)
+        if rates.vectors > 0:
+            types = (
+                {spec.name: spec.type for spec in self.loaded.source.specs()} if self.loaded.source else {}
+            )
+            self.vectors = vectors_of(self.loaded.model, self.loaded.table, lambda name: types[name] == "F32")
+
+    def hidden(self, chunk: np.ndarray) -> torch.Tensor:
+        """chunk [n_ctx] → the states that enter the head, [n_ctx, n_hidden] f32."""
+        ids = torch.from_numpy(chunk.astype(np.int64))[None].to(self.loaded.device)
+        return final_hidden(self.loaded.model, ids)[0]
+
+    def settle(self) -> None:
+        """Round what was trained to what the file can hold; experts with too few tokens are set back first."""
+        for piece in self.moving:
+            if len(piece.tokens) > 1 and piece.change is not None:
+                piece.change[piece.tokens < FEW_TOKENS] = 0
+            piece.settle()
+        self.moving = []
+        for vector in self.vectors:
+            vector.apply()
+
+    def changed_tensors(self) -> dict[str, np.ndarray]:
+        """After settle: the bytes of every trained tensor of the file, u8 [n_rows, row_bytes], in the file's order."""
+        out = {}
+        for name, piece in self.pieces.items():
+            if piece.settled:
+                out[name] = piece.file_blocks(self.loaded.table.views[name].rows)
+        vectors = {vector.name: vector.parameter.detach() for vector in self.vectors}
+        for name, values in stored_vectors(vectors, self.loaded.table).items():
+            out[name] = values.numpy().astype("<f4").reshape(1, -1).view(np.uint8)
+        return out
+
+
+class Training:
+    """The steps of a training over chunks; its state can be taken and put back between two steps."""
+
+    def __init__(
+        self,
+        student: Student,
+        divergence: Divergence,
+        rates: Rates,
+        n_chunks: int,
+        n_epochs: int,
+        seed: int = 0,
+    ) -> None:
+        self.student, self.divergence = student, divergence
+        self.knobs: list[Any] = [*student.moving, *student.vectors]
+        self.rates = [rates.of(piece.type) for piece in student.moving] + [rates.vectors] * len(
+            student.vectors
+        )
+        self.adam = Adam(self.knobs)
+        rng = np.random.default_rng(seed)
+        self.order = np.concatenate([rng.permutation(n_chunks) for _ in range(n_epochs)])
+        self.losses: list[float] = []  # of each chunk before it was trained on
+
+    @property
+    def n_done(self) -> int:
+        return len(self.losses)
+
+    def step(self, chunks: np.ndarray, wanted: Any) -> float:
+        """Train on the next chunk of [n_chunk, n_ctx]; wanted[i]: the teacher's states. → its loss before.
+
+        Raises CalibrationError for a loss that is not a number.
+        """
+        i = int(self.order[self.n_done])
+        hidden = self.student.hidden(chunks[i])
+        states = wanted[i].to(hidden.device)
+        loss, back = self.divergence.loss_and_gradient(states, hidden.detach())
+        if not np.isfinite(loss):
+            raise CalibrationError(
+                f"chunk {i + 1} of the text: the divergence is {loss} after {self.n_done} steps; "
+                "a lower --lr may help, and --dtype float32"
+            )
+        hidden.backward(back)
+        share = rate_at(self.n_done, len(self.order))
+        self.adam.step([rate * share for rate in self.rates])
+        for piece in self.student.moving:
+            assert piece.grad is not None
+            piece.grad.zero_()
+        for vector in self.student.vectors:
+            vector.apply()
+        self.divergence.moved()
+        self.losses.append(loss)
+        return loss
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the next steps depend on."""
+        out = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
+            out |= {f"{i}.change": knob.change, f"{i}.mean": mean, f"{i}.square": square}
+        for i, piece in enumerate(self.student.moving):
+            out[f"{i}.tokens"] = piece.tokens
+        return out
+
+    def resume(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on where `state` was taken."""
+        self.losses = state["losses"].tolist()
+        self.adam.n_steps = self.n_done
+        for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
+            knob.change.copy_(state[f"{i}.change"])
+            mean.copy_(state[f"{i}.mean"])
+            square.copy_(state[f"{i}.square"])
+        for i, piece in enumerate(self.student.moving):
+            piece.tokens.copy_(state[f"{i}.tokens"])
+        for vector in self.student.vectors:
+            vector.apply()
+        self.divergence.moved()
+
+
+def teacher_head(loaded: LoadedModel, dtype: torch.dtype, workers: Workers) -> tuple[Head, torch.Tensor]:
+    """Make a loaded original run in `dtype`; its head and the head's decoded matrix."""
+    make_trainable(loaded.model, dtype, workers)
+    head, weight = head_of(loaded.model, dtype)
+    return head, weight.matrix(0, dtype)

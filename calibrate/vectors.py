@@ -1,0 +1,60 @@
+"""The F32 vectors of a model, norms and biases, moved by a relative change of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quantmill.gguf_io.convert.names import TensorTable
+
+
+@dataclass
+class Vector:
+    """A Hugging Face vector and its change: value = start + change · unit, where unit is the GGUF's stored value
+    (Gemma's norms are stored as weight + 1)."""
+
+    name: str
+    parameter: nn.Parameter
+    start: torch.Tensor
+    unit: torch.Tensor
+    change: torch.Tensor
+
+    @property
+    def grad(self) -> torch.Tensor:
+        found = self.parameter.grad
+        return torch.zeros_like(self.change) if found is None else found * self.unit
+
+    def apply(self) -> None:
+        """Put the changed value into the model."""
+        self.parameter.data = self.start + self.change * self.unit
+        self.parameter.grad = None
+
+
+def vectors_of(model: nn.Module, table: TensorTable, is_f32: Callable[[str], bool]) -> list[Vector]:
+    """The vectors that are parameters of the model and F32 tensors of the file, each made a leaf of gradients."""
+    found = []
+    for name, parameter in model.named_parameters():
+        uses = table.uses.get(name, ())
+        if parameter.dim() != 1 or not uses or not all(is_f32(use.name) for use in uses):
+            continue
+        start = parameter.detach().clone()
+        unit = start.clone()
+        for use in uses:
+            view = table.views[use.name]
+            if view.add:
+                unit += view.add
+        parameter.requires_grad_(True)
+        found.append(Vector(name, parameter, start, unit, torch.zeros_like(start)))
+    return found
+
+
+def stored_vectors(vectors: Mapping[str, torch.Tensor], table: TensorTable) -> dict[str, torch.Tensor]:
+    """The GGUF tensors of changed Hugging Face vectors, f32, where all their sources are among them."""
+    out = {}
+    for name, view in table.views.items():
+        if all(source in vectors for source in view.sources):
+            out[name] = table.to_gguf(name, lambda source: vectors[source])
+    return out
