@@ -24,6 +24,7 @@ COMMANDS = {
     "quantize": "Make a smaller GGUF from a GGUF or a Hugging Face model; takes llama-quantize's arguments.",
     "convert": "Turn a Hugging Face model into a GGUF without quantizing it.",
     "imatrix": "Collect, merge and look into importance matrices: which weights matter.",
+    "polish": "Train scales and norms of a quantized GGUF against the original: better at the same size.",
     "evaluate": "Measure what quantization lost: perplexity, KL divergence, tasks, speed.",
     "report": "Show measurements as tables, plots, an HTML page or a model card.",
     "recipe": "Show which type each tensor of a GGUF has, as a recipe that quantize --recipe follows.",

@@ -52,7 +52,7 @@ class Head:
 
 
 def head_of(model: Any, dtype: torch.dtype) -> tuple[Head, ScaledTensor]:
-    """The head of transformers' model after make_trainable, and its W. What its class does to logits is in its settings."""
+    """The head of transformers' model after make_trainable, and its W. Its settings say what is done to logits."""
     module = model.get_output_embeddings()
     assert isinstance(module, ScaledLinear)
     config = model.config.get_text_config()

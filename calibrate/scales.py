@@ -11,7 +11,7 @@ from quantmill.calibrate.workers import Workers, tiles
 from quantmill.gguf_io.convert.rules import Index
 from quantmill.models.packed import PackedTensor, Piece, decode
 from quantmill.qkernels import get_type
-from quantmill.qkernels.scales import gradient, is_trainable, read_scales, scaled, write_scales
+from quantmill.qkernels.scales import gradient, is_continuous, is_trainable, read_scales, scaled, write_scales
 
 TILE_ROWS = 256  # rows of a matrix decoded, multiplied and summed up at a time
 
@@ -51,6 +51,10 @@ class ScaledPiece:
         blocks = self.piece.blocks[matrix][rows]
         if self.change is None:
             return decode(blocks, self.type, dtype)
+        if not is_continuous(self.type):
+            # Seen as the grid will have it; the gradient passes as if there were none (straight through).
+            values = read_scales(blocks, self.type) * (1 + self.change[matrix][rows])
+            return decode(write_scales(blocks, self.type, values), self.type, dtype)
         return scaled(blocks, self.type, self.change[matrix][rows]).to(dtype)
 
     def add_gradient(self, matrix: int, rows: slice, made: torch.Tensor, weights: torch.Tensor) -> None:

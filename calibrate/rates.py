@@ -1,0 +1,30 @@
+"""How far a step moves what: the highest relative change, by type, as measured (bench/quality.py)."""
+
+from __future__ import annotations
+
+from quantmill.calibrate.polish import Rates
+from quantmill.qkernels import TYPES
+from quantmill.qkernels.scales import is_continuous, is_trainable
+
+VECTORS = 1e-3
+_COARSE_BITS = 3.2  # types of fewer bits have more to regain, and take larger steps well
+_COARSE, _FINE = 2e-3, 1e-3
+# Scales on a grid of an eighth of their size: a step must cross half of one to be seen. E8M0's grid doubles; there
+# no step with the codes held can pay, so MXFP4 keeps its scales.
+_GRID = {"NVFP4": 4e-3, "MXFP4": 0.0}
+
+
+def rate_of(type: str) -> float:
+    """The default rate of a type's scales."""
+    if type in _GRID:
+        return _GRID[type]
+    assert is_continuous(type)
+    return _COARSE if TYPES[type].bits_per_weight < _COARSE_BITS else _FINE
+
+
+def default_rates(scales: bool = True, vectors: bool = True, rate: float | None = None) -> Rates:
+    """Rates of every type; `rate` instead of the measured ones where something moves at all."""
+    found = {name: rate_of(name) for name in TYPES if scales and is_trainable(name)}
+    if rate is not None:
+        found = {name: rate if own else 0.0 for name, own in found.items()}
+    return Rates(found, (VECTORS if rate is None else rate) if vectors else 0.0)

@@ -1,0 +1,237 @@
+"""One polish from request to file: the original listens first, then the quantized model is trained, judged, written.
+
+    result = run(Job(Path("model-Q4_0.gguf"), Path("model"), Path("text.txt")), watcher)
+
+Chunks that are held back from training decide: where the trained model is not better on them, nothing is written.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quantmill.calibrate.head import Divergence, Head, check_head
+from quantmill.calibrate.polish import Student, Training, teacher_head
+from quantmill.calibrate.teacher import HiddenStates, listen
+from quantmill.calibrate.workers import Workers, working
+from quantmill.errors import QuantmillError
+from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.polish_checks import Chunks, bits_per_weight, check_base, chunks_of
+from quantmill.jobs.polish_facts import facts, identity, plan_of, with_facts
+from quantmill.jobs.polish_request import Job, Plan, Result, Silent, Watcher, default_output
+from quantmill.jobs.polish_state import Kept
+from quantmill.measure.divergence import TokenScores, compare, paired_test, summarize
+from quantmill.models.model import LoadedModel, from_source
+from quantmill.models.tokenizer import from_metadata
+
+__all__ = ["Job", "Plan", "Result", "Silent", "Watcher", "plan_job", "run"]
+
+ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
+WORSE_BASE = (
+    1.05  # a base whose perplexity on the held-back chunks is this many times the quant's is not its original
+)
+FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
+
+
+def plan_job(job: Job) -> Plan:
+    """What `run` would do; reads headers, a few rows and the text."""
+    with ExitStack() as stack:
+        return _prepared(job, stack).plan
+
+
+def run(job: Job, watcher: Watcher | None = None) -> Result:
+    """Do the job.
+
+    Raises JobError, GGUFError, ModelError, CalibrationError or OSError with one plain line. What was done of a run
+    that was stopped is kept beside the output, for `resume`.
+    """
+    watcher = watcher or Silent()
+    with ExitStack() as stack:
+        ready = _prepared(job, stack)
+        kept = Kept(
+            ready.plan.output, identity(job, ready.quant, ready.base, ready.chunks, ready.dtype), job.resume
+        )
+        watcher.planned(ready.plan)
+        workers = stack.enter_context(working(job.threads or os.cpu_count() or 1))
+        try:
+            return _polished(ready, kept, workers, watcher)
+        except QuantmillError:
+            kept.remove()  # it would fail again
+            raise
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A job whose files are open and checked."""
+
+    job: Job
+    quant: TensorSource
+    base: TensorSource
+    chunks: Chunks
+    dtype: torch.dtype
+    plan: Plan
+    inputs: tuple[Path, ...]
+
+
+def _prepared(job: Job, stack: ExitStack) -> _Ready:
+    quant, base = open_source(job.quant), open_source(job.base)
+    stack.callback(quant.close)
+    stack.callback(base.close)
+    check_base(quant, base)
+    text = _text(job.calibration)
+    chunks = chunks_of(text, str(job.calibration), from_metadata(quant.metadata), job.n_chunks)
+    inputs = (*quant.paths, *base.paths, job.base, job.calibration)
+    dtype = _dtype(job, quant)
+    output = job.output or default_output(job.quant)
+    notes = _sink(job, quant, output, quant.metadata, inputs).notes
+    return _Ready(
+        job, quant, base, chunks, dtype, plan_of(job, quant, base, chunks, dtype, output, notes), inputs
+    )
+
+
+def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> Result:
+    job, chunks = ready.job, ready.chunks
+    head, matrix, wanted = _listened(ready, kept, workers, watcher)
+    student = Student(_loaded(job, ready.quant, job.quant), ready.dtype, workers)
+    divergence = Divergence(head, matrix, student.head, student.head_weight, workers)
+    watcher.began("before", len(chunks.held_back))
+    before = _scores(student, divergence, chunks, wanted, watcher)
+    _check_scores(job, before, len(chunks.held_back))
+    student.start(job.rates)
+    training = Training(student, divergence, job.rates, len(chunks.trained), job.n_epochs)
+    kept.restore(training)
+    _train(training, chunks, wanted, kept, watcher)
+    student.settle()
+    divergence.settled()
+    watcher.began("after", len(chunks.held_back))
+    after = _scores(student, divergence, chunks, wanted, watcher)
+    test = paired_test(after.kld, before.kld, len(chunks.held_back))
+    first, last = summarize(before), summarize(after)
+    paths: tuple[Path, ...] = ()
+    if test.difference.value < 0 and test.p_value <= ACCEPTED:
+        keys = facts(job, ready.quant, ready.base, chunks, ready.dtype, first, last, training.n_done)
+        paths = _written(ready, student, with_facts(ready.quant.metadata, keys))
+    kept.remove()
+    return Result(ready.plan, first, last, test, tuple(training.losses), training.n_done, paths)
+
+
+def _listened(
+    ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher
+) -> tuple[Head, torch.Tensor, HiddenStates]:
+    """The original's head, the head's matrix, and its hidden states on all chunks; its weights are gone then."""
+    chunks = ready.chunks
+    loaded = _loaded(ready.job, ready.base, ready.job.base)
+    head, matrix = teacher_head(loaded, ready.dtype, workers)
+    ids = torch.from_numpy(chunks.held_back[:1, :16].astype(np.int64)).to(loaded.device)
+    check_head(loaded.model, head, matrix, ids)
+    wanted = kept.hidden_states(chunks.trained.shape[1], matrix.shape[1])
+    watcher.began("original", len(chunks.all))
+    listen(loaded.model, chunks.all, wanted, str(ready.job.base), lambda n: watcher.advanced(n, ""))
+    del loaded
+    gc.collect()
+    for spec in ready.base.specs():
+        ready.base.release(spec.name)
+    return head, matrix, wanted
+
+
+def _train(training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept, watcher: Watcher) -> None:
+    n_held = len(chunks.held_back)
+    watcher.began("training", len(training.order))
+    watcher.advanced(training.n_done, "")
+    try:
+        while training.n_done < len(training.order):
+            training.step(chunks.trained, _From(wanted, n_held))
+            recent = training.losses[-16:]
+            watcher.advanced(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")
+            kept.save(training)
+    except KeyboardInterrupt:
+        kept.save(training, soon=True)
+        raise
+
+
+@dataclass(frozen=True)
+class _From:
+    """Hidden states from the `first` on."""
+
+    states: HiddenStates
+    first: int
+
+    def __getitem__(self, chunk: int) -> torch.Tensor:
+        return self.states[self.first + chunk]
+
+
+def _scores(
+    student: Student, divergence: Divergence, chunks: Chunks, wanted: HiddenStates, watcher: Watcher
+) -> TokenScores:
+    """The scored tokens of the held-back chunks, by llama-perplexity's rule: the second half of each."""
+    n_ctx = chunks.held_back.shape[1]
+    rows = slice(n_ctx // 2, n_ctx - 1)
+    parts = []
+    for i, chunk in enumerate(chunks.held_back):
+        with torch.no_grad():
+            hidden = student.hidden(chunk)[rows]
+        targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
+        states = wanted[i][rows].to(hidden.device)
+        parts += divergence.compared(states, hidden, lambda p, q, at, t=targets: compare(p, q, t[at]))  # type: ignore[misc]
+        watcher.advanced(1, "")
+    return TokenScores.joined(parts)
+
+
+def _check_scores(job: Job, scores: TokenScores, n_chunks: int) -> None:
+    if not np.isfinite(scores.kld).all() or not np.isfinite(scores.nll).all():
+        raise JobError(f"{job.quant}: its predictions are not finite; the file is damaged")
+    ratio = math.exp(float(scores.nll_base.mean() - scores.nll.mean()))
+    test = paired_test(scores.nll_base, scores.nll, n_chunks)
+    if ratio > WORSE_BASE and test.p_value <= ACCEPTED:
+        raise JobError(
+            f"the base {job.base} predicts the held-back text worse than {job.quant}, its perplexity is "
+            f"{ratio:.2f} times as high: it is not the original of this file"
+        )
+
+
+def _written(ready: _Ready, student: Student, metadata: Metadata) -> tuple[Path, ...]:
+    """The file again, with the bytes of what was trained in their places."""
+    quant, changed = ready.quant, student.changed_tensors()
+    with _sink(ready.job, quant, ready.plan.output, metadata, ready.inputs) as sink:
+        for spec in quant.specs():
+            data = changed.get(spec.name)
+            sink.write(spec.name, quant.read(spec.name) if data is None else np.ascontiguousarray(data))
+            quant.release(spec.name)
+        sink.commit()
+    return sink.paths
+
+
+def _sink(
+    job: Job, quant: TensorSource, output: Path, metadata: Metadata, inputs: tuple[Path, ...]
+) -> GGUFSink:
+    tensors = [OutputTensor(spec.name, spec.shape, spec.type, spec.shard) for spec in quant.specs()]
+    return GGUFSink(
+        output, metadata, tensors, keep_split=len(quant.paths) > 1, inputs=inputs, force=job.force
+    )
+
+
+def _loaded(job: Job, source: TensorSource, path: Path) -> LoadedModel:
+    return from_source(source, path, torch.device(job.device), torch.float32)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: byte {error.start} is not UTF-8 text") from None
+
+
+def _dtype(job: Job, quant: TensorSource) -> torch.dtype:
+    """From the model and the options alone, never from the machine: it decides the bytes."""
+    name = job.dtype or ("float32" if bits_per_weight(quant) > FINE_BITS else "bfloat16")
+    found = getattr(torch, name)
+    assert isinstance(found, torch.dtype)
+    return found

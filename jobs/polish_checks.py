@@ -1,0 +1,132 @@
+"""What must be true before a polish begins: the base is the original of the quant, the text is long enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantmill.gguf_io import TensorSource, TensorSpec
+from quantmill.jobs.errors import JobError
+from quantmill.models.tokenizer import Tokenizer
+from quantmill.qkernels import TYPES, to_float32
+
+N_CTX = 512
+DEFAULT_CHUNKS = 104
+HELD_BACK = 8
+FEWEST_HELD_BACK = 6  # with fewer no difference could be called one (2 in 2⁶ is 3 %)
+FEWEST_TRAINED = 4
+SAMPLE_ROWS = 64
+# Unlike values of one bit a weight still point the way of the original's: their cosine is about 0.8.
+LEAST_COSINE = 0.4
+# Tensors that one file has and another of the same model does not: tied heads, and what follows from the settings.
+OPTIONAL = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Chunks of a text [n, n_ctx] i32: to train on, and held back to judge by. n_tokens of the whole text."""
+
+    trained: np.ndarray
+    held_back: np.ndarray
+    n_tokens: int
+
+    @property
+    def all(self) -> np.ndarray:
+        return np.concatenate([self.held_back, self.trained])
+
+
+def chunks_of(text: str, name: str, tokenizer: Tokenizer, n_chunks: int | None) -> Chunks:
+    """Cut a text into chunks and take n_chunks of them, evenly spread over it; every so many is held back.
+
+    Raises JobError for a text that is too short.
+    """
+    tokens = tokenizer.encode(text)
+    there = len(tokens) // N_CTX
+    wanted = min(there, n_chunks or DEFAULT_CHUNKS)
+    if wanted < FEWEST_HELD_BACK + FEWEST_TRAINED:
+        fewest = FEWEST_HELD_BACK + FEWEST_TRAINED
+        if there >= fewest:
+            raise JobError(
+                f"--chunks {n_chunks}: at least {fewest} are needed, {FEWEST_HELD_BACK} to judge by"
+            )
+        raise JobError(
+            f"{name}: has {len(tokens)} tokens; to train and to judge takes at least {fewest} chunks of {N_CTX}, "
+            f"{fewest * N_CTX} tokens: give a longer text"
+        )
+    which = np.arange(wanted) * there // wanted
+    chunks = np.array(tokens[: there * N_CTX], np.int32).reshape(there, N_CTX)[which]
+    if tokenizer.add_bos and tokenizer.bos is not None:
+        chunks[:, 0] = tokenizer.bos
+    n_held = max(FEWEST_HELD_BACK, min(HELD_BACK, wanted // 5))
+    held = np.zeros(wanted, bool)
+    held[(np.arange(n_held) * 2 + 1) * wanted // (2 * n_held)] = True
+    return Chunks(chunks[~held], chunks[held], len(tokens))
+
+
+def check_base(quant: TensorSource, base: TensorSource) -> None:
+    """Raises JobError, naming the first tensor that differs, unless `base` is a finer copy of the model of `quant`."""
+    names = f"{quant.paths[0]} and the base {base.paths[0]}"
+    ours, theirs = (source.metadata.value("general.architecture") for source in (quant, base))
+    if ours != theirs:
+        raise JobError(f"{names} are different models: architecture {ours!r} and {theirs!r}")
+    for what in _differences(quant, base):
+        raise JobError(f"{names} are different models: {what}")
+    tokens = [source.metadata.value("tokenizer.ggml.tokens") for source in (quant, base)]
+    if all(found is not None for found in tokens) and list(tokens[0] or ()) != list(tokens[1] or ()):
+        first = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
+        raise JobError(f"{names} have different vocabularies: token {first} is another")
+    bits = [bits_per_weight(source) for source in (quant, base)]
+    if bits[1] <= bits[0]:
+        raise JobError(
+            f"the base {base.paths[0]} has {bits[1]:.2f} bits a weight, {quant.paths[0]} has {bits[0]:.2f}: "
+            "there is nothing to learn from it; give the original"
+        )
+
+
+def bits_per_weight(source: TensorSource) -> float:
+    """Of all matrices."""
+    specs = [spec for spec in source.specs() if len(spec.shape) > 1]
+    return 8 * sum(spec.n_bytes for spec in specs) / max(1, sum(spec.n_cols * spec.n_rows for spec in specs))
+
+
+def quantized_base(base: TensorSource) -> str | None:
+    """The coarsest quantized type of a base, to be said; None where it is in floating point."""
+    types = {spec.type for spec in base.specs()} - {"F32", "F16", "BF16"}
+    found = [TYPES[name] for name in types if name in TYPES]
+    return min(found, key=lambda row: row.bits_per_weight).name if found else None
+
+
+def _differences(quant: TensorSource, base: TensorSource) -> Iterator[str]:
+    theirs = {spec.name: spec for spec in base.specs()}
+    names = {spec.name for spec in quant.specs()}
+    for spec in quant.specs():
+        other = theirs.get(spec.name)
+        if other is None:
+            if spec.name not in OPTIONAL:
+                yield f"the base has no tensor {spec.name}"
+        elif other.shape != spec.shape:
+            yield f"{spec.name} has shape {list(spec.shape)} in one, {list(other.shape)} in the other"
+    for name in theirs:
+        if name not in names and name not in OPTIONAL:
+            yield f"the base has a tensor {name} besides"
+    for spec in quant.specs():
+        if len(spec.shape) > 1 and spec.name in theirs:
+            cosine = _cosine(quant, base, spec, theirs[spec.name])
+            if cosine < LEAST_COSINE:
+                yield f"the first rows of {spec.name} are others (cosine {cosine:.2f})"
+
+
+def _cosine(quant: TensorSource, base: TensorSource, ours: TensorSpec, theirs: TensorSpec) -> float:
+    """Of the first rows of a tensor, in both. 1 where a row holds nothing to compare."""
+    n = min(SAMPLE_ROWS, ours.n_rows)
+    a, b = (
+        to_float32(np.ascontiguousarray(source.read(spec.name, 0, n)), spec.type).astype(np.float64).ravel()
+        for source, spec in ((quant, ours), (base, theirs))
+    )
+    for what, values in ((quant, a), (base, b)):
+        if not np.isfinite(values).all():
+            raise JobError(f"{what.paths[0]}: {ours.name} holds values that are not finite")
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else 1.0

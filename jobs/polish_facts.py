@@ -1,0 +1,147 @@
+"""What is said of a polish: the memory it will take, the run it belongs to, the keys in its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
+from quantmill.jobs.polish_checks import Chunks, quantized_base
+from quantmill.jobs.polish_request import Job, Plan
+from quantmill.measure.divergence import Divergence
+from quantmill.measure.record import digest
+from quantmill.qkernels import get_type
+from quantmill.qkernels.scales import is_trainable
+
+LIBRARIES = 450 << 20  # torch, transformers and Python themselves
+PER_SCALE = 16  # float32: the change, its gradient, and the two moments
+VERSION = 1  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+
+
+def plan_of(
+    job: Job,
+    quant: TensorSource,
+    base: TensorSource,
+    chunks: Chunks,
+    dtype: torch.dtype,
+    output: Path,
+    notes: tuple[str, ...],
+) -> Plan:
+    """Everything that can be said before the work."""
+    coarse = quantized_base(base)
+    if coarse is not None:
+        notes += (f"the base is quantized itself ({coarse}): what it lost cannot be won back",)
+    n_scales = sum(_n_scales(spec) for spec in quant.specs() if job.rates.of(spec.type) > 0)
+    n_vectors = sum(spec.n_cols for spec in quant.specs() if len(spec.shape) == 1 and spec.type == "F32")
+    n_moving = n_scales + (n_vectors if job.rates.vectors else 0)
+    return Plan(
+        output=output,
+        n_trained=len(chunks.trained),
+        n_held_back=len(chunks.held_back),
+        n_epochs=job.n_epochs,
+        n_moving=n_moving,
+        dtype=str(dtype).removeprefix("torch."),
+        memory_bytes=memory(quant, base, n_moving, dtype, chunks.trained.shape[1]),
+        notes=notes,
+    )
+
+
+def memory(quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.dtype, n_ctx: int) -> int:
+    """An upper estimate of the bytes held at once; mapped files count, though the system can drop them.
+
+    The original listens, then its weights go and the student is trained; the larger of the two.
+    """
+    embedding = next(spec for spec in quant.specs() if spec.name == "token_embd.weight")
+    n_hidden, n_vocab = embedding.shape[0], embedding.shape[1]
+    size = dtype.itemsize
+    head = n_hidden * n_vocab * size
+    layer = max(_layer_weights(quant).values(), default=0) * size
+    slab = 6 * 4 * (1 << 22)
+    n_layers = len(_layer_weights(quant))
+    inputs = 4 * n_ctx * n_hidden * n_layers
+    inside = 30 * 4 * n_ctx * n_hidden  # what one layer keeps between its forward and its backward
+    listening = _n_bytes(base) + head + layer + 4 * inside
+    training = _n_bytes(quant) + 2 * head + layer + slab + inputs + inside + PER_SCALE * n_moving
+    return LIBRARIES + max(listening, training)
+
+
+def identity(job: Job, quant: TensorSource, base: TensorSource, chunks: Chunks, dtype: torch.dtype) -> str:
+    """A hash of all that decides the result."""
+    found = hashlib.sha256()
+    described = {
+        "version": VERSION,
+        "quant": digest(list(quant.paths)),
+        "base": digest(list(base.paths)),
+        "rates": asdict(job.rates),
+        "epochs": job.n_epochs,
+        "dtype": str(dtype),
+        "device": torch.device(job.device).type,
+        "torch": torch.__version__,
+    }
+    found.update(json.dumps(described, sort_keys=True).encode())
+    for part in (chunks.trained, chunks.held_back):
+        found.update(np.ascontiguousarray(part, "<i4").tobytes())
+    return found.hexdigest()
+
+
+def facts(
+    job: Job,
+    quant: TensorSource,
+    base: TensorSource,
+    chunks: Chunks,
+    dtype: torch.dtype,
+    before: Divergence,
+    after: Divergence,
+    n_steps: int,
+) -> dict[str, MetaValue]:
+    """The keys `quantmill.polish.*` of the written file."""
+    text, u32, f32 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.FLOAT32
+    highest = max(job.rates.vectors, *(job.rates.of(spec.type) for spec in quant.specs()))
+    values = {
+        "base": MetaValue(text, job.base.name),
+        "base.sha256": MetaValue(text, digest(list(base.paths))),
+        "text.sha256": MetaValue(text, digest([job.calibration])),
+        "tokens": MetaValue(u32, n_steps * chunks.trained.shape[1]),
+        "chunks": MetaValue(u32, len(chunks.trained)),
+        "epochs": MetaValue(u32, job.n_epochs),
+        "rate": MetaValue(f32, highest),
+        "only": MetaValue(text, job.only or "all"),
+        "dtype": MetaValue(text, str(dtype).removeprefix("torch.")),
+        "kld_before": MetaValue(f32, before.kld.value),
+        "kld_after": MetaValue(f32, after.kld.value),
+    }
+    return {f"quantmill.polish.{name}": value for name, value in values.items()}
+
+
+def with_facts(metadata: Metadata, facts: Mapping[str, MetaValue]) -> Metadata:
+    """The quant's keys, those of an earlier polish replaced."""
+    for key, value in facts.items():
+        metadata = metadata.set(key, value)
+    return metadata
+
+
+def _n_scales(spec: TensorSpec) -> int:
+    if not is_trainable(spec.type):
+        return 0
+    row = get_type(spec.type)
+    return spec.n_rows * (spec.n_cols // row.block) * len(row.scales)
+
+
+def _layer_weights(source: TensorSource) -> dict[str, int]:
+    """Weights of the matrices of each layer, by `blk.N`."""
+    out: dict[str, int] = {}
+    for spec in source.specs():
+        if spec.name.startswith("blk.") and len(spec.shape) > 1:
+            layer = ".".join(spec.name.split(".")[:2])
+            out[layer] = out.get(layer, 0) + spec.n_cols * spec.n_rows
+    return out
+
+
+def _n_bytes(source: TensorSource) -> int:
+    return sum(spec.n_bytes for spec in source.specs())

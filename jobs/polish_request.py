@@ -1,0 +1,118 @@
+"""What a polish is asked for, what it will do, what came of it, and who watches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from quantmill.calibrate.polish import Rates
+from quantmill.calibrate.rates import default_rates
+from quantmill.jobs.errors import JobError
+from quantmill.measure.divergence import Divergence, PairedTest
+
+
+@dataclass(frozen=True)
+class Job:
+    """quant: any quantized GGUF. base: the original, a GGUF or a Hugging Face directory. calibration: a text.
+
+    output: None for QUANT-polished.gguf. n_chunks of 512 tokens, n_epochs over them; rate: highest relative change a
+    step, None for the measured one of each type. only: "scales" or "norms" (all F32 vectors), None for both.
+    dtype: of products, None for bfloat16 where the type is coarse enough. resume: go on with a run that was stopped.
+    """
+
+    quant: Path
+    base: Path
+    calibration: Path
+    output: Path | None = None
+    n_chunks: int | None = None
+    n_epochs: int = 1
+    rate: float | None = None
+    only: str | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    threads: int | None = None
+    resume: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = {"--chunks": self.n_chunks, "--epochs": self.n_epochs, "--threads": self.threads}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
+                raise JobError(f"{name} {value}: must be at least 1")
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise JobError(f"--lr {self.rate}: a relative change a step lies between 0 and 1, such as 0.001")
+        if self.only not in (None, "scales", "norms"):
+            raise JobError(f"--only {self.only}: choose scales or norms")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise JobError(f"--dtype {self.dtype}: choose float32, bfloat16 or float16")
+
+    @property
+    def rates(self) -> Rates:
+        return default_rates(self.only != "norms", self.only != "scales", self.rate)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, known before the work. n_moving: numbers that are trained; memory_bytes: estimated peak."""
+
+    output: Path
+    n_trained: int
+    n_held_back: int
+    n_epochs: int
+    n_moving: int
+    dtype: str
+    memory_bytes: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """before, after: on the held-back chunks. paths: what was written, nothing where it did not help."""
+
+    plan: Plan
+    before: Divergence
+    after: Divergence
+    test: PairedTest
+    losses: tuple[float, ...]
+    n_steps: int
+    paths: tuple[Path, ...]
+
+    @property
+    def helped(self) -> bool:
+        return bool(self.paths)
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how a polish goes."""
+
+    def planned(self, plan: Plan) -> None:
+        """Everything was checked and work begins."""
+
+    def began(self, what: str, n_chunks: int) -> None:
+        """A part of the work of so many chunks begins."""
+
+    def advanced(self, n_chunks: int, note: str) -> None:
+        """So many chunks more of it are done."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def planned(self, plan: Plan) -> None:
+        pass
+
+    def began(self, what: str, n_chunks: int) -> None:
+        pass
+
+    def advanced(self, n_chunks: int, note: str) -> None:
+        pass
+
+
+def default_output(quant: Path) -> Path:
+    """`model-Q4_0.gguf` → `model-Q4_0-polished.gguf`; of a split model the name without the numbers."""
+    name = quant.name.removesuffix(".gguf")
+    head, _, tail = name.rpartition("-of-")
+    if len(tail) == 5 and tail.isdecimal() and head[-6:-5] == "-":
+        return quant.with_name(f"{head[:-6]}-polished")
+    return quant.with_name(f"{name}-polished.gguf")

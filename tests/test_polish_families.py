@@ -1,0 +1,136 @@
+"""The gradients that polish collects, of every family, against autograd on transformers' own dense model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from quantmill.calibrate.head import Divergence, check_head
+from quantmill.calibrate.polish import Rates, Student
+from quantmill.calibrate.workers import working
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.models.model import LoadedModel, load
+from quantmill.qkernels import to_float32
+from tests.support.measure_families import FAMILIES, random_model
+
+TYPE = "Q4_1"  # two scales a block
+BLOCK = 32
+
+
+def quantized(model: Path, path: Path) -> Path:
+    """The matrices of a model in TYPE by the gguf package, its vectors in F32."""
+    source = open_checkpoint(model, "f32")
+    parts = {}
+    for spec in source.specs():
+        values = to_float32(source.read(spec.name), spec.type)
+        # ggml's own types for routers, as the converter leaves them.
+        kept = len(spec.shape) < 2 or "gate_inp" in spec.name or spec.shape[0] % BLOCK or "rope" in spec.name
+        name = "F32" if kept else TYPE
+        raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+        parts[spec.name] = (OutputTensor(spec.name, spec.shape, name), raw.view("uint8"))
+    with GGUFSink(path, source.metadata, [tensor for tensor, _ in parts.values()]) as sink:
+        for name, (_, raw) in parts.items():
+            sink.write(name, raw)
+        sink.commit()
+    return path
+
+
+def fill_dense(original: Any, path: Path, loaded: LoadedModel) -> None:
+    """Put what the file's blocks mean into transformers' model."""
+    source = open_source(path)
+    specs = {spec.name: spec for spec in source.specs()}
+
+    def read(name: str) -> np.ndarray:
+        return to_float32(source.read(name), specs[name].type).reshape(loaded.table.views[name].shape)
+
+    tensors = dict(original.named_parameters()) | dict(original.named_buffers())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name in loaded.table.uses:
+                tensor.copy_(torch.from_numpy(loaded.table.to_hf(name, read).astype(np.float32)))
+    source.close()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
+    original = random_model(tmp_path, *FAMILIES[name])
+    path = quantized(tmp_path, tmp_path / "model.gguf")
+    loaded = load(path)
+    fill_dense(original, path, loaded)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 2048, (1, 48), generator=generator)
+    wanted = torch.randn(48, 128, generator=generator)
+
+    with working(2) as workers:
+        student = Student(loaded, torch.float32, workers)
+        matrix = student.head_weight.matrix(0, torch.float32)
+        check_head(loaded.model, student.head, matrix, ids)
+        divergence = Divergence(student.head, matrix, student.head, student.head_weight, workers)
+        student.start(Rates({TYPE: 1.0}, 1.0))
+        hidden = student.hidden(ids[0].numpy())
+        loss, back = divergence.loss_and_gradient(wanted, hidden.detach())
+        hidden.backward(back)
+
+    teacher = torch.log_softmax(_logits(original, wanted[None]).detach(), -1)[0]
+    found = torch.log_softmax(original(input_ids=ids, use_cache=False).logits, -1)[0]
+    expected = (teacher.exp() * (teacher - found)).sum(-1).mean()
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    gradients = {key: parameter.grad for key, parameter in original.named_parameters()}
+    _check_scales(student, path, loaded, gradients)
+    assert student.vectors
+    for vector in student.vectors:
+        exact = gradients[vector.name]
+        scale = float(exact.abs().max()) * float(vector.unit.abs().max())
+        torch.testing.assert_close(vector.grad, exact * vector.unit, atol=2e-4 * scale + 1e-7, rtol=1e-3)
+
+
+def _logits(original: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """What the model's own class makes of final hidden states, by standing in for its layers."""
+    from transformers.modeling_outputs import MoeModelOutputWithPast
+
+    decoder = original.get_decoder()
+    inner = decoder.forward
+    decoder.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden)
+    try:
+        return original(input_ids=torch.zeros(1, hidden.shape[1], dtype=torch.int64)).logits
+    finally:
+        decoder.forward = inner
+
+
+def _check_scales(student: Student, path: Path, loaded: LoadedModel, gradients: dict[str, Any]) -> None:
+    """dL/dε of every scale is the sum over its block of dL/dW times the part of W that the scale makes."""
+    source = open_source(path)
+    assert {piece.name for piece in student.moving} == {s.name for s in source.specs() if s.type == TYPE}
+    for piece in student.moving:
+        view = loaded.table.views[piece.name]
+        raw = source.read(piece.name).reshape(view.matrices, -1, source.read(piece.name).shape[-1])
+        if isinstance(view.rows, np.ndarray) and piece.piece.view.rows is None:
+            raw = raw[:, np.argsort(view.rows)]
+        blocks = raw.reshape(*raw.shape[:2], -1, 20)
+        d, m = (blocks[..., at : at + 2].copy().view("<f2").astype(np.float64) for at in (0, 2))
+        low, high = blocks[..., 4:] & 15, blocks[..., 4:] >> 4
+        first = d * np.concatenate([low, high], -1)
+        hf = torch.cat([gradients[name].reshape(-1, *view.source_matrix) for name in view.sources])
+        rows = piece.piece.view.rows
+        taken = [_taken(one, view, rows) for one in hf]
+        # A Hugging Face tensor cut into several matrices gives as many in turn.
+        values = np.stack(taken).reshape(*blocks.shape[:3], BLOCK)
+        exact = np.stack([(values * first).sum(-1), (values * m).sum(-1)], -1)
+        assert piece.grad is not None
+        scale = float(np.abs(exact).max())
+        np.testing.assert_allclose(piece.grad.numpy(), exact, atol=2e-4 * scale + 1e-9, rtol=2e-3)
+    source.close()
+
+
+def _taken(gradient: torch.Tensor, view: Any, rows: Any) -> np.ndarray:
+    matrix = gradient.double().numpy()
+    matrix = matrix if rows is None else matrix[rows]
+    matrix = matrix if view.columns is None else matrix[:, view.columns]
+    return matrix.T if view.transpose else matrix
