@@ -7,10 +7,12 @@ of the weight that this scale makes.
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
 
-from quantmill.qkernels.decode import dequantize
-from quantmill.qkernels.decode_fields import table
+from quantmill.qkernels.api import dequantize
 from quantmill.qkernels.types import QuantType, get_type
 
 CONTINUOUS = ("f16", "f16 in nibbles")  # formats so fine that a scale can be moved as a real number
@@ -107,7 +109,7 @@ def _read(fields: torch.Tensor, format: str, place: int) -> torch.Tensor:
         return fields[..., place : place + 2].contiguous().view(torch.float16).float().squeeze(-1)
     if format == "f16 in nibbles":
         return _from_nibbles(fields, place)
-    return table(format, fields.device)[fields[..., place].int()]
+    return grid(format, fields.device)[fields[..., place].int()]
 
 
 def _write(fields: torch.Tensor, format: str, place: int, values: torch.Tensor) -> None:
@@ -121,12 +123,28 @@ def _write(fields: torch.Tensor, format: str, place: int, values: torch.Tensor) 
         return
     # The grids are monotonic in the byte: 254 of E8M0's numbers, 126 of E4M3's, zero left out of both.
     last = 254 if format == "e8m0" else 126
-    grid = table(format, fields.device)[: last + 1]
-    above = torch.searchsorted(grid, values.contiguous()).clamp(1, last)
+    known = grid(format, fields.device)[: last + 1]
+    above = torch.searchsorted(known, values.contiguous()).clamp(1, last)
     below = above - 1
-    nearest = torch.where(values - grid[below] < grid[above] - values, below, above)
+    nearest = torch.where(values - known[below] < known[above] - values, below, above)
     old = fields[..., place]
-    fields[..., place] = torch.where(values > 0, nearest.clamp_min(int(grid[0] == 0)).to(torch.uint8), old)
+    fields[..., place] = torch.where(values > 0, nearest.clamp_min(int(known[0] == 0)).to(torch.uint8), old)
+
+
+@functools.cache
+def grid(format: str, device: torch.device) -> torch.Tensor:
+    """What each byte of an E8M0 or E4M3 scale means, [256] f32, times ½ as its types take it (their codes are doubled).
+
+    E8M0: 2^(byte − 127). E4M3: the sign is ignored, and all bits below it mean none (ggml-impl.h: ggml_ue4m3_to_fp32).
+    """
+    byte = np.arange(256)
+    if format == "e8m0":
+        values = np.ldexp(1.0, byte - 128)
+    else:
+        exponent, mantissa = byte >> 3 & 15, byte & 7
+        values = np.where(exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)) / 2
+        values = np.where(byte & 127 == 127, 0, values)
+    return torch.tensor(values.astype(np.float32), device=device)
 
 
 def _from_nibbles(fields: torch.Tensor, place: int) -> torch.Tensor:
