@@ -141,7 +141,7 @@ class ScaledTensor:
         )
         shares = zip(self._shares(index, whole), self._shares(index, made), strict=True)
         for (piece, matrix, part), (_, _, part_made) in shares:
-            view = replace(piece.piece.view, add=0.0)
+            view = replace(piece.piece.view, values=None)
             taken, taken_made = view.take(part), view.take(part_made)
             for rows in tiles(piece.piece.blocks.shape[-2], TILE_ROWS):
                 piece.add_gradient(matrix, rows, taken_made[rows], taken[rows])

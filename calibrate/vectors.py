@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from quantmill.gguf_io.convert.names import TensorTable
+from quantmill.gguf_io.convert.rules import Values
 
 
 @dataclass
@@ -41,14 +42,24 @@ def vectors_of(model: nn.Module, table: TensorTable, is_f32: Callable[[str], boo
         if parameter.dim() != 1 or not uses or not all(is_f32(use.name) for use in uses):
             continue
         start = parameter.detach().clone()
-        unit = start.clone()
-        for use in uses:
-            view = table.views[use.name]
-            if view.add:
-                unit += view.add
+        unit = _stored(start, [table.views[use.name].values for use in uses])
+        if unit is None:
+            continue
         parameter.requires_grad_(True)
         found.append(Vector(name, parameter, start, unit, torch.zeros_like(start)))
     return found
+
+
+def _stored(start: torch.Tensor, changes: list[Values | None]) -> torch.Tensor | None:
+    """The values as the file has them, where they are those of the model plus a constant; else None."""
+    kinds = {id(change): change for change in changes}
+    if len(kinds) != 1:
+        return None
+    (change,) = kinds.values()
+    if change is None:
+        return start.clone()
+    stored = change.there(start)
+    return stored if torch.allclose(change.there(start + 1), stored + 1) else None
 
 
 def stored_vectors(vectors: Mapping[str, torch.Tensor], table: TensorTable) -> dict[str, torch.Tensor]:
