@@ -30,7 +30,8 @@ def quantized(model: Path, path: Path) -> Path:
     for spec in source.specs():
         values = to_float32(source.read(spec.name), spec.type)
         # ggml's own types for routers, as the converter leaves them.
-        kept = len(spec.shape) < 2 or "gate_inp" in spec.name or spec.shape[0] % BLOCK or "rope" in spec.name
+        vector = len(spec.shape) < 2 or spec.name.endswith(".bias")
+        kept = vector or "gate_inp" in spec.name or spec.shape[0] % BLOCK or "rope" in spec.name
         name = "F32" if kept else TYPE
         raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
         parts[spec.name] = (OutputTensor(spec.name, spec.shape, name), raw.view("uint8"))
