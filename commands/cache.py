@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from quantmill.commands.console import show, size_text, table_text
 from quantmill.commands.options import Json
+from quantmill.plain_json import json_text
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -36,7 +36,7 @@ def cache(
     if clear and root.is_dir():
         shutil.rmtree(root)
     if as_json:
-        show(json.dumps({"directory": str(root), "bytes": kinds, "total": total, "cleared": clear}))
+        show(json_text({"directory": str(root), "bytes": kinds, "total": total, "cleared": clear}))
         return
     rows = [("directory", str(root)), *((kind, size_text(size)) for kind, size in kinds.items())]
     show(table_text([*rows, ("removed" if clear else "total", size_text(total))]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from quantmill.commands.console import CommandError, bytes_bar, print_warnings, remark, show, size_text
 from quantmill.commands.options import Force
+from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
     from quantmill.gguf_io.convert import Checkpoint
@@ -54,7 +54,7 @@ def convert(
         "seconds": round(result.seconds, 3),
     }
     if as_json:
-        show(json.dumps(facts))
+        show(json_text(facts))
     else:
         size = size_text(result.file_bytes)
         show(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import typer
 
 from quantmill.commands.console import show, table_text
 from quantmill.commands.options import Json
+from quantmill.plain_json import json_text
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -21,7 +21,7 @@ def devices(as_json: Json = False) -> None:
     (chosen,) = choose_engines("auto")
     rows = [{**asdict(engine), "what": describe(engine.device)} for engine in available_engines()]
     if as_json:
-        show(json.dumps({"devices": rows, "auto": asdict(chosen)}, indent=2))
+        show(json_text({"devices": rows, "auto": asdict(chosen)}))
         return
     columns = {"DEVICE": "device", "WHAT": "what", "ENGINE": "name", "WHY": "why"}
     show(table_text([tuple(columns), *(tuple(row[key] for key in columns.values()) for row in rows)]))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantmill import __version__
 from quantmill.commands.console import parsing, show
 from quantmill.commands.groups import DefaultGroup
-from quantmill.commands.old_spellings import refuse_old_spellings
 from quantmill.commands.options import (
     Chunks,
     Ctx,
@@ -35,10 +34,6 @@ class _CompareByDefault(DefaultGroup):
     """`quantmill evaluate a.gguf` means `quantmill evaluate compare a.gguf`."""
 
     default = "compare"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        refuse_old_spellings(args)
-        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

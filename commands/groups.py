@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from quantmill.commands.console import UsageError
+from quantmill.commands.old_spellings import refuse_old_spellings
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -31,6 +32,7 @@ class DefaultGroup(TyperGroup):
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help(), err=True)
             ctx.exit(2)
+        refuse_old_spellings(args)
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             self._refuse_typo(args[0])
             args = [self.default, *args]

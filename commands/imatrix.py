@@ -7,9 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from quantmill.commands.console import UsageError, parsing, print_warnings, show
+from quantmill.commands.console import UsageError, parsing
 from quantmill.commands.groups import DefaultGroup
-from quantmill.commands.options import Chunks, Ctx, Device, Dtype, ParseSpecial, Resume, Threads, at_least
+from quantmill.commands.options import (
+    Chunks,
+    Ctx,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    ParseSpecial,
+    Resume,
+    Threads,
+    at_least,
+)
+from quantmill.commands.watching import Shown
 
 
 class _CollectByDefault(DefaultGroup):
@@ -37,7 +49,6 @@ ChunkSize = Annotated[
         help="Tokens a chunk stands for. [default: the files' own, .dat: 512]",
     ),
 ]
-Json = Annotated[str | None, typer.Option("--json", help="Write JSON here; - for standard output.")]
 Shrink = Annotated[
     int,
     typer.Option(
@@ -88,27 +99,31 @@ def collect(
         typer.Option("--output-frequency", "-ofreq", help="Save every so many chunks; 0: only when stopped."),
     ] = 10,
     resume: Resume = False,
-    json_path: Json = None,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Run a model over a text and sum the squares of what enters its matrices."""
-    from quantmill.commands.imatrix_collect import Request, collect_and_save
+    from quantmill.commands.hub import local_model
+    from quantmill.commands.imatrix_tables import show_collected
+    from quantmill.imatrix.reading import text_argument
+    from quantmill.imatrix.text import Cutting
+    from quantmill.jobs.collect import Job, run
 
-    collect_and_save(
-        Request(
-            model=model,
-            files=tuple(file),
+    path = local_model(model)
+    with parsing():
+        job = Job(
+            model=path,
+            name=model,
+            texts=tuple(text_argument(argument) for argument in file),
             output=output,
-            format=_format(output_format, output),
-            n_ctx=ctx or 512,
-            n_chunks=chunks,
-            from_chunk=from_chunk,
+            format=_format(output_format),
+            cutting=Cutting(ctx or 512, chunks, from_chunk, seed),
             parse_special=parse_special,
             process_output=process_output,
             perplexity=ppl,
             with_means=means,
             route_all=route_all_experts,
             shrink=shrink_experts,
-            seed=seed,
             batch=batch,
             device=device,
             dtype=dtype,
@@ -116,17 +131,18 @@ def collect(
             tokenizer=tokenizer,
             every=output_frequency,
             resume=resume,
-            json_path=json_path,
+            force=force,
         )
-    )
+    with Shown() as watcher:
+        result = run(job, watcher)
+    show_collected(job, result, as_json)
 
 
 @app.command("stats")
 def stats(
     file: Annotated[Path, typer.Argument(help="Importance matrix, either format.")],
-    json_path: Json = None,
-    csv_path: Annotated[
-        str | None, typer.Option("--csv", help="Write CSV here; - for standard output.")
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the statistics here, as .json or .csv.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Heat map layer × kind: .html, .png or .svg.")] = None,
     statistic: Annotated[
@@ -139,25 +155,25 @@ def stats(
     share: Annotated[float, typer.Option(help="Share of a kind's layers to raise, and to lower.")] = 0.25,
     more_type: Annotated[str, typer.Option(help="Type for the most important layers.")] = "Q6_K",
     fewer_type: Annotated[str, typer.Option(help="Type for the least important layers.")] = "Q4_K",
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """The statistics of llama-imatrix --show-statistics, by tensor and by layer."""
     from quantmill.commands.imatrix_tables import show_statistics, show_suggestions
-    from quantmill.imatrix import plot as drawing
-    from quantmill.imatrix import store
-    from quantmill.imatrix.statistics import tensor_statistics
+    from quantmill.jobs.statistics import Job, run
     from quantmill.recipe import parse_type
 
     if not 0 < share <= 0.5:
         raise UsageError(f"--share {share}: must lie above 0 and at most at 0.5, half of the layers")
     with parsing():
         more_type, fewer_type = parse_type(more_type), parse_type(fewer_type)
-    rows = tensor_statistics(store.load(file))
-    if plot is not None:
-        drawing.plot(rows, plot, file.name, statistic)
+        job = Job(file, output, plot, statistic, force)
+    with Shown() as watcher:
+        rows = run(job, watcher)
     if suggest:
         show_suggestions(rows, share, more_type, fewer_type)
     else:
-        show_statistics(rows, json_path, csv_path)
+        show_statistics(rows, as_json)
 
 
 @app.command("merge")
@@ -169,9 +185,11 @@ def merge(
     output_format: FileFormat = None,
     ctx_size: ChunkSize = None,
     shrink_experts: Shrink = 0,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Add importance matrices up, as llama-imatrix does with several --in-file."""
-    _merge(files, output, output_format, ctx_size, shrink_experts)
+    _merge(files, output, output_format, ctx_size, shrink_experts, force, as_json)
 
 
 @app.command("convert")
@@ -183,9 +201,11 @@ def convert(
     output_format: FileFormat = None,
     ctx_size: ChunkSize = None,
     shrink_experts: Shrink = 0,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Write an importance matrix in the other format."""
-    _merge([file], output, output_format, ctx_size, shrink_experts)
+    _merge([file], output, output_format, ctx_size, shrink_experts, force, as_json)
 
 
 @app.command("diff")
@@ -195,49 +215,36 @@ def diff(
     n_rows: Annotated[
         int, typer.Option("--rows", help="Show so many tensors, the most different first.")
     ] = 20,
-    json_path: Json = None,
+    as_json: Json = False,
 ) -> None:
     """How far two importance matrices are apart, tensor by tensor."""
     from quantmill.commands.imatrix_tables import show_difference
     from quantmill.imatrix import store
     from quantmill.imatrix.compare import difference
 
-    show_difference(difference(store.load(first), store.load(second)), n_rows, json_path)
+    show_difference(difference(store.load(first), store.load(second)), n_rows, as_json)
 
 
-def _format(given: str | None, output: Path) -> Any:
+def _format(given: str | None) -> Any:
     if given not in (None, "gguf", "dat"):
-        raise typer.BadParameter(f"{given}: choose gguf or dat", param_hint="--output-format")
-    return given or ("dat" if output.suffix == ".dat" else "gguf")
+        raise UsageError(f"--output-format {given}: choose gguf or dat")
+    return given
 
 
-def _merge(files: list[Path], output: Path, given: str | None, chunk_size: int | None, shrink: int) -> None:
-    from quantmill.imatrix import store
-    from quantmill.imatrix.coverage import shrunk
-    from quantmill.imatrix.matrix import ImatrixError
-    from quantmill.imatrix.merge import strangers
+def _merge(
+    files: list[Path],
+    output: Path,
+    format: str | None,
+    chunk_size: int | None,
+    shrink: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from quantmill.commands.imatrix_tables import show_merged
+    from quantmill.jobs.merge import Job, run
 
-    for path in files:
-        if output.exists() and output.samefile(path):
-            raise ImatrixError(f"{output}: is an input; choose another output")
-    legacy = chunk_size or store.LEGACY_CHUNK_SIZE
-    matrices = [store.load(path, legacy) for path in files]
-    merged = store.merge(matrices, chunk_size)
-    if strange := strangers(matrices):
-        names = ", ".join(str(files[i]) for i in strange)
-        print_warnings([f"no tensor in common with the other matrices: {names}; are they of one model?"])
-    format = _format(given, output)
-    store.save(output, shrunk(merged, shrink), format)
-    lost = [
-        what
-        for what, is_lost in (
-            ("counts of single experts", any(len(entry.counts) > 1 for entry in merged.entries.values())),
-            ("Σx", any(entry.in_sum is not None for entry in merged.entries.values())),
-            (f"{len(merged.datasets) - 1} of the datasets' names", len(merged.datasets) > 1),
-        )
-        if is_lost and format == "dat"
-    ]
-    show(
-        f"{output}: {len(merged.entries)} tensors, {merged.chunk_count} chunks of {merged.chunk_size}"
-        + (f"; the .dat format does not keep {', '.join(lost)}" if lost else "")
-    )
+    with parsing():
+        job = Job(tuple(files), output, _format(format), chunk_size, shrink, force)
+    with Shown() as watcher:
+        result = run(job, watcher)
+    show_merged(job, result, as_json)

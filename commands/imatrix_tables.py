@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from quantmill.commands.console import show, table_text
 from quantmill.imatrix.compare import Difference
-from quantmill.imatrix.coverage import Gap
+from quantmill.imatrix.coverage import FEW, Gap
 from quantmill.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics
 from quantmill.imatrix.suggest import suggest
+from quantmill.jobs.statistics import statistics_json
+from quantmill.plain_json import json_text
+
+if TYPE_CHECKING:
+    from quantmill.jobs import collect as collecting
+    from quantmill.jobs import merge as merging
 
 TENSOR_HEAD = (
     "Layer", "Tensor", "Σ(Act²)", "Min", "Max", "μ", "σ", "% Active", "N", "Entropy", "E (norm)", "ZD", "CosSim",
@@ -55,36 +56,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[in
     return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])
 
 
-def write_to(target: str, content: str) -> None:
-    """To a file, or to standard output for `-`."""
-    if target == "-":
-        show(content)
-    else:
-        Path(target).write_text(content + "\n", "utf-8")
-
-
-def as_json(value: Any) -> str:
-    """JSON; what is not finite becomes null."""
-
-    def clean(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: clean(inner) for key, inner in item.items()}
-        if isinstance(item, list | tuple):
-            return [clean(inner) for inner in item]
-        return None if isinstance(item, float) and not math.isfinite(item) else item
-
-    return json.dumps(clean(value), indent=1, ensure_ascii=False)
-
-
-def show_statistics(rows: Sequence[TensorStatistics], json_path: str | None, csv_path: str | None) -> None:
-    layers = layer_statistics(rows)
-    if json_path is not None:
-        record = {"tensors": [asdict(row) for row in rows], "layers": [asdict(row) for row in layers]}
-        write_to(json_path, as_json(record))
-    if csv_path is not None:
-        write_to(csv_path, _csv(rows))
-    if "-" in (json_path, csv_path):
+def show_statistics(rows: Sequence[TensorStatistics], is_json: bool) -> None:
+    if is_json:
+        show(statistics_json(rows))
         return
+    layers = layer_statistics(rows)
     show(_table(TENSOR_HEAD, [tensor_cells(row) for row in rows], left=(1,)))
     if any(row.means is not None for row in rows):
         show("\nFrom the means of the activations (Σx):\n")
@@ -94,17 +70,57 @@ def show_statistics(rows: Sequence[TensorStatistics], json_path: str | None, csv
         show(_table(LAYER_HEAD, [layer_cells(row) for row in layers]))
 
 
-def _csv(rows: Sequence[TensorStatistics]) -> str:
-    flat = []
-    for row in rows:
-        record = asdict(row)
-        means = record.pop("means") or {}
-        flat.append(record | {f"x_{name}": value for name, value in means.items()})
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, max(flat, key=len), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return buffer.getvalue().rstrip("\n")
+def show_collected(job: collecting.Job, result: collecting.Result, is_json: bool) -> None:
+    """What was collected, and which tensors saw too little text."""
+    matrix, perplexity, speed = result.matrix, result.perplexity, result.tokens_per_second
+    if is_json:
+        facts = {
+            "output": str(job.output),
+            "tensors": len(matrix.entries),
+            "chunks": matrix.chunk_count,
+            "chunk_size": matrix.chunk_size,
+            "tokens_per_second": speed,
+            "perplexity": perplexity and {"value": perplexity[0], "error": perplexity[1]},
+            "gaps": [vars(gap) for gap in result.gaps],
+        }
+        show(json_text(facts))
+        return
+    if perplexity is not None:
+        show(f"Final estimate: PPL = {perplexity[0]:.4f} +/- {perplexity[1]:.5f}")
+    rate = f", {speed:.0f} tokens/s" if speed else ""
+    show(
+        f"{job.output}: {len(matrix.entries)} tensors, {matrix.chunk_count} chunks of {matrix.chunk_size}{rate}"
+    )
+    if result.gaps:
+        show(f"\nToo little text for {len(result.gaps)} tensors (below {FEW} tokens a matrix):\n")
+        show(coverage_table(result.gaps))
+        show("\n" + _ways_out(job, result.gaps))
+
+
+def _ways_out(job: collecting.Job, found: Sequence[Gap]) -> str:
+    ways = ["a longer text"]
+    if any(gap.n_mat > 1 for gap in found):
+        ways += [] if job.route_all else ["--route-all-experts"]
+        ways += [] if job.shrink else [f"--shrink-experts {FEW}"]
+    return f"What helps: {', '.join(ways)}."
+
+
+def show_merged(job: merging.Job, result: merging.Result, is_json: bool) -> None:
+    matrix = result.matrix
+    if is_json:
+        facts = {
+            "output": str(job.output),
+            "tensors": len(matrix.entries),
+            "chunks": matrix.chunk_count,
+            "chunk_size": matrix.chunk_size,
+            "lost": list(result.lost),
+        }
+        show(json_text(facts))
+        return
+    lost = f"; the .dat format does not keep {', '.join(result.lost)}" if result.lost else ""
+    show(
+        f"{job.output}: {len(matrix.entries)} tensors, {matrix.chunk_count} chunks of {matrix.chunk_size}{lost}"
+    )
 
 
 def show_suggestions(rows: Sequence[TensorStatistics], share: float, more: str, fewer: str) -> None:
@@ -126,11 +142,10 @@ def _numbers(layers: Sequence[int]) -> str:
     return ", ".join(str(layer) for layer in layers)
 
 
-def show_difference(found: Difference, n_rows: int, json_path: str | None) -> None:
-    if json_path is not None:
-        write_to(json_path, as_json(asdict(found)))
-        if json_path == "-":
-            return
+def show_difference(found: Difference, n_rows: int, is_json: bool) -> None:
+    if is_json:
+        show(json_text(asdict(found)))
+        return
     cells = [
         [row.name, f"{row.relative:.3e}", f"{row.total:+.3e}", f"{row.cosine:.8f}", f"{row.counts:.3e}"]
         for row in found.tensors[:n_rows]

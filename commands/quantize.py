@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,6 +27,7 @@ from quantmill.commands.quantize_tables import (
     result_object,
     result_text,
 )
+from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
     from quantmill.jobs.allocate import Request
@@ -218,7 +218,7 @@ def quantize(
 
 def _show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     if as_json:
-        show(json.dumps({**plan_object(plan), **(more or {})}))
+        show(json_text({**plan_object(plan), **(more or {})}))
         return
     show(plan_text(plan))
     print_warnings([*plan.problems, *fallback_warning(plan), *plan.warnings])
@@ -271,6 +271,6 @@ def _run(job: Job, as_json: bool, more: Mapping[str, Any] | None = None) -> None
     with ExitStack() as stack:
         result = run(job, _Shown(job, stack))
     if as_json:
-        show(json.dumps({**plan_object(result.plan), **result_object(result), **(more or {})}))
+        show(json_text({**plan_object(result.plan), **result_object(result), **(more or {})}))
     else:
         show(result_text(result))

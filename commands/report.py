@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from quantmill.commands.console import show
 from quantmill.commands.options import Force, Json
 from quantmill.commands.watching import Shown
+from quantmill.plain_json import json_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -40,7 +40,7 @@ def report(
     with Shown() as watcher:
         paths = run(job, watcher)
     if as_json:
-        show(json.dumps({"outputs": [str(path) for path in paths]}))
+        show(json_text({"outputs": [str(path) for path in paths]}))
     else:
         for path in paths:
             show(str(path))

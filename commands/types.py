@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 from quantmill.commands.console import show, table_text
 from quantmill.commands.options import Json
+from quantmill.plain_json import json_text
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -26,7 +25,7 @@ def types(as_json: Json = False) -> None:
             row.name: {"id": row.id, "block": row.block, "bytes": row.bytes, "importance": row.importance}
             for row in TYPES.values()
         }
-        show(json.dumps({"file_types": files, "tensor_types": tensors}))
+        show(json_text({"file_types": files, "tensor_types": tensors}))
         return
     rows = [("FILE TYPE", "NUMBER", "MOSTLY", "")]
     rows += [(row.name, str(row.id), row.base, row.description) for row in FILE_TYPES.values()]

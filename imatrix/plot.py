@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.gguf_io.kinds import containing
 from quantmill.imatrix.matrix import ImatrixError
 from quantmill.imatrix.statistics import TensorStatistics
 
+SUFFIXES = (".html", ".png", ".svg")
+MARK = "quantmill imatrix"
+PLOT = containing("a plot of quantmill", MARK.encode())
 STATISTICS = ("total", "mean", "std", "active", "entropy_norm", "zd", "cossim")
 TITLES = {
     "total": "Σ(Act²), log10",
@@ -50,28 +53,24 @@ def _shown(row: TensorStatistics, statistic: str) -> float:
     return 100 * value if statistic in ("active", "zd") else value
 
 
-def plot(rows: Sequence[TensorStatistics], path: Path, title: str, statistic: str = "total") -> None:
-    """Write the heat map; a `.html` path gives a self-contained page, `.png` or `.svg` a picture.
-
-    Raises ImatrixError for another suffix or statistic, or when matplotlib is needed and missing.
-    """
+def require_plot(path: Path | None, statistic: str) -> None:
+    """Raises ImatrixError for a statistic or a kind of picture that there is not."""
     if statistic not in STATISTICS:
-        raise ImatrixError(f"statistic {statistic!r}: choose one of {', '.join(STATISTICS)}")
+        raise ImatrixError(f"--statistic {statistic}: choose one of {', '.join(STATISTICS)}")
+    if path is not None and path.suffix not in SUFFIXES:
+        raise ImatrixError(f"{path}: a plot is a .html, .png or .svg file")
+
+
+def plot(rows: Sequence[TensorStatistics], suffix: str, title: str, statistic: str = "total") -> bytes:
+    """The heat map; suffix .html gives a self-contained page, .png or .svg a picture.
+
+    Raises MissingPackageError when matplotlib is needed and missing.
+    """
     layers, kinds, values = grid(rows, statistic)
     heading = f"{title}: {TITLES[statistic]}"
-    if path.suffix == ".html":
-        content = _page(layers, kinds, values, heading).encode()
-    elif path.suffix in (".png", ".svg"):
-        content = _picture(layers, kinds, values, heading, path.suffix[1:])
-    else:
-        raise ImatrixError(f"{path}: a plot is a .html, .png or .svg file")
-    file = PartialFile(resolved(path), len(content))
-    try:
-        file.write_at(0, memoryview(content))
-        file.rename()
-    except BaseException:
-        file.discard()
-        raise
+    if suffix == ".html":
+        return _page(layers, kinds, values, heading).encode()
+    return _picture(layers, kinds, values, heading, suffix[1:])
 
 
 def _picture(layers: list[int], kinds: list[str], values: np.ndarray, heading: str, kind: str) -> bytes:
@@ -92,7 +91,7 @@ def _picture(layers: list[int], kinds: list[str], values: np.ndarray, heading: s
     axes.set_title(heading, fontsize=10)
     figure.colorbar(image, ax=axes)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=120)
+    figure.savefig(buffer, format=kind, dpi=120, metadata={"Software" if kind == "png" else "Creator": MARK})
     return buffer.getvalue()
 
 
@@ -106,7 +105,7 @@ def _page(layers: list[int], kinds: list[str], values: np.ndarray, heading: str)
         for column, kind in enumerate(kinds)
     )
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(heading)}</title>
+<html lang="en"><meta charset="utf-8"><meta name="generator" content="{MARK}"><title>{html.escape(heading)}</title>
 <style>
 body {{ font: 14px system-ui, sans-serif; margin: 2em; }}
 table {{ border-collapse: collapse; }}

@@ -17,6 +17,7 @@ import numpy as np
 
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import beside
 from quantmill.imatrix.collect import Progress, Result, Settings, collect
 from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
 from quantmill.imatrix.merge import merge
@@ -28,7 +29,7 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Saving:
-    """output: the final file; every: chunks between two saves, 0: only when stopped
+    """output: the final file, links followed; every: chunks between two saves, 0: only when stopped
     datasets: names of the texts, kept in the file; model: its name, so that a partial file finds its run again
     resume: go on with the partial file
     """
@@ -41,7 +42,14 @@ class Saving:
 
     @property
     def partial(self) -> Path:
-        return self.output.with_name(f"{self.output.name}.partial.gguf")
+        return beside(self.output, ".partial.gguf")
+
+    @property
+    def advice(self) -> str:
+        """What an interrupted user can do."""
+        if self.partial.exists():
+            return f"what was done is in {self.partial}: go on with --resume"
+        return "no batch was complete yet"
 
 
 def run(

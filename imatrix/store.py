@@ -30,15 +30,18 @@ def load(path: str | os.PathLike[str], legacy_chunk_size: int = LEGACY_CHUNK_SIZ
     return read_gguf(path) if is_gguf else read_dat(path, legacy_chunk_size)
 
 
+def format_of(path: Path) -> Format:
+    """The format that a file of this name is written in."""
+    return "dat" if path.suffix == ".dat" else "gguf"
+
+
 def save(path: str | os.PathLike[str], matrix: ImportanceMatrix, format: Format | None = None) -> None:
     """Write `matrix` under `path`, all or nothing; format by the file's suffix when not given (.dat or GGUF).
 
     Raises GGUFError when the disk is full, OSError when not permitted; the old file then stays as it was.
     """
     path = Path(path)
-    if format is None:
-        format = "dat" if path.suffix == ".dat" else "gguf"
-    if format == "gguf":
+    if (format or format_of(path)) == "gguf":
         write_gguf(path, matrix)
     else:
         write_whole(resolved(path), b"".join(encode_dat(matrix)))

@@ -124,14 +124,11 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     """
     watcher = watcher or Silent()
     output, saves = _outputs(job)
-    for one in (*([output] if output else []), *saves.values()):
-        for note in one.notes:
-            watcher.note(note)
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     saved = Saved(saved_path(output.final) if output else None, _identity(job), job.resume, watcher.warn)
     try:
-        record = _measured(job, saves, saved, watcher)
+        record = _measured(job, output, saves, saved, watcher)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(saved.advice) from None
     if output is not None:
@@ -171,7 +168,9 @@ def _identity(job: Job) -> str:
     return hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _measured(job: Job, saves: dict[str, Output], saved: Saved, watcher: Watcher) -> Run:
+def _measured(
+    job: Job, output: Output | None, saves: dict[str, Output], saved: Saved, watcher: Watcher
+) -> Run:
     # Everything that can be wrong with a file is found before a model runs.
     tasks = [(task.name, task.kind, read_tasks(task.path, task.kind, job.n_tasks)) for task in job.tasks]
     base_file = LogitsFile(job.base_file) if job.base_file else None
@@ -184,6 +183,8 @@ def _measured(job: Job, saves: dict[str, Output], saved: Saved, watcher: Watcher
             opened.callback(loaded[-1].close)
         for _, kind, found in tasks:
             prepared(loaded[0], kind, found, job.n_ctx or 512)
+        for note in (note for one in (output, *saves.values()) if one for note in one.notes):
+            watcher.note(note)
         base, quants = (loaded[0], loaded[1:]) if job.base else (None, loaded)
         results, text, scores = _text(job, base, base_file, quants, saves, saved, watcher)
         scored = [

@@ -36,11 +36,11 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     if job.output is not None:
         inputs = [*job.models, *([job.options.bench] if job.options.bench else [])]
         output = check_output(job.output, kind_of_record(job.output), inputs, force=job.force)
-        for note in output.notes:
-            watcher.note(note)
     engine = tool(job.options)
     files = named([describe(path) for path in job.models])
     results, notes = [], []
+    for note in output.notes if output else ():
+        watcher.note(note)
     watcher.began("speed", len(job.models), "models")
     for path, file in zip(job.models, files, strict=True):
         try:

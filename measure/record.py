@@ -26,8 +26,10 @@ from quantmill.measure.divergence import Divergence
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.perplexity import Estimate
 from quantmill.measure.speed import Speed
+from quantmill.plain_json import json_text
 
 FORMAT = 1
+_INFINITE = (math.inf, -math.inf)
 RECORD = json_object("an evaluation record", "format", "models")
 TABLE = starting_with("a table of evaluations", b"name,bytes,bits_per_weight")
 # Metadata that a page or a card shows; of quantmill's own keys all.
@@ -196,16 +198,7 @@ def write_record(run: Run, output: Output) -> None:
 
 
 def to_json(run: Run) -> str:
-    return json.dumps(finite(asdict(run)), indent=1, allow_nan=False) + "\n"
-
-
-def finite(value: Any) -> Any:
-    """A value for JSON: numbers that are not finite, which JSON has no word for, become None."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_text(asdict(run)) + "\n"
 
 
 def from_json(path: Path) -> Run:
@@ -270,7 +263,7 @@ def to_csv(run: Run) -> str:
             *(accuracy[task].error if task in accuracy else None for task in tasks),
             *(rates.get(test) for test in tests),
         ]
-        writer.writerow(["" if cell is None else cell for cell in finite(row)])
+        writer.writerow(["" if cell is None or cell != cell or cell in _INFINITE else cell for cell in row])
     return out.getvalue()
 
 

@@ -90,14 +90,17 @@ def test_models_that_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_statistics_as_table_json_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        quantmill("stats", DATA / "a.gguf", "--json", tmp_path / "s.json", "--csv", tmp_path / "s.csv") == 0
-    )
+    assert quantmill("stats", DATA / "a.gguf", "-o", tmp_path / "s.csv") == 0
+    capsys.readouterr()
+    assert quantmill("stats", DATA / "a.gguf", "--json") == 0
+    on_stdout = json.loads(capsys.readouterr().out)
+    assert quantmill("stats", DATA / "a.gguf", "-o", tmp_path / "s.json") == 0
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     expected = (DATA / "a-gguf-statistics.txt").read_text("utf-8").splitlines()
     theirs = [row.split() for row in expected if len(row.split("\t")) == 13][1:]
     assert [row for row in printed if len(row) == 13 and row[0].isdigit()] == theirs
     record = json.loads((tmp_path / "s.json").read_text())
+    assert record == on_stdout
     assert len(record["tensors"]) == 24
     assert [layer["layer"] for layer in record["layers"]] == [0, 1, 2]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "s.csv").read_text())))
@@ -112,7 +115,7 @@ def test_merge_convert_and_diff(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert quantmill("convert", DATA / "a.gguf", "-o", legacy) == 0
     assert legacy.read_bytes() == (DATA / "a.dat").read_bytes()
     assert "does not keep counts of single experts" in capsys.readouterr().out
-    assert quantmill("diff", DATA / "a.gguf", DATA / "a.gguf", "--json", "-") == 0
+    assert quantmill("diff", DATA / "a.gguf", DATA / "a.gguf", "--json") == 0
     same = json.loads(capsys.readouterr().out)
     assert {row["relative"] for row in same["tensors"]} == {0.0}
     assert quantmill("merge", DATA / "a.gguf", merged, "-o", merged) == 1

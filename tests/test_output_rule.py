@@ -34,6 +34,10 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "index.html").write_text("<!doctype html>mine")
     (tmp_path / "page" / "README.md").write_text("# mine")
+    shutil.copyfile(IMATRIX, tmp_path / "im2.gguf")
+    shutil.copyfile(tiny("F16"), tmp_path / "im.gguf.partial.gguf")
+    for name in ("im.html", "im.json"):
+        shutil.copyfile(IMATRIX, tmp_path / name)
     (tmp_path / "notes.txt").write_text("precious\n")
     return tmp_path
 
@@ -77,6 +81,15 @@ INPUTS = [
     "evaluate @m.gguf --winogrande @wg.csv -o @wg.csv",
     "evaluate speed @record.json -o @record.json",
     "report @page/index.html -o @page",
+    "imatrix @m.gguf -f @text.txt -o @m.gguf",
+    "imatrix @m.gguf -f @text.txt -o @text.txt",
+    "imatrix @hf -f @text.txt -o @hf/tokenizer.json",
+    "imatrix @m.gguf -f @text.txt --tokenizer @hf -o @hf/config.json",
+    "imatrix @im.gguf.partial.gguf -f @text.txt -o @im.gguf",
+    "imatrix stats @im.html --plot @im.html",
+    "imatrix stats @im.json -o @im.json",
+    "imatrix merge @im.gguf @im2.gguf -o @im2.gguf",
+    "imatrix convert @im.gguf -o @im.gguf",
 ]
 
 
@@ -97,6 +110,7 @@ def test_an_input_is_never_replaced_by_way_of_a_link(
     assert "is an input" in refused(capsys, place, line)
 
 
+COLLECT = "imatrix @m.gguf -f @text.txt -c 16 --chunks 2 -t 1"
 EVALUATE = "evaluate @q.gguf -f @text.txt --chunks 2 -c 16 -t 1"
 OTHER_KINDS = [
     ("quantize @m.gguf @notes.txt Q8_0", "is not a GGUF model but a text"),
@@ -149,6 +163,10 @@ FLAGS = [
     "evaluate @q.gguf -f @text.txt --json -",
     "evaluate @q.gguf -f @text.txt --json=@new.json",
     "evaluate speed @q.gguf --csv @new.csv",
+    "imatrix stats @im.gguf --json @new.json",
+    "imatrix stats --csv @new.csv @im.gguf",
+    "imatrix diff @im.gguf @im2.gguf --json -",
+    "imatrix @m.gguf -f @text.txt --json @new.json",
 ]
 
 
@@ -176,17 +194,38 @@ PLACES = [
     (EVALUATE + " -o @run.txt", "an evaluation is written as .json or as .csv"),
     (EVALUATE + " --base @m.gguf --save-base @no/base", "there is no directory"),
     (EVALUATE + " --base @m.gguf --save-base @x --save-logits @x", "is to be written twice"),
+    (COLLECT + " -o @no/im.gguf", "there is no directory"),
+    ("imatrix convert @im.gguf -o @no/im.dat", "there is no directory"),
+    ("imatrix stats @im.gguf -o @x.json --plot @no/im.html", "there is no directory"),
     ("report @record.json -o @notes.txt", "is no directory"),
     ("report @record.json -o @notes.txt/deep", "is no directory"),
 ]
+
+
+def test_json_is_one_object_in_one_style(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    lines = [
+        "types --json", "devices --json", "quantize --dry-run --json @m.gguf Q8_0", "quantize --json @m.gguf @1 Q8_0",
+        "convert --json @hf @2", COLLECT + " -o @3 --json", "imatrix stats @im.gguf --json",
+        "imatrix merge @im.gguf @im2.gguf -o @4 --json", "imatrix convert @im.gguf -o @5.dat --json",
+        "imatrix diff @im.gguf @im2.gguf --json", EVALUATE + " --json -o @run.json",
+        "report @run.json -o @new --json",
+    ]  # fmt: skip
+    for line in lines:
+        assert cli.main(line.replace("@", str(place) + os.sep).split()) == 0, line
+        out = capsys.readouterr().out
+        found = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+        assert isinstance(found, dict)
+        assert out == json.dumps(found, indent=1) + "\n", line
 
 
 @pytest.mark.parametrize(("line", "message"), PLACES)
 def test_a_place_that_cannot_be_is_found_before_the_work(
     capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
 ) -> None:
+    import quantmill.jobs.collect
     import quantmill.jobs.evaluate
 
+    monkeypatch.setattr(quantmill.jobs.collect, "load", lambda *_: pytest.fail("the work began"))
     monkeypatch.setattr(quantmill.jobs.evaluate, "load", lambda *_: pytest.fail("the work began"))
     assert message in refused(capsys, place, line)
 

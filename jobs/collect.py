@@ -1,0 +1,174 @@
+"""An importance matrix from a model and texts: load, cut, run, save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantmill.gguf_io.kinds import IMATRIX
+from quantmill.gguf_io.outputs import check_output
+from quantmill.imatrix import coverage, store
+from quantmill.imatrix.collect import Progress, Settings
+from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
+from quantmill.imatrix.reading import read_chunks, read_texts
+from quantmill.imatrix.run import Saving
+from quantmill.imatrix.run import run as run_saving
+from quantmill.imatrix.text import Cutting, Text
+from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.models.model import LoadedModel, load, usable_device
+
+
+@dataclass(frozen=True)
+class Job:
+    """model: a GGUF file or a Hugging Face directory; name: what it was asked for by, so that --resume knows it.
+
+    format None: by the output's name. perplexity: of the text, while running. with_means: also Σx. route_all: every
+    token to every expert. shrink: draw each expert to its layer's mean as if it had seen so many more tokens. batch:
+    chunks run together, None: by free memory. every: chunks between two savings, 0: only when stopped.
+    """
+
+    model: Path
+    name: str
+    texts: tuple[Text, ...]
+    output: Path
+    cutting: Cutting
+    format: store.Format | None = None
+    parse_special: bool = False
+    process_output: bool = False
+    perplexity: bool = True
+    with_means: bool = False
+    route_all: bool = False
+    shrink: int = 0
+    batch: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    tokenizer: Path | None = None
+    every: int = 10
+    resume: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shrink < 0:
+            raise ImatrixError(f"--shrink-experts {self.shrink}: a number of tokens cannot be negative")
+        for option, value in (("--batch", self.batch), ("--threads", self.threads)):
+            if value is not None and value < 1:
+                raise ImatrixError(f"{option} {value}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Result:
+    """perplexity: value and error, None when not asked for. gaps: tensors that saw too little text."""
+
+    matrix: ImportanceMatrix
+    perplexity: tuple[float, float] | None
+    tokens_per_second: float | None
+    gaps: tuple[coverage.Gap, ...]
+
+
+def run(job: Job, watcher: Watcher | None = None) -> Result:
+    """Collect and save. Everything that can fail is tried before the model runs: texts, tokens, the output's place.
+
+    Raises ImatrixError, GGUFError, ModelError, OSError. Whatever stops it, the whole batches done until then are in
+    a file beside the output; an interrupt says so.
+    """
+    watcher = watcher or Silent()
+    names = tuple(str(text.path) for text in job.texts)
+    inputs: list[str | Path] = [job.model, *names, *([job.tokenizer] if job.tokenizer else [])]
+    output = check_output(job.output, IMATRIX, inputs, force=job.force)
+    saving = Saving(output.final, names, job.name, job.every, job.resume)
+    check_output(saving.partial, IMATRIX, inputs)
+    plain = read_texts(list(job.texts))
+    with _loaded(job, watcher) as loaded:
+        chunks = read_chunks(list(job.texts), plain, job.cutting, loaded, job.parse_special, job.tokenizer)
+        settings = Settings(
+            bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None,
+            process_output=job.process_output,
+            perplexity=job.perplexity,
+            with_means=job.with_means,
+            route_all=job.route_all,
+            batch=job.batch,
+        )
+        for note in output.notes:
+            watcher.note(note)
+        watcher.began("imatrix", len(chunks), "chunks")
+        progress = _Progress(watcher)
+        try:
+            matrix, found = run_saving(
+                loaded.model, loaded.table, chunks, settings, saving, progress, watcher.warn
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(saving.advice) from None
+        missed = coverage.uncollected(matrix, _tensors(loaded))
+    matrix = coverage.shrunk(matrix, job.shrink)
+    store.save(output.final, matrix, job.format or store.format_of(job.output))
+    saving.partial.unlink(missing_ok=True)
+    return Result(matrix, found.perplexity(), progress.rate, tuple(coverage.gaps(matrix, missed)))
+
+
+class _Progress:
+    """What is done so far, for the watcher, which wants to know how much more it is."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._told = 0
+        self.rate: float | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        self.rate = progress.n_tokens / progress.seconds
+        ppl = f", PPL {progress.perplexity[0]:.4f}" if progress.perplexity else ""
+        self._watcher.progressed(progress.n_done - self._told, f"{self.rate:.0f} tokens/s{ppl}")
+        self._told = progress.n_done
+
+
+@contextmanager
+def _loaded(job: Job, watcher: Watcher) -> Iterator[LoadedModel]:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of long texts, which are cut here
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    device = usable_device(job.device)
+    dtype = job.dtype
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    if device.type != "cuda" or _fits(job.model, device, dtype):
+        loaded = load(job.model, str(device), dtype, job.tokenizer)
+    else:
+        watcher.note(
+            f"{job.name}: does not fit on {device}; its weights stay in main memory and visit it in turn"
+        )
+        loaded = load(job.model, "cpu", dtype, job.tokenizer)
+        offload(loaded.model, device)
+    try:
+        yield loaded
+    finally:
+        loaded.close()
+
+
+def _fits(path: Path, device: torch.device, dtype: str) -> bool:
+    """Whether the weights take less than three quarters of the free memory; the rest is for activations."""
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    # a GGUF is held as its blocks, a checkpoint (mostly of 16 bits) in the type asked for
+    growth = 2 if path.is_dir() and dtype == "float32" else 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return growth * sum(file.stat().st_size for file in files) < 0.75 * free
+
+
+def offload(model: Any, device: torch.device) -> None:
+    """Keep the weights where they are and bring each module's to `device` while it runs (accelerate)."""
+    from accelerate import cpu_offload
+
+    cpu_offload(model, execution_device=device, offload_buffers=True)
+
+
+def _tensors(loaded: LoadedModel) -> list[tuple[str, int]]:
+    """What will be quantized: the tensors of the GGUF, or those the checkpoint converts to."""
+    if loaded.source is not None:
+        return [(spec.name, len(spec.shape)) for spec in loaded.source.specs()]
+    return [(name, len(view.shape)) for name, view in loaded.table.views.items()]
