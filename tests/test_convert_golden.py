@@ -63,7 +63,12 @@ def test_tensors_are_llama_cpps(name, models):
 
 def test_every_supported_architecture_has_a_model():
     covered = {model.architecture for model in MODELS.values()}
-    aliases = {"LLaMAForCausalLM", "Gemma3ForConditionalGeneration"}
+    aliases = {
+        "LLaMAForCausalLM",
+        "Gemma3ForConditionalGeneration",
+        "Ernie4_5_ForCausalLM",
+        "ExaoneMoEForCausalLM",
+    }
     assert set(SUPPORTED) == covered | aliases
 
 

@@ -44,7 +44,7 @@ COUNTS = (
     *("original_max_position_embeddings",),
 )
 # The number of experts as the classes call it; to transformers they are one setting (attribute_map).
-EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 # Names that configuration classes have given the same setting of RoPE, in llama.cpp's order of preference.
 ROPE_NAMES = {

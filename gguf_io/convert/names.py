@@ -108,7 +108,7 @@ class _Builder:
         self.expected = family.expected(config)
         self.map = gguf.get_tensor_name_map(family.arch, config["num_hidden_layers"])
         self.views: dict[str, View] = {}
-        self.order: dict[str, tuple[int, str]] = {}
+        self.order: dict[str, tuple[int, int, str]] = {}
         self.experts: dict[str, dict[int, str]] = {}
         self.expert_block_end: dict[str, int] = {}
         self.left_out: list[str] = []
@@ -127,7 +127,8 @@ class _Builder:
             renamed = cleaned[: match.start()] + match.expand(part.name) + cleaned[match.end() :]
             target = self._gguf_name(name, renamed)
             if "expert" in match.groupdict():
-                self._add_expert(position, name, target, int(match["expert"]), match.expand(part.name))
+                self._add_expert(position, name, target, int(match["expert"]))
+                self.order[target] = (position, rule.order, match.expand(part.name))
             else:
                 scales = rule.scales and name[: -len(match[0])] + rule.scales
                 self._add(position, name, target, part, scales)
@@ -162,7 +163,7 @@ class _Builder:
             raise GGUFError(f"{name}: its block exponents {scales} are missing")
         self.views[target] = self._view(name, target, part, scales)
         # MXFP4 stacks are written before all other tensors.
-        self.order[target] = (-1 if scales else position, "")
+        self.order[target] = (-1 if scales else position, 0, "")
 
     def _view(self, name: str, target: str, part: Part, scales: str | None) -> View:
         shape = self.shapes[name] or (1,)
@@ -203,19 +204,18 @@ class _Builder:
             raise GGUFError(f"config.json: key {key!r} must be a positive number, not {number!r}")
         return number
 
-    def _add_expert(self, position: int, name: str, target: str, expert: int, kind: str) -> None:
+    def _add_expert(self, position: int, name: str, target: str, expert: int) -> None:
         of_tensor = self.experts.setdefault(target, {})
         if expert in of_tensor:
             raise GGUFError(f"{name}: expert {expert} of {target} is already {of_tensor[expert]}")
         of_tensor[expert] = name
-        self.order[target] = (position, kind)
         self.expert_block_end[target.rpartition(".ffn_")[0]] = position
 
     def finish(self) -> TensorTable:
         for target, of_tensor in self.experts.items():
             self.views[target] = self._expert_stack(target, of_tensor)
             end = self.expert_block_end[target.rpartition(".ffn_")[0]]
-            self.order[target] = (end, self.order[target][1])
+            self.order[target] = (end, *self.order[target][1:])
         views = {name: self.views[name] for name in sorted(self.views, key=lambda name: self.order[name])}
         uses: dict[str, tuple[Use, ...]] = {}
         for target, view in views.items():

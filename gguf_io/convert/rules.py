@@ -54,7 +54,8 @@ class Rule:
 
     A group named `expert` makes the match one matrix of a stacked tensor. `scales` names (as a template) the
     tensor of block exponents that belongs to MXFP4 codes. `when` narrows the rule by config and match.
-    `zero` marks tensors that may be left out only because every value is zero.
+    `zero` marks tensors that may be left out only because every value is zero. `order`: of the stacks of experts in
+    one layer, where llama.cpp's converter has another order than that of their names.
     """
 
     pattern: str
@@ -62,6 +63,7 @@ class Rule:
     scales: str | None = None
     when: Callable[[Config, re.Match[str]], bool] | None = None
     zero: bool = False
+    order: int = 0
 
 
 def rope_pairs(heads: str) -> Choice:

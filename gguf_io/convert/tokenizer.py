@@ -72,6 +72,15 @@ def gemma3(writer: GGUFWriter, directory: Path, config: Config) -> None:
         bpe(writer, directory, config)
 
 
+def ernie(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    if not _has_sentencepiece(directory):
+        raise GGUFError(f"{directory}: no tokenizer.model; ERNIE needs it, download it with the checkpoint")
+    sentencepiece(writer, directory, config)
+    add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
+    if add_prefix_space is not None:
+        writer.add_add_space_prefix(add_prefix_space)
+
+
 def phi3(writer: GGUFWriter, directory: Path, config: Config) -> None:
     """Phi-4 has GPT-2's byte-level BPE; Phi-3 a SentencePiece model with tokens added in three files."""
     settings = load_optional_json(directory / "tokenizer_config.json")

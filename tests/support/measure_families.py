@@ -154,10 +154,61 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     # llama.cpp has switched Phi-3's window off (src/models/phi3.cpp), and so have we.
     "phi 3, longrope": ("phi3", {"original_max_position_embeddings": 128, "rope_parameters": LONGROPE}),
     "olmo 3": ("olmo3", {"sliding_window": 32, "rope_parameters": DEFAULT_AND_SCALED}),
+    "seed-oss": ("seed_oss", {"head_dim": 64}),
+    "arcee": ("arcee", {}),
+    "olmoe": ("olmoe", {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}),
+    "ministral 3": (
+        "ministral3",
+        {
+            "head_dim": 64,
+            "rope_parameters": YARN
+            | {
+                "original_max_position_embeddings": 32,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+    ),
+    "ernie 4.5": ("ernie4_5", {"head_dim": 64, "tie_word_embeddings": True}),
+    "ernie 4.5 moe": (
+        "ernie4_5_moe",
+        {
+            "moe_intermediate_size": 64,
+            "moe_k": 2,
+            "moe_num_experts": 4,
+            "moe_num_shared_experts": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "minimax m2": (
+        "minimax_m2",
+        {"head_dim": 64, "rotary_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "exaone moe": (
+        "exaone_moe",
+        EXPERTS | {"head_dim": 64, "num_experts": 4, "num_shared_experts": 1, "sliding_window": 32},
+    ),
+    "dots1": (
+        "dots1",
+        EXPERTS
+        | {
+            "head_dim": 32,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
+            "sliding_window": None,
+        },
+    ),
     "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
 # Families whose vocabulary the example's tokenizer cannot be: tests.convert_tokenizers' kinds.
-VOCABULARIES = {"gemma2": "spm", "phi3": "spm", "glm4": "llama-bpe"}
+VOCABULARIES = {"gemma2": "spm", "phi3": "spm", "glm4": "llama-bpe", "ernie4_5": "spm", "ernie4_5_moe": "spm"}
 
 
 def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:

@@ -1,0 +1,85 @@
+"""K-EXAONE: EXAONE 4 with experts; layers that predict further tokens are left out."""
+
+from __future__ import annotations
+
+from gguf import MODEL_ARCH, RopeScalingType
+
+from quantmill.gguf_io.convert import keys, layout, rope, rules
+from quantmill.gguf_io.convert.family import Family
+from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, STRING, Key
+from quantmill.gguf_io.convert.rules import Config, Rule
+
+
+def _has_experts(config: Config, layer: int) -> bool:
+    return layer >= (config["first_k_dense_replace"] or 0)
+
+
+FAMILY = Family(
+    classes=("ExaoneMoeForCausalLM", "ExaoneMoEForCausalLM"),
+    arch=MODEL_ARCH.EXAONE_MOE,
+    model_type="exaone_moe",
+    tensors=(
+        layout.EMBEDDING,
+        *layout.HEAD,
+        layout.NORMS_BEFORE,
+        layout.ATTENTION,
+        layout.BIASES_OF_QKV,
+        layout.HEAD_NORMS,
+        layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not _has_experts(config, layer)),
+        layout.Tensors(
+            {
+                **layout.expert_tensors("num_experts", "moe_intermediate_size"),
+                **layout.shared_expert("num_shared_experts*moe_intermediate_size"),
+                "blk.exp_probs_b.bias": "num_experts",
+            },
+            _has_experts,
+        ),
+    ),
+    keys=(
+        *keys.SIZES,
+        rope.ROPE,
+        keys.RMS_NORM,
+        *keys.experts("num_experts"),
+        Key("n_group", "expert_group_count"),
+        Key("topk_group", "expert_group_used_count"),
+        keys.GATE,
+        keys.HEAD_SIZES,
+        keys.FILE_TYPE,
+        keys.VOCABULARY_SIZE,
+        Key("sliding_window", "attention.sliding_window"),
+        keys.Rows(keys.write_pattern, keys.layers_every(4).read),
+        Key("moe_intermediate_size", "expert_feed_forward_length", needed=True),
+        Key("num_shared_experts", "expert_shared_count", needed=True),
+        keys.written(
+            "expert_shared_feed_forward_length",
+            lambda config: config["moe_intermediate_size"] * config["num_shared_experts"],
+        ),
+        Key("routed_scaling_factor", "expert_weights_scale", FLOAT32, needed=True),
+        Key("norm_topk_prob", "expert_weights_norm", BOOL, needed=True),
+        Key("first_k_dense_replace", "leading_dense_block_count"),
+        keys.written("nextn_predict_layers", lambda config: 0),
+        keys.written("rope.scaling.type", lambda config: RopeScalingType.NONE.value, STRING),
+    ),
+    defaults={
+        "first_k_dense_replace": 1,
+        "layer_types": keys.alternating(4),
+        "max_position_embeddings": 2048,
+        "moe_intermediate_size": 1024,
+        "n_group": 1,
+        "norm_topk_prob": True,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "num_key_value_heads": 32,
+        "num_shared_experts": 1,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+        "tie_word_embeddings": False,
+        "topk_group": 1,
+    },
+    rules=(Rule(r"^mtp\."), *rules.STACKED_EXPERTS),
+    tables=rope.llama3,
+)
