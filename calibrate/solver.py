@@ -1,6 +1,6 @@
 """Codes and scales of a matrix that undo each other's errors, in the metric of what enters the matrix.
 
-    solved = solve(target, metric, "Q4_K", EFFORTS["normal"], threads)
+    start, blocks = solve(target, metric, "Q4_K", EFFORTS["normal"])
 
 The block scales start from llama.cpp's own importance search; columns are then fixed with feedback, codes go down
 coordinate by coordinate, scales are refitted on the format's grid, in turns (effort says how often).
@@ -8,8 +8,9 @@ coordinate by coordinate, scales are refitted on the format's grid, in turns (ef
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from quantmill.calibrate.search import search
 from quantmill.qkernels import quantize
 from quantmill.qkernels.lattices import LATTICES, lattice_of
 
+ShareOut = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]  # map in threads, in order
 ROWS = 1024  # rows of a matrix that are solved together; part of what decides the bytes
 SEARCHED = frozenset({"Q2_K", "Q4_K", "Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"})
 
@@ -43,18 +45,24 @@ def solvable(type: str) -> bool:
 
 
 def solve(
-    target: torch.Tensor, metric: Metric, type: str, effort: Effort, pool: Executor | None = None
-) -> torch.Tensor:
+    target: torch.Tensor, metric: Metric, type: str, effort: Effort, share_out: ShareOut | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """target f32 [n_mat, n_rows, n_cols], the metric of each matrix → blocks u8 [n_mat, n_rows, row_bytes].
 
-    Rows are solved ROWS at a time, in `pool` where there is one: the bytes do not depend on it.
+    Two of them: llama.cpp's, by the metric's diagonal, and the solved ones. Rows are solved ROWS at a time, shared
+    out to threads where there are: the bytes do not depend on it.
     Raises QuantizeError for a type that is not solvable or weights its scales cannot hold.
     """
     slabs = target.split(ROWS, 1)
-    if len(slabs) > 1:
-        _ = metric.feedback  # before the threads need it
-    run = map if pool is None else pool.map
-    return torch.cat(list(run(lambda slab: _solve(slab, metric, type, effort), slabs)), 1)
+    _ = metric.feedback  # once, before the threads need it
+
+    def one(slab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        start = plain(slab, metric.diagonal, type)
+        return start, _improved(slab, start, metric, type, effort)
+
+    made = [one(slab) for slab in slabs] if share_out is None else share_out(one, slabs)
+    starts, solved = zip(*made, strict=True)
+    return torch.cat(starts, 1), torch.cat(solved, 1)
 
 
 def plain(target: torch.Tensor, diagonal: torch.Tensor, type: str) -> torch.Tensor:
@@ -68,11 +76,13 @@ def plain(target: torch.Tensor, diagonal: torch.Tensor, type: str) -> torch.Tens
     return torch.stack(made)
 
 
-def _solve(target: torch.Tensor, metric: Metric, type: str, effort: Effort) -> torch.Tensor:
+def _improved(
+    target: torch.Tensor, blocks: torch.Tensor, metric: Metric, type: str, effort: Effort
+) -> torch.Tensor:
     lattice = lattice_of(type)
     n_mat, n_rows, n_cols = target.shape
     levels = Levels(lattice, target.device)
-    start = lattice.unpack(plain(target, metric.diagonal, type).flatten(0, 1))
+    start = lattice.unpack(blocks.flatten(0, 1))
     scales = Scales(lattice, start, n_mat)
     columns = target.transpose(1, 2).contiguous()
     values = levels.values[start.codes.long()].view(n_mat, n_rows, n_cols).transpose(1, 2).contiguous()

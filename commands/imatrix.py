@@ -105,8 +105,7 @@ def collect(
     """Run a model over a text and sum the squares of what enters its matrices."""
     from quantmill.commands.hub import local_model
     from quantmill.commands.imatrix_tables import show_collected
-    from quantmill.imatrix.reading import text_argument
-    from quantmill.imatrix.text import Cutting
+    from quantmill.imatrix.text import Cutting, text_argument
     from quantmill.jobs.collect import Job, run
 
     path = local_model(model)

@@ -93,11 +93,12 @@ def quantize(
         float | None, typer.Option(metavar="BITS", help="The same for so many bits per weight.")
     ] = None,
     calibration: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            metavar="TEXT",
-            help="With a target: measure the KL divergence of tensors on its second half. Without, losses are guessed "
-            "from the error of the weights.",
+            metavar="FILE[=WEIGHT]",
+            help="Text, plain or .jsonl conversations. With a target: measure the KL divergence of tensors on its "
+            "second half; without, losses are guessed from the error of the weights. With --compensate: what codes are "
+            "fitted to; repeatable.",
         ),
     ] = None,
     measure_chunks: Annotated[
@@ -140,6 +141,25 @@ def quantize(
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = None,
+    compensate: Annotated[
+        bool,
+        typer.Option(
+            "--compensate",
+            help="Choose codes that undo each other's errors on the calibration text: minutes, not seconds.",
+        ),
+    ] = False,
+    effort: Annotated[
+        str, typer.Option(metavar="fast|normal|thorough", help="How long --compensate searches.")
+    ] = "normal",
+    chunks: Annotated[
+        int | None, typer.Option(metavar="N", min=4, help="Chunks of 512 tokens that --compensate uses.")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Share of earlier layers' losses made good. [default: chosen on held-back chunks]"),
+    ] = None,
+    damping: Annotated[float, typer.Option(help="Of second moments, times their mean.")] = 0.01,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted --compensate.")] = False,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -162,10 +182,9 @@ def quantize(
 
     size = size_of(target_size, "--target-size") if target_size else None
     target = find_target(size, target_bpw)
-    if target is None and (calibration or measure_chunks or min_type or max_type):
-        raise typer.BadParameter(
-            "--calibration, --measure-chunks, --min-type, --max-type belong to a target size"
-        )
+    if target is None and (measure_chunks or min_type or max_type):
+        raise typer.BadParameter("--measure-chunks, --min-type, --max-type belong to a target size")
+    _check_calibration(calibration or [], compensate, target is not None)
     rules = rules_of(tensor_type or [])
     if target is not None:
         if recipe is not None:
@@ -205,15 +224,44 @@ def quantize(
         force=force,
         inputs=(
             *files_of(tensor_type or ()),
-            *(str(file) for file in (recipe, calibration) if file),
+            *([str(recipe)] if recipe else []),
+            *_text_files(calibration or []),
         ),
     )
     if target is not None:
-        _reach(find_request(job, target, calibration, measure_chunks, min_type, max_type), dry_run, as_json)
+        text = Path(calibration[0]) if calibration else None
+        _reach(find_request(job, target, text, measure_chunks, min_type, max_type), dry_run, as_json)
     elif dry_run:
         _show_plan(plan_job(job), as_json)
+    elif compensate:
+        from quantmill.commands.compensate import compensate_and_show
+        from quantmill.jobs.compensate import Calibration
+
+        wish = Calibration(tuple(calibration or ()), effort, chunks, alpha, damping, resume)
+        compensate_and_show(job, wish, as_json)
     else:
         _run(job, as_json)
+
+
+def _check_calibration(texts: list[str], compensate: bool, has_target: bool) -> None:
+    """--calibration only names a text: something must want it. Raises BadParameter."""
+    if compensate and has_target:
+        raise typer.BadParameter(
+            "--compensate follows given types; find them first (--target-size …), then compensate with "
+            "`quantmill recipe` of that file and --recipe"
+        )
+    if compensate and not texts:
+        raise typer.BadParameter("--compensate needs a text: --calibration FILE")
+    if texts and not (compensate or has_target):
+        raise typer.BadParameter("--calibration only names a text; add --compensate or --target-size")
+    if has_target and len(texts) > 1:
+        raise typer.BadParameter("--target-size measures on one text; give --calibration once")
+
+
+def _text_files(texts: list[str]) -> list[str]:
+    from quantmill.imatrix.text import text_argument
+
+    return [str(text_argument(text).path) for text in texts]
 
 
 def _show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) -> None:

@@ -15,17 +15,6 @@ if TYPE_CHECKING:
     from quantmill.models.model import LoadedModel
 
 
-def text_argument(argument: str) -> Text:
-    """FILE or FILE=WEIGHT; a file whose own name ends in =number is taken as it is when it exists."""
-    path, equals, weight = argument.rpartition("=")
-    if equals and path and not Path(argument).exists():
-        try:
-            return Text(Path(path), float(weight))
-        except ValueError:
-            pass
-    return Text(Path(argument))
-
-
 def read_texts(texts: Sequence[Text]) -> dict[Path, str]:
     """What is in the files, to be read before a model is loaded for minutes. Raises as `read_text` does."""
     return {text.path: read_text(text.path) for text in texts}

@@ -29,6 +29,17 @@ class Text:
     weight: float | None = None
 
 
+def text_argument(argument: str) -> Text:
+    """FILE or FILE=WEIGHT; a file whose own name ends in =number is taken as it is when it exists."""
+    path, equals, weight = argument.rpartition("=")
+    if equals and path and not Path(argument).exists():
+        try:
+            return Text(Path(path), float(weight))
+        except ValueError:
+            pass
+    return Text(Path(argument))
+
+
 @dataclass(frozen=True)
 class Cutting:
     """n_ctx: tokens a chunk; n_chunks: at most so many, None: all; from_chunk: skip so many first, in each file

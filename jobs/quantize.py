@@ -87,22 +87,9 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
         opened.callback(source.close)
         importance = load_importance(job)
         plan = _plan(job, source, importance)
-        if plan.problems:
-            others = f" (and {len(plan.problems) - 1} more like it)" if len(plan.problems) > 1 else ""
-            raise JobError(plan.problems[0] + others)
+        require_sound(plan)
         engines = choose_engines(job.device)
-        sink = GGUFSink(
-            job.output,
-            plan.metadata,
-            plan.output_tensors(),
-            keep_split=job.recipe.keep_split,
-            split_max_bytes=job.recipe.split_max_bytes,
-            inputs=(*source.paths, *_inputs(job)),
-            force=job.force,
-        )
-        for note in sink.notes:
-            watcher.note(note)
-        opened.enter_context(sink)
+        sink = opened.enter_context(sink_of(job, plan, source, watcher))
         watcher.planned(plan)
         quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
         line = Line(source, sink, importance, quantizers, watcher)
@@ -128,6 +115,29 @@ def check_outputs(job: Job) -> None:
 
 def _inputs(job: Job) -> tuple[str, ...]:
     return (job.source, *([job.imatrix] if job.imatrix else []), *job.inputs)
+
+
+def require_sound(plan: Plan) -> None:
+    """Raises JobError with what makes the plan impossible."""
+    if plan.problems:
+        others = f" (and {len(plan.problems) - 1} more like it)" if len(plan.problems) > 1 else ""
+        raise JobError(plan.problems[0] + others)
+
+
+def sink_of(job: Job, plan: Plan, source: TensorSource, watcher: PlanWatcher) -> GGUFSink:
+    """What takes the tensors of the plan; the watcher hears what it replaces. Raises GGUFError."""
+    sink = GGUFSink(
+        job.output,
+        plan.metadata,
+        plan.output_tensors(),
+        keep_split=job.recipe.keep_split,
+        split_max_bytes=job.recipe.split_max_bytes,
+        inputs=(*source.paths, *_inputs(job)),
+        force=job.force,
+    )
+    for note in sink.notes:
+        watcher.note(note)
+    return sink
 
 
 def load_importance(job: Job) -> ImportanceMatrix | None:

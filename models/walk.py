@@ -91,8 +91,7 @@ class Walk:
                 f"token {int(tokens.max())} of the text is outside the model's vocabulary of {self.loaded.n_vocab}; "
                 "the tokenizer belongs to another model"
             )
-        most = BATCH_TOKENS.get(self.loaded.device.type, BATCH_TOKENS_ON_DEVICE)
-        together = max(1, min(most // n_ctx, -(-n_chunk // 12)))
+        together = chunks_together(self.loaded.device.type, n_chunk, n_ctx)
         return list(tokens.to(self.loaded.device).split(together))
 
     @torch.inference_mode()
@@ -118,15 +117,37 @@ class Walk:
             finally:
                 layer.held.close()
 
-    def names(self) -> dict[str, int]:
-        """GGUF tensors that a place of the walk may feed → their matrices (experts)."""
-        found = {}
-        for index in range(len(self.modules)):
-            for hf_name in self.loaded.table.uses:
-                if hf_name.startswith(f"{self.prefixes[index]}."):
-                    for use in taking(self.loaded, hf_name):
-                        found[use.name] = self.loaded.table.views[use.name].matrices
-        return found
+    def widest(self) -> tuple[int, int]:
+        """Columns of the largest square of second moments, and how many of them a stack of experts needs."""
+        views = (self.loaded.table.views[name] for name in walked_names(self.loaded))
+        return max((view.shape[-1], view.matrices) for view in views)
+
+    def input_columns(self) -> int:
+        """Of all that one layer's matrices are given, at most."""
+        table, sums = self.loaded.table, dict.fromkeys(self.prefixes, 0)
+        for hf_name, shape in table.shapes.items():
+            layer = next((prefix for prefix in self.prefixes if hf_name.startswith(f"{prefix}.")), None)
+            if layer is not None and len(shape) > 1:
+                sums[layer] += shape[-1]
+        return max(sums.values())
+
+
+def chunks_together(device: str, n_chunk: int, n_ctx: int) -> int:
+    """How many chunks are run at a time: by the device's kind and the text, and so that there are some batches."""
+    most = BATCH_TOKENS.get(device, BATCH_TOKENS_ON_DEVICE)
+    return max(1, min(most // n_ctx, -(-n_chunk // 12)))
+
+
+def walked_names(loaded: LoadedModel) -> dict[str, int]:
+    """GGUF tensors that a walk may come to → their matrices (experts)."""
+    names = {id(module): name for name, module in loaded.model.named_modules()}
+    prefixes = tuple(f"{names[id(layer)]}." for layer in decoder_layers(loaded.model))
+    return {
+        use.name: loaded.table.views[use.name].matrices
+        for hf_name in loaded.table.uses
+        if hf_name.startswith(prefixes)
+        for use in taking(loaded, hf_name)
+    }
 
 
 class Layer:
@@ -140,6 +161,7 @@ class Layer:
         self._arguments = walk.calls[index].arguments
         self._original_inputs: list[dict[int, tuple[torch.Tensor, ...]]] = []
         self._original_outputs: list[dict[str, torch.Tensor]] = []
+        self._left_out = False
         self._weights: dict[str, torch.Tensor] = {}  # changed GGUF tensors, [n_mat, n_rows, n_cols]
         self.places = self._find_places()
 
@@ -195,6 +217,10 @@ class Layer:
             first.join(other)
         return first
 
+    def leave_out(self) -> None:
+        """The changed stream goes round this layer: it is not in the model any more."""
+        self._left_out = True
+
     @torch.inference_mode()
     def finish(self) -> None:
         """Both streams pass the layer."""
@@ -202,8 +228,8 @@ class Layer:
 
         def one(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
             original = self._outputs[batch] if self._outputs else self._pass(walk.original[batch])
-            if not walk.two_streams:
-                return original, original
+            if not walk.two_streams or self._left_out:
+                return original, walk.changed[batch]
             self.run.begin(changed=True)
             return original, self._pass(walk.changed[batch])
 

@@ -245,7 +245,7 @@ def test_without_a_text_it_is_an_estimate_and_says_so(capsys, tmp_path, cache):
             "give a longer text",
         ),
         (["--target-bpw", "4.5", "--recipe", "r.toml"], 2, "--recipe says all types"),
-        (["--calibration", str(TEXT)], 2, "belong to a target size"),
+        (["--calibration", str(TEXT)], 2, "only names a text"),
     ],
 )
 def test_sizes_that_cannot_be(capsys, tmp_path, cache, words, code, why):

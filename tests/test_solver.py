@@ -46,7 +46,7 @@ def error(blocks, type, target, moments):
 def test_compensated_codes_are_far_better_than_plain_ones(type, effort):
     target, moments = weights(), correlated()
     metric = metric_of(moments, 0.01)
-    ratio = error(solve(target, metric, type, EFFORTS[effort]), type, target, moments)
+    ratio = error(solve(target, metric, type, EFFORTS[effort])[1], type, target, moments)
     ratio /= error(plain(target, metric.diagonal, type), type, target, moments)
     assert ratio < {"fast": 0.85, "normal": 0.7}[effort]
 
@@ -54,9 +54,9 @@ def test_compensated_codes_are_far_better_than_plain_ones(type, effort):
 @pytest.mark.parametrize("type", ["Q4_0", "Q4_K", "NVFP4"])
 def test_matrices_of_a_stack_are_solved_as_alone(type):
     target, moments = weights(n_mat=3), correlated(n_mat=3)
-    together = solve(target, metric_of(moments, 0.01), type, EFFORTS["normal"])
+    together = solve(target, metric_of(moments, 0.01), type, EFFORTS["normal"])[1]
     for i in range(3):
-        alone = solve(target[i : i + 1], metric_of(moments[i : i + 1], 0.01), type, EFFORTS["normal"])
+        alone = solve(target[i : i + 1], metric_of(moments[i : i + 1], 0.01), type, EFFORTS["normal"])[1]
         a, b = (error(x, type, target[i : i + 1], moments[i : i + 1]) for x in (together[i : i + 1], alone))
         assert a == pytest.approx(b, rel=0.02)  # a batch of products may round otherwise
 
@@ -68,7 +68,7 @@ def test_singular_moments_and_dead_columns():
     inputs = torch.randn(10, N_COLS, generator=generator)
     inputs[:, 7] = 0
     moments = (inputs.T @ inputs / 10)[None]
-    blocks = solve(target, metric_of(moments, 0.01), "Q8_0", EFFORTS["normal"])
+    _, blocks = solve(target, metric_of(moments, 0.01), "Q8_0", EFFORTS["normal"])
     decoded = oracle.dequantize(blocks[0].numpy(), "Q8_0")
     step = np.abs(target[0].numpy()).reshape(N_ROWS, -1, 32).max(-1) / 127
     assert (np.abs(decoded[:, 7] - target[0, :, 7].numpy()) < 0.75 * step[:, 0]).all()
@@ -76,12 +76,12 @@ def test_singular_moments_and_dead_columns():
 
 def test_no_moments_at_all():
     target = weights()
-    blocks = solve(target, metric_of(torch.zeros(1, N_COLS, N_COLS), 0.01), "Q4_0", EFFORTS["normal"])
+    _, blocks = solve(target, metric_of(torch.zeros(1, N_COLS, N_COLS), 0.01), "Q4_0", EFFORTS["normal"])
     assert np.isfinite(oracle.dequantize(blocks[0].numpy(), "Q4_0")).all()
 
 
 def test_zero_weights():
-    blocks = solve(torch.zeros(1, 4, N_COLS), metric_of(correlated(), 0.01), "Q4_K", EFFORTS["normal"])
+    _, blocks = solve(torch.zeros(1, 4, N_COLS), metric_of(correlated(), 0.01), "Q4_K", EFFORTS["normal"])
     assert not oracle.dequantize(blocks[0].numpy(), "Q4_K").any()
 
 

@@ -1,0 +1,152 @@
+"""One layer of a walk: sums, targets and codes of all its matrices, place by place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from quantmill.calibrate.gram import metric_of, shrunk
+from quantmill.calibrate.moments import FITTED, HELD, Moments
+from quantmill.calibrate.solver import Effort, plain, solvable, solve
+from quantmill.calibrate.targets import NO_SHARES, Shares, target_of
+from quantmill.calibrate.workers import Workers
+from quantmill.models.places import Place
+from quantmill.models.walk import Layer
+from quantmill.qkernels import dequantize
+
+EVERY = 6  # of the batches, one is held back
+STRENGTH = 256  # tokens of the whole layer that every expert's moments are drawn by
+
+
+@dataclass(frozen=True)
+class Settings:
+    """alpha: share of the corrections of targets, None: by held-back chunks; damping: of second moments, times their
+    mean; widest: columns above which a matrix is quantized plainly, its square being too large."""
+
+    effort: Effort
+    alpha: float | None = None
+    damping: float = 0.01
+    widest: int = 24576
+
+
+@dataclass(frozen=True)
+class Made:
+    """Blocks u8 [n_mat, n_rows, row_bytes] of a tensor, and how far its outputs are from their target.
+
+    fitted, held: Σ|error|² with these blocks over that with plain ones, on the fitted and the held-back chunks:
+    (plain, made). compensated: False where the type, or the width, left only plain blocks.
+    """
+
+    name: str
+    blocks: np.ndarray
+    type: str
+    compensated: bool
+    shares: Shares = NO_SHARES
+    fitted: tuple[float, float] = (0.0, 0.0)
+    held: tuple[float, float] = (0.0, 0.0)
+
+    def decoded(self, device: torch.device) -> torch.Tensor:
+        """[n_mat, n_rows, n_cols] f32."""
+        return dequantize(torch.from_numpy(self.blocks), self.type).to(device)
+
+
+def held_back(n_batches: int) -> Callable[[int], bool]:
+    """Whether a batch is held back; with fewer than EVERY batches only the last is."""
+    every = min(EVERY, n_batches)
+    return lambda batch: batch % every == every - 1
+
+
+def quantize_layer(
+    layer: Layer, types: Mapping[str, str], settings: Settings, workers: Workers, two_streams: bool
+) -> list[Made]:
+    """Blocks for every tensor of `types` (GGUF name → type) that the layer comes to; the changed stream follows."""
+    made: list[Made] = []
+    held = held_back(len(layer.walk.batches))
+    for place in layer.places:
+        names = [name for name, _ in place.takers if name in types]
+        if not names:
+            continue
+        if place.n_cols > settings.widest:
+            continue
+        device = layer.walk.loaded.device
+        moments = layer.visit(place, partial(Moments, place, held, two_streams, device))
+        made += _at_place(layer, place, names, types, settings, moments, workers)
+        if two_streams:
+            for one in made[-len(names) :]:
+                layer.change(one.name, one.decoded(device))
+    return made
+
+
+def _at_place(
+    layer: Layer,
+    place: Place,
+    names: list[str],
+    types: Mapping[str, str],
+    settings: Settings,
+    moments: Moments,
+    workers: Workers,
+) -> list[Made]:
+    """Tensors of one type that take all columns are solved together: their rows are rows of one matrix."""
+    groups: dict[tuple[str, bytes], list[str]] = {}
+    for name in names:
+        index = _columns(layer, name)
+        key = b"" if index is None else index.tobytes()
+        groups.setdefault((types[name], key), []).append(name)
+    found: dict[str, Made] = {}
+    for (type, key), members in groups.items():
+        index = _columns(layer, members[0])
+        part = moments if not key else moments.columns(torch.from_numpy(index).to(moments.square.device))
+        for one in _solved(layer, place, members, type, settings, part, workers):
+            found[one.name] = one
+    return [found[name] for name in names]
+
+
+def _columns(layer: Layer, name: str) -> np.ndarray | None:
+    """Which columns of the input a tensor takes, None: all, in order."""
+    view = layer.walk.loaded.table.views[name]
+    columns = view.rows if view.transpose else view.columns
+    if columns is None:
+        return None
+    n = view.source_matrix[0] if view.transpose else view.source_matrix[1]
+    return np.arange(n)[columns]
+
+
+def _solved(
+    layer: Layer,
+    place: Place,
+    names: list[str],
+    type: str,
+    settings: Settings,
+    moments: Moments,
+    workers: Workers,
+) -> list[Made]:
+    weights = [layer.weight(name) for name in names]
+    if place.n_mat == 1:  # heads of one input are rows like any others
+        weights = [matrix.reshape(1, -1, matrix.shape[-1]) for matrix in weights]
+    sizes = [matrix.shape[1] for matrix in weights]
+    whole = torch.cat(weights, 1)
+    means = shrunk(moments.square[FITTED], moments.counts[FITTED], STRENGTH)
+    metric = metric_of(means, settings.damping)
+    if not solvable(type):
+        blocks = plain(whole, metric.diagonal, type)
+        return [
+            Made(name, part.contiguous().cpu().numpy(), type, False)
+            for name, part in zip(names, blocks.split(sizes, 1), strict=True)
+        ]
+    target, shares = target_of(whole, moments, metric, STRENGTH, settings.alpha)
+    start, blocks = solve(target, metric, type, settings.effort, workers.map)
+    made = []
+    for name, wanted, before, after in zip(
+        names, target.split(sizes, 1), start.split(sizes, 1), blocks.split(sizes, 1), strict=True
+    ):
+        differences = [dequantize(blocks, type).to(wanted) - wanted for blocks in (before, after)]
+        fitted, held = (
+            (moments.error(part, differences[0]), moments.error(part, differences[1]))
+            for part in (FITTED, HELD)
+        )
+        made.append(Made(name, after.contiguous().cpu().numpy(), type, True, shares, fitted, held))
+    return made

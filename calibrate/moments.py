@@ -1,0 +1,65 @@
+"""Sums over the two streams of what enters one place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from quantmill.models.places import Place
+from quantmill.models.walk import Seen
+
+FITTED, HELD = 0, 1
+
+
+class Moments:
+    """Second moments, of the chunks that codes are fitted to and of those held back to judge: first index 0 and 1.
+
+    With x what the original has and y what the changed stream has, rows of the same tokens, and r what the original
+    carries past the matrix less what the changed stream does:
+    square:   [2, n_mat, n_cols, n_cols] f32, Σ yyᵀ
+    cross:    the same, Σ (x − y)yᵀ; None when there is one stream
+    residual: [2, n_out, n_cols] f32, Σ ryᵀ; None where the product is not simply added to the stream
+    counts:   [2, n_mat] i64, tokens
+    """
+
+    def __init__(
+        self, place: Place, held: Callable[[int], bool], two_streams: bool, device: torch.device
+    ) -> None:
+        self.square = torch.zeros(2, place.n_mat, place.n_cols, place.n_cols, device=device)
+        self.cross = torch.zeros_like(self.square) if two_streams else None
+        self.residual: torch.Tensor | None = None
+        self.counts = torch.zeros(2, place.n_mat, dtype=torch.int64, device=device)
+        self._held = held
+
+    def add(self, batch: int, seen: Seen) -> None:
+        part, expert, y = int(self._held(batch)), seen.expert, seen.changed
+        self.square[part, expert].addmm_(y.T, y)
+        self.counts[part, expert] += len(y)
+        if self.cross is not None:
+            self.cross[part, expert].addmm_((seen.original - y).T, y)
+        if seen.residual is not None:
+            if self.residual is None:
+                self.residual = y.new_zeros(2, seen.residual.shape[1], y.shape[1])
+            self.residual[part].addmm_(seen.residual.T, y)
+
+    def join(self, other: Moments) -> None:
+        self.square += other.square
+        self.counts += other.counts
+        if self.cross is not None and other.cross is not None:
+            self.cross += other.cross
+        if other.residual is not None:
+            self.residual = other.residual if self.residual is None else self.residual + other.residual
+
+    def columns(self, index: torch.Tensor) -> Moments:
+        """Of a matrix that takes these columns of the input, in this order."""
+        chosen = object.__new__(Moments)
+        chosen.square = self.square[..., index, :][..., index]
+        chosen.cross = None if self.cross is None else self.cross[..., index, :][..., index]
+        chosen.residual = None if self.residual is None else self.residual[..., index]
+        chosen.counts = self.counts
+        return chosen
+
+    def error(self, part: int, difference: torch.Tensor) -> float:
+        """difference [n_mat, n_rows, n_cols] f32 → Σ |E y|² over the tokens of a part."""
+        return float(((difference @ self.square[part]) * difference).sum(dtype=torch.float64))

@@ -1,0 +1,99 @@
+"""`quantmill quantize --compensate`: what it shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+
+from quantmill.commands.console import (
+    print_line,
+    print_warnings,
+    remark,
+    show,
+    size_text,
+    table_text,
+    tokens_bar,
+)
+from quantmill.commands.quantize_tables import fallback_warning, plan_object, result_object, result_text
+from quantmill.jobs.compensate import Calibration, run
+from quantmill.jobs.compensated import Compensated
+from quantmill.jobs.finished_layers import SUFFIX
+from quantmill.jobs.quantize import Job
+from quantmill.recipe import Plan, PlanEntry
+
+
+class _Shown:
+    """A bar of layers with the time left, on a terminal; elsewhere a line for each layer."""
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        self._job, self._stack = job, stack
+        self._bar_of = 0
+        self._begin = time.perf_counter()
+
+    def note(self, line: str) -> None:
+        remark(line)
+
+    def planned(self, plan: Plan) -> None:
+        remark(
+            f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}, compensated"
+        )
+        print_warnings([*fallback_warning(plan), *plan.warnings])
+
+    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
+        pass
+
+    def layer_done(self, done: int, n_layers: int) -> None:
+        if not self._bar_of:
+            self._advance = self._stack.enter_context(tokens_bar("layers", n_layers))
+            self._bar_of = n_layers
+        self._advance(1, f"layer {done} of {n_layers}")
+        if not sys.stderr.isatty():
+            minutes = (time.perf_counter() - self._begin) / 60
+            remark(
+                f"layer {done} of {n_layers}, {minutes:.1f} minutes, {minutes / done * (n_layers - done):.1f} left"
+            )
+
+
+def compensate_and_show(job: Job, calibration: Calibration, as_json: bool) -> None:
+    try:
+        with ExitStack() as stack:
+            result = run(job, calibration, _Shown(job, stack))
+    except KeyboardInterrupt:
+        left = job.output.with_name(job.output.name + SUFFIX)
+        kept = f"finished layers are in {left}: go on with --resume"
+        print_line(f"interrupted; {kept if left.exists() else 'no layer was finished yet'}")
+        raise SystemExit(130) from None
+    if as_json:
+        show(json.dumps({**plan_object(result.plan), **result_object(result), **_object(result)}))
+    else:
+        show(f"{result_text(result)}\n\n{_text(result)}")
+    if result.plainly:
+        more = f" and {len(result.plainly) - 1} more" if len(result.plainly) > 1 else ""
+        remark(f"without compensation: {result.plainly[0]}{more}")
+
+
+def _object(result: Compensated) -> dict[str, object]:
+    return {
+        "calibration": {"chunks": result.n_chunks, "held_back": result.n_held},
+        "errors": [vars(error) for error in result.errors],
+        "uncompensated": list(result.plainly),
+        "peak_bytes": result.peak_bytes,
+    }
+
+
+def _text(result: Compensated) -> str:
+    """Errors of outputs by kind of tensor, as multiples of those of plain codes for the same target."""
+    rows: list[tuple[str, ...]] = [
+        ("tensors", "type", "count", "error fitted", "held back", "input share", "residual share")
+    ]
+    for error in result.errors:
+        ratios = (f"{error.fitted:.3f}", f"{error.held:.3f}", *(f"{share:.2f}" for share in error.shares))
+        rows.append((error.kind, error.type, str(error.n_tensors), *ratios))
+    memory = f", {size_text(result.peak_bytes)} of memory at most" if result.peak_bytes else ""
+    closing = (
+        f"{result.n_chunks} chunks of text, {result.n_held} of them held back; "
+        f"{result.seconds / 60:.1f} minutes{memory}; errors are multiples of plain codes'"
+    )
+    return f"{table_text(rows, right=(2, 3, 4, 5, 6))}\n{closing}"

@@ -1,0 +1,310 @@
+"""run(job, calibration): quantize a model layer by layer, each matrix undoing what the ones before it have lost.
+
+The plan is `quantmill quantize`'s, so types and sizes are those of the same call without compensation. Every tensor
+that the walk comes to gets its codes there; the rest (embeddings, output, what no walk reaches) goes down the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from quantmill.gguf_io import GGUFSink, TensorSource, open_source
+from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
+from quantmill.imatrix.reading import read_chunks, read_texts
+from quantmill.imatrix.text import Cutting, text_argument
+from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.finished_layers import FinishedLayers
+from quantmill.jobs.line import Line
+from quantmill.jobs.quantize import (
+    Job,
+    check_outputs,
+    importance_index,
+    load_importance,
+    require_sound,
+    sink_of,
+)
+from quantmill.jobs.watcher import PlanWatcher
+from quantmill.qkernels.engines import choose_engines
+from quantmill.qkernels.rows import row_quantizers
+from quantmill.recipe import ImportanceIndex, Override, Plan, PlanEntry, build_plan
+
+if TYPE_CHECKING:
+    from quantmill.calibrate.layer import Made
+    from quantmill.imatrix.store import ImportanceMatrix
+    from quantmill.models.model import LoadedModel
+    from quantmill.models.walk import Walk
+
+CHUNKS = {"fast": 32, "normal": 48, "thorough": 128}
+N_CTX = 512
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """texts: FILE or FILE=WEIGHT, as `imatrix collect` takes them; n_chunks: of 512 tokens, None: by effort.
+
+    alpha: share of what earlier layers lost that a matrix makes good, None: chosen for each on held-back chunks.
+    damping: added to second moments, times their mean. resume: go on from the layers that an interrupted run left.
+    """
+
+    texts: tuple[str, ...]
+    effort: str = "normal"
+    n_chunks: int | None = None
+    alpha: float | None = None
+    damping: float = 0.01
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise JobError("compensation needs a calibration text (--calibration FILE)")
+        if self.effort not in CHUNKS:
+            raise JobError(f"--effort {self.effort}: choose one of {', '.join(CHUNKS)}")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise JobError(f"--alpha {self.alpha}: a share lies between 0 and 1")
+        if not 1e-6 <= self.damping <= 10:
+            raise JobError(f"--damping {self.damping}: between 0.000001 and 10 (0.01 is usual)")
+
+    @property
+    def cutting(self) -> Cutting:
+        return Cutting(N_CTX, self.n_chunks or CHUNKS[self.effort])
+
+
+class CompensationWatcher(PlanWatcher, Protocol):
+    def layer_done(self, done: int, n_layers: int) -> None:
+        """One more layer is quantized."""
+
+
+@dataclass
+class _Run:
+    """What the parts of one run share."""
+
+    job: Job
+    calibration: Calibration
+    watcher: CompensationWatcher
+    plan: Plan
+    sink: GGUFSink
+    chunks: np.ndarray
+    done: set[str] = field(default_factory=set)
+    made: list[Made] = field(default_factory=list)
+    n_held: int = 0
+
+
+def run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Compensated:
+    """Do the job. The output appears under its name when it is complete; interrupted, finished layers stay beside it.
+
+    Raises JobError, ModelError (a model that cannot be walked; activations that are not finite, naming layer and
+    chunk), ImatrixError (texts), and what jobs.quantize raises.
+    """
+    import torch
+
+    from quantmill.calibrate.workers import working
+
+    started = time.perf_counter()
+    texts = [text_argument(argument) for argument in calibration.texts]
+    plain_texts = read_texts(texts)
+    check_outputs(job)
+    engines = choose_engines(job.device)
+    with ExitStack() as opened:
+        source = open_source(job.source)
+        opened.callback(source.close)
+        loaded = _loaded(job, source, torch.device(engines[0].device))
+        importance = load_importance(job)
+        chunks = read_chunks(texts, plain_texts, calibration.cutting, loaded)
+        _require_enough(chunks)
+        plan = _plan(job, calibration, source, importance, loaded, chunks)
+        require_sound(plan)
+        sink = opened.enter_context(sink_of(job, plan, source, watcher))
+        workers = opened.enter_context(working(job.threads or os.cpu_count() or 1))
+        state = _Run(job, calibration, watcher, plan, sink, chunks)
+        watcher.planned(plan)
+        _walk(state, loaded, workers)
+        rest = [entry for entry in plan.entries if entry.name not in state.done]
+        quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
+        line = Line(source, sink, importance, quantizers, watcher)
+        line.carry(rest, job.max_buffer_bytes)
+        sink.commit()
+    FinishedLayers(job.output, {}, resume=False).remove()
+    return Compensated(
+        plan=plan,
+        paths=sink.paths,
+        source_bytes=sum(path.stat().st_size for path in source.paths),
+        file_bytes=sink.file_bytes,
+        seconds=time.perf_counter() - started,
+        step_seconds={"compensate": time.perf_counter() - started, **line.clock.seconds},
+        engines=engines,
+        errors=by_kind(state.made),
+        n_chunks=len(chunks),
+        n_held=state.n_held,
+        plainly=plainly(plan, state.made),
+        peak_bytes=peak_bytes(),
+    )
+
+
+def _loaded(job: Job, source: TensorSource, device: object) -> LoadedModel:
+    import torch
+
+    from quantmill.models.model import from_source
+
+    assert isinstance(device, torch.device)
+    return from_source(source, Path(job.source), device, torch.float32)
+
+
+def _require_enough(chunks: np.ndarray) -> None:
+    if len(chunks) < 4:
+        raise JobError(
+            f"the calibration text has {len(chunks)} chunks of {chunks.shape[1]} tokens; compensation needs at "
+            "least 4, and 48 to serve well: give a longer text, or raise --chunks"
+        )
+
+
+def _plan(
+    job: Job,
+    calibration: Calibration,
+    source: TensorSource,
+    importance: ImportanceMatrix | None,
+    loaded: LoadedModel,
+    chunks: np.ndarray,
+) -> Plan:
+    """The plan of the same call with an importance matrix; the run's facts are put into the metadata."""
+    from quantmill.models.walk import walked_names
+
+    specs = {spec.name: spec for spec in source.specs()}
+    index = importance_index(job, importance)
+    if index is None:
+        # what the walk collects on its way
+        values = {name: specs[name].n_cols * n_mat for name, n_mat in walked_names(loaded).items()}
+        index = ImportanceIndex(calibration.texts[0], values, calibration.texts, len(chunks))
+    overrides = (*job.recipe.overrides, *_facts(calibration, chunks))
+    plan = build_plan(source.specs(), source.metadata, replace(job.recipe, overrides=overrides), index)
+    return replace(plan, warnings=(*source.warnings, *plan.warnings))
+
+
+def _facts(calibration: Calibration, chunks: np.ndarray) -> list[Override]:
+    from quantmill import __version__
+
+    text = {
+        "version": __version__,
+        "method": "compensate",
+        "effort": calibration.effort,
+        "tokens_sha256": _digest(chunks),
+    }
+    facts = [_fact(key, GGUFValueType.STRING, value) for key, value in text.items()]
+    facts.append(_fact("chunks", GGUFValueType.UINT32, len(chunks)))
+    facts.append(_fact("damping", GGUFValueType.FLOAT32, calibration.damping))
+    if calibration.alpha is not None:
+        facts.append(_fact("alpha", GGUFValueType.FLOAT32, calibration.alpha))
+    return facts
+
+
+def _fact(key: str, type: GGUFValueType, value: str | float) -> Override:
+    return Override(f"quantmill.calibrate.{key}", MetaValue(type, value), str(value))
+
+
+def _digest(chunks: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(chunks, "<i4").tobytes()).hexdigest()
+
+
+def _walk(state: _Run, loaded: LoadedModel, workers: object) -> None:
+    from quantmill.calibrate.layer import Settings, held_back, quantize_layer
+    from quantmill.calibrate.solver import EFFORTS
+    from quantmill.calibrate.workers import Workers
+    from quantmill.models.walk import Walk
+
+    assert isinstance(workers, Workers)
+    calibration = state.calibration
+    two_streams = calibration.effort != "fast"
+    settings = Settings(EFFORTS[calibration.effort], calibration.alpha, calibration.damping)
+    entries = {entry.source: entry for entry in state.plan.entries if is_searched(entry)}
+    kept = FinishedLayers(state.job.output, _identity(state, loaded), calibration.resume)
+    walk = Walk(loaded, state.chunks, workers.map, two_streams)
+    held = held_back(len(walk.batches))
+    state.n_held = sum(len(batch) for i, batch in enumerate(walk.batches) if held(i))
+    state.watcher.note(_needs(walk))
+    if calibration.resume:
+        state.watcher.note(f"{kept.n_found} of {len(walk.modules)} layers were done before")
+    for layer in walk.layers():
+        if layer.index in state.job.recipe.prune_layers:
+            layer.leave_out()
+            continue
+        if layer.index < kept.n_found:
+            made = _stored(kept.read(layer.index), entries)
+            for one in made:
+                layer.change(one.name, one.decoded(loaded.device))
+        else:
+            types = {name: entry.type for name, entry in entries.items()}
+            made = quantize_layer(layer, types, settings, workers, two_streams)
+            kept.write(layer.index, _arrays(made))
+        for one in made:
+            entry = entries[one.name]
+            state.sink.write(entry.name, one.blocks)
+            state.done.add(entry.name)
+            state.watcher.advanced(entry, entry.source_bytes)
+        state.made += made
+        state.watcher.layer_done(layer.index + 1, len(walk.modules))
+
+
+def _identity(state: _Run, loaded: LoadedModel) -> dict[str, str]:
+    """Everything that decides the bytes of a layer."""
+    import torch
+
+    from quantmill import __version__
+
+    assert loaded.source is not None
+    calibration = state.calibration
+    sizes = [
+        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in loaded.source.paths
+    ]
+    types = [(entry.source, entry.type) for entry in state.plan.entries]
+    return {
+        "model": hashlib.sha256(repr(sizes).encode()).hexdigest(),
+        "text": _digest(state.chunks),
+        "types": hashlib.sha256(repr((types, state.job.recipe.prune_layers)).encode()).hexdigest(),
+        "effort": calibration.effort,
+        "alpha": str(calibration.alpha),
+        "damping": str(calibration.damping),
+        "device": loaded.device.type,
+        "version": f"quantmill {__version__}, torch {torch.__version__}",
+    }
+
+
+def _arrays(made: list[Made]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for one in made:
+        arrays[one.name] = one.blocks
+        shares = (one.shares.input, one.shares.residual)
+        arrays[f"{one.name}?"] = np.array([float(one.compensated), *shares, *one.fitted, *one.held])
+    return arrays
+
+
+def _stored(arrays: dict[str, np.ndarray], entries: dict[str, PlanEntry]) -> list[Made]:
+    from quantmill.calibrate.layer import Made
+    from quantmill.calibrate.targets import Shares
+
+    made = []
+    for name, blocks in arrays.items():
+        if name.endswith("?"):
+            continue
+        compensated, a, b, *errors = arrays[f"{name}?"].tolist()
+        pairs = (errors[0], errors[1]), (errors[2], errors[3])
+        made.append(Made(name, blocks, entries[name].type, bool(compensated), Shares(a, b), *pairs))
+    return made
+
+
+def _needs(walk: Walk) -> str:
+    """What the run will hold, said before it begins."""
+    n_tokens = sum(batch.numel() for batch in walk.batches)
+    widest, n_mat = walk.widest()
+    streams = 8 * n_tokens * walk.original[0].shape[-1]
+    inputs = 4 * n_tokens * walk.input_columns()
+    squares = 16 * n_mat * widest * widest
+    total = (streams + inputs + squares) / 2**30
+    stack = f" of {n_mat} experts" if n_mat > 1 else ""
+    return f"{n_tokens} tokens; largest square {widest} x {widest}{stack}; about {total:.1f} GiB beside the model"

@@ -1,0 +1,90 @@
+"""What a compensated run reports: errors by kind of tensor, what was left plain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantmill.jobs.quantize import Result
+from quantmill.qkernels.types import TYPES
+from quantmill.recipe import Plan, PlanEntry
+
+if TYPE_CHECKING:
+    from quantmill.calibrate.layer import Made
+
+
+@dataclass(frozen=True)
+class KindError:
+    """Tensors of one kind (`attn_q`, `ffn_down`, …) and type: error of their outputs over that of plain codes.
+
+    fitted: on the chunks that the codes were made for; held: on those held back. shares: mean of the target's a, b.
+    """
+
+    kind: str
+    type: str
+    n_tensors: int
+    fitted: float
+    held: float
+    shares: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Compensated(Result):
+    """errors: by kind of tensor; n_chunks, n_held: of the text, and of those the ones held back to judge.
+
+    plainly: tensors that were quantized without compensation although they were to be converted.
+    """
+
+    errors: tuple[KindError, ...] = ()
+    n_chunks: int = 0
+    n_held: int = 0
+    plainly: tuple[str, ...] = ()
+    peak_bytes: int = 0
+
+
+def is_searched(entry: PlanEntry) -> bool:
+    return entry.converted and TYPES[entry.type].family != "plain"
+
+
+def plainly(plan: Plan, made: list[Made]) -> tuple[str, ...]:
+    compensated = {one.name for one in made if one.compensated}
+    return tuple(e.name for e in plan.entries if is_searched(e) and e.source not in compensated)
+
+
+def by_kind(made: list[Made]) -> tuple[KindError, ...]:
+    groups: dict[tuple[str, str], list[Made]] = {}
+    for one in made:
+        if one.compensated:
+            kind = one.name.split(".", 2)[-1].removesuffix(".weight")
+            groups.setdefault((kind, one.type), []).append(one)
+    return tuple(
+        KindError(
+            kind,
+            type,
+            len(members),
+            _mean_ratio([one.fitted for one in members]),
+            _mean_ratio([one.held for one in members]),
+            (
+                sum(one.shares.input for one in members) / len(members),
+                sum(one.shares.residual for one in members) / len(members),
+            ),
+        )
+        for (kind, type), members in sorted(groups.items())
+    )
+
+
+def _mean_ratio(pairs: list[tuple[float, float]]) -> float:
+    """Geometric mean of made over plain."""
+    logs = [np.log(made / plain) for plain, made in pairs if plain > 0 and made > 0]
+    return float(np.exp(np.mean(logs))) if logs else 0.0
+
+
+def peak_bytes() -> int:
+    """Of this process, 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,80 @@
+"""Layers of a long run that are done, kept beside the output until it is: what --resume goes on from."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.jobs.errors import JobError
+
+SUFFIX = ".quantmill-layers"
+
+
+class FinishedLayers:
+    """A directory `<output>.quantmill-layers`: run.json says of which run, one file a layer.
+
+    run: everything that decides the bytes. Raises JobError when `resume` finds the layers of another run; without
+    `resume` what is there is removed.
+    """
+
+    def __init__(self, output: Path, run: Mapping[str, str], resume: bool) -> None:
+        self.path = output.with_name(output.name + SUFFIX)
+        self._output, self._run = output, dict(run)
+        self.n_found = 0
+        if not self.path.exists():
+            return
+        if not resume:
+            shutil.rmtree(self.path)
+            return
+        self._require_same()
+        while self._file(self.n_found).exists():
+            self.n_found += 1
+
+    def _require_same(self) -> None:
+        try:
+            found = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            found = {}
+        different = [key for key, value in self._run.items() if found.get(key) != value]
+        if different:
+            raise JobError(
+                f"{self.path}: holds layers of another run (another {', '.join(different)}); repeat that run's "
+                "options, or leave --resume out to begin anew"
+            )
+
+    def read(self, layer: int) -> dict[str, np.ndarray]:
+        """Tensor name → blocks u8 [n_mat, n_rows, row_bytes], and the run's numbers under other names."""
+        with np.load(self._file(layer), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
+    def write(self, layer: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """All of a layer or nothing. Raises GGUFError when the disk is full."""
+        if not self.path.exists():
+            self.path.mkdir()
+            _write(self.path / "run.json", json.dumps(self._run, indent=1).encode())
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
+        _write(self._file(layer), buffer.getvalue())
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _file(self, layer: int) -> Path:
+        return self.path / f"layer-{layer:04}.npz"
+
+
+def _write(path: Path, content: bytes) -> None:
+    file = PartialFile(resolved(path), len(content))
+    try:
+        file.write_at(0, memoryview(content))
+        file.sync()
+        file.rename()
+    except BaseException:
+        file.discard()
+        raise

@@ -1,0 +1,214 @@
+"""`quantmill quantize --compensate` end to end on the example model."""
+
+import functools
+import hashlib
+
+import gguf
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from quantmill.cli import app
+from quantmill.imatrix.matrix import ImatrixError
+from quantmill.jobs.compensate import Calibration, run
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.finished_layers import SUFFIX
+from quantmill.jobs.quantize import Job, plan_job
+from quantmill.recipe import Recipe
+from tests.support.measure_models import EXAMPLE, directory, tiny
+
+TEXT = str(EXAMPLE / "calibration.txt")
+SHORT = Calibration((TEXT,), n_chunks=4)
+
+
+class Watching:
+    """Remembers what it is told; interrupts after a layer when asked to."""
+
+    def __init__(self, stop_after=None):
+        self.notes, self.layers, self.stop_after = [], [], stop_after
+
+    def note(self, line):
+        self.notes.append(line)
+
+    def planned(self, plan):
+        pass
+
+    def advanced(self, entry, n_bytes):
+        pass
+
+    def layer_done(self, done, n_layers):
+        self.layers.append((done, n_layers))
+        if done == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def job_to(output, type="Q4_K_M", threads=1, **recipe):
+    return Job(str(tiny("F16")), output, Recipe(type, **recipe), device="cpu", threads=threads)
+
+
+@functools.cache
+def whole_run():
+    watching = Watching()
+    output = directory() / "compensated.gguf"
+    return run(job_to(output), SHORT, watching), watching, output
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_types_sizes_and_metadata():
+    result, watching, output = whole_run()
+    reader = gguf.GGUFReader(output)
+    with_imatrix = Job(str(tiny("F16")), output, Recipe("Q4_K_M"), imatrix=str(EXAMPLE / "imatrix.gguf"))
+    expected = {entry.name: entry.type for entry in plan_job(with_imatrix).entries}
+    assert {tensor.name: tensor.tensor_type.name for tensor in reader.tensors} == expected
+    assert reader.fields["quantmill.calibrate.effort"].contents() == "normal"
+    assert reader.fields["quantmill.calibrate.chunks"].contents() == 4
+    assert watching.layers == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert any("largest square" in note for note in watching.notes)
+    assert not output.with_name(output.name + SUFFIX).exists()
+    assert result.file_bytes == output.stat().st_size
+
+
+def test_errors_are_lower_and_what_was_left_is_said():
+    result, _, _ = whole_run()
+    kinds = {error.kind for error in result.errors}
+    assert kinds == {
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_gate_exps",
+        "ffn_up_exps",
+        "ffn_down_exps",
+    }
+    assert all(error.fitted < 0.8 for error in result.errors)
+    assert all(error.held < 1 for error in result.errors)
+    assert result.plainly == ("token_embd.weight",)
+    assert (result.n_chunks, result.n_held) == (4, 1)
+
+
+def test_the_model_is_nearer_to_the_original_than_plain_blocks(tmp_path):
+    """Logits by transformers on text that was not calibrated on, against llama-quantize's way with its imatrix."""
+    import torch
+
+    from quantmill.jobs import quantize
+    from quantmill.models.model import load
+
+    plain_path = tmp_path / "plain.gguf"
+    plain_job = Job(
+        str(tiny("F16")), plain_path, Recipe("Q4_K_M"), imatrix=str(EXAMPLE / "imatrix.gguf"), device="cpu"
+    )
+    quantize.run(plain_job)
+    text = (EXAMPLE / "evaluation.txt").read_text()
+    logits = []
+    for path in (tiny("F16"), plain_path, whole_run()[2]):
+        loaded = load(path)
+        ids = torch.tensor(loaded.tokenizer.encode(text)[: 4 * 256]).view(4, 256)
+        logits.append(torch.log_softmax(loaded.logits(ids), -1))
+        loaded.close()
+    original, *others = logits
+    divergences = [float((original.exp() * (original - other)).sum(-1).mean()) for other in others]
+    assert divergences[1] < 0.95 * divergences[0]  # of four chunks only
+
+
+def test_threads_and_an_interrupt_change_no_byte(tmp_path):
+    output = tmp_path / "resumed.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        run(job_to(output, threads=2), SHORT, Watching(stop_after=2))
+    assert not output.exists()
+    with pytest.raises(JobError, match="another damping"):
+        run(job_to(output), Calibration((TEXT,), n_chunks=4, damping=0.02, resume=True), Watching())
+    watching = Watching()
+    run(job_to(output, threads=2), Calibration((TEXT,), n_chunks=4, resume=True), watching)
+    assert "2 of 4 layers were done before" in watching.notes
+    assert digest(output) == digest(whole_run()[2])
+
+
+def test_pruned_layers_are_gone_round(tmp_path):
+    output = tmp_path / "pruned.gguf"
+    result = run(job_to(output, "Q4_0", prune_layers=(1,)), SHORT, Watching())
+    names = {tensor.name for tensor in gguf.GGUFReader(output).tensors}
+    assert "blk.2.attn_q.weight" in names
+    assert "blk.3.attn_q.weight" not in names
+    # the layer behind the gap makes good some of what is missing
+    assert all(error.held < 1 for error in result.errors)
+
+
+def test_fast_effort_and_a_type_without_a_solver(tmp_path):
+    from quantmill.recipe import parse_rule
+
+    fast = Calibration((TEXT,), "fast", n_chunks=4)
+    rules = (parse_rule("attn_q=IQ2_XS"),)
+    output = tmp_path / "fast.gguf"
+    result = run(job_to(output, "Q4_0", rules=rules), fast, Watching())
+    assert {name for name in result.plainly if "attn_q" in name} == {
+        f"blk.{i}.attn_q.weight" for i in range(4)
+    }
+    assert all(error.shares == (0, 0) for error in result.errors)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (lambda: Calibration(()), "needs a calibration text"),
+        (lambda: Calibration((TEXT,), "slow"), "--effort slow"),
+        (lambda: Calibration((TEXT,), alpha=1.5), "--alpha 1.5"),
+        (lambda: Calibration((TEXT,), damping=0.0), "--damping 0.0"),
+    ],
+)
+def test_wishes_that_cannot_be_fulfilled(wish, message):
+    with pytest.raises(JobError, match=message):
+        wish()
+
+
+def test_a_text_that_is_too_short(tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("Too short.\n")
+    with pytest.raises(ImatrixError, match="tokens"):
+        run(job_to(tmp_path / "x.gguf"), Calibration((str(text),)), Watching())
+    text.write_text((EXAMPLE / "calibration.txt").read_text()[:4500])
+    with pytest.raises(JobError, match="at least 4"):
+        run(job_to(tmp_path / "x.gguf"), Calibration((str(text),)), Watching())
+
+
+def test_a_full_disk_leaves_one_line_and_no_output(tmp_path, monkeypatch):
+    import errno
+    import os
+
+    from quantmill.gguf_io.errors import GGUFError
+    from quantmill.gguf_io.partial import PartialFile
+
+    whole = PartialFile.write_at
+
+    def full(self, offset, data):
+        if SUFFIX in str(self.final):
+            raise GGUFError(f"{self.final}: {os.strerror(errno.ENOSPC)}")
+        whole(self, offset, data)
+
+    monkeypatch.setattr(PartialFile, "write_at", full)
+    with pytest.raises(GGUFError, match="No space"):
+        run(job_to(tmp_path / "x.gguf", "Q4_0"), Calibration((TEXT,), "fast", n_chunks=4), Watching())
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_the_text_and_the_wish_go_together():
+    model = str(tiny("F16"))
+    for arguments in (["--calibration", TEXT], ["--compensate"]):
+        done = CliRunner().invoke(app, ["quantize", model, "Q4_0", *arguments])
+        assert done.exit_code == 2
+
+
+def test_blocks_are_those_of_the_solver_and_not_plain():
+    """Codes moved, and block scales with them; embeddings are llama.cpp's own."""
+    from tests.support import oracle
+
+    reader = gguf.GGUFReader(whole_run()[2])
+    source = {tensor.name: tensor for tensor in gguf.GGUFReader(tiny("F16")).tensors}
+    for tensor in reader.tensors:
+        if tensor.name not in ("blk.0.attn_q.weight", "token_embd.weight"):
+            continue
+        rows = np.array(source[tensor.name].data, np.float32)
+        same = np.array_equal(oracle.quantize(rows, tensor.tensor_type.name), tensor.data)
+        assert same == (tensor.name == "token_embd.weight")
