@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +16,7 @@ from quantmill import __version__
 from quantmill.commands.console import UsageError, fail_with_one_line, print_line, set_verbosity
 from quantmill.commands.groups import CONTEXT, nearest, write_commands
 from quantmill.commands.options import loudness
+from quantmill.commands.signals import stoppable
 
 # In the order in which a newcomer meets them. The text stands here, not in the modules, so that `--help` loads none.
 COMMANDS = {
@@ -125,19 +124,15 @@ def _root(
     set_verbosity(quiet, verbose)
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 # Wrong usage as typer finds it (an option that is not there, a value that is no number); no public name of its own.
 _FoundByTyper: Any = typer.BadParameter.__base__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `quantmill ARGUMENTS` (those of the process by default). 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _stop)  # clean up as after Ctrl-C
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="quantmill", standalone_mode=False)
+        with fail_with_one_line(), stoppable():
+            code = typer.main.get_command(app).main(arguments, prog_name="quantmill", standalone_mode=False)
     except SystemExit as exit:
         code = exit.code
     except _FoundByTyper as error:

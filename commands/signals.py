@@ -1,0 +1,66 @@
+"""Ctrl-C and its relatives: whatever asks a run to end lets it clean up behind itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+# Ctrl-C; `kill`; a terminal that is closed; Ctrl-Break on Windows.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+_PATIENCE = 3.0  # seconds in which more signals do not disturb the cleaning up
+_AGAIN = 0.05  # seconds until an interrupt that was lost comes again
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, these signals raise KeyboardInterrupt. What was ignored before, as `nohup` has SIGHUP, stays ignored.
+
+    An interrupt that comes where Python can only print and forget it (in a destructor) is sent once more.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only there Python takes signals
+        yield
+        return
+    stop = _Stop()
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    hook = sys.unraisablehook
+    try:
+        sys.unraisablehook = stop.unraisable
+        for number in numbers:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
+
+
+class _Stop:
+    """The handler."""
+
+    def __init__(self) -> None:
+        self._raised_at = -_PATIENCE
+        self._hook = sys.unraisablehook
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._raised_at >= _PATIENCE:
+            self._raised_at = now
+            raise KeyboardInterrupt
+
+    def unraisable(self, found: Any) -> None:
+        if not issubclass(found.exc_type, KeyboardInterrupt):
+            self._hook(found)
+            return
+        self._raised_at = -_PATIENCE
+        again = threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
