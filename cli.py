@@ -14,9 +14,10 @@ from typer.core import TyperGroup
 
 from quantmill import __version__
 from quantmill.commands.console import UsageError, fail_with_one_line, print_line, set_verbosity
-from quantmill.commands.groups import CONTEXT, nearest, write_commands
+from quantmill.commands.groups import CONTEXT, write_commands
 from quantmill.commands.options import loudness
 from quantmill.commands.signals import stoppable
+from quantmill.errors import meant
 
 # In the order in which a newcomer meets them. The text stands here, not in the modules, so that `--help` loads none.
 COMMANDS = {
@@ -68,7 +69,7 @@ class _LazyCommands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
         if word not in COMMANDS and not word.startswith("-") and not ctx.resilient_parsing:
-            raise UsageError(f"no such command: {word}; {_meant(word)}")
+            raise UsageError(f"no such command: {word}; {_guess(word)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -76,10 +77,10 @@ class _LazyCommands(TyperGroup):
             return super().invoke(ctx)
 
 
-def _meant(word: str) -> str:
-    meant = nearest(word, list(COMMANDS))
-    if meant is not None:
-        return f"did you mean {meant}?"
+def _guess(word: str) -> str:
+    command = meant(word, COMMANDS)
+    if command is not None:
+        return f"did you mean {command}?"
     if Path(word).exists():
         return f"did you mean quantmill quantize {word}?"
     return f"there are {', '.join(COMMANDS)}"

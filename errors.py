@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -26,16 +27,19 @@ class ProblemsError(QuantmillError):
         self.problems = tuple(problems)
 
 
+_VARIES = re.compile(r"\b[A-Z]*\d\w*")  # Q4_K, IQ2_XXS, 256
+
+
 def folded(messages: Sequence[str]) -> list[str]:
     """Messages that say the same of several tensors (`NAME: what`) as the first of them and a count.
 
-    Alike are those that differ in that name and in numbers only.
+    Alike are those that differ in that name, in types and in numbers only.
     """
     groups: dict[str, list[str]] = {}
     for message in messages:
         name, separator, what = message.partition(": ")
         about_tensor = bool(separator) and not name.startswith("-")  # not about an option
-        kind = _without_numbers(what.replace(name, "")) if about_tensor else message
+        kind = _VARIES.sub("#", what.replace(name, "")) if about_tensor else message
         groups.setdefault(kind, []).append(message)
     return [
         f"{alike[0]} (and {len(alike) - 1} more like it)" if len(alike) > 1 else alike[0]
@@ -43,8 +47,20 @@ def folded(messages: Sequence[str]) -> list[str]:
     ]
 
 
-def _without_numbers(text: str) -> str:
-    return "".join("#" if char.isdigit() else char for char in text)
+def meant(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a typo most likely meant."""
+    import difflib  # not for those who type well
+
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.7)
+    return by_lower[found[0]] if found else None
+
+
+def choices(word: str, known: Iterable[str]) -> str:
+    """What to say behind an unknown word: the one that was meant, or all there are."""
+    names = list(known)
+    found = meant(word, names)
+    return f"did you mean {found}? (known: {', '.join(names)})" if found else f"known: {', '.join(names)}"
 
 
 # Importable package → the extra of pyproject.toml that brings it, with all else that its uses need.

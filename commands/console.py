@@ -48,7 +48,7 @@ def fail_with_one_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except MemoryError:
-        _fail("not enough memory; a smaller --max-buffer-size helps", 1)
+        _fail("not enough memory", 1)
     except OSError as error:
         what = error.strerror or str(error)
         _fail(f"{error.filename}: {what}" if error.filename is not None else what, 1)

@@ -2,87 +2,100 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantmill.commands.console import CommandError, bytes_bar, print_warnings, remark, show, size_text
-from quantmill.commands.options import Force
+from quantmill.commands.console import (
+    UsageError,
+    bytes_bar,
+    print_problems,
+    print_warnings,
+    remark,
+    show,
+    size_text,
+)
+from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
+from quantmill.errors import choices
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
-    from quantmill.gguf_io.convert import Checkpoint
-    from quantmill.recipe import Plan, PlanEntry, Recipe
+    from quantmill.jobs.convert import Conversion
+    from quantmill.recipe import Plan, PlanEntry
+
+_TYPES = ("auto", "f16", "bf16", "f32", "q8_0")
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
+@app.command()
 def convert(
     model: Annotated[str, typer.Argument(help="A Hugging Face model directory, or org/name on the hub.")],
-    output: Annotated[Path, typer.Argument(help="The GGUF to write.")],
+    output: Annotated[Path | None, typer.Argument(help="The GGUF to write.")] = None,
+    outfile: Annotated[Path | None, typer.Option("--outfile", "-o", "--output", hidden=True)] = None,
     type: Annotated[
-        str, typer.Option("--type", help="f16, bf16, f32, q8_0, or auto: what the checkpoint is in.")
+        str, typer.Option("--type", "--outtype", help=f"{', '.join(_TYPES[1:])}, or auto: as the checkpoint.")
     ] = "auto",
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of org/name.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="Default: all cores.")] = None,
+    revision: Revision = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: DryRun = False,
     force: Force = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn a Hugging Face model into a GGUF with the tensors and keys of llama.cpp's convert_hf_to_gguf.py.
 
     `quantmill quantize` takes the directory itself; this is for those who want the baseline file.
     """
+    if (output is None) == (outfile is None):
+        raise UsageError("expected MODEL OUTPUT: give the GGUF to write, once")
+    if type.lower() not in _TYPES:
+        raise UsageError(f"--type {type}: {choices(type, _TYPES)}")
     from quantmill.commands.hub import local_model
-    from quantmill.gguf_io.convert import open_checkpoint
-    from quantmill.jobs.quantize import Job, run
+    from quantmill.jobs.convert import Conversion, plan_conversion
 
-    directory = local_model(model, revision)
-    if not directory.is_dir():
-        raise CommandError(f"{model}: is no directory; convert takes a Hugging Face model")
-    checkpoint = open_checkpoint(directory, type)
-    recipe = conversion_recipe(checkpoint)
-    with ExitStack() as stack:
-        result = run(Job(str(directory), output, recipe, threads=threads, force=force), _Shown(stack))
-    facts = {
-        "output": str(output),
-        "type": checkpoint.outtype,
-        "tensors": len(result.plan.entries),
-        "bytes": result.file_bytes,
-        "seconds": round(result.seconds, 3),
-    }
-    if as_json:
-        show(json_text(facts))
+    target = output or outfile
+    assert target is not None
+    wanted = Conversion(local_model(model, revision), target, type, device, threads or None, force)
+    if dry_run:
+        _show_plan(target, plan_conversion(wanted), as_json)
     else:
-        size = size_text(result.file_bytes)
-        show(
-            f"{output}: {recipe.file_type}, {len(result.plan.entries)} tensors, {size}, {result.seconds:.1f} s"
-        )
+        _run(wanted, as_json)
 
 
-def conversion_recipe(checkpoint: Checkpoint) -> Recipe:
-    """The recipe of a plain conversion: one type for the weights; blocks the checkpoint came with stay as they are."""
-    from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
-    from quantmill.qkernels.types import TYPES
-    from quantmill.recipe import Recipe
-    from quantmill.recipe.overrides import Override
-    from quantmill.recipe.patterns import parse_rule
+def _run(wanted: Conversion, as_json: bool) -> None:
+    from quantmill.jobs.convert import run
 
-    kept = [spec for spec in checkpoint.specs() if TYPES[spec.type].family != "plain"]
-    if not kept:
-        return Recipe(checkpoint.outtype)
-    # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.
-    file_type = int(checkpoint.metadata.value("general.file_type"))
-    names = [f"^{re.escape(spec.name)}$={spec.type}" for spec in kept]
-    return Recipe(
-        "Q8_0",
-        rules=tuple(parse_rule(rule) for rule in (*names, f".*={checkpoint.outtype}")),
-        overrides=(
-            Override("general.file_type", MetaValue(GGUFValueType.UINT32, file_type), str(file_type)),
-        ),
-    )
+    with ExitStack() as stack:
+        result = run(wanted, _Shown(stack))
+    plan, n_bytes, seconds = result.written.plan, result.written.file_bytes, result.written.seconds
+    if as_json:
+        facts = {
+            "output": str(wanted.output),
+            "type": result.type,
+            "tensors": len(plan.entries),
+            "bytes": n_bytes,
+            "seconds": round(seconds, 3),
+        }
+        show(json_text(facts))
+        return
+    size = size_text(n_bytes)
+    show(f"{wanted.output}: {result.type}, {len(plan.entries)} tensors, {size}, {seconds:.1f} s")
+
+
+def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
+    from quantmill.commands.quantize_tables import plan_object
+
+    if as_json:
+        show(json_text(plan_object(plan)))
+    else:
+        show(f"{output}: {len(plan.entries)} tensors, {size_text(plan.file_bytes)}, not written")
+    print_warnings(plan.warnings)
+    if plan.problems:
+        print_problems(plan.problems)
+        raise typer.Exit(1)
 
 
 class _Shown:
@@ -101,11 +114,3 @@ class _Shown:
 
     def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
         self._advance(n_bytes, entry.name)
-
-
-app = typer.Typer(
-    rich_markup_mode=None,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-app.command()(convert)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,15 +10,9 @@ from typer.core import TyperGroup
 
 from quantmill.commands.console import UsageError
 from quantmill.commands.old_spellings import refuse_old_spellings
+from quantmill.errors import meant
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The known word that a typo most likely meant."""
-    by_lower = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.7)
-    return by_lower[found[0]] if found else None
 
 
 class DefaultGroup(TyperGroup):
@@ -39,9 +31,9 @@ class DefaultGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
     def _refuse_typo(self, word: str) -> None:
-        meant = nearest(word, list(self.commands))
-        if meant is not None and not word.startswith("-") and not Path(word).exists():
-            raise UsageError(f"no such command: {word}; did you mean {meant}?")
+        found = meant(word, self.commands)
+        if found is not None and not word.startswith("-") and not Path(word).exists():
+            raise UsageError(f"no such command: {word}; did you mean {found}?")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The commands, then the options of the default one, which is what most people look for."""

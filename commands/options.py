@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from quantmill.commands.console import UsageError, set_verbosity
+from quantmill.errors import choices
 
 
 def at_least(least: int) -> Callable[..., int | None]:
@@ -26,13 +27,28 @@ def at_least(least: int) -> Callable[..., int | None]:
     return check
 
 
+def _known_device(value: str) -> str:
+    for one in value.split(","):
+        kind, _, number = one.strip().partition(":")
+        if kind not in _DEVICES or (number and not number.isdecimal()):
+            raise UsageError(f"--device {value}: unknown device {one.strip()!r}; {choices(kind, _DEVICES)}")
+    return value
+
+
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", callback=at_least(0), help="CPU threads. [default: all cores]"),
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, xpu. [default: auto]"),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=_known_device,
+        help="auto, cpu, cuda, cuda:1, mps, xpu.",
+    ),
 ]
 GpuLayers = Annotated[
     int | None,

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import bytes_bar, print_warnings, remark, show
+from quantmill.commands.console import (
+    CommandError,
+    UsageError,
+    bytes_bar,
+    detail,
+    parsing,
+    print_problems,
+    print_warnings,
+    remark,
+    show,
+    size_text,
+)
 from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
@@ -34,13 +45,10 @@ if TYPE_CHECKING:
     from quantmill.jobs.quantize import Job
     from quantmill.recipe import Plan, PlanEntry
 
-
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
-@app.command(
-    cls=OrderedPatterns, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@app.command(cls=OrderedPatterns)
 def quantize(
     arguments: Annotated[
         list[str],
@@ -171,9 +179,9 @@ def quantize(
     appears under its name before it is complete.
     """
     if include_weights and exclude_weights:
-        raise typer.BadParameter("--include-weights and --exclude-weights cannot be used together")
+        raise UsageError("--include-weights and --exclude-weights cannot be used together")
     if keep_split and split_max_size:
-        raise typer.BadParameter("--keep-split and --split-max-size cannot be used together")
+        raise UsageError("--keep-split and --split-max-size cannot be used together")
     from quantmill.commands.allocation import find_request, find_target
     from quantmill.commands.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
@@ -183,12 +191,12 @@ def quantize(
     size = size_of(target_size, "--target-size") if target_size else None
     target = find_target(size, target_bpw)
     if target is None and (measure_chunks or min_type or max_type):
-        raise typer.BadParameter("--measure-chunks, --min-type, --max-type belong to a target size")
+        raise UsageError("--measure-chunks, --min-type, --max-type belong to a target size")
     _check_calibration(calibration or [], compensate, target is not None)
     rules = rules_of(tensor_type or [])
     if target is not None:
         if recipe is not None:
-            raise typer.BadParameter("--recipe says all types; leave out --target-size and --target-bpw")
+            raise UsageError("--recipe says all types; leave out --target-size and --target-bpw")
         source, output, n_threads = without_type(arguments, "--target-size or --target-bpw")
         file_type = "Q8_0"  # until the types are found
     elif recipe is None:
@@ -197,20 +205,21 @@ def quantize(
         source, output, n_threads = without_type(arguments, "--recipe")
         file = read_recipe(recipe)
         file_type, rules = file.file_type, (*rules, *file.rules)
-    wanted = Recipe(
-        file_type,
-        rules=rules,
-        token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
-        output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
-        leave_output_tensor=leave_output_tensor,
-        pure=pure,
-        fallback=not no_fallback,
-        allow_requantize=allow_requantize,
-        prune_layers=parse_layers(prune_layers) if prune_layers else (),
-        overrides=tuple(parse_override(text) for text in override_kv or ()),
-        keep_split=keep_split,
-        split_max_bytes=size_of(split_max_size, "--split-max-size") if split_max_size else None,
-    )
+    with parsing():
+        wanted = Recipe(
+            file_type,
+            rules=rules,
+            token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
+            output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
+            leave_output_tensor=leave_output_tensor,
+            pure=pure,
+            fallback=not no_fallback,
+            allow_requantize=allow_requantize,
+            prune_layers=parse_layers(prune_layers) if prune_layers else (),
+            overrides=tuple(parse_override(text) for text in override_kv or ()),
+            keep_split=keep_split,
+            split_max_bytes=size_of(split_max_size, "--split-max-size") if split_max_size else None,
+        )
     job = Job(
         str(local_model(source, revision)),
         output,
@@ -244,18 +253,18 @@ def quantize(
 
 
 def _check_calibration(texts: list[str], compensate: bool, has_target: bool) -> None:
-    """--calibration only names a text: something must want it. Raises BadParameter."""
+    """--calibration only names a text: something must want it. Raises UsageError."""
     if compensate and has_target:
-        raise typer.BadParameter(
+        raise UsageError(
             "--compensate follows given types; find them first (--target-size …), then compensate with "
             "`quantmill recipe` of that file and --recipe"
         )
     if compensate and not texts:
-        raise typer.BadParameter("--compensate needs a text: --calibration FILE")
+        raise UsageError("--compensate needs a text: --calibration FILE")
     if texts and not (compensate or has_target):
-        raise typer.BadParameter("--calibration only names a text; add --compensate or --target-size")
+        raise UsageError("--calibration only names a text; add --compensate or --target-size")
     if has_target and len(texts) > 1:
-        raise typer.BadParameter("--target-size measures on one text; give --calibration once")
+        raise UsageError("--target-size measures on one text; give --calibration once")
 
 
 def _text_files(texts: list[str]) -> list[str]:
@@ -265,11 +274,12 @@ def _text_files(texts: list[str]) -> list[str]:
 
 
 def _show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
-    if as_json:
-        show(json_text({**plan_object(plan), **(more or {})}))
-        return
-    show(plan_text(plan))
-    print_warnings([*plan.problems, *fallback_warning(plan), *plan.warnings])
+    """The plan; problems and exit code are those of the run."""
+    show(json_text({**plan_object(plan), **(more or {})}) if as_json else plan_text(plan))
+    print_warnings([*fallback_warning(plan), *plan.warnings])
+    if plan.problems:
+        print_problems(plan.problems)
+        raise typer.Exit(1)
 
 
 class _Shown:
@@ -278,6 +288,7 @@ class _Shown:
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self._job = job
         self._stack = stack
+        self._name = ""  # of the tensor under way
 
     def note(self, line: str) -> None:
         remark(line)
@@ -290,6 +301,9 @@ class _Shown:
 
     def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
         self._advance(n_bytes, entry.name)
+        if entry.name != self._name:
+            self._name = entry.name
+            detail(f"{entry.name}: {entry.source_type} -> {entry.type}, {size_text(entry.n_bytes)}")
 
 
 def _reach(request: Request, dry_run: bool, as_json: bool) -> None:
@@ -316,8 +330,11 @@ def _reach(request: Request, dry_run: bool, as_json: bool) -> None:
 def _run(job: Job, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     from quantmill.jobs.quantize import run
 
-    with ExitStack() as stack:
-        result = run(job, _Shown(job, stack))
+    try:
+        with ExitStack() as stack:
+            result = run(job, _Shown(job, stack))
+    except MemoryError:
+        raise CommandError("not enough memory; a smaller --max-buffer-size helps") from None
     if as_json:
         show(json_text({**plan_object(result.plan), **result_object(result), **(more or {})}))
     else:

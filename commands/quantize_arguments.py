@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from typer.core import TyperCommand
+
+from quantmill.commands.console import UsageError, parsing
+from quantmill.errors import meant
 
 if TYPE_CHECKING:
     from quantmill.recipe import TypeRule
@@ -38,33 +40,51 @@ def positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str, 
     from quantmill.recipe import find_file_type, get_file_type
 
     if not 2 <= len(arguments) <= 4:
-        raise typer.BadParameter("expected MODEL [OUTPUT] TYPE [THREADS]")
+        raise UsageError("expected MODEL [OUTPUT] TYPE [THREADS]")
     source, rest = arguments[0], arguments[1:]
     output: Path | None = None
     if find_file_type(rest[0]) is None and len(rest) > 1:
         output, rest = Path(rest[0]), rest[1:]
-    file_type = get_file_type(rest[0])
+    _refuse_type_typo(arguments, output)
+    with parsing():
+        file_type = get_file_type(rest[0])
     if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdecimal()):
-        raise typer.BadParameter(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
+        raise UsageError(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
     if output is None:
         output = default_output(source, file_type, "" if keep_split else ".gguf")
     return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
 
 
+def _refuse_type_typo(arguments: list[str], output: Path | None) -> None:
+    """`model.gguf Q4_KM 8` must not write a file Q4_KM of type 8."""
+    from quantmill.recipe import FILE_TYPES
+
+    word = arguments[1]
+    if (
+        len(arguments) == 3
+        and output is not None
+        and arguments[2].isdecimal()
+        and not set(word) & set("./\\")
+    ):
+        found = meant(word, FILE_TYPES)
+        if found is not None:
+            raise UsageError(
+                f"unknown file type {word!r}; did you mean {found}? (A file of that name: ./{word})"
+            )
+
+
 def without_type(arguments: list[str], option: str) -> tuple[str, Path, int | None]:
     """MODEL OUTPUT [THREADS], where `option` says what the tensors become → model, output, threads."""
     if len(arguments) not in (2, 3) or not all(word.isdecimal() for word in arguments[2:]):
-        raise typer.BadParameter(f"with {option} TYPE is left out: expected MODEL OUTPUT [THREADS]")
+        raise UsageError(f"with {option} TYPE is left out: expected MODEL OUTPUT [THREADS]")
     return arguments[0], Path(arguments[1]), int(arguments[2]) if len(arguments) == 3 else None
 
 
 def size_of(text: str, option: str) -> int:
-    from quantmill.recipe import RecipeError, parse_size
+    from quantmill.recipe import parse_size
 
-    try:
+    with parsing():
         return parse_size(text, option)
-    except RecipeError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def default_output(source: str, file_type: str, suffix: str) -> Path:
@@ -88,7 +108,8 @@ def rules_of(texts: list[str]) -> tuple[TypeRule, ...]:
             path = Path(text.removeprefix(FILE_MARK))
             rules += parse_rules(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
         else:
-            rules.append(parse_rule(text))
+            with parsing():
+                rules.append(parse_rule(text))
     return tuple(rules)
 
 

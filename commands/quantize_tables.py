@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from quantmill.commands.console import size_text, table_text
+from quantmill.errors import folded
 
 if TYPE_CHECKING:
     from quantmill.jobs.quantize import Result
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plan_object(plan: Plan) -> dict[str, Any]:
-    """The plan as one JSON object. Problems, which stop a real run, stand among the warnings."""
+    """The plan as one JSON object; `problems` stop a real run, `warnings` do not."""
     return {
         "tensors": [
             {
@@ -31,7 +32,8 @@ def plan_object(plan: Plan) -> dict[str, Any]:
             {"name": entry.name, "wanted": entry.fallback_from, "type": entry.type}
             for entry in plan.fallbacks
         ],
-        "warnings": [*plan.problems, *plan.warnings],
+        "problems": folded(plan.problems),
+        "warnings": folded(plan.warnings),
     }
 
 

@@ -31,6 +31,7 @@ from quantmill.jobs.quantize import (
     load_importance,
     require_sound,
     sink_of,
+    way_out,
 )
 from quantmill.jobs.watcher import PlanWatcher
 from quantmill.qkernels.engines import choose_engines
@@ -128,7 +129,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Com
         _walk(state, loaded, workers)
         rest = [entry for entry in plan.entries if entry.name not in state.done]
         quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
-        line = Line(source, sink, importance, quantizers, watcher)
+        line = Line(source, sink, importance, quantizers, watcher, lambda entry: way_out(job, entry))
         line.carry(rest, job.max_buffer_bytes)
         sink.commit()
     FinishedLayers(job.output, {}, resume=False).remove()

@@ -1,9 +1,13 @@
-"""The error of a job that cannot be done."""
+"""The errors of a job that cannot be done."""
 
 from __future__ import annotations
 
-from quantmill.errors import QuantmillError
+from quantmill.errors import ProblemsError, QuantmillError
 
 
 class JobError(QuantmillError):
     """A job that cannot be done; the message names the tensor and the way out."""
+
+
+class PlanError(ProblemsError, JobError):
+    """What planning found: nothing has been written, and `problems` says all of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
@@ -14,6 +14,7 @@ import numpy as np
 
 from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
+from quantmill.jobs.advice import unfit_row
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.watcher import PlanWatcher
 from quantmill.qkernels import QuantizeError, to_float32
@@ -54,6 +55,7 @@ class Line:
         importance: ImportanceMatrix | None,
         quantizers: Sequence[RowQuantizer],
         watcher: PlanWatcher,
+        way_out: Callable[[PlanEntry], str],
     ) -> None:
         self.clock = Clock()
         self._source = source
@@ -61,6 +63,7 @@ class Line:
         self._importance = importance
         self._quantizers = quantizers
         self._watcher = watcher
+        self._way_out = way_out  # how to give a tensor another type
         self._columns: tuple[str, np.ndarray | None] = ("", None)  # importance of the tensor being read
 
     def carry(self, entries: Sequence[PlanEntry], max_bytes: int) -> None:
@@ -127,10 +130,8 @@ class Line:
                 row = quantizer.load(raw[i : i + 1], entry.source_type)
                 quantizer.quantize(row, entry.source_type, entry.type, importance)
             except QuantizeError:
-                return JobError(
-                    f"{entry.name}: row {slab.first_row + i} holds weights too large for the scales of {entry.type}; "
-                    "choose BF16 or F32 for this tensor (--tensor-type)"
-                )
+                weights = to_float32(raw[i : i + 1], entry.source_type)[0]
+                return unfit_row(entry, slab.first_row + i, weights, importance, self._way_out(entry))
         return JobError(f"{entry.name}: {error}")
 
     def _write(self, slab: Slab, made: Future[np.ndarray]) -> None:

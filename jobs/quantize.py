@@ -12,16 +12,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantmill.gguf_io import GGUFSink, TensorSource, open_source
+from quantmill.gguf_io import GGUFError, GGUFSink, TensorSource, open_source
 from quantmill.gguf_io.kinds import MODEL
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix.store import ImportanceMatrix, load
-from quantmill.jobs.errors import JobError
+from quantmill.jobs.errors import PlanError
 from quantmill.jobs.line import Line
 from quantmill.jobs.watcher import PlanWatcher, Silent
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.rows import row_quantizers
-from quantmill.recipe import ImportanceIndex, Plan, Recipe, build_plan
+from quantmill.qkernels.types import TYPES, QuantizeError
+from quantmill.recipe import FILE_TYPES, ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
 
 DEFAULT_BUFFER_BYTES = 128 << 20
 
@@ -32,7 +33,7 @@ class Job:
 
     `max_buffer_bytes` bounds the rows in memory, in all their forms, over all slabs under way.
     `force`: replace an output that is no GGUF model. `inputs`: further files that were read for this job, which no
-    output may be.
+    output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Job:
     max_buffer_bytes: int = DEFAULT_BUFFER_BYTES
     force: bool = False
     inputs: tuple[str, ...] = ()
+    way_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,44 +68,48 @@ class Result:
 
 
 def plan_job(job: Job) -> Plan:
-    """What `run` would write; reads headers only. Raises the packages' own errors, all of them ValueErrors."""
+    """What `run` would write, and in `problems` all that would stop it; reads headers only.
+
+    Raises RecipeError for a recipe that no run could follow, GGUFError, ImatrixError or OSError for inputs that are
+    not sound.
+    """
     with ExitStack() as opened:
-        source = open_source(job.source)
-        opened.callback(source.close)
-        return _plan(job, source, load_importance(job))
+        return _prepare(job, opened).plan
 
 
 def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
     """Do the job. The output appears under its name when it is complete, or not at all.
 
-    Raises JobError for a plan that cannot be carried out and for weights that cannot be quantized (naming tensor and
-    row), the packages' own errors (GGUFError, RecipeError, ImatrixError, QuantizeError), OSError. An interrupt leaves
-    nothing behind.
+    Raises PlanError for a plan that cannot be carried out, JobError for weights that cannot be quantized (naming
+    tensor and row), and as plan_job does. An interrupt leaves nothing behind.
     """
     started = time.perf_counter()
     watcher = watcher or Silent()
     with ExitStack() as opened:
-        source = open_source(job.source)
-        opened.callback(source.close)
-        importance = load_importance(job)
-        plan = _plan(job, source, importance)
-        require_sound(plan)
-        engines = choose_engines(job.device)
-        sink = opened.enter_context(sink_of(job, plan, source, watcher))
+        ready = _prepare(job, opened)
+        plan, sink = ready.plan, ready.sink
+        if plan.problems or sink is None:
+            raise PlanError(plan.problems)
+        for note in sink.notes:
+            watcher.note(note)
+        opened.enter_context(sink)
         watcher.planned(plan)
-        quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
-        line = Line(source, sink, importance, quantizers, watcher)
+        quantizers = [q for engine in ready.engines for q in row_quantizers(engine, job.threads)]
+        line = Line(
+            ready.source, sink, ready.importance, quantizers, watcher, lambda entry: way_out(job, entry)
+        )
         line.carry(plan.entries, job.max_buffer_bytes)
         with line.clock("write"):
             sink.commit()
+        sources = ready.source.paths
     return Result(
         plan=plan,
         paths=sink.paths,
-        source_bytes=sum(path.stat().st_size for path in source.paths),
+        source_bytes=sum(path.stat().st_size for path in sources),
         file_bytes=sink.file_bytes,
         seconds=time.perf_counter() - started,
         step_seconds=line.clock.seconds,
-        engines=engines,
+        engines=ready.engines,
     )
 
 
@@ -118,23 +124,14 @@ def _inputs(job: Job) -> tuple[str, ...]:
 
 
 def require_sound(plan: Plan) -> None:
-    """Raises JobError with what makes the plan impossible."""
+    """Raises PlanError with what makes the plan impossible."""
     if plan.problems:
-        others = f" (and {len(plan.problems) - 1} more like it)" if len(plan.problems) > 1 else ""
-        raise JobError(plan.problems[0] + others)
+        raise PlanError(plan.problems)
 
 
 def sink_of(job: Job, plan: Plan, source: TensorSource, watcher: PlanWatcher) -> GGUFSink:
     """What takes the tensors of the plan; the watcher hears what it replaces. Raises GGUFError."""
-    sink = GGUFSink(
-        job.output,
-        plan.metadata,
-        plan.output_tensors(),
-        keep_split=job.recipe.keep_split,
-        split_max_bytes=job.recipe.split_max_bytes,
-        inputs=(*source.paths, *_inputs(job)),
-        force=job.force,
-    )
+    sink = _sink(job, source, plan)
     for note in sink.notes:
         watcher.note(note)
     return sink
@@ -147,11 +144,6 @@ def load_importance(job: Job) -> ImportanceMatrix | None:
     return load(job.imatrix).filtered(job.include_weights, job.exclude_weights)
 
 
-def _plan(job: Job, source: TensorSource, importance: ImportanceMatrix | None) -> Plan:
-    plan = build_plan(source.specs(), source.metadata, job.recipe, importance_index(job, importance))
-    return replace(plan, warnings=(*source.warnings, *plan.warnings))
-
-
 def importance_index(job: Job, importance: ImportanceMatrix | None) -> ImportanceIndex | None:
     """What planning must know of the importance."""
     if importance is None or job.imatrix is None:
@@ -162,3 +154,85 @@ def importance_index(job: Job, importance: ImportanceMatrix | None) -> Importanc
         importance.datasets,
         importance.chunk_count,
     )
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A job that has been looked at from all sides. No sink: its place is one of the plan's problems."""
+
+    source: TensorSource
+    plan: Plan
+    importance: ImportanceMatrix | None
+    engines: tuple[Engine, ...]
+    sink: GGUFSink | None
+
+
+def _prepare(job: Job, opened: ExitStack) -> _Ready:
+    source = open_source(job.source)
+    opened.callback(source.close)
+    plan, importance = _plan(job, source)
+    problems = list(plan.problems)
+    engines: tuple[Engine, ...] = ()
+    try:
+        engines = choose_engines(job.device)
+    except QuantizeError as error:
+        problems.append(str(error))
+    sink = None
+    try:
+        sink = _sink(job, source, plan)
+    except GGUFError as error:
+        problems.append(str(error))
+    return _Ready(source, replace(plan, problems=tuple(problems)), importance, engines, sink)
+
+
+def _sink(job: Job, source: TensorSource, plan: Plan) -> GGUFSink:
+    return GGUFSink(
+        job.output,
+        plan.metadata,
+        plan.output_tensors(),
+        keep_split=job.recipe.keep_split,
+        split_max_bytes=job.recipe.split_max_bytes,
+        inputs=(*source.paths, *_inputs(job)),
+        force=job.force,
+    )
+
+
+def _plan(job: Job, source: TensorSource) -> tuple[Plan, ImportanceMatrix | None]:
+    importance = None
+    warnings: list[str] = []
+    problems: list[str] = []
+    specs = source.specs()
+    if job.imatrix is not None:
+        whole = load(job.imatrix)
+        importance = whole.filtered(job.include_weights, job.exclude_weights)
+        warnings = _filters_without_use(job, whole)
+        if not {spec.name for spec in specs} & set(whole.entries):
+            problems.append(
+                f"{job.imatrix}: none of its {len(whole.entries)} entries is named as a tensor of {job.source}; "
+                "was it collected from this model?"
+            )
+    plan = build_plan(specs, source.metadata, job.recipe, importance_index(job, importance))
+    # A matrix of another model is one problem, not one for every tensor.
+    problems += [text for text in plan.problems if not problems or str(job.imatrix) not in text]
+    warnings = [*source.warnings, *warnings, *plan.warnings]
+    return replace(plan, warnings=tuple(warnings), problems=tuple(problems)), importance
+
+
+def _filters_without_use(job: Job, importance: ImportanceMatrix) -> list[str]:
+    given = [("--include-weights", text) for text in job.include_weights]
+    given += [("--exclude-weights", text) for text in job.exclude_weights]
+    return [
+        f"{option} {text}: no entry of {job.imatrix} has this in its name"
+        for option, text in given
+        if not any(text in name for name in importance.entries)
+    ]
+
+
+def way_out(job: Job, entry: PlanEntry) -> str:
+    """How to give a tensor a type that holds it, with an option that the command has."""
+    if job.way_out:
+        return job.way_out
+    base = FILE_TYPES.get(job.recipe.file_type)
+    if base is not None and TYPES[base.base].family == "plain":
+        return "choose the file type BF16 or F32"
+    return f"give this tensor a type that holds it (--tensor-type {entry.name}=bf16)"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from quantmill.errors import QuantmillError
+from quantmill.errors import QuantmillError, choices
 
 ImportanceUse = Literal["none", "optional", "required"]
 
@@ -96,4 +96,4 @@ def get_type(name: str) -> QuantType:
     for row in _ROWS:
         if row.name.lower() == name.lower():
             return row
-    raise QuantizeError(f"unknown type {name!r}; known types: {', '.join(TYPES)}")
+    raise QuantizeError(f"unknown type {name!r}; {choices(name, TYPES)}")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quantmill.errors import choices
 from quantmill.qkernels.types import TYPES
 from quantmill.recipe.errors import RecipeError
 
@@ -57,7 +58,7 @@ def parse_type(text: str) -> str:
     for name in TYPES:
         if name.lower() == text.lower():
             return name
-    raise RecipeError(f"unknown tensor type {text!r}; known: {', '.join(TYPES)}")
+    raise RecipeError(f"unknown tensor type {text!r}; {choices(text, TYPES)}")
 
 
 def type_rule(pattern: str, type_name: str) -> TypeRule:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from quantmill.errors import choices
 from quantmill.recipe.errors import RecipeError
 
 
@@ -100,5 +101,5 @@ def get_file_type(text: str) -> str:
     """As find_file_type, but raises RecipeError with the known names."""
     name = find_file_type(text)
     if name is None:
-        raise RecipeError(f"unknown file type {text!r}; known: {', '.join([*FILE_TYPES, COPY])}")
+        raise RecipeError(f"unknown file type {text!r}; {choices(text, [*FILE_TYPES, COPY])}")
     return name

@@ -113,6 +113,7 @@ def test_quiet_and_verbose(capsys, tmp_path):
         assert (code, err) == (0, "")
         assert out.startswith("written ")
     assert "quantizing " in run(capsys, *words)[2]  # each call for itself
+    assert "\nblk.0.attn_q.weight: F16 -> Q8_0, " in run(capsys, "-v", *words)[2]
 
 
 def test_alike_messages_are_one_line_with_a_count(capsys):

@@ -34,6 +34,50 @@ def test_a_conversion_has_llama_cpps_tensors_and_keys(model, tmp_path):
     assert found.metadata.value("general.file_type") == golden["metadata"]["general.file_type"][1]
 
 
+def test_the_words_of_convert_hf_to_gguf(model, tmp_path):
+    assert run("convert", model, "--outfile", tmp_path / "a.gguf", "--outtype", "f16") == 0
+    assert run("convert", model, tmp_path / "b.gguf", "--type", "f16") == 0
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_dry_run_writes_nothing(model, tmp_path, capsys):
+    assert run("convert", "--dry-run", "--json", model, tmp_path / "out.gguf") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "out.gguf").exists()
+    assert run("convert", model, tmp_path / "out.gguf") == 0
+    assert planned["file_bytes"] == (tmp_path / "out.gguf").stat().st_size
+    assert run("convert", "--dry-run", model, tmp_path / "no" / "out.gguf") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["{model}"], "expected MODEL OUTPUT"),
+        (["{model}", "a.gguf", "--outfile", "b.gguf"], "expected MODEL OUTPUT"),
+        (["{model}", "a.gguf", "--type", "q4_k"], "--type q4_k: known: auto, f16, bf16, f32, q8_0"),
+        (["{model}", "a.gguf", "--type", "fp16"], "--type fp16: did you mean f16?"),
+    ],
+)
+def test_wrong_usage(model, capsys, words, says):
+    assert run("convert", *(word.format(model=model) for word in words)) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_weight_too_large_for_f16_names_an_option_of_convert(model, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    (shard,) = model.glob("*.safetensors")
+    tensors = {name: values.float() for name, values in load_file(shard).items()}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name][3, 5] = 1e5
+    save_file(tensors, shard)
+    assert run("convert", model, tmp_path / "out.gguf", "--type", "f16") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "blk.0.attn_q.weight: row 3: 1e+05 in column 5 is too large for F16" in line
+    assert "(--type bf16 or --type f32)" in line
+    assert run("convert", model, tmp_path / "out.gguf", "--type", "bf16") == 0
+
+
 @pytest.mark.parametrize(("type", "number"), [("f32", 0), ("f16", 1), ("bf16", 32), ("q8_0", 7)])
 def test_types(model, tmp_path, type, number, capsys):
     assert run("convert", model, tmp_path / "out.gguf", "--type", type, "--json") == 0
@@ -87,7 +131,6 @@ def test_nothing_is_left_behind_when_weights_are_not_finite(model, tmp_path, cap
     [
         (["no-such-directory"], "no-such-directory: no such file or directory"),
         (["{file}"], "is no directory; convert takes a Hugging Face model"),
-        (["{model}", "--type", "q4_k"], "type q4_k: a conversion gives f32, f16, bf16, q8_0 or auto"),
         (["{model}", "--revision", "main"], "revisions belong to org/name"),
     ],
 )

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantmill.gguf_io import GGUFError, GGUFSink, OutputTensor, open_source
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix.store import load
-from quantmill.jobs.quantize import Job, JobError, plan_job, run
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.quantize import Job, plan_job, run
 from quantmill.qkernels import to_float32
 from quantmill.qkernels.engines import Engine
 from quantmill.recipe import Recipe, parse_override, parse_rule
@@ -182,7 +183,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path, type, number, file_type
 @pytest.mark.parametrize("file_type", ["Q4_K", "Q8_0", "F16"])
 def test_weights_too_large_for_a_type_are_named(tmp_path, file_type):
     source = damaged(tmp_path / "in.gguf", "F32", {(6, 0): 3e38, (7, 0): 3e38})
-    with pytest.raises(JobError, match=r"output\.weight: row 6 holds weights too large for the scales of"):
+    with pytest.raises(JobError, match=r"output\.weight: row 6: 3e\+38 in column 0 is too large for"):
         run(Job(source, tmp_path / "out.gguf", Recipe(file_type, pure=True), max_buffer_bytes=100_000))
     assert [path.name for path in tmp_path.iterdir()] == ["in.gguf"]
 
@@ -202,10 +203,10 @@ def test_damaged_scales_are_not_copied(tmp_path):
 def test_the_input_is_never_the_output(tmp_path):
     model = tmp_path / "in.gguf"
     model.write_bytes(tiny("F16").read_bytes())
-    with pytest.raises(GGUFError, match="is an input"):
+    with pytest.raises(JobError, match="is an input"):
         run(Job(str(model), model, Recipe("Q8_0")))
     (tmp_path / "link.gguf").symlink_to(model)
-    with pytest.raises(GGUFError, match="is an input"):
+    with pytest.raises(JobError, match="is an input"):
         run(Job(str(model), tmp_path / "link.gguf", Recipe("Q8_0")))
     assert model.read_bytes() == tiny("F16").read_bytes()
 
