@@ -10,6 +10,7 @@ import heapq
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from quantmill.gguf_io.byte_characters import byte_characters
 from quantmill.gguf_io.pretokenizers import PreTokenizer
 from quantmill.models.word_splitting import split_words
 
@@ -60,14 +61,6 @@ class Words:
 
     def cut(self, text: str) -> list[str]:
         return [word for word in self._word.findall(text) if word]
-
-
-def byte_characters() -> list[str]:
-    """GPT-2's printable stand-in of each byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    stand_in = {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [stand_in.get(byte, chr(byte)) for byte in range(256)]
 
 
 class BytePairs:

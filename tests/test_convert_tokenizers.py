@@ -161,13 +161,9 @@ def test_what_the_template_adds(case, tmp_path):
 
 
 def test_ids_that_are_not_the_tokens_own(tmp_path):
-    """The tokenizers library would number them anew, or give one id to two tokens, without a word."""
+    """One id for two tokens of the vocabulary; which of them the tokenizers library takes is left to chance."""
     write_model("qwen2", tmp_path)
     value = byte_level_tokenizer("qwen2")
-    value["added_tokens"][-1]["id"] += 5
-    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
-    with pytest.raises(GGUFError, match=r"added token '\[added\]' has id 3\d+, but 3\d+ is its place"):
-        open_checkpoint(tmp_path)
     value["model"]["vocab"]["Ġ!"] = 300
     (tmp_path / "tokenizer.json").write_text(json.dumps({**value, "added_tokens": []}))
     with pytest.raises(GGUFError, match="have the same id 300"):

@@ -17,7 +17,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from quantmill.gguf_io import pretokenizers
-from quantmill.gguf_io.convert.config import load_json, load_optional_json
+from quantmill.gguf_io.convert import tokenizer_files
+from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.errors import GGUFError
 
 
@@ -27,7 +28,7 @@ def recognise(directory: Path, tokenizer: Tokenizer) -> str:
     for found in hashes:
         if found in pretokenizers.hashes():
             return pretokenizers.hashes()[found]
-    definition = load_json(directory / "tokenizer.json")
+    definition = tokenizer_files.definition(directory)
     steps = list(split_steps(definition.get("pre_tokenizer")))
     ignore_merges = bool((definition.get("model") or {}).get("ignore_merges"))
     for known in pretokenizers.definitions():

@@ -7,6 +7,7 @@ Chat templates are stored as text and never executed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from gguf import GGUFWriter
 
 from quantmill.gguf_io.convert.config import load_json, load_optional_json
+from quantmill.gguf_io.convert.tokenizer_files import KINDS, definition, merges_txt
 from quantmill.gguf_io.errors import GGUFError
 
-KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+Ids = Callable[[str], int | None]
 
 
 @dataclass
@@ -48,46 +50,68 @@ class SpecialTokens:
             writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)
 
 
-def load(directory: Path, merges: bool = False, n_vocab: int | None = None) -> SpecialTokens:
-    """Read tokenizer.json, tokenizer_config.json, the chat templates, config.json and merges.txt of a model."""
-    tokenizer = load_optional_json(directory / "tokenizer.json")
+def load(
+    directory: Path, merges: bool = False, n_vocab: int | None = None, ids: Ids | None = None
+) -> SpecialTokens:
+    """Read tokenizer.json, tokenizer_config.json, the chat templates, config.json and merges.txt of a model.
+
+    ids: the id of a token, as the vocabulary has it; those in tokenizer.json are not always its own. Special tokens
+    that only special_tokens_map.json or tokenizer_config.json know count where nothing else gives an id.
+    """
+    stored = load_optional_json(directory / "tokenizer.json")
     settings = load_optional_json(directory / "tokenizer_config.json")
     special = SpecialTokens()
     kinds = list(KINDS)
-    if tokenizer:
+    if stored:
         if merges:
-            special.merges = _merges(directory, tokenizer.get("model", {}).get("merges"))
-        _normalizer(tokenizer.get("normalizer"), special)
-        kinds = _Surroundings(special, settings, kinds).read(tokenizer.get("post_processor"))
+            special.merges = _merges(directory, stored.get("model", {}).get("merges"))
+        _normalizer(stored.get("normalizer"), special)
+        kinds = _Surroundings(special, settings, kinds).read(stored.get("post_processor"))
     if settings:
         template = settings.get("chat_template", _chat_template(directory))
         if isinstance(template, (str, list)):
             special.chat_template = template
-        _from_settings(special, settings, kinds, tokenizer.get("added_tokens") or [], n_vocab)
+        added = {one.get("content"): one.get("id") for one in reversed(stored.get("added_tokens") or [])}
+        if ids is not None:
+            added = {text: ids(text) for text in added}
+        _from_settings(special, settings, kinds, added, n_vocab)
     config = load_json(directory / "config.json")
     for kind in kinds:
         token_id = config.get(f"{kind}_token_id")
         if token_id is None:
             token_id = (config.get("text_config") or {}).get(f"{kind}_token_id")
         special.set_id(kind, token_id, n_vocab)
+    if ids is not None:
+        known = {one.get("content") for one in stored.get("added_tokens") or []}
+        known |= set((stored.get("model") or {}).get("vocab") or ())
+        named = {**settings, **load_optional_json(directory / "special_tokens_map.json")}
+        for kind in kinds:
+            text = _text(named.get(f"{kind}_token"))
+            special.set_id(kind, ids(text) if text and text not in known else None, n_vocab)
     if merges and not special.merges:
-        special.merges = _merges_txt(directory / "merges.txt")
+        special.merges = _merges_elsewhere(directory)
     return special
 
 
 def _from_settings(
-    special: SpecialTokens, settings: dict[str, Any], kinds: list[str], added: list[Any], n_vocab: int | None
+    special: SpecialTokens,
+    settings: dict[str, Any],
+    kinds: list[str],
+    added: dict[str, Any],
+    n_vocab: int | None,
 ) -> None:
     for kind in kinds:
         add = settings.get(f"add_{kind}_token")
         if isinstance(add, bool):
             special.adds.setdefault(kind, add)
-        text = settings.get(f"{kind}_token")
-        if isinstance(text, dict):
-            text = text.get("content")
-        if isinstance(text, str):
-            found = next((token.get("id") for token in added if token.get("content") == text), None)
-            special.set_id(kind, found, n_vocab)
+        text = _text(settings.get(f"{kind}_token"))
+        if text is not None:
+            special.set_id(kind, added.get(text), n_vocab)
+
+
+def _text(token: Any) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
 
 
 def _merges(directory: Path, merges: Any) -> list[str]:
@@ -101,14 +125,10 @@ def _merges(directory: Path, merges: Any) -> list[str]:
     raise GGUFError(f"{directory / 'tokenizer.json'}: merges are neither strings nor pairs")
 
 
-def _merges_txt(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines[0].strip().startswith("#"):
-        del lines[0]
-    pairs = (line.split(None, 3) for line in lines)
-    return [" ".join(pair) for pair in pairs if len(pair) == 2]
+def _merges_elsewhere(directory: Path) -> list[str]:
+    if (directory / "merges.txt").is_file() or (directory / "tokenizer.json").is_file():
+        return merges_txt(directory / "merges.txt")
+    return _merges(directory, definition(directory)["model"]["merges"])
 
 
 def _normalizer(normalizer: Any, special: SpecialTokens) -> None:

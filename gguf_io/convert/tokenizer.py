@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gguf import GGUFWriter
+from tokenizers import Tokenizer
 
 from quantmill.gguf_io.convert import pretokenizer, special_tokens, vocabulary
 from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.rules import Config
+from quantmill.gguf_io.convert.tokenizer_files import has_sentencepiece
 from quantmill.gguf_io.convert.vocabulary import Vocabulary
 from quantmill.gguf_io.errors import GGUFError
 
@@ -24,12 +26,14 @@ GRANITE_SMALL_VOCAB = 49152
 
 
 def bpe(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    """Byte-level BPE from tokenizer.json."""
-    _write_bpe(writer, directory, config, special_tokens.load(directory, merges=True))
+    """Byte-level BPE, whichever files hold it."""
+    tokenizer = vocabulary.load_tokenizer(directory)
+    special = special_tokens.load(directory, merges=True, ids=tokenizer.token_to_id)
+    _write_bpe(writer, directory, config, tokenizer, special)
 
 
 def sentencepiece_or_bpe(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if _has_sentencepiece(directory):
+    if has_sentencepiece(directory):
         sentencepiece(writer, directory, config)
     else:
         bpe(writer, directory, config)
@@ -44,7 +48,7 @@ def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
     add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
     if add_prefix_space is not None:
         writer.add_add_space_prefix(add_prefix_space)
-    if _has_sentencepiece(directory):
+    if has_sentencepiece(directory):
         sentencepiece(writer, directory, config)
     elif vocabulary.is_byte_fallback_bpe(directory):
         tokenizer = vocabulary.load_tokenizer(directory)
@@ -59,14 +63,14 @@ def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
 
 
 def gemma2(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if not _has_sentencepiece(directory):
+    if not has_sentencepiece(directory):
         raise GGUFError(f"{directory}: no tokenizer.model; Gemma 2 needs it, download it with the checkpoint")
     sentencepiece(writer, directory, config)
     writer.add_add_space_prefix(False)
 
 
 def gemma3(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if _has_sentencepiece(directory):
+    if has_sentencepiece(directory):
         gemma2(writer, directory, config)
     else:
         bpe(writer, directory, config)
@@ -87,7 +91,7 @@ def phi3(writer: GGUFWriter, directory: Path, config: Config) -> None:
     if settings.get("tokenizer_class") == "GPT2Tokenizer":
         bpe(writer, directory, config)
         return
-    if not _has_sentencepiece(directory):
+    if not has_sentencepiece(directory):
         raise GGUFError(f"{directory}: no tokenizer.model; Phi-3 needs it, download it with the checkpoint")
     found = vocabulary.sentencepiece(directory, config["vocab_size"], tokenizer_json_too=True)
     _write_sentencepiece(writer, directory, found)
@@ -96,7 +100,7 @@ def phi3(writer: GGUFWriter, directory: Path, config: Config) -> None:
 def glm4(writer: GGUFWriter, directory: Path, config: Config) -> None:
     """GLM ends a turn with <|user|> and has <|endoftext|> for everything else."""
     tokenizer = vocabulary.load_tokenizer(directory)
-    special = special_tokens.load(directory, merges=True)
+    special = special_tokens.load(directory, merges=True, ids=tokenizer.token_to_id)
     roles = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>", "bos": "<|endoftext|>"}
     for kind, text in roles.items():
         token_id = tokenizer.token_to_id(text)
@@ -105,17 +109,16 @@ def glm4(writer: GGUFWriter, directory: Path, config: Config) -> None:
                 f"{directory / 'tokenizer.json'}: has no token {text}, which GLM-4 needs as {kind}"
             )
         special.set_id(kind, token_id)
-    _write_bpe(writer, directory, config, special)
-
-
-def _has_sentencepiece(directory: Path) -> bool:
-    return (directory / "tokenizer.model").is_file()
+    _write_bpe(writer, directory, config, tokenizer, special)
 
 
 def _write_bpe(
-    writer: GGUFWriter, directory: Path, config: Config, special: special_tokens.SpecialTokens
+    writer: GGUFWriter,
+    directory: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    special: special_tokens.SpecialTokens,
 ) -> None:
-    tokenizer = vocabulary.load_tokenizer(directory)
     found = vocabulary.byte_level_bpe(directory, tokenizer, config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pretokenizer.recognise(directory, tokenizer))
@@ -130,4 +133,4 @@ def _write_sentencepiece(writer: GGUFWriter, directory: Path, found: Vocabulary)
     writer.add_token_list(found.texts)
     writer.add_token_scores(found.scores or [])
     writer.add_token_types(found.types)
-    special_tokens.load(directory, n_vocab=len(found.texts)).write(writer)
+    special_tokens.load(directory, n_vocab=len(found.texts), ids=found.named_elsewhere.get).write(writer)

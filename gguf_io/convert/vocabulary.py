@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer
 
+from quantmill.gguf_io.convert import tokenizer_files
 from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.sentencepiece_model import read_pieces
 from quantmill.gguf_io.errors import GGUFError
@@ -26,11 +27,13 @@ PADDING_SCORE = -10000.0
 
 @dataclass
 class Vocabulary:
-    """texts, types (gguf TokenType), scores (None for BPE), one for each id."""
+    """texts, types (gguf TokenType), scores (None for BPE), one for each id. named_elsewhere: ids of the special
+    tokens that are in no vocabulary file and get ids behind it."""
 
     texts: list[str]
     types: list[int]
     scores: list[float] | None = None
+    named_elsewhere: dict[str, int] = field(default_factory=dict)
 
 
 def looks_special(text: str) -> bool:
@@ -44,36 +47,25 @@ def looks_special(text: str) -> bool:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """tokenizer.json with the added tokens of tokenizer_config.json. Raises GGUFError when it cannot be used."""
+    """The tokenizer of a directory, tokens that only other files name included, under transformers' ids.
+
+    Raises GGUFError when it cannot be used.
+    """
     path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise GGUFError(f"{directory}: no tokenizer.json and no tokenizer.model; the vocabulary is missing")
-    definition = load_optional_json(path)
-    model = definition.get("model") or {}
+    found = tokenizer_files.definition(directory)
+    model = found.get("model") or {}
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise GGUFError(f"{path}: {key} {model[key]!r}; llama.cpp has no such tokenizer")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = (
+            Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_str(json.dumps(found))
+        )
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for every fault of the file
-        raise GGUFError(f"{path}: not a tokenizer ({error})") from None
-    for token in definition.get("added_tokens") or []:
-        found = tokenizer.token_to_id(token["content"])
-        if found != token["id"]:  # the library numbers tokens anew that do not follow the vocabulary
-            raise GGUFError(
-                f"{path}: added token {token['content']!r} has id {token['id']}, but {found} is its place"
-            )
+        raise GGUFError(f"{path if path.is_file() else directory}: not a tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
-    settings = load_optional_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    for _, entry in sorted(settings.items(), key=lambda item: int(item[0])):
-        flags = {key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "special")}
-        token = AddedToken(
-            entry["content"], normalized=entry.get("normalized", not flags["special"]), **flags
-        )
-        if repr(token) not in known:
-            tokenizer.add_tokens([token])
+    tokenizer_files.add_missing(directory, tokenizer)
     return tokenizer
 
 
@@ -181,7 +173,19 @@ def sentencepiece(directory: Path, vocab_size: int, tokenizer_json_too: bool = F
     if tokenizer_json_too:
         for token in load_optional_json(directory / "tokenizer.json").get("added_tokens") or []:
             _set_added(vocabulary, int(token["id"]), token, by_flag_only=True)
+    _add_named(vocabulary, tokenizer_files.named_tokens(directory))
     return vocabulary
+
+
+def _add_named(vocabulary: Vocabulary, texts: list[str]) -> None:
+    """Special tokens that have no id yet get the next ones, as transformers numbers them."""
+    used = [i for i, kind in enumerate(vocabulary.types) if kind != TokenType.UNUSED]
+    following = max(used, default=-1) + 1
+    for text in texts:
+        if text not in vocabulary.texts and following < len(vocabulary.texts):
+            _set(vocabulary, following, text, TokenType.CONTROL, UNSCORED)
+            vocabulary.named_elsewhere[text] = following
+            following += 1
 
 
 def _set_added(vocabulary: Vocabulary, i: int, token: Any, by_flag_only: bool) -> None:
