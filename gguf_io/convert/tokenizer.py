@@ -77,7 +77,7 @@ def gemma3(writer: GGUFWriter, directory: Path, config: Config) -> None:
 
 
 def ernie(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if not _has_sentencepiece(directory):
+    if not has_sentencepiece(directory):
         raise GGUFError(f"{directory}: no tokenizer.model; ERNIE needs it, download it with the checkpoint")
     sentencepiece(writer, directory, config)
     add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
