@@ -28,7 +28,8 @@ from quantmill.jobs.polish_checks import Chunks, bits_per_weight, check_base, ch
 from quantmill.jobs.polish_facts import facts, identity, plan_of, with_facts
 from quantmill.jobs.polish_request import Job, Plan, Result, Silent, Watcher, default_output
 from quantmill.jobs.polish_state import Kept
-from quantmill.measure.divergence import TokenScores, compare, paired_test, summarize
+from quantmill.measure.divergence import TokenScores, paired_test, summarize
+from quantmill.measure.token_scores import compare
 from quantmill.models.model import LoadedModel, from_source
 from quantmill.models.tokenizer import from_metadata
 

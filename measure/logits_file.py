@@ -33,8 +33,9 @@ import torch
 
 from quantmill.gguf_io.outputs import require_space
 from quantmill.gguf_io.partial import PartialFile, resolved
-from quantmill.measure.divergence import TokenScores, compare, scores
+from quantmill.measure.divergence import TokenScores
 from quantmill.measure.errors import MeasureError
+from quantmill.measure.token_scores import compare, scores
 from quantmill.models.scoring import row_slabs
 
 LLAMA_MAGIC, COMPACT_MAGIC = b"_logits_", b"_qmtopk_"

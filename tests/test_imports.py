@@ -86,7 +86,11 @@ def loaded(statement):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("module", ["qkernels", "gguf_io", "recipe", "imatrix.store", "jobs.quantize"])
+LIGHT = ["qkernels", "gguf_io", "recipe", "imatrix.store", "jobs.quantize"]
+LIGHT += ["jobs.report", "jobs.speed", "jobs.merge", "jobs.statistics"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_light_modules(module):
     assert loaded(f"import quantmill.{module}") == []
 

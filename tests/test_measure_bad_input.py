@@ -19,7 +19,7 @@ from quantmill.measure.errors import MeasureError
 from quantmill.measure.logits_file import LogitsFile
 from quantmill.measure.task_files import KINDS, read_tasks
 from quantmill.models.errors import ModelError
-from quantmill.models.model import load
+from quantmill.models.model import load, usable_device
 from quantmill.models.scoring import cut
 from tests.support.measure_models import DATA, EXAMPLE, tiny
 
@@ -308,3 +308,52 @@ def test_a_record_with_a_wrong_value(tmp_path: Path, capsys: pytest.CaptureFixtu
     path.write_text(json.dumps(data))
     assert cli.main(["report", str(path), "-o", str(tmp_path / "out")]) == 1
     assert "a damaged evaluation record" in capsys.readouterr().err
+
+
+def test_the_record_names_the_device_that_ran(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    command = [
+        "evaluate",
+        tiny("Q4_0"),
+        "-f",
+        TEXT,
+        "-c",
+        "16",
+        "--chunks",
+        "2",
+        "--device",
+        "auto",
+        "-o",
+        path,
+    ]
+    assert cli.main([str(word) for word in command]) == 0
+    device = json.loads(path.read_text())["device"]
+    assert device == f"{usable_device('auto')}, float32"
+    assert "auto" not in device
+
+
+@pytest.mark.parametrize("words", [["evaluate", "MODEL"], ["imatrix", "MODEL", "-o", "OUT"]])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "cuda:77", "device 'cuda:77' is not available"),
+        ("--device", "tpu", "device 'tpu' is not available"),
+        ("--tokenizer", "nodir", "nodir: is no directory"),
+    ],
+)
+def test_devices_and_tokenizers_that_are_not_there(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    option: str,
+    value: str,
+    message: str,
+) -> None:
+    """`imatrix --device cuda` without CUDA printed 49 lines, `evaluate --tokenizer nodir` 23."""
+    places = {"MODEL": str(tiny("F16")), "OUT": str(tmp_path / "out.gguf")}
+    arguments = [places.get(word, word) for word in words]
+    assert cli.main([*arguments, "-f", str(TEXT), option, value]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert list(tmp_path.iterdir()) == []
