@@ -247,3 +247,37 @@ def test_tokens_beside_a_sentencepiece_model(
     for kind, text in named.items():
         key = {"pad": "padding"}[kind]
         assert metadata.value(f"tokenizer.ggml.{key}_token_id") == theirs.convert_tokens_to_ids(text)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "phi3"])
+def test_sentencepiece_in_tokenizer_json_alone(name: str, tmp_path: Path) -> None:
+    """Where llama.cpp's converter asks for tokenizer.model, the merges of tokenizer.json say as much."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    directory = write_model(name, tmp_path)
+    (directory / "tokenizer.model").unlink()
+    (directory / "added_tokens.json").unlink(missing_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([f"{TEXT} the cat sat on that mat {i} times" for i in range(50)]),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    write(directory / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": True})
+    core = AutoTokenizer.from_pretrained(str(directory))
+    wanted = open_checkpoint(directory).metadata  # from tokenizer.model
+    core.save_pretrained(str(directory))
+    (directory / "tokenizer.model").unlink()
+    metadata = open_checkpoint(directory).metadata
+    for text in (TEXT, "the the cat\n that  mat 我", ""):
+        assert from_metadata(metadata).encode(text) == from_metadata(wanted).encode(text)
+    texts, types = metadata.value("tokenizer.ggml.tokens"), metadata.value("tokenizer.ggml.token_type")
+    assert list(texts) == list(wanted.value("tokenizer.ggml.tokens"))
+    assert [kind for kind in types if kind in (3, 4)] == [3, 3, 3]  # <unk> is special in tokenizer.json

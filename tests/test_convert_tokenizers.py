@@ -44,7 +44,14 @@ def test_definitions_split_the_probe_in_ways_of_their_own():
     for name in DEFINITIONS:
         tokenizer = Tokenizer.from_str(json.dumps(byte_level_tokenizer(name)))
         digests.setdefault(probe_digest(tokenizer), []).append(name)
-    assert [names for names in digests.values() if len(names) > 1] == [["llama-bpe", "smaug-bpe"]]
+    assert [names for names in digests.values() if len(names) > 1] == [
+        [
+            "llama-bpe",
+            "smaug-bpe",
+            "minicpm5",
+        ],  # and whether merges are ignored, or how numbers behind words fare
+        ["qwen2", "seed-coder", "bailingmoe"],  # signs before line ends, which the probe has not
+    ]
 
 
 @pytest.mark.parametrize(

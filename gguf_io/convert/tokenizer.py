@@ -43,6 +43,21 @@ def sentencepiece(writer: GGUFWriter, directory: Path, config: Config) -> None:
     _write_sentencepiece(writer, directory, vocabulary.sentencepiece(directory, config["vocab_size"]))
 
 
+def _sentencepiece_in_any_file(writer: GGUFWriter, directory: Path, config: Config, family: str) -> None:
+    if has_sentencepiece(directory):
+        sentencepiece(writer, directory, config)
+        return
+    if not vocabulary.is_byte_fallback_bpe(directory):
+        raise GGUFError(
+            f"{directory}: no tokenizer.model and no tokenizer.json with a SentencePiece vocabulary; {family} needs "
+            "one, download it with the checkpoint"
+        )
+    tokenizer = vocabulary.load_tokenizer(directory)
+    _write_sentencepiece(
+        writer, directory, vocabulary.scored_by_merges(directory, tokenizer, config["vocab_size"])
+    )
+
+
 def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
     """SentencePiece, SentencePiece inside tokenizer.json, or byte-level BPE: all three are Llamas."""
     add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
@@ -63,23 +78,19 @@ def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
 
 
 def gemma2(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if not has_sentencepiece(directory):
-        raise GGUFError(f"{directory}: no tokenizer.model; Gemma 2 needs it, download it with the checkpoint")
-    sentencepiece(writer, directory, config)
+    _sentencepiece_in_any_file(writer, directory, config, "Gemma")
     writer.add_add_space_prefix(False)
 
 
 def gemma3(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if has_sentencepiece(directory):
+    if has_sentencepiece(directory) or vocabulary.is_byte_fallback_bpe(directory):
         gemma2(writer, directory, config)
     else:
         bpe(writer, directory, config)
 
 
 def ernie(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if not has_sentencepiece(directory):
-        raise GGUFError(f"{directory}: no tokenizer.model; ERNIE needs it, download it with the checkpoint")
-    sentencepiece(writer, directory, config)
+    _sentencepiece_in_any_file(writer, directory, config, "ERNIE")
     add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
     if add_prefix_space is not None:
         writer.add_add_space_prefix(add_prefix_space)
@@ -92,7 +103,8 @@ def phi3(writer: GGUFWriter, directory: Path, config: Config) -> None:
         bpe(writer, directory, config)
         return
     if not has_sentencepiece(directory):
-        raise GGUFError(f"{directory}: no tokenizer.model; Phi-3 needs it, download it with the checkpoint")
+        _sentencepiece_in_any_file(writer, directory, config, "Phi-3")
+        return
     found = vocabulary.sentencepiece(directory, config["vocab_size"], tokenizer_json_too=True)
     _write_sentencepiece(writer, directory, found)
 

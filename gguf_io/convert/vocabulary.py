@@ -147,8 +147,40 @@ def byte_fallback_bpe(directory: Path, tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(texts, types, [UNSCORED] * len(texts))
 
 
+def scored_by_merges(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+    """SentencePiece's BPE from tokenizer.json, for families that llama.cpp's converter wants tokenizer.model of.
+
+    The merges were made from the scores, best first: a token scores by the first merge that makes it.
+    """
+    by_id = _texts_by_id(directory, tokenizer)
+    added = tokenizer.get_added_tokens_decoder()
+    made: dict[str, int] = {}
+    for i, merge in enumerate(load_optional_json(directory / "tokenizer.json")["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        made.setdefault(left + right, i)
+    vocabulary = _unnamed(vocab_size)
+    for i, text in by_id.items():
+        if i in added:
+            special = added[i].special or looks_special(text)
+            kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
+            _set(vocabulary, i, text if special else text.replace(SPACE, " "), kind, UNSCORED)
+        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            _set(vocabulary, i, text, TokenType.BYTE, 0.0)
+        else:
+            _set(vocabulary, i, text, TokenType.NORMAL, -float(made.get(text, len(made))))
+    return vocabulary
+
+
 def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _unnamed(vocab_size: int) -> Vocabulary:
+    return Vocabulary(
+        [f"[PAD{i}]" for i in range(vocab_size)],
+        [int(TokenType.UNUSED)] * vocab_size,
+        [PADDING_SCORE] * vocab_size,
+    )
 
 
 def sentencepiece(directory: Path, vocab_size: int, tokenizer_json_too: bool = False) -> Vocabulary:
@@ -156,11 +188,7 @@ def sentencepiece(directory: Path, vocab_size: int, tokenizer_json_too: bool = F
 
     tokenizer_json_too: those of tokenizer.json as well, and special only by their flag (Phi-3).
     """
-    vocabulary = Vocabulary(
-        [f"[PAD{i}]" for i in range(vocab_size)],
-        [int(TokenType.UNUSED)] * vocab_size,
-        [PADDING_SCORE] * vocab_size,
-    )
+    vocabulary = _unnamed(vocab_size)
     for i, piece in enumerate(read_pieces(directory / "tokenizer.model")):
         # llama.cpp makes no difference between user-defined and normal pieces of the model itself
         kind = TokenType.NORMAL if piece.kind == TokenType.USER_DEFINED else TokenType(piece.kind)
