@@ -106,7 +106,7 @@ def rules_of(texts: list[str]) -> tuple[TypeRule, ...]:
     for text in texts:
         if text.startswith(FILE_MARK):
             path = Path(text.removeprefix(FILE_MARK))
-            rules += parse_rules(path.read_text(encoding="utf-8", errors="surrogateescape"), str(path))
+            rules += parse_rules(path.read_text(encoding="utf-8-sig", errors="surrogateescape"), str(path))
         else:
             with parsing():
                 rules.append(parse_rule(text))

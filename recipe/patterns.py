@@ -85,11 +85,11 @@ def parse_rule(text: str) -> TypeRule:
 
 
 def parse_rules(text: str, file: str) -> tuple[TypeRule, ...]:
-    """The contents of a `--tensor-type-file`: PATTERN=TYPE words separated by white space; `#` begins a comment that
-    ends with the line. Raises RecipeError naming the file and the line."""
+    """The contents of a `--tensor-type-file`: PATTERN=TYPE words separated by ASCII's white space, as llama-quantize
+    cuts them; `#` begins a comment that ends with the line. Raises RecipeError naming the file and the line."""
     rules = []
     for number, line in enumerate(text.split("\n"), 1):
-        for word in re.sub(r"(?<!\S)#.*", "", line).split():
+        for word in re.findall(r"\S+", re.sub(r"(?<!\S)#.*", "", line, flags=re.ASCII), re.ASCII):
             try:
                 rules.append(parse_rule(word))
             except RecipeError as error:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from quantmill.commands.quantize_arguments import FILE_MARK, rules_of
 from quantmill.recipe import Recipe, RecipeError, build_plan, parse_rule, parse_rules, parse_type
 from quantmill.recipe.names import category, may_be_quantized
 from quantmill.recipe.patterns import compile_pattern
@@ -109,6 +110,14 @@ def test_types_in_any_case_and_a_file_of_rules():
         parse_rules("a=q8_0\nb=q9", "types.txt")
     with pytest.raises(RecipeError, match="known: F32"):
         parse_type("q8_k")
+
+
+def test_only_ascii_white_space_separates_rules(tmp_path):
+    """As `stream >> word` in llama-quantize; a byte-order mark is no part of the first pattern."""
+    odd = "a\u2028\xa0\x85b"
+    assert [rule.pattern for rule in parse_rules(f"{odd}=q8_0\vc=q4_k", "f")] == [odd, "c"]
+    (tmp_path / "types.txt").write_bytes(b"\xef\xbb\xbfattn_v=q8_0\r\nffn=q4_k\r\n")
+    assert [rule.pattern for rule in rules_of([FILE_MARK + str(tmp_path / "types.txt")])] == ["attn_v", "ffn"]
 
 
 # Precedence

@@ -39,6 +39,7 @@ class _Batch(ctypes.Structure):
 
 
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_QUIET = _LOG(lambda level, text, data: None)
 
 
 @functools.cache
@@ -65,8 +66,7 @@ def _llama() -> ctypes.CDLL:
     library.llama_get_logits_ith.restype = ctypes.POINTER(ctypes.c_float)
     library.llama_get_logits_ith.argtypes = [ctypes.c_void_p, ctypes.c_int32]
     library.llama_free.argtypes = library.llama_model_free.argtypes = [ctypes.c_void_p]
-    library.quiet = _LOG(lambda level, text, data: None)  # kept alive with the library
-    library.llama_log_set(library.quiet, None)
+    library.llama_log_set(_QUIET, None)
     library.llama_backend_init()
     return library
 
