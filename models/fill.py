@@ -83,7 +83,7 @@ class Filler:
             if name not in self.table.uses:
                 continue
             module, attribute = self._parent(name)
-            if tensor.dim() == 3:
+            if tensor.dim() == 3 and not isinstance(module, nn.Conv1d):
                 delattr(module, attribute)
                 setattr(module, attribute, PackedExperts(self._pack(name), self.dtype))
             else:

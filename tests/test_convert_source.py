@@ -381,6 +381,16 @@ def test_mrope_sections_are_written_and_other_names_of_theta_read(tmp_path):
     assert metadata.value("llama.rope.freq_base") == 7e5
 
 
+def test_tensors_that_predict_further_tokens_are_left_out_and_said(tmp_path):
+    (warning,) = open_checkpoint(write_model("qwen3.5-vision", tmp_path / "a")).warnings
+    assert warning.startswith("mtp.fc.weight and its like predict further tokens")
+    directory, found = write_model("glm4-moe", tmp_path / "b"), tensors("glm4-moe")
+    found["model.layers.2.eh_proj.weight"] = found["model.layers.1.self_attn.o_proj.weight"]
+    write_shards(directory, found)
+    (warning,) = open_checkpoint(directory).warnings
+    assert warning.startswith("model.layers.2.eh_proj.weight and its like predict")
+
+
 def test_text_config_is_lifted_and_completed():
     """The published Gemma 3 4B says no more than this."""
     text = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from quantmill.gguf_io.safetensors import StoredTensor, open_shards
 from quantmill.gguf_io.tensors import TensorSpec, checked_shape
 
 # Small tensors that llama.cpp computes with in F32 whatever the file type is.
-ALWAYS_F32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+ALWAYS_F32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
 FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,
@@ -54,6 +55,7 @@ class Checkpoint:
             family, config, {name: reader.shape for name, reader in self._readers.items()}
         )
         _check_values(directory, self._table, self._readers)
+        warnings += _further_tokens(self._table.left_out, config["num_hidden_layers"])
         self.outtype = _outtype(outtype, stored)
         config["file_type"] = _file_type(config, self.outtype)
         self._rope = family.tables(config)
@@ -209,6 +211,15 @@ def _negative_ids(directory: Path, config: Config) -> Iterator[str]:
     for key, value in config.items():
         if key.endswith("_token_id") and type(value) is int and value < 0:
             yield f"{directory / 'config.json'}: {key} is {value}, which is no token; left out"
+
+
+def _further_tokens(left_out: Iterable[str], n_layers: int) -> Iterator[str]:
+    """Whether there are tensors that predict further tokens: layers behind the last, or a part named so."""
+    for name in left_out:
+        layer = re.search(r"\blayers\.(\d+)\.", name)
+        if re.search(r"\bmtp[._]", name) or (layer and int(layer[1]) >= n_layers):
+            yield f"{name} and its like predict further tokens (NextN, MTP); they are left out"
+            return
 
 
 def _write_tokenizer(writer: GGUFWriter, directory: Path, config: Config, family: Family) -> None:

@@ -109,6 +109,8 @@ def complete(defaults: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
             config.setdefault(key, default)
     for key, limit in REQUIRED.items():
         number = config.get(key)
+        if number is None and defaults.get(key, key) is None:  # the family has no such number
+            continue
         if type(number) is not int or not 1 <= number <= limit:
             raise GGUFError(
                 f"config.json: key {key!r} must be a positive number up to {limit}, not {number!r}"

@@ -167,6 +167,8 @@ class _Builder:
 
     def _view(self, name: str, target: str, part: Part, scales: str | None) -> View:
         shape = self.shapes[name] or (1,)
+        if part.squeeze:
+            shape = tuple(n for n in shape if n != 1)
         if scales is not None:
             shape = (*shape[:-2], shape[-2] * MXFP4_VALUES)
         vector = len(shape) == 1

@@ -37,7 +37,7 @@ class Part:
     name: replaces the matched text, a template as for `re.Match.expand`; the result is looked up in gguf's
     TensorNameMap. rows, columns: chosen from every source matrix. matrices: config key that says into how
     many equal matrices the rows are divided (heads of a fused projection). transpose: after choosing. values: a
-    change of each value, of vectors only.
+    change of each value, of vectors only. squeeze: dimensions of 1 are dropped first (a convolution's kernels).
     """
 
     name: str = r"\g<0>"
@@ -46,6 +46,7 @@ class Part:
     matrices: str | None = None
     transpose: bool = False
     values: Values | None = None
+    squeeze: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,13 @@ STACKED_EXPERTS = (
 
 PLUS_ONE = Values(lambda values: values + 1.0, lambda values: values - 1.0)
 NORM_PLUS_ONE = (Rule(r"norm\.weight$", (Part(values=PLUS_ONE),)),)
+
+
+# Layers behind the last one predict further tokens (NextN).
+LATER_LAYERS_LEFT_OUT = Rule(
+    r"^model\.layers\.(\d+)\.",
+    when=lambda config, match: int(match[1]) >= config["num_hidden_layers"],
+)
 
 
 def tied_head_left_out(by_default: bool) -> tuple[Rule, ...]:

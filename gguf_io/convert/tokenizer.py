@@ -111,15 +111,23 @@ def phi3(writer: GGUFWriter, directory: Path, config: Config) -> None:
 
 def glm4(writer: GGUFWriter, directory: Path, config: Config) -> None:
     """GLM ends a turn with <|user|> and has <|endoftext|> for everything else."""
+    roles = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>", "bos": "<|endoftext|>"}
+    _write_glm(writer, directory, config, roles)
+
+
+def glm(writer: GGUFWriter, directory: Path, config: Config) -> None:
+    """GLM-4.5 and later begin with [gMASK], end a turn with <|user|> or <|observation|>."""
+    roles = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
+    _write_glm(writer, directory, config, roles)
+
+
+def _write_glm(writer: GGUFWriter, directory: Path, config: Config, roles: dict[str, str]) -> None:
     tokenizer = vocabulary.load_tokenizer(directory)
     special = special_tokens.load(directory, merges=True, ids=tokenizer.token_to_id)
-    roles = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>", "bos": "<|endoftext|>"}
     for kind, text in roles.items():
         token_id = tokenizer.token_to_id(text)
         if token_id is None:
-            raise GGUFError(
-                f"{directory / 'tokenizer.json'}: has no token {text}, which GLM-4 needs as {kind}"
-            )
+            raise GGUFError(f"{directory / 'tokenizer.json'}: has no token {text}, which GLM needs as {kind}")
         special.set_id(kind, token_id)
     _write_bpe(writer, directory, config, tokenizer, special)
 

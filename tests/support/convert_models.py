@@ -25,7 +25,7 @@ DATA = Path(__file__).parents[1] / "data" / "convert"
 @dataclass(frozen=True)
 class Model:
     """tokenizer: spm, or the llama.cpp pre-tokenizer whose definition tokenizer.json gets. tensors_of: another
-    model whose tensors it has."""
+    model whose tensors it has. options: given to llama.cpp's converter."""
 
     architecture: str
     model_type: str
@@ -34,6 +34,7 @@ class Model:
     dtype: str = "BF16"
     shards: int = 1
     tensors_of: str = ""
+    options: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -91,9 +92,12 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
             found.update(_fp8(random, tensor, shape, in_blocks=name != "llama-fp8"))
         else:
             found[tensor] = _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
-    if name == "gemma3-vision":
+    if name.endswith("-vision"):
         found = {tensor.replace("model.", "model.language_model."): value for tensor, value in found.items()}
-        found["model.vision_tower.post_layernorm.weight"] = _floats("BF16", np.ones(64, np.float32))
+        tower = "visual.merger.norm" if name == "qwen3.5-vision" else "vision_tower.post_layernorm"
+        found[f"model.{tower}.weight"] = _floats("BF16", np.ones(64, np.float32))
+    if name == "qwen3.5-vision":
+        found["mtp.fc.weight"] = _floats("BF16", np.ones((256, 512), np.float32))
     return _fused(found) if name == "qwen3-moe-fused" else found
 
 

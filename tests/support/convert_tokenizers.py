@@ -26,10 +26,11 @@ WORDS = [
     "not",
 ]
 SPECIAL = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|im_start|>")
+GLM = ("[gMASK]", "<|observation|>")
 
 
 def write_tokenizer(directory: Path, kind: str, vocab_size: int) -> None:
-    """kind: spm, or the name of a pre-tokenizer's definition."""
+    """kind: spm, or the name of a pre-tokenizer's definition; "+glm" behind it: with GLM's further special tokens."""
     if kind == "spm":
         _write_sentencepiece(directory, vocab_size)
     else:
@@ -82,8 +83,9 @@ def _message(field: int, payload: bytes) -> bytes:
 
 def byte_level_tokenizer(pre: str) -> dict[str, Any]:
     """tokenizer.json with llama.cpp's pre-tokenizer `pre`: all bytes and the beginnings of some words."""
-    alphabet = _byte_characters()
-    vocab = {token: i for i, token in enumerate(SPECIAL)}
+    pre, _, others = pre.partition("+")
+    alphabet, tokens = _byte_characters(), SPECIAL + (GLM if others == "glm" else ())
+    vocab = {token: i for i, token in enumerate(tokens)}
     for character in alphabet:
         vocab[character] = len(vocab)
     merges = []
@@ -101,7 +103,7 @@ def byte_level_tokenizer(pre: str) -> dict[str, Any]:
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    special = [{"id": i, "content": token, **flags, "special": True} for i, token in enumerate(SPECIAL)]
+    special = [{"id": i, "content": token, **flags, "special": True} for i, token in enumerate(tokens)]
     special.append(
         {"id": len(vocab), "content": "[added]", **flags, "special": False}
     )  # behind the vocabulary

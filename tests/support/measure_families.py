@@ -57,6 +57,14 @@ FULL_AND_SLIDING = {
     "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
     "sliding_attention": DEFAULT_ROPE,
 }
+DELTA_NET = {
+    "head_dim": 64,
+    "linear_key_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_value_head_dim": 32,
+    "rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 0.25, "mrope_section": [3, 3, 2]},
+}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -205,10 +213,34 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": None,
         },
     ),
+    "glm 4 moe": (
+        "glm4_moe",
+        EXPERTS
+        | {
+            "head_dim": 64,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "qwen 3.5": ("qwen3_5_text", DELTA_NET),
+    "qwen 3.5 moe": (
+        "qwen3_5_moe_text",
+        DELTA_NET | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 64},
+    ),
     "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
 # Families whose vocabulary the example's tokenizer cannot be: tests.convert_tokenizers' kinds.
-VOCABULARIES = {"gemma2": "spm", "phi3": "spm", "glm4": "llama-bpe", "ernie4_5": "spm", "ernie4_5_moe": "spm"}
+VOCABULARIES = {
+    "gemma2": "spm",
+    "phi3": "spm",
+    "glm4": "llama-bpe",
+    "glm4_moe": "llama-bpe+glm",
+    "ernie4_5": "spm",
+    "ernie4_5_moe": "spm",
+}
 
 
 def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:

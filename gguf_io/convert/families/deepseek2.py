@@ -14,11 +14,7 @@ from quantmill.gguf_io.convert.rules import Config, Part, Rule, head_part
 
 RULES = (
     *rules.tied_head_left_out(by_default=False),
-    # Layers behind the last one predict further tokens; llama.cpp does not run them.
-    Rule(
-        r"^model\.layers\.(\d+)\.",
-        when=lambda config, match: int(match[1]) >= config["num_hidden_layers"],
-    ),
+    rules.LATER_LAYERS_LEFT_OUT,
     # Multi-head latent attention, absorbed: K and V parts of every head become matrices of their own.
     Rule(
         r"kv_b_proj\.weight$",

@@ -71,9 +71,13 @@ def reference(name: str, llama_cpp: Path) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as scratch:
         directory = write_model(name, Path(scratch) / "Tiny-Model-1B-Instruct")
         out = Path(scratch) / "out.gguf"
-        script = [sys.executable, "-c", REFERENCE, str(llama_cpp), MODELS[name].tokenizer]
+        pre = MODELS[name].tokenizer.partition("+")[0]
+        script = [sys.executable, "-c", REFERENCE, str(llama_cpp), pre, str(directory)]
         run = subprocess.run(
-            [*script, str(directory), "--outfile", str(out)], capture_output=True, text=True, check=False
+            [*script, "--outfile", str(out), *MODELS[name].options],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if run.returncode:
             raise SystemExit(f"{name}: {run.stderr[-3000:]}")
