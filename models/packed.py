@@ -17,15 +17,16 @@ from quantmill.qkernels import dequantize
 
 SLAB = 1 << 24  # weights decoded at a time by a linear layer: 64 MiB of float32
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in PLAIN.items()}
 
 
-def decode(blocks: torch.Tensor, type: str, dtype: torch.dtype) -> torch.Tensor:
-    """blocks [..., row_bytes] u8 -> [..., n_cols] dtype, on the blocks' device."""
-    if type in PLAIN:
+def decode(
+    blocks: torch.Tensor, type: str, dtype: torch.dtype, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """blocks [..., row_bytes] u8 -> [..., n_cols] dtype, on the blocks' device; in the memory `out` if it is given."""
+    if type in PLAIN and out is None:
         return blocks.view(PLAIN[type]).to(dtype)
-    out = dequantize(blocks, type)
-    assert isinstance(out, torch.Tensor)
-    return out.to(dtype)
+    return dequantize(blocks, type, to=_NAMES[dtype], out=out)
 
 
 class Piece(nn.Module):
@@ -45,9 +46,11 @@ class Piece(nn.Module):
         """Matrix `index` of the Hugging Face tensor's share: [n_rows, n_cols]."""
         return decode(self.blocks[self._which(index)], self.ggml_type, dtype)
 
-    def rows(self, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def rows(
+        self, rows: slice | torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Some rows of the only matrix."""
-        return decode(self.blocks[self._which(0)][rows], self.ggml_type, dtype)
+        return decode(self.blocks[self._which(0)][rows], self.ggml_type, dtype, out)
 
     def _which(self, index: int) -> int:
         return index if self.matrix is None else self.matrix
@@ -82,13 +85,17 @@ class PackedTensor(nn.Module):
         return out
 
     def slabs(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """The rows of a 2-D tensor, decoded a slab at a time."""
+        """The rows of a 2-D tensor, decoded a slab at a time; a slab's memory may be the next one's."""
         if not self.plain:
             yield self.matrix(0, dtype)
             return
-        step = max(1, SLAB // self.shape[1])
-        for first in range(0, self.shape[0], step):
-            yield self.pieces[0].rows(slice(first, first + step), dtype)
+        n_rows, n_cols = self.shape
+        step = min(n_rows, max(1, SLAB // n_cols))
+        stored_so = PLAIN.get(self.pieces[0].ggml_type) == dtype
+        room = None if stored_so else torch.empty((step, n_cols), dtype=dtype, device=self.device)
+        for first in range(0, n_rows, step):
+            rows = slice(first, min(first + step, n_rows))
+            yield self.pieces[0].rows(rows, dtype, None if room is None else room[: rows.stop - first])
 
     def rows(self, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Decoded rows [n, n_cols] of a 2-D tensor."""
