@@ -18,9 +18,9 @@ from quantmill.jobs.advice import unfit_row
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.watcher import PlanWatcher
 from quantmill.qkernels import QuantizeError, to_float32
-from quantmill.qkernels.plain import require_finite_scales
-from quantmill.qkernels.rows import RowQuantizer
-from quantmill.qkernels.types import TYPES
+from quantmill.qkernels.checks import require_finite, require_finite_scales
+from quantmill.qkernels.engines import RowQuantizer
+from quantmill.qkernels.types import TYPES, NotFiniteError, TooLargeError
 from quantmill.recipe import PlanEntry
 from quantmill.recipe.slabs import Slab, slabs
 
@@ -116,22 +116,18 @@ class Line:
             try:
                 return quantizer.quantize(loaded, entry.source_type, entry.type, importance)
             except QuantizeError as error:
-                raise self._explained(error, slab, quantizer, importance) from error
+                raise self._explained(error, slab, loaded, importance) from error
 
     def _explained(
-        self, error: QuantizeError, slab: Slab, quantizer: RowQuantizer, importance: np.ndarray | None
+        self, error: QuantizeError, slab: Slab, loaded: np.ndarray, importance: np.ndarray | None
     ) -> JobError:
-        """The error of an engine, which knows a slab of rows, in the words of the model: tensor and row."""
+        """The error of an engine, which knows the rows of a slab, in the words of the model: tensor and row."""
         entry = slab.entry
-        raw = self._source.read(entry.source, slab.first_row, slab.n_rows)
-        _require_finite(slab, to_float32(raw, entry.source_type))
-        for i in range(slab.n_rows):
-            try:
-                row = quantizer.load(raw[i : i + 1], entry.source_type)
-                quantizer.quantize(row, entry.source_type, entry.type, importance)
-            except QuantizeError:
-                weights = to_float32(raw[i : i + 1], entry.source_type)[0]
-                return unfit_row(entry, slab.first_row + i, weights, importance, self._way_out(entry))
+        if isinstance(error, NotFiniteError):
+            return _damaged(error, slab)
+        if isinstance(error, TooLargeError):
+            weights = to_float32(loaded[error.row : error.row + 1], entry.source_type)[0]
+            return unfit_row(entry, slab.first_row + error.row, weights, importance, self._way_out(entry))
         return JobError(f"{entry.name}: {error}")
 
     def _write(self, slab: Slab, made: Future[np.ndarray]) -> None:
@@ -144,29 +140,27 @@ class Line:
         )
 
 
+def _damaged(error: NotFiniteError, slab: Slab) -> JobError:
+    return JobError(
+        f"{slab.entry.name}: {error.value} in row {slab.first_row + error.row}, column {error.column}; "
+        "the model is damaged: convert or fetch it again"
+    )
+
+
 def _require_sound(slab: Slab, raw: np.ndarray) -> None:
     """Copied rows are checked as llama-quantize checks them: finite numbers, finite scales."""
     type = TYPES.get(slab.entry.type)
     if type is None:  # integers
         return
-    if type.family == "plain":
-        _require_finite(slab, to_float32(raw, type.name))
-        return
     try:
-        require_finite_scales(raw, type)
-    except QuantizeError:
+        if type.family == "plain":
+            require_finite(to_float32(raw, type.name))
+        else:
+            require_finite_scales(raw, type)
+    except NotFiniteError as error:
+        raise _damaged(error, slab) from error
+    except TooLargeError:
         raise JobError(
             f"{slab.entry.name}: rows {slab.first_row} to {slab.first_row + slab.n_rows - 1} hold a scale that is NaN "
             "or infinite; the model is damaged: convert or fetch it again"
         ) from None
-
-
-def _require_finite(slab: Slab, rows: np.ndarray) -> None:
-    finite = np.isfinite(rows)
-    if finite.all():
-        return
-    row, column = np.argwhere(~finite)[0]
-    raise JobError(
-        f"{slab.entry.name}: {rows[row, column]} in row {slab.first_row + row}, column {column}; the model is damaged: "
-        "convert or fetch it again"
-    )

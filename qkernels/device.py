@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 
-from quantmill.qkernels import plain
-from quantmill.qkernels.api import dequantize
+from quantmill.qkernels.api import dequantize, to_float32
+from quantmill.qkernels.checks import checked_importance, require_finite, require_finite_scales
+from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of
-from quantmill.qkernels.engines import Engine
+from quantmill.qkernels.engines import Engine, EngineRow
 from quantmill.qkernels.lanes.tensors import bytes_per_block
 from quantmill.qkernels.types import QuantizeError, QuantType, get_type
 
@@ -25,18 +27,18 @@ _MOST_WEIGHTS = 1 << 22
 
 
 def encode_rows(
-    type: QuantType, rows: torch.Tensor, importance: torch.Tensor | None, engine: str
+    engine: EngineRow, type: QuantType, rows: torch.Tensor, importance: torch.Tensor | None
 ) -> torch.Tensor:
     """rows [n_rows, n_cols] f32 → [n_rows, row_bytes] u8 on the same device, all at once and unchecked."""
     if type.family == "plain":
         return _narrow(rows, type)
-    weighted = importance is not None and type.importance != "none"
-    encoder = encoder_of(type.name, weighted)
-    if engine == "triton":
-        from quantmill.qkernels.lanes import triton as lanes
-    else:
-        from quantmill.qkernels.lanes import torch as lanes  # type: ignore[no-redef]
-    return lanes.encode(type, encoder, rows, importance if weighted else None)
+    encoder = encoder_of(type.name, importance is not None)
+    return engine.lanes(engine.encoder).encode(type, encoder, rows, importance)
+
+
+def decode(engine: EngineRow, type: QuantType, raw: torch.Tensor, numbers: torch.Tensor, to: str) -> None:
+    """raw u8 [n, bytes] → numbers [n, block] of the type `to`, on one device."""
+    engine.lanes(engine.decoder).decode(type, decoders()[type.name], raw, numbers)
 
 
 def _narrow(rows: torch.Tensor, type: QuantType) -> torch.Tensor:
@@ -49,83 +51,85 @@ def slab_rows(type: QuantType, n_cols: int, weighted: bool, device: torch.device
     if type.family == "plain":
         per_row = 8 * n_cols
     else:
-        encoder = encoder_of(type.name, weighted and type.importance != "none")
+        encoder = encoder_of(type.name, weighted)
         per_row = n_cols // type.block * bytes_per_block(type, encoder)
     return max(1, min(_slab_bytes(device) // per_row, _MOST_WEIGHTS // n_cols))
 
 
 def _slab_bytes(device: torch.device) -> int:
-    if device.type == "cpu":
-        return _CPU_SLAB_BYTES
-    if device.type == "mps":
-        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    else:
-        module = _module(device)
-        unused = module.memory_reserved(device) - module.memory_allocated(device)
-        free = module.mem_get_info(device)[0] + unused
+    return _BUDGETS[device.type](device)
+
+
+def _share_of_mps(device: torch.device) -> int:
+    free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return int(_SHARE * free)
 
 
+def _share_of_gpu(device: torch.device) -> int:
+    module = _module(device)
+    unused = module.memory_reserved(device) - module.memory_allocated(device)
+    return int(_SHARE * (module.mem_get_info(device)[0] + unused))
+
+
+# Bytes for the arrays of one slab, by kind of device.
+_BUDGETS: Mapping[str, Callable[[torch.device], int]] = {
+    "cpu": lambda device: _CPU_SLAB_BYTES,
+    "mps": _share_of_mps,
+    "cuda": _share_of_gpu,
+    "xpu": _share_of_gpu,
+}
+
+
 def _module(device: torch.device) -> Any:
-    return torch.xpu if device.type == "xpu" else torch.cuda
+    return getattr(torch, device.type)
 
 
-@overload
-def quantize_tensor(
-    rows: torch.Tensor, type: QuantType, importance: torch.Tensor | None, engine: str
-) -> torch.Tensor: ...
-@overload
-def quantize_tensor(
-    rows: np.ndarray, type: QuantType, importance: np.ndarray | None, engine: str
-) -> np.ndarray: ...
-def quantize_tensor(
-    rows: torch.Tensor | np.ndarray,
-    type: QuantType,
-    importance: torch.Tensor | np.ndarray | None,
-    engine: str,
-) -> torch.Tensor | np.ndarray:
-    """What `qkernels.quantize` does on the torch and triton engines: a tensor stays on its device.
-
-    numpy rows are taken to the CPU by the torch engine and to the first GPU by the triton engine.
-    """
+def quantize(
+    engine: EngineRow, rows: Any, type: QuantType, importance: np.ndarray | None, threads: int | None
+) -> Any:
+    """A tensor stays on its device; an array goes to the first device that the engine serves before the CPU."""
     if isinstance(rows, np.ndarray):
-        device = _gpu() if engine == "triton" else torch.device("cpu")
-        tensor = torch.tensor(rows, device=device)
-        weights = None if importance is None else torch.tensor(np.asarray(importance), device=device)
-        return quantize_tensor(tensor, type, weights, engine).cpu().numpy()
-    if importance is not None:
-        importance = torch.as_tensor(importance, dtype=torch.float32, device=rows.device)
-        plain.require_finite(importance.cpu().numpy().reshape(1, -1), "importance")
+        tensor = torch.tensor(rows, device=_default_device(engine))
+        return quantize(engine, tensor, type, importance, threads).cpu().numpy()
+    weights = None if importance is None else torch.tensor(importance, device=rows.device)
     n_rows, n_cols = rows.shape
-    step = slab_rows(type, n_cols, importance is not None, rows.device)
     out = torch.empty((n_rows, type.row_bytes(n_cols)), dtype=torch.uint8, device=rows.device)
-    for first in range(0, n_rows, step):
-        slab = rows[first : first + step].contiguous()
-        _require_finite(slab, first)
-        out[first : first + step] = encode_rows(type, slab, importance, engine)
-    plain.require_finite_scales(out.cpu().numpy(), type)
+
+    def start(first: int, n: int, turn: int) -> _Slab:
+        slab = rows[first : first + n].contiguous()
+        return _Slab(first, encode_rows(engine, type, slab, weights), torch.isfinite(slab).all(), None)
+
+    def finish(slab: _Slab) -> None:
+        n = len(slab.blocks)
+        if not bool(slab.finite):
+            require_finite(rows[slab.first : slab.first + n].cpu().numpy(), slab.first)
+        out[slab.first : slab.first + n] = slab.blocks
+
+    _in_slabs(n_rows, slab_rows(type, n_cols, weights is not None, rows.device), start, finish)
+    require_finite_scales(out.cpu().numpy(), type)
     return out
 
 
-def _gpu() -> torch.device:
-    from quantmill.qkernels.lanes.triton import INTERPRETED
+def _in_slabs(
+    n_rows: int, step: int, start: Callable[[int, int, int], _Slab], finish: Callable[[_Slab], None]
+) -> None:
+    """All rows, `step` at a time: start(first row, how many, 0 or 1 in turn), then finish; two are under way."""
+    under_way: deque[_Slab] = deque()
+    for number, first in enumerate(range(0, n_rows, step)):
+        under_way.append(start(first, min(step, n_rows - first), number % 2))
+        if len(under_way) == 2:
+            finish(under_way.popleft())
+    for slab in under_way:
+        finish(slab)
 
-    if INTERPRETED:
+
+def _default_device(engine: EngineRow) -> torch.device:
+    if "cpu" in engine.serves or engine.lanes(engine.encoder).INTERPRETED:
         return torch.device("cpu")
     found = torch.accelerator.current_accelerator()
-    if found is None or found.type not in ("cuda", "xpu"):
-        raise QuantizeError("engine triton needs a CUDA, ROCm or XPU device; choose the cpu engine")
+    if found is None or found.type not in engine.serves:
+        raise QuantizeError(f"engine {engine.name} needs a CUDA, ROCm or XPU device; choose the cpu engine")
     return found
-
-
-def _require_finite(rows: torch.Tensor, first_row: int) -> None:
-    finite = torch.isfinite(rows)
-    if not bool(finite.all()):
-        row, column = (~finite).nonzero()[0].tolist()
-        value = float(rows[row, column])
-        raise QuantizeError(
-            f"weights: {value} in row {first_row + row}, column {column}; nothing can be quantized from it"
-        )
 
 
 @dataclass(frozen=True)
@@ -163,26 +167,20 @@ class DeviceQuantizer:
         """
         source, target = get_type(source_type), get_type(type)
         n_rows, n_cols = len(raw), raw.shape[1] // source.bytes * source.block
-        weights = None
-        if importance is not None and target.importance != "none":
-            plain.require_finite(importance.reshape(1, -1), "importance")
-            weights = torch.tensor(importance, dtype=torch.float32, device=self._device)
-        elif target.importance == "required":
-            raise QuantizeError(
-                f"{target.name} needs importance (an imatrix); choose another type or collect one"
-            )
+        checked = checked_importance(importance, n_cols, target)
+        weights = None if checked is None else torch.tensor(checked, device=self._device)
         out = np.empty((n_rows, target.row_bytes(n_cols)), np.uint8)
+
+        def start(first: int, n: int, turn: int) -> _Slab:
+            return self._start(raw[first : first + n], first, turn, source, target, weights)
+
         step = slab_rows(target, n_cols, weights is not None, self._device)
-        under_way: deque[_Slab] = deque()
-        for number, first in enumerate(range(0, n_rows, step)):
-            rows = raw[first : first + step]
-            under_way.append(self._start(rows, first, number % 2, source, target, weights))
-            if len(under_way) == 2:
-                self._finish(under_way.popleft(), raw, source, out)
-        for slab in under_way:
-            self._finish(slab, raw, source, out)
-        plain.require_finite_scales(out, target)
+        _in_slabs(n_rows, step, start, lambda slab: self._finish(slab, raw, source, out))
+        require_finite_scales(out, target)
         return out
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        return np.array(raw)  # reads the file here, not in the worker
 
     def _start(
         self,
@@ -195,7 +193,7 @@ class DeviceQuantizer:
     ) -> _Slab:
         if not self._streams:
             rows = dequantize(torch.tensor(raw, device=self._device), source.name)
-            blocks = encode_rows(target, rows, weights, self.engine.name)
+            blocks = encode_rows(self.engine.row, target, rows, weights)
             return _Slab(first, blocks.cpu(), torch.isfinite(rows).all().cpu(), None)
         upload, search, download = self._streams
         module = _module(self._device)
@@ -208,7 +206,7 @@ class DeviceQuantizer:
             with module.stream(search):
                 stored.record_stream(search)
                 rows = dequantize(stored, source.name)
-                blocks = encode_rows(target, rows, weights, self.engine.name)
+                blocks = encode_rows(self.engine.row, target, rows, weights)
                 finite = torch.isfinite(rows).all().to(torch.uint8).view(1)
             download.wait_stream(search)
             with module.stream(download):
@@ -224,8 +222,7 @@ class DeviceQuantizer:
             slab.done.synchronize()
         n_rows = len(slab.blocks)
         if not bool(slab.finite):
-            rows = dequantize(torch.tensor(raw[slab.first : slab.first + n_rows]), source.name)
-            _require_finite(rows, slab.first)
+            require_finite(to_float32(raw[slab.first : slab.first + n_rows], source.name), slab.first)
         out[slab.first : slab.first + n_rows] = slab.blocks.numpy()
 
     def _buffer(self, name: str, turn: int, size: int) -> torch.Tensor:
@@ -234,3 +231,8 @@ class DeviceQuantizer:
         if kept is None or len(kept) < size:
             kept = self._pinned[name, turn] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return kept[:size]
+
+
+def quantizer(engine: Engine, threads: int | None) -> DeviceQuantizer:
+    """What an assembly line quantizes with; a device has threads of its own."""
+    return DeviceQuantizer(engine)

@@ -1,4 +1,4 @@
-"""Which engine serves which device. Decided once, with the reason in words; nothing changes it afterwards.
+"""The engines, a row each, and which of them serves which device. Decided once, with the reason in words.
 
 The CPU engine needs no torch, so nothing here imports torch before a GPU driver is seen or a device is asked for.
 """
@@ -6,26 +6,153 @@ The CPU engine needs no torch, so nothing here imports torch before a GPU driver
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
-from quantmill.qkernels.types import QuantizeError
+import numpy as np
 
-EngineName = Literal["cpu", "torch", "triton"]
+from quantmill.qkernels.types import QuantizeError, QuantType
+
+
+class RowQuantizer(Protocol):
+    """Stored rows u8 [n_rows, row_bytes] of one type → rows of another, on one device, for one worker.
+
+    `load` runs in the reading thread and gives `quantize`, in the worker's, what it wants: so reading overlaps with
+    the search. Both raise QuantizeError as `qkernels.quantize` does.
+    """
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray: ...
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray: ...
+
+
+class EngineModule(Protocol):
+    """What the module of an engine offers. Rows are numpy arrays or tensors; importance has been checked."""
+
+    def quantize(
+        self,
+        engine: EngineRow,
+        rows: Any,
+        type: QuantType,
+        importance: np.ndarray | None,
+        threads: int | None,
+    ) -> Any:
+        """rows f32 [n_rows, n_cols] → u8 [n_rows, row_bytes], of the same kind and in the same place."""
+
+    def decode(self, engine: EngineRow, type: QuantType, raw: Any, numbers: Any, to: str) -> None:
+        """Tensors raw u8 [n_blocks, bytes] → numbers [n_blocks, block] of the type `to`, contiguous, on one device."""
+
+    def quantizer(self, engine: Engine, threads: int | None) -> RowQuantizer:
+        """One of those that share the work of a device."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """How an engine serves a kind of device: how many quantizers share one, and why it is chosen, for people."""
+
+    quantizers: int
+    why: str
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One way to run lane programs.
+
+    `module`: an EngineModule. `encoder`, `decoder`: modules with `encode` and `decode` for tensors, where it works on
+    those. All are imported when they are used. `needs`: packages. `serves`: torch's kinds of devices.
+    """
+
+    name: str
+    module: str
+    encoder: str
+    decoder: str
+    needs: tuple[str, ...]
+    serves: Mapping[str, Service]
+
+    def load(self) -> EngineModule:
+        module: Any = importlib.import_module(f"quantmill.qkernels.{self.module}")
+        return module
+
+    def lanes(self, module: str) -> Any:
+        """`encoder` or `decoder`, imported."""
+        return importlib.import_module(f"quantmill.qkernels.lanes.{module}")
+
+
+_SLOW = "triton is not installed, torch operations are slow: pip install triton"
+# The first that serves a kind of device, and whose packages are there, is the one for it.
+ENGINES = (
+    EngineRow(
+        "cpu",
+        "cpu_engine",
+        "cpu",
+        "cpu_decode",
+        (),
+        {"cpu": Service(1, "lane programs compiled by LLVM, no torch needed")},
+    ),
+    EngineRow(
+        "triton",
+        "device",
+        "triton",
+        "triton_decode",
+        ("torch", "triton"),
+        {kind: Service(2, "lane programs compiled by Triton") for kind in ("cuda", "xpu")},
+    ),
+    EngineRow(
+        "torch",
+        "device",
+        "torch",
+        "torch_decode",
+        ("torch",),
+        {
+            "mps": Service(1, "Metal has no Triton: the lane programs run as torch operations"),
+            "cuda": Service(2, _SLOW),
+            "xpu": Service(2, _SLOW),
+            "cpu": Service(1, "the readable reference"),
+        },
+    ),
+)
+
+
+def engine_row(name: str) -> EngineRow:
+    """The row of an engine. Raises QuantizeError with the known names."""
+    for row in ENGINES:
+        if row.name == name:
+            return row
+    raise QuantizeError(f"unknown engine {name!r}; engines: {', '.join(row.name for row in ENGINES)}")
+
+
+def serving(kind: str) -> EngineRow:
+    """The engine for a kind of device: "cpu", "cuda", "mps", "xpu"."""
+    for row in ENGINES:
+        if kind in row.serves and all(map(_installed, row.needs)):
+            return row
+    raise QuantizeError(f"nothing here can work on {kind}")
 
 
 @dataclass(frozen=True)
 class Engine:
     """What quantizes on one device: `name` is the engine, `device` torch's name of the device, `why` for people."""
 
-    name: EngineName
+    name: str
     device: str
     why: str
+
+    @property
+    def row(self) -> EngineRow:
+        return engine_row(self.name)
+
+    @property
+    def kind(self) -> str:
+        return self.device.partition(":")[0]
 
 
 def choose_engines(device: str = "auto") -> tuple[Engine, ...]:
@@ -41,33 +168,31 @@ def choose_engines(device: str = "auto") -> tuple[Engine, ...]:
 def available_engines() -> tuple[Engine, ...]:
     """One engine for each device found here, the CPU last."""
     found = [_engine_for(name) for name in _torch_devices()] if _installed("torch") else []
-    return (*found, _CPU)
+    return (*found, _on("cpu"))
 
 
-_CPU = Engine("cpu", "cpu", "lane programs compiled by LLVM, no torch needed")
+def _on(device: str, why: str | None = None) -> Engine:
+    row = serving(device.partition(":")[0])
+    return Engine(row.name, device, why or row.serves[device.partition(":")[0]].why)
 
 
 def _automatic() -> Engine:
     if sys.platform == "darwin":
-        return Engine(
-            "cpu", "cpu", "on a Mac the CPU engine is faster than torch on MPS (--device mps is honoured)"
-        )
+        return _on("cpu", "on a Mac the CPU engine is faster than torch on MPS (--device mps is honoured)")
     if not _gpu_driver_present():
-        return Engine("cpu", "cpu", "no CUDA or ROCm driver found")
+        return _on("cpu", "no CUDA or ROCm driver found")
     if not _installed("torch"):
-        return Engine(
-            "cpu", "cpu", "there is a GPU, but torch is not installed: pip install 'quantmill[gpu]'"
-        )
+        return _on("cpu", "there is a GPU, but torch is not installed: pip install 'quantmill[gpu]'")
     devices = [name for name in _torch_devices() if name.startswith("cuda")]
     if not devices:
-        return Engine("cpu", "cpu", "there is a GPU, but this torch cannot use it")
+        return _on("cpu", "there is a GPU, but this torch cannot use it")
     return _engine_for(devices[0])
 
 
 def _engine_for(device: str) -> Engine:
-    if device == "cpu":
-        return _CPU
     kind, _, number = device.partition(":")
+    if device == "cpu":
+        return _on("cpu")
     if kind not in ("cuda", "mps", "xpu") or (number and not number.isdecimal()):
         raise QuantizeError(f"unknown device {device!r}; devices: auto, cpu, cuda, cuda:N, mps, xpu")
     if not _installed("torch"):
@@ -76,11 +201,7 @@ def _engine_for(device: str) -> Engine:
     name = device if number or kind == "mps" else f"{kind}:0"
     if name not in known:
         raise QuantizeError(f"device {device} is not there; torch finds {', '.join([*known, 'cpu'])}")
-    if kind == "mps":
-        return Engine("torch", name, "Metal has no Triton: the lane programs run as torch operations")
-    if not _installed("triton"):
-        return Engine("torch", name, "triton is not installed, torch operations are slow: pip install triton")
-    return Engine("triton", name, "lane programs compiled by Triton")
+    return _on(name)
 
 
 def describe(device: str) -> str:

@@ -1,10 +1,10 @@
-"""F32, F16 and BF16 rows to and from float32, and the checks that numbers and scales are finite. numpy only."""
+"""F32, F16 and BF16 rows to and from float32. numpy only."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from quantmill.qkernels.types import QuantizeError, QuantType
+from quantmill.qkernels.types import QuantType
 
 # The elements of these types in numpy's words; bfloat16 is its bits.
 ELEMENTS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -36,34 +36,3 @@ def all_finite(raw: np.ndarray, type: QuantType) -> bool:
     """Whether u8 [n_rows, row_bytes] of a plain type holds neither NaN nor infinity."""
     words, least = raw.view(ELEMENTS[type.name].replace("f", "u")), _INFINITIES[type.name]
     return bool((words & least != least).all())
-
-
-def require_finite(rows: np.ndarray, what: str) -> None:
-    """Raises QuantizeError naming the first row and column of f32 [n_rows, n_cols] that is NaN or infinite."""
-    finite = np.isfinite(rows)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise QuantizeError(
-            f"{what}: {rows[row, column]} in row {row}, column {column}; nothing can be quantized from it"
-        )
-
-
-def require_finite_scales(rows: np.ndarray, type: QuantType) -> None:
-    """Raises QuantizeError naming the first row of u8 [n_rows, row_bytes] with a scale beyond its format."""
-    blocks = rows.reshape(-1, type.bytes)
-    for format, place in type.scales:
-        if format == "f16":
-            bad = (blocks[:, place + 1] & 0x7C) == 0x7C
-        elif format == "bf16":
-            bad = (blocks[:, place + 1] & 0x7F == 0x7F) & (blocks[:, place] & 0x80 == 0x80)
-        elif format == "e8m0":
-            bad = blocks[:, place] == 0xFF
-        elif format == "ue4m3":  # every byte is a number: what would be NaN is read as zero
-            continue
-        else:  # the four high nibbles of four words, as IQ1_M keeps its half
-            bad = (blocks[:, place + 7] & 0x70 == 0x70) & (blocks[:, place + 5] & 0xC0 == 0xC0)
-        if bad.any():
-            row = int(bad.argmax()) // (rows.shape[1] // type.bytes)
-            raise QuantizeError(
-                f"row {row}: weights too large for the scales of {type.name}; choose BF16 or F32"
-            )

@@ -16,6 +16,22 @@ class QuantizeError(QuantmillError):
     """Input that a type cannot hold: an unknown type, a wrong shape, missing importance, a value that is not finite."""
 
 
+class NotFiniteError(QuantizeError):
+    """A weight that is NaN or infinite: its value, its row among those given, and its column."""
+
+    def __init__(self, value: float, row: int, column: int) -> None:
+        super().__init__(f"weights: {value} in row {row}, column {column}; nothing can be quantized from it")
+        self.value, self.row, self.column = value, row, column
+
+
+class TooLargeError(QuantizeError):
+    """Weights whose scale the type cannot hold, in a row among those given."""
+
+    def __init__(self, row: int, type: str) -> None:
+        super().__init__(f"row {row}: weights too large for the scales of {type}; choose BF16 or F32")
+        self.row = row
+
+
 @dataclass(frozen=True)
 class QuantType:
     """One ggml type. `block` is in weights, `bytes` is the size of one block.

@@ -1,8 +1,10 @@
 """Which engine serves which device, and rows through a device in slabs."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from quantmill import qkernels
 from quantmill.qkernels import device, engines
 from quantmill.qkernels import rows as row_work
 from quantmill.qkernels.engines import Engine, choose_engines
-from quantmill.qkernels.types import QuantizeError
+from quantmill.qkernels.types import NotFiniteError, QuantizeError, TooLargeError
 from tests.support import data_kinds, oracle
 
 ON_CPU = Engine("torch", "cpu", "a test")
@@ -122,8 +124,49 @@ def test_stored_rows_through_a_device(monkeypatch, source, type, weighted):
     ids=lambda v: getattr(v, "device", str(v)),
 )
 def test_two_quantizers_share_a_gpu(monkeypatch, engine, count):
-    monkeypatch.setattr(row_work, "_DeviceQuantizer", lambda engine: engine)
+    monkeypatch.setattr(device, "DeviceQuantizer", lambda engine: engine)
     assert len(row_work.row_quantizers(engine, 3)) == count
+
+
+def test_engines_are_chosen_by_their_rows_only():
+    """No code outside engines.py asks for the name of an engine."""
+    names = "|".join(row.name for row in engines.ENGINES)
+    asked = re.compile(rf"engine(\.name)?\)? *(==|!=|in) *[(\[{{]?[\"']({names})")
+    folder = Path(engines.__file__).parent.parent
+    wrong = [
+        f"{file.relative_to(folder)}: {found[0]}"
+        for room in ("qkernels", "jobs", "commands", "models", "recipe", "imatrix", "measure")
+        for file in (folder / room).rglob("*.py")
+        if (found := asked.search(file.read_text()))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("row", engines.ENGINES, ids=lambda row: row.name)
+def test_an_engine_module_offers_what_the_rows_promise(row):
+    module = row.load()
+    assert all(callable(getattr(module, name)) for name in ("quantize", "decode", "quantizer"))
+    assert callable(row.lanes(row.encoder).encode)
+    assert callable(row.lanes(row.decoder).decode)
+
+
+def test_an_error_carries_its_row():
+    rows = data_kinds.rows("normal", 40, 512)
+    rows[31, 4] = np.inf
+    for engine in ("cpu", "torch"):
+        with pytest.raises(NotFiniteError) as caught:
+            qkernels.quantize(rows, "Q4_K", engine=engine)
+        assert (caught.value.value, caught.value.row, caught.value.column) == (np.inf, 31, 4)
+    rows[31, 4] = 1e9
+    for engine in ("cpu", "torch"):
+        with pytest.raises(TooLargeError) as large:
+            qkernels.quantize(rows, "Q4_K", engine=engine)
+        assert large.value.row == 31
+
+
+def test_an_unknown_engine_is_named():
+    with pytest.raises(QuantizeError, match="unknown engine 'npu'; engines: cpu, triton, torch"):
+        qkernels.quantize(data_kinds.rows("normal", 1, 256), "Q4_K", engine="npu")
 
 
 def test_slabs_fit_the_memory(monkeypatch):

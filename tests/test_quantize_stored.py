@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantmill import qkernels
-from quantmill.qkernels.api import quantize_stored
+from quantmill.qkernels.cpu_engine import quantize_stored
 from tests.support import data_kinds, oracle
 
 STORED = ["F32", "F16", "BF16"]

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantmill.qkernels.checks import require_finite
 from quantmill.qkernels.lanes.cpu_function import Compiled, Shape, compiled, table_kinds
 from quantmill.qkernels.lanes.cpu_layout import Layout, layout_of
 from quantmill.qkernels.lanes.cpu_threads import spread
 from quantmill.qkernels.lanes.encoder import Encoder
 from quantmill.qkernels.lanes.native import HOST
-from quantmill.qkernels.plain import require_finite, widen
+from quantmill.qkernels.plain import widen
 from quantmill.qkernels.types import TYPES, QuantType
 
 # source, columns, sigma, target; rows, columns, first and last tile
@@ -87,7 +88,7 @@ def encode(
     """rows [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes].
 
     `stored`: the type of the rows: F32 as float32, F16 or BF16 as uint16.
-    Raises QuantizeError for weights that are not finite.
+    Raises NotFiniteError for weights that are not.
     """
     assert (importance is not None) == encoder.uses_importance
     per_row = rows.shape[1] // type.block
@@ -105,7 +106,7 @@ def encode(
             own = function.memory()
             for begin, end in bounds:
                 if not function((source, columns, sigma, out), (*shape, begin, end), own):
-                    require_finite(widen(source.view(np.uint8), TYPES[stored]), "weights")
+                    require_finite(widen(source.view(np.uint8), TYPES[stored]))
 
         return some
 

@@ -14,6 +14,9 @@ from quantmill.qkernels.lanes.tensors import table_on
 from quantmill.qkernels.lanes.torch import WORDS, Array
 from quantmill.qkernels.types import QuantType
 
+# Weights decoded at a time: temporaries stay small beside a GPU's memory.
+_CHUNK = 1 << 24
+
 
 @functools.cache
 def _programs(module: str) -> dict[str, Any]:
@@ -22,6 +25,12 @@ def _programs(module: str) -> dict[str, Any]:
 
 def decode(type: QuantType, decoder: Decoder, blocks: torch.Tensor, out: torch.Tensor) -> None:
     """blocks u8 [n_blocks, bytes] → out f32, f16 or bf16 [n_blocks, block], contiguous, on one device."""
+    step = max(1, _CHUNK // type.block)
+    for first in range(0, len(blocks), step):
+        _decode(type, decoder, blocks[first : first + step], out[first : first + step])
+
+
+def _decode(type: QuantType, decoder: Decoder, blocks: torch.Tensor, out: torch.Tensor) -> None:
     lanes = decoder.lanes
     # As when encoding, a value is [n_rows, per_row] or [lanes, n_rows, per_row]; here all blocks are one row.
     parts = out.view(len(out), lanes, type.block // lanes).permute(2, 1, 0)[:, :, None]

@@ -1,0 +1,135 @@
+"""The engine of the CPU: rows as numpy arrays, on a number of threads, without torch. An EngineModule."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from quantmill.qkernels import plain
+from quantmill.qkernels.checks import checked_importance, require_finite, require_finite_scales
+from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.encoders import encoder_of
+from quantmill.qkernels.engines import Engine, EngineRow
+from quantmill.qkernels.types import QuantType, get_type
+
+
+def _count(threads: int | None) -> int:
+    return threads or os.cpu_count() or 1
+
+
+def quantize(
+    engine: EngineRow, rows: Any, type: QuantType, importance: np.ndarray | None, threads: int | None
+) -> Any:
+    """rows f32 [n_rows, n_cols], an array or a tensor, with checked importance → u8 [n_rows, row_bytes] of the kind."""
+    if isinstance(rows, np.ndarray):
+        return _quantized(rows, "F32", type, importance, threads)
+    import torch
+
+    done = _quantized(rows.cpu().numpy(), "F32", type, importance, threads)
+    return torch.from_numpy(done).to(rows.device)
+
+
+def _quantized(
+    rows: np.ndarray, stored: str, type: QuantType, importance: np.ndarray | None, threads: int | None
+) -> np.ndarray:
+    """`stored`: the type of the rows: F32 as float32, F16 or BF16 as uint16."""
+    if type.family == "plain":
+        require_finite(rows)
+        out = plain.narrow(np.ascontiguousarray(rows), type)
+    else:
+        from quantmill.qkernels.lanes import cpu
+
+        encoder = encoder_of(type.name, importance is not None)
+        out = cpu.encode(type, encoder, rows, importance, _count(threads), stored)
+    require_finite_scales(out, type)
+    return out
+
+
+def quantize_stored(
+    raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None, threads: int | None = None
+) -> np.ndarray:
+    """Stored rows u8 [n_rows, row_bytes] of any type → u8 [n_rows, row_bytes] of `type`.
+
+    `quantize` of the same rows as float32, without making them: each thread widens or decodes what it searches.
+    Raises QuantizeError as `quantize` does.
+    """
+    source, target = get_type(source_type), get_type(type)
+    weights = checked_importance(importance, raw.shape[1] // source.bytes * source.block, target)
+    if source.family != "plain":
+        return _requantized(raw, source, target, weights, threads)
+    if source.name == "F32" or target.family == "plain":
+        return _quantized(plain.widen(raw, source), "F32", target, weights, threads)
+    return _quantized(raw.view("<u2"), source.name, target, weights, threads)
+
+
+def _requantized(
+    raw: np.ndarray, source: QuantType, type: QuantType, importance: np.ndarray | None, threads: int | None
+) -> np.ndarray:
+    done: np.ndarray | None
+    if type.family == "plain":
+        decoded = dequantize(raw, source, type.name, None, threads).view(np.uint8)
+        done = decoded if plain.all_finite(decoded, type) else None
+    else:
+        from quantmill.qkernels.lanes.cpu_requantize import requantize
+
+        steps = decoders()[source.name], encoder_of(type.name, importance is not None)
+        done = requantize(source, steps[0], type, steps[1], raw, importance, _count(threads))
+    if done is None:
+        rows = dequantize(raw, source, "F32", None, threads)
+        require_finite(rows)
+        done = plain.narrow(rows, type)  # finite, but too large for halves
+    require_finite_scales(done, type)
+    return done
+
+
+def dequantize(
+    blocks: np.ndarray, type: QuantType, to: str, out: np.ndarray | None, threads: int | None
+) -> np.ndarray:
+    """blocks u8 [..., row_bytes] → numbers [..., n_cols] of the plain type `to`, in the memory `out` if it is given."""
+    *outer, row_bytes = blocks.shape
+    shape = (*outer, row_bytes // type.bytes * type.block)
+    if out is None:
+        out = np.empty(shape, plain.ELEMENTS[to])
+    assert (out.shape, out.dtype) == (shape, plain.ELEMENTS[to])
+    assert out.flags.c_contiguous
+    if type.family == "plain":
+        numbers = plain.widen(np.ascontiguousarray(blocks), type)
+        out[...] = plain.narrow(numbers, get_type(to)).view(out.dtype)
+        return out
+    from quantmill.qkernels.lanes import cpu_decode
+
+    raw = np.ascontiguousarray(blocks).reshape(math.prod(blocks.shape) // type.bytes, type.bytes)
+    numbers = out.reshape(len(raw), type.block)
+    cpu_decode.decode(type, decoders()[type.name], raw, numbers, to, _count(threads))
+    return out
+
+
+def decode(engine: EngineRow, type: QuantType, raw: Any, numbers: Any, to: str) -> None:
+    """Tensors on the CPU, raw u8 [n, bytes] → numbers [n, block] of the type `to`, on as many threads as torch has."""
+    import torch
+
+    from quantmill.qkernels.lanes import cpu_decode
+
+    words = (numbers.view(torch.int16) if to == "BF16" else numbers).detach().numpy()
+    cpu_decode.decode(type, decoders()[type.name], raw.numpy(), words, to, torch.get_num_threads())
+
+
+class _Quantizer:
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        return np.array(raw)  # reads the file here, not in the worker
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        return quantize_stored(loaded, source_type, type, importance, self._threads)
+
+
+def quantizer(engine: Engine, threads: int | None) -> _Quantizer:
+    """What an assembly line quantizes with, on `threads` threads."""
+    return _Quantizer(threads)
