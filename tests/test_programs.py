@@ -15,7 +15,6 @@ import torch
 
 from quantmill import qkernels
 from quantmill.qkernels.encoders import encoders
-from quantmill.qkernels.lanes import vocabulary
 from quantmill.qkernels.types import TYPES
 from tests.support import data_kinds, oracle
 
@@ -56,17 +55,6 @@ def test_every_type_has_an_encoder():
         if row.family != "plain":
             plain, weighted = (row.name, False) in CASES, (row.name, True) in CASES
             assert (plain, weighted) == (row.importance != "required", row.importance != "none"), row.name
-
-
-def test_every_engine_knows_every_word():
-    from quantmill.qkernels.lanes import cpu_snap, triton_words
-    from quantmill.qkernels.lanes import torch as torch_lanes
-
-    declared = {name for name in vars(vocabulary) if name[0] != "_"} - {"annotations", "Any", "NoReturn"}
-    for engine in (torch_lanes, triton_words):
-        assert set(engine.WORDS) == declared, engine.__name__
-    # the CPU has words in place of two functions of grid_search, the only users of `nearest`
-    assert set(cpu_snap.WORDS) == declared - {"nearest"} | {"snap", "forget"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)

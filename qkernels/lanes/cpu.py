@@ -59,7 +59,8 @@ def compiled_encoder(type: QuantType, encoder: Encoder, source: str) -> Compiled
         return text_of(type, encoder, source, parts.layout, parts.kinds)
 
     name = f"{type.name}{'-importance' if encoder.uses_importance else ''}-from-{source}"
-    facts = (type.block, type.bytes, encoder.phases, parts.layout, parts.kinds)
+    phases = tuple((phase.function, phase.arguments, phase.lanes) for phase in encoder.phases)
+    facts = (type.block, type.bytes, phases, parts.layout, parts.kinds)
     return compiled(name, facts, encoder.module, _SHAPE, parts.layout.n_bytes, parts.tables, text)
 
 

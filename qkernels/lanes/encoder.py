@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+# Arrays that an engine gives; "importance" and "row_sigma" only to encoders that use them.
+_GIVEN = frozenset({"x", "out"})
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Phase:
-    """One call of a program function: `function(j, *arguments)` for j = 0 … lanes-1.
+    """One call of a program function: `program(j, …)` for j = 0 … lanes-1.
 
-    `lanes` says into how many independent lanes a block falls here (a GPU runs them side by side). Arguments name
-    arrays (`Encoder.scratch`, `Encoder.tables` and the given "x", "importance", "row_sigma", "out") or are constants.
+    `lanes` says into how many independent lanes a block falls here (a GPU runs them side by side). Parameters are bound
+    by name: to what `bound` says, a constant or the name of an array, else to the array of their name in small letters.
+    Raises TypeError for a name in `bound` that is no parameter.
     """
 
-    function: str
-    arguments: tuple[str | int, ...]
+    program: Callable[..., None]
+    bound: Mapping[str, str | int] = field(default_factory=dict)
     lanes: int = 1
+
+    def __post_init__(self) -> None:
+        strangers = sorted(set(self.bound) - set(self._parameters[1:]))
+        if strangers or self._parameters[0] != "j":
+            raise TypeError(f"{self.function}{self._parameters} has no {', '.join(strangers) or 'j'}")
+
+    @property
+    def _parameters(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.program).parameters)
+
+    @property
+    def function(self) -> str:
+        return self.program.__name__
+
+    @functools.cached_property
+    def arguments(self) -> tuple[str | int, ...]:
+        """What follows j, in order: names of arrays (`Encoder.scratch`, `Encoder.tables`, given ones) or constants."""
+        return tuple(self.bound.get(name, name.lower()) for name in self._parameters[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +63,17 @@ class Encoder:
     tables: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     uses_importance: bool = False
     uses_row_sigma: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises TypeError for a phase that names an array which is not there."""
+        used = {"importance": self.uses_importance, "row_sigma": self.uses_row_sigma}
+        there = _GIVEN | {name for name, is_used in used.items() if is_used} | {*self.scratch, *self.tables}
+        for phase in self.phases:
+            missing = sorted({a for a in phase.arguments if isinstance(a, str)} - there)
+            if missing:
+                raise TypeError(
+                    f"{phase.function} names {', '.join(missing)}, which no array of the encoder is"
+                )
 
     @property
     def module(self) -> str:

@@ -12,6 +12,8 @@ guard work that would not change a lane for which its condition is false: an eng
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 _NEVER = "lane programs run through qkernels.lanes.loader, not by themselves"
@@ -74,3 +76,13 @@ def nearest_shifted(u, V, WEIGHT, place, scale, low, LISTS, NEAR, NOTES):
     engine's own use.
     """
     raise NotImplementedError(_NEVER)
+
+
+# The contract: a machine has exactly these words, and may have functions of programs in its own way beside them.
+WORDS = frozenset(
+    name for name, value in vars().items() if name[0] != "_" and getattr(value, "__module__", "") == __name__
+)
+# Those functions, and the words that are used in them alone, which such a machine need not have.
+OWN_WAYS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"snap": frozenset({"nearest"}), "forget": frozenset()}
+)

@@ -162,12 +162,12 @@ def _encoder(block: int, weighted: bool) -> Encoder:
     subs = block // 32
     if weighted:
         weigh: tuple[Phase, ...] = (
-            Phase("block_sigma", ("x", "sigma", "factor", block)),
-            Phase("importance_weights", ("x", "importance", "sigma", "weight", "total", 32), subs),
+            Phase(block_sigma, {"N": block}),
+            Phase(importance_weights, {"N": 32}, subs),
         )
     else:
-        weigh = (Phase("square_weights", ("x", "weight", 32), subs),)
-    scales = "iq4_xs_scales" if subs > 1 else "iq4_nl_scale"
+        weigh = (Phase(square_weights, {"N": 32}, subs),)
+    scales = iq4_xs_scales if subs > 1 else iq4_nl_scale
     return Encoder(
         family="codebook",
         scratch={
@@ -186,9 +186,9 @@ def _encoder(block: int, weighted: bool) -> Encoder:
         uses_importance=weighted,
         phases=(
             *weigh,
-            Phase("codebook_search", ("x", "weight", "scale", "cells", "ladder", 32, _TRIALS), subs),
-            Phase(scales, ("scale", "inverse", "ladder", "out")),
-            Phase("codebook_codes", ("x", "inverse", "cells", "codes", "out", 8 if subs > 1 else 2), subs),
+            Phase(codebook_search, {"W": "weight", "N": 32, "TRIALS": _TRIALS}, subs),
+            Phase(scales),
+            Phase(codebook_codes, {"place": 8 if subs > 1 else 2}, subs),
         ),
     )
 

@@ -108,10 +108,8 @@ _LEVELS = constants(0, 1, 2, 3, 4, 6, 8, 12)
 ENCODERS = {
     ("MXFP4", False): Encoder(
         family="fp4",
-        phases=(Phase("encode_mxfp4", ("x", "levels", "climb", "out")),),
+        phases=(Phase(encode_mxfp4),),
         tables={"levels": _LEVELS, "climb": _climb()},
     ),
-    ("NVFP4", False): Encoder(
-        family="fp4", phases=(Phase("encode_nvfp4", ("x", "levels", "out")),), tables={"levels": _LEVELS}
-    ),
+    ("NVFP4", False): Encoder(family="fp4", phases=(Phase(encode_nvfp4),), tables={"levels": _LEVELS}),
 }

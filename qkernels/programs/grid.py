@@ -38,7 +38,7 @@ class _Grid:
     n: int  # weights a sub-block
     dim: int  # weights a group
     sigma: float  # mean square times this / 256
-    weigh: str | None  # weights without importance; None where importance is required
+    weigh: Callable[..., None] | None  # weights without importance; None where importance is required
     parity: int  # whether only seven of eight signs are stored
     least: float  # a sub-block whose largest magnitude is below this is dead
     step: float  # trials: (top + step·t) / extent, t = -reach … reach
@@ -65,44 +65,26 @@ def _trials(grid: _Grid) -> Callable[[], np.ndarray]:
 
 
 def _weights(grid: _Grid, weighted: bool) -> tuple[Phase, ...]:
-    sigma = Phase("block_sigma", ("x", "sigma", "factor", 256))
+    sigma = Phase(block_sigma, {"N": 256})
     subs = 256 // grid.n
     if weighted:
-        arguments = ("x", "importance", "sigma", "weight", "total", grid.n)
-        return (sigma, Phase("importance_weights", arguments, subs))
-    if grid.weigh == "raised_square_weights":
-        return (sigma, Phase(grid.weigh, ("x", "sigma", "weight", grid.n), subs))
+        return (sigma, Phase(importance_weights, {"N": grid.n}, subs))
     assert grid.weigh is not None
-    return (Phase(grid.weigh, ("x", "weight", grid.n), subs),)
+    weigh = Phase(grid.weigh, {"N": grid.n}, subs)
+    return (sigma, weigh) if "sigma" in weigh.arguments else (weigh,)
 
 
 def _extent(grid: _Grid) -> Phase:
     if grid.redo == 2:
-        arguments = ("v", "weight", "levels", "scale", "extent", "limits", "ladder", grid.n)
-        return Phase("extent_from_search", arguments, 256 // grid.n)
-    return Phase("extent_from_largest", ("v", "scale", "extent", "limits", grid.n), 256 // grid.n)
+        return Phase(extent_from_search, {"CODE": "levels", "N": grid.n}, 256 // grid.n)
+    return Phase(extent_from_largest, {"N": grid.n}, 256 // grid.n)
 
 
 def _encoder(grid: _Grid, pack: Phase, weighted: bool) -> Encoder:
     subs, groups = 256 // grid.n, 256 // grid.dim
-    search = [
-        "v",
-        "weight",
-        "product",
-        "root",
-        "extent",
-        "scale",
-        "code",
-        "wanted",
-        "trial",
-        "notes",
-        "lists",
-        "near",
-        "trials",
-    ]
-    shape = (grid.n, grid.dim, grid.digit_bits, 2 * grid.reach + 1, grid.redo)
-    entries = ["extent", "scale", "code", "sign", "entry", "index"]
-    clear = (Phase("clear_without_scale", ("scale", "entry", "sign", subs, groups)),) if grid.clear else ()
+    shape = {"N": grid.n, "DIM": grid.dim}
+    trials = {"BITS": grid.digit_bits, "TRIALS": 2 * grid.reach + 1, "REDO": grid.redo}
+    clear = (Phase(clear_without_scale, {"SUBS": subs, "GROUPS": groups}),) if grid.clear else ()
     return Encoder(
         family="grid",
         scratch={
@@ -125,40 +107,39 @@ def _encoder(grid: _Grid, pack: Phase, weighted: bool) -> Encoder:
         uses_importance=weighted,
         phases=(
             *_weights(grid, weighted),
-            Phase("signs_and_magnitudes", ("x", "weight", "v", "sign", grid.parity), 32),
-            Phase("weight_terms", ("v", "weight", "root", "product", grid.n), subs),
+            Phase(signs_and_magnitudes, {"PARITY": grid.parity}, 32),
+            Phase(weight_terms, {"N": grid.n}, subs),
             _extent(grid),
-            Phase("grid_search", (*search, *shape), subs),
-            Phase("grid_entries", (*entries, grid.n, grid.dim, 127 if grid.parity else 255), subs),
+            Phase(grid_search, {"LADDER": "trials", **shape, **trials}, subs),
+            Phase(grid_entries, {**shape, "MASK": 127 if grid.parity else 255}, subs),
             *clear,
-            Phase("block_scale", ("scale", "level", "out", "correction", subs)),
+            Phase(block_scale, {"LADDER": "correction", "SUBS": subs}),
             pack,
         ),
     )
 
 
 _SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
-_PACKED = ("level", "entry", "sign", "out")
 _GRIDS = (
     (
         _Grid("IQ2_XXS", 32, 8, 1, None, 1, 1e-15, 0.1, 6, 2, 1, 1),
-        Phase("pack_iq2_xxs", _PACKED, 8),
+        Phase(pack_iq2_xxs, lanes=8),
     ),
     (
         _Grid("IQ2_XS", 16, 8, 1, None, 1, 1e-15, 0.1, 9, 0, 1, 1),
-        Phase("pack_iq2_xs", _PACKED),
+        Phase(pack_iq2_xs),
     ),
     (
-        _Grid("IQ2_S", 16, 8, 2, "raised_square_weights", 0, 1e-8, 0.1, 9, 0, 0.9875, 0),
-        Phase("pack_iq2_s", _PACKED),
+        _Grid("IQ2_S", 16, 8, 2, raised_square_weights, 0, 1e-8, 0.1, 9, 0, 0.9875, 0),
+        Phase(pack_iq2_s),
     ),
     (
-        _Grid("IQ3_XXS", 32, 4, 2, "square_weights", 1, 1e-8, 0.2, 15, 0, 1.0125, 1),
-        Phase("pack_iq3_xxs", _PACKED, 8),
+        _Grid("IQ3_XXS", 32, 4, 2, square_weights, 1, 1e-8, 0.2, 15, 0, 1.0125, 1),
+        Phase(pack_iq3_xxs, lanes=8),
     ),
     (
-        _Grid("IQ3_S", 32, 4, 2, "square_weights", 0, _SMALLEST, 0.2, 9, 1, 1.033, 0),
-        Phase("pack_iq3_s", ("level", "entry", "sign", "extent", "out")),
+        _Grid("IQ3_S", 32, 4, 2, square_weights, 0, _SMALLEST, 0.2, 9, 1, 1.033, 0),
+        Phase(pack_iq3_s),
     ),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quantmill.qkernels.lanes.encoder import Encoder, Phase
 from quantmill.qkernels.lanes.vocabulary import (
     div,
@@ -79,18 +81,18 @@ def pack_codes_5(j, CODE, OUT, PLACE):
     pack_nibbles(CODE, 0, OUT, PLACE + 4, 16)
 
 
-def _encoder(codes: str, levels: int, pack: str, place: int) -> Encoder:
+def _encoder(codes: Callable[..., None], levels: int, pack: Callable[..., None], place: int) -> Encoder:
     return Encoder(
         family="rounding",
         scratch={"code": (32, "u8")},
-        phases=(Phase(codes, ("x", "code", "out", levels)), Phase(pack, ("code", "out", place))),
+        phases=(Phase(codes, {"LEVELS": levels}), Phase(pack, {"PLACE": place})),
     )
 
 
 ENCODERS = {
-    ("Q8_0", False): Encoder(family="rounding", phases=(Phase("encode_q8_0", ("x", "out")),)),
-    ("Q4_0", False): _encoder("signed_codes", 16, "pack_codes_4", 2),
-    ("Q4_1", False): _encoder("ranged_codes", 16, "pack_codes_4", 4),
-    ("Q5_0", False): _encoder("signed_codes", 32, "pack_codes_5", 2),
-    ("Q5_1", False): _encoder("ranged_codes", 32, "pack_codes_5", 4),
+    ("Q8_0", False): Encoder(family="rounding", phases=(Phase(encode_q8_0),)),
+    ("Q4_0", False): _encoder(signed_codes, 16, pack_codes_4, 2),
+    ("Q4_1", False): _encoder(ranged_codes, 16, pack_codes_4, 4),
+    ("Q5_0", False): _encoder(signed_codes, 32, pack_codes_5, 2),
+    ("Q5_1", False): _encoder(ranged_codes, 32, pack_codes_5, 4),
 }

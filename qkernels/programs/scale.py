@@ -148,8 +148,12 @@ def _ladder(levels: int) -> Callable[[], np.ndarray]:
     return make
 
 
+def _search(weights: str, n: int, levels: int, subs: int) -> Phase:
+    bound: dict[str, str | int] = {"W": weights, "LADDER": "trials", "N": n, "NMAX": levels}
+    return Phase(scale_search, bound, subs)
+
+
 def _of_32(levels: int, fifth: int) -> Encoder:
-    found = ("scale", "inverse", "live")
     return Encoder(
         family="scale",
         scratch={
@@ -164,10 +168,10 @@ def _of_32(levels: int, fifth: int) -> Encoder:
         uses_importance=True,
         uses_row_sigma=True,
         phases=(
-            Phase("row_weights", ("x", "importance", "row_sigma", "weight", 32)),
-            Phase("scale_search", ("x", "weight", "wx", *found, "trials", 32, levels)),
-            Phase("searched_codes", ("x", "inverse", "live", "code", 32, levels)),
-            Phase("pack_scale", ("scale", "code", "out", fifth)),
+            Phase(row_weights, {"N": 32}),
+            _search("weight", 32, levels, 1),
+            Phase(searched_codes, {"N": 32, "NMAX": levels}),
+            Phase(pack_scale, {"FIFTH": fifth}),
         ),
     )
 
@@ -196,22 +200,19 @@ def _of_256(levels: int, weighted: bool, before: tuple[Phase, ...], after: tuple
         private=frozenset({"w", "wx", "level"}),
         tables={"trials": _ladder(levels), "ladder": _ladder(32), "factor": constants(2 / 256)},
         uses_importance=weighted,
-        phases=(*before, after[0], Phase("requantize", ("x", "sc", "code", 16, levels), 16), *after[1:]),
+        phases=(*before, after[0], Phase(requantize, {"N": 16, "NMAX": levels}, 16), *after[1:]),
     )
 
 
-_FOUND = ("scale", "inverse", "live")
+_CODES_3 = Phase(searched_codes, {"N": 16, "NMAX": 4}, 16)
 
 
-_CODES_3 = Phase("searched_codes", ("x", "inverse", "live", "code", 16, 4), 16)
-
-
-_CODES_6 = Phase("searched_codes", ("x", "inverse", "live", "code", 16, 32), 16)
+_CODES_6 = Phase(searched_codes, {"N": 16, "NMAX": 32}, 16)
 
 
 _AFTER_6 = (
-    Phase("scales_q6_k", ("scale", "sc", "alive", "out")),
-    Phase("pack_q6_k", ("code", "alive", "out")),
+    Phase(scales_q6_k),
+    Phase(pack_q6_k),
 )
 
 
@@ -221,33 +222,33 @@ ENCODERS = {
     ("Q3_K", False): _of_256(
         4,
         False,
-        (Phase("descent_search", ("x", "w", "level", "scale", "code", 16, 4), 16),),
-        (Phase("plain_scales_q3_k", ("scale", "sc", "bits", "out")), Phase("pack_q3_k", ("code", "out"))),
+        (Phase(descent_search, {"WEIGHT": "w", "N": 16, "NMAX": 4}, 16),),
+        (Phase(plain_scales_q3_k), Phase(pack_q3_k)),
     ),
     ("Q3_K", True): _of_256(
         4,
         True,
         (
-            Phase("block_sigma", ("x", "sigma", "factor", 256)),
-            Phase("importance_weights", ("x", "importance", "sigma", "weight", "total", 16), 16),
-            Phase("scale_search", ("x", "weight", "wx", *_FOUND, "trials", 16, 4), 16),
+            Phase(block_sigma, {"N": 256}),
+            Phase(importance_weights, {"N": 16}, 16),
+            _search("weight", 16, 4, 16),
             _CODES_3,
         ),
         (
-            Phase("searched_scales_q3_k", ("scale", "total", "wx", "ladder", "sc", "bits", "out")),
-            Phase("pack_q3_k", ("code", "out")),
+            Phase(searched_scales_q3_k),
+            Phase(pack_q3_k),
         ),
     ),
     ("Q6_K", False): _of_256(
         32,
         False,
-        (Phase("plain_scale_search", ("x", "weight", "wx", *_FOUND, "trials", 16, 32), 16), _CODES_6),
+        (Phase(plain_scale_search, {"LADDER": "trials", "N": 16, "NMAX": 32}, 16), _CODES_6),
         _AFTER_6,
     ),
     ("Q6_K", True): _of_256(
         32,
         True,
-        (Phase("scale_search", ("x", "importance", "wx", *_FOUND, "trials", 16, 32), 16), _CODES_6),
+        (_search("importance", 16, 32, 16), _CODES_6),
         _AFTER_6,
     ),
 }

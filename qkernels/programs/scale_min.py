@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants, scale_ladder, trial_ladder
@@ -155,6 +156,11 @@ def pack_scale_min(j, SCALE, MIN, CODE, OUT, FIFTH):
         pack_nibbles(CODE, 0, OUT, 4, 16)
 
 
+def _search(n: int, levels: int, trials: int, absolute: int, subs: int) -> Phase:
+    shape = {"N": n, "NMAX": levels, "TRIALS": trials, "ABSOLUTE": absolute}
+    return Phase(scale_min_search, {"W": "weight", "LADDER": "trials", **shape}, subs)
+
+
 def _of_32(levels: int, n_bytes_fifth: int) -> Encoder:
     return Encoder(
         family="scale_min",
@@ -171,13 +177,10 @@ def _of_32(levels: int, n_bytes_fifth: int) -> Encoder:
         uses_importance=True,
         uses_row_sigma=True,
         phases=(
-            Phase("row_weights", ("x", "importance", "row_sigma", "weight", 32)),
-            Phase(
-                "scale_min_search",
-                ("x", "weight", "level", "scale", "min", "inverse", "origin", "trials", 32, levels, 37, 0),
-            ),
-            Phase("searched_codes", ("x", "inverse", "origin", "code", 32, levels)),
-            Phase("pack_scale_min", ("scale", "min", "code", "out", n_bytes_fifth)),
+            Phase(row_weights, {"N": 32}),
+            _search(32, levels, 37, 0, 1),
+            Phase(searched_codes, {"N": 32, "NMAX": levels}),
+            Phase(pack_scale_min, {"FIFTH": n_bytes_fifth}),
         ),
     )
 
@@ -189,31 +192,30 @@ class _SuperBlock:
     n: int  # weights a sub-block
     levels: int
     scale_levels: int
-    weigh: str  # weights without importance
+    weigh: Callable[..., None]  # weights without importance
     first: float  # trials without importance: levels + first + 0.1·k, k = 0 … trials-1
     trials: int
     absolute: int
     sigma: float  # mean square times this / 256
     clip: int  # what scale codes are limited to before packing, with importance
     pack_scales: Phase
-    pack_codes: str
+    pack_codes: Callable[..., None]
 
 
 def _of_256(s: _SuperBlock, weighted: bool) -> Encoder:
     subs = 256 // s.n
     trials = 37 if weighted else s.trials
-    search = ("x", "weight", "level", "scale", "min", "inverse", "origin", "trials", s.n, s.levels, trials)
-    results = ("ls", "lm", "d", "dmin")
+    of_scales = {"N": subs, "NMAX": s.scale_levels}
     if weighted:
         weigh: tuple[Phase, ...] = (
-            Phase("block_sigma", ("x", "sigma", "factor", 256)),
-            Phase("importance_weights", ("x", "importance", "sigma", "weight", "total", s.n), subs),
+            Phase(block_sigma, {"N": 256}),
+            Phase(importance_weights, {"N": s.n}, subs),
         )
-        scales = Phase("searched_scales", ("scale", "min", "total", *results, "ladder", subs, s.scale_levels))
+        scales = Phase(searched_scales, of_scales)
         ladder = trial_ladder(-0.9, 0.05, 37, s.levels)
     else:
-        weigh = (Phase(s.weigh, ("x", "weight", s.n), subs),)
-        scales = Phase("plain_scales", ("scale", "min", *results, subs, s.scale_levels, s.clip))
+        weigh = (Phase(s.weigh, {"N": s.n}, subs),)
+        scales = Phase(plain_scales, {**of_scales, "CLIP": s.clip})
         ladder = trial_ladder(s.first, 0.1, trials, s.levels)
     per_sub = dict.fromkeys(
         ("scale", "min", "inverse", "origin", "total", "ls", "lm", "sc", "m"), (subs, "f32")
@@ -237,35 +239,30 @@ def _of_256(s: _SuperBlock, weighted: bool) -> Encoder:
         uses_importance=weighted,
         phases=(
             *weigh,
-            Phase("scale_min_search", (*search, 0 if weighted else s.absolute), subs),
+            _search(s.n, s.levels, trials, 0 if weighted else s.absolute, subs),
             scales,
             s.pack_scales,
-            Phase("requantize", ("x", "sc", "m", "inverse", "origin", "code", s.n, s.levels), subs),
-            Phase(s.pack_codes, ("code", "out")),
+            Phase(requantize, {"N": s.n, "NMAX": s.levels}, subs),
+            Phase(s.pack_codes),
         ),
     )
 
 
-_DECODED = ("ls", "lm", "d", "dmin", "sc", "m", "out")
-
-
-_Q2_K = _SuperBlock(
-    16, 3, 15, "magnitude_weights", -0.5, 16, 1, 1.0, 255, Phase("pack_scales_4bit", _DECODED), "pack_q2_k"
-)
+_Q2_K = _SuperBlock(16, 3, 15, magnitude_weights, -0.5, 16, 1, 1.0, 255, Phase(pack_scales_4bit), pack_q2_k)
 
 
 _Q4_K = _SuperBlock(
     32,
     15,
     63,
-    "spread_weights",
+    spread_weights,
     -1.0,
     21,
     0,
     2.0,
     63,
-    Phase("pack_scales_6bit", (*_DECODED, 255)),
-    "pack_q4_k",
+    Phase(pack_scales_6bit, {"TOP": 255}),
+    pack_q4_k,
 )
 
 
@@ -273,14 +270,14 @@ _Q5_K = _SuperBlock(
     32,
     31,
     63,
-    "spread_weights",
+    spread_weights,
     -0.5,
     16,
     0,
     2.0,
     63,
-    Phase("pack_scales_6bit", (*_DECODED, 63)),
-    "pack_q5_k",
+    Phase(pack_scales_6bit, {"TOP": 63}),
+    pack_q5_k,
 )
 
 

@@ -89,13 +89,9 @@ def encode_q1_0(j, X, OUT):
     store_half(OUT, 0, f2h(total * 0.0078125))
 
 
-def _encoder(function: str) -> Encoder:
-    return Encoder(family="ternary", phases=(Phase(function, ("x", "out")),))
-
-
 ENCODERS = {
-    ("TQ1_0", False): _encoder("encode_tq1_0"),
-    ("TQ2_0", False): _encoder("encode_tq2_0"),
-    ("Q1_0", False): _encoder("encode_q1_0"),
-    ("Q2_0", False): _encoder("encode_q2_0"),
+    ("TQ1_0", False): Encoder(family="ternary", phases=(Phase(encode_tq1_0),)),
+    ("TQ2_0", False): Encoder(family="ternary", phases=(Phase(encode_tq2_0),)),
+    ("Q1_0", False): Encoder(family="ternary", phases=(Phase(encode_q1_0),)),
+    ("Q2_0", False): Encoder(family="ternary", phases=(Phase(encode_q2_0),)),
 }

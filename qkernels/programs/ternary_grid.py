@@ -7,6 +7,8 @@ where the group is shifted down.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants
 from quantmill.qkernels.lanes.vocabulary import (
     cst,
@@ -153,18 +155,16 @@ _M = ("px0", "px1", "pa0", "pa1", "pb0", "pb1")
 
 
 def _encoder(
-    n: int, split: str, prefixes: tuple[str, ...], pack: Phase, least: float, weighted: bool
+    n: int, split: Callable[..., None], prefixes: tuple[str, ...], pack: Phase, least: float, weighted: bool
 ) -> Encoder:
     subs = 256 // n
     if weighted:
         weigh: tuple[Phase, ...] = (
-            Phase("block_sigma", ("x", "sigma", "factor", 256)),
-            Phase("importance_weights", ("x", "importance", "sigma", "weight", "total", n), subs),
+            Phase(block_sigma, {"N": 256}),
+            Phase(importance_weights, {"N": n}, subs),
         )
     else:
-        weigh = (Phase("square_weights", ("x", "weight", n), subs),)
-    order = ("order",) if n == 16 else ()
-    search = ("x", "weight", "sx", "order", "scale", "choice", "signs", "code", "notes", "lists", "near")
+        weigh = (Phase(square_weights, {"N": n}, subs),)
     return Encoder(
         family="ternary_grid",
         scratch={
@@ -185,19 +185,19 @@ def _encoder(
         uses_importance=weighted,
         phases=(
             *weigh,
-            Phase("sort_weights", ("x", "weight", "sx", "sw", "order", n, n.bit_length() - 1), subs),
-            Phase(split, ("x", "weight", "sx", "sw", *order, *prefixes, "scale", "choice"), subs),
-            Phase("snap_to_grid", (*search, "least", n), subs),
+            Phase(sort_weights, {"N": n, "LOG": n.bit_length() - 1}, subs),
+            Phase(split, {}, subs),
+            Phase(snap_to_grid, {"N": n}, subs),
             pack,
         ),
     )
 
 
-_PACK_S = Phase("pack_iq1_s", ("scale", "signs", "code", "index", "out"))
-_PACK_M = Phase("pack_iq1_m", ("x", "weight", "scale", "signs", "code", "index", "out"))
+_PACK_S = Phase(pack_iq1_s)
+_PACK_M = Phase(pack_iq1_m)
 
 ENCODERS = {
-    ("IQ1_S", True): _encoder(32, "split_32", _S, _PACK_S, 1e-12, True),
-    ("IQ1_M", False): _encoder(16, "split_16", _M, _PACK_M, 1e-7, False),
-    ("IQ1_M", True): _encoder(16, "split_16", _M, _PACK_M, 1e-7, True),
+    ("IQ1_S", True): _encoder(32, split_32, _S, _PACK_S, 1e-12, True),
+    ("IQ1_M", False): _encoder(16, split_16, _M, _PACK_M, 1e-7, False),
+    ("IQ1_M", True): _encoder(16, split_16, _M, _PACK_M, 1e-7, True),
 }

@@ -65,11 +65,12 @@ def quantize(rows: np.ndarray, type: str, importance: np.ndarray | None = None) 
     return out
 
 
-def dequantize(blocks: np.ndarray, type: str) -> np.ndarray:
-    """blocks [n_rows, row_bytes] u8 → [n_rows, n_cols] f32, by the type's to_float."""
+def dequantize(blocks: np.ndarray, type: str, out: np.ndarray | None = None) -> np.ndarray:
+    """blocks [n_rows, row_bytes] u8 → [n_rows, n_cols] f32, by the type's to_float; in the memory `out` if given."""
     row = TYPES[type]
     blocks = np.ascontiguousarray(blocks)
-    out = np.empty((len(blocks), blocks.shape[1] // row.bytes * row.block), np.float32)
+    if out is None:
+        out = np.empty((len(blocks), blocks.shape[1] // row.bytes * row.block), np.float32)
     traits = _ggml().ggml_get_type_traits(row.id).contents
     traits.to_float(blocks.ctypes.data, out.ctypes.data, out.size)
     return out
