@@ -5,19 +5,49 @@ Source: the formats' own decoders; every step is kept only where it lowers tr(E 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from quantmill.calibrate.gram import Metric
 from quantmill.calibrate.rounding import State
-from quantmill.qkernels.lattices import Choice, ScalarLattice
-from quantmill.qkernels.lattices.scalar import Whole
+from quantmill.qkernels.lattices import Choice, GridChoice, GridLattice, ScalarLattice
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Which whole numbers scale and minimum may be; odd: of scales only the odd ones."""
+
+    scales: tuple[int, int]
+    mins: tuple[int, int] | None = None
+    odd: bool = False
+
+    def snapped(self, scales: torch.Tensor) -> torch.Tensor:
+        whole = ((scales - 1) / 2).round() * 2 + 1 if self.odd else scales.round()
+        return whole.clamp(*self.scales)
 
 
 class Scales:
-    """The stored scales of a batch of matrices: [n_mat, n_blocks (, n_groups), n_rows] f32, as they are decoded."""
+    """The stored scales of a batch of matrices: [n_mat, n_blocks (, n_groups), n_rows] f32, as they are decoded.
 
-    def __init__(self, lattice: ScalarLattice, choice: Choice, n_mat: int) -> None:
-        self.lattice = lattice
+    ranges: None where scales are no whole numbers; table: all that a scale can be, where a byte says which.
+    """
+
+    def __init__(
+        self,
+        lattice: ScalarLattice | GridLattice,
+        choice: Choice | GridChoice,
+        n_mat: int,
+    ) -> None:
+        self.block, self.group = lattice.block, lattice.group
+        self.table: tuple[float, ...] | None = None
+        self.ranges: Ranges | None = None
+        if isinstance(lattice, GridLattice):
+            self.ranges = Ranges((1, lattice.last), odd=True)
+        else:
+            self.table = lattice.scale_table
+            if lattice.whole is not None:
+                self.ranges = Ranges(lattice.whole.scale_range, lattice.whole.min_range)
 
         def turned(part: torch.Tensor | None) -> torch.Tensor | None:
             """[n_mat * n_rows, …] → [n_mat, …, n_rows] f32."""
@@ -25,14 +55,15 @@ class Scales:
                 return None
             return part.float().view(n_mat, -1, *part.shape[1:]).movedim(1, -1).contiguous()
 
-        self.d, self.dmin = turned(choice.d), turned(choice.dmin)
-        self.scales, self.mins = turned(choice.scales), turned(choice.mins)
+        self.d, self.scales = turned(choice.d), turned(choice.scales)
+        lows = (None, None) if isinstance(choice, GridChoice) else (choice.dmin, choice.mins)
+        self.dmin, self.mins = map(turned, lows)
 
     def steps(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scale and minimum of every group, [n_mat, n_groups, n_rows]."""
-        if self.lattice.scale_table is not None:
+        if self.table is not None:
             assert self.scales is not None
-            table = torch.tensor(self.lattice.scale_table, device=self.scales.device)
+            table = torch.tensor(self.table, device=self.scales.device)
             return table[self.scales.long()].flatten(1, 2), None
         assert self.d is not None
         if self.scales is None:
@@ -42,8 +73,8 @@ class Scales:
             return scale, None
         return scale, (self.dmin[:, :, None] * self.mins).flatten(1, 2)
 
-    def choice(self, codes: torch.Tensor) -> Choice:
-        """With codes [n_mat, n_rows, n_cols] u8, what the lattice packs."""
+    def rows(self) -> tuple[torch.Tensor | None, ...]:
+        """d, dmin, scales, mins row by row, as a lattice packs them: [n_mat * n_rows, n_blocks (, n_groups)]."""
 
         def back(part: torch.Tensor | None, whole: bool) -> torch.Tensor | None:
             if part is None:
@@ -51,13 +82,7 @@ class Scales:
             rows = part.movedim(-1, 1).flatten(0, 1).contiguous()
             return rows.to(torch.int16) if whole else rows
 
-        return Choice(
-            codes.flatten(0, 1),
-            back(self.d, False),
-            back(self.dmin, False),
-            back(self.scales, True),
-            back(self.mins, True),
-        )
+        return back(self.d, False), back(self.dmin, False), back(self.scales, True), back(self.mins, True)
 
 
 class _Fit:
@@ -79,13 +104,12 @@ class _Fit:
 
 def refit(state: State, metric: Metric, scales: Scales) -> None:
     """One round: the groups' whole numbers, then the blocks' d and dmin. state.scale and state.low follow."""
-    lattice = scales.lattice
     fit = _Fit(state, metric)
-    if lattice.scale_table is not None:
+    if scales.table is not None:
         _refit_table(state, fit, scales)
     else:
-        if lattice.whole is not None:
-            _refit_whole(state, fit, scales, lattice.whole)
+        if scales.ranges is not None:
+            _refit_whole(state, fit, scales, scales.ranges)
         _refit_blocks(state, fit, scales)
     state.scale, state.low = scales.steps()
 
@@ -94,20 +118,19 @@ def _ratio(a: torch.Tensor, b: torch.Tensor, where: torch.Tensor) -> torch.Tenso
     return torch.where(where, a / torch.where(where, b, torch.ones_like(b)), torch.zeros_like(a))
 
 
-def _refit_whole(state: State, fit: _Fit, scales: Scales, whole: Whole) -> None:
+def _refit_whole(state: State, fit: _Fit, scales: Scales, ranges: Ranges) -> None:
     """Each group's multiple of d (and of dmin): the best near the least squares solution, the others as they are."""
     assert scales.d is not None
     assert scales.scales is not None
     group, n_groups = state.group, scales.scales.shape[2]
-    low, high = whole.scale_range
     for k in range(state.values.shape[1] // group):
         block, j = divmod(k, n_groups)
         at = slice(k * group, (k + 1) * group)
         z = state.values[:, at]
         d, old = scales.d[:, block], scales.scales[:, block, j]
         curve, slope, turned = fit.parts(at, z)
-        if scales.mins is None or scales.dmin is None or whole.min_range is None:
-            new = (old + _ratio(-slope, curve * d, (curve > 0) & (d != 0))).round().clamp(low, high)
+        if scales.mins is None or scales.dmin is None or ranges.mins is None:
+            new = ranges.snapped(old + _ratio(-slope, curve * d, (curve > 0) & (d != 0)))
             step = (new - old) * d
             keep = 2 * slope * step + curve * step * step < 0
             scales.scales[:, block, j] = torch.where(keep, new, old)
@@ -119,14 +142,14 @@ def _refit_whole(state: State, fit: _Fit, scales: Scales, whole: Whole) -> None:
         free = curve * curve_min - cross * cross
         sound = free > 1e-9 * curve * curve_min
         start = old + _ratio(cross * slope_min - curve_min * slope, free * d, sound & (d != 0))
-        start = start.round().clamp(low, high)
+        start = ranges.snapped(start)
         best = torch.zeros_like(curve)
         new, new_min = old, old_min
         for away in (-1, 0, 1):
-            one = (start + away).clamp(low, high)
+            one = (start + away).clamp(*ranges.scales)
             step = (one - old) * d
             wanted = _ratio(-(slope_min + cross * step), curve_min * dmin, dmin != 0)
-            one_min = (old_min + wanted).round().clamp(*whole.min_range)
+            one_min = (old_min + wanted).round().clamp(*ranges.mins)
             step_min = (one_min - old_min) * dmin
             gain = 2 * (slope * step + slope_min * step_min) + curve * step * step
             gain += 2 * cross * step * step_min + curve_min * step_min * step_min
@@ -140,7 +163,7 @@ def _refit_whole(state: State, fit: _Fit, scales: Scales, whole: Whole) -> None:
 def _refit_blocks(state: State, fit: _Fit, scales: Scales) -> None:
     """d (and dmin) of each block, binary16."""
     assert scales.d is not None
-    size = scales.lattice.block
+    size = scales.block
     for b in range(scales.d.shape[1]):
         at = slice(b * size, (b + 1) * size)
         z = state.values[:, at]
@@ -178,9 +201,9 @@ def _refit_blocks(state: State, fit: _Fit, scales: Scales) -> None:
 
 def _refit_table(state: State, fit: _Fit, scales: Scales) -> None:
     """The position of each group's scale in the table of legal ones."""
-    assert scales.lattice.scale_table is not None
+    assert scales.table is not None
     assert scales.scales is not None
-    table = torch.tensor(scales.lattice.scale_table, device=state.values.device)
+    table = torch.tensor(scales.table, device=state.values.device)
     group, n_groups = state.group, scales.scales.shape[2]
     for k in range(state.values.shape[1] // group):
         block, j = divmod(k, n_groups)

@@ -47,17 +47,15 @@ def _cost(
 
 
 def _try_all(state: State, weights: torch.Tensor, scales: Scales, levels: Levels) -> None:
-    lattice = scales.lattice
-    if lattice.scale_table is not None:
+    if scales.table is not None:
         assert scales.scales is not None
-        steps, last = range(-POSITIONS, POSITIONS + 1), len(lattice.scale_table) - 1
+        steps, last = range(-POSITIONS, POSITIONS + 1), len(scales.table) - 1
         _try_numbers(state, weights, scales, levels, [(step, 0) for step in steps], (0, last), (0, 0))
-    elif lattice.whole is not None:
+    elif scales.ranges is not None:
         window = range(-WINDOW, WINDOW + 1)
-        lows = window if lattice.has_min else (0,)
-        tried = list(product(window, lows))
-        low_range = lattice.whole.min_range or (0, 0)
-        _try_numbers(state, weights, scales, levels, tried, lattice.whole.scale_range, low_range)
+        lows = (0,) if scales.mins is None else window
+        tried, mins = list(product(window, lows)), scales.ranges.mins or (0, 0)
+        _try_numbers(state, weights, scales, levels, tried, scales.ranges.scales, mins)
     else:
         _try_factors(state, weights, scales, levels)
     state.scale, state.low = scales.steps()
@@ -95,7 +93,7 @@ def _try_factors(state: State, weights: torch.Tensor, scales: Scales, levels: Le
     start = scales.d
     assert start is not None
     kept, best = start, _cost(state, weights, start, scales.dmin, levels)
-    signs = (1.0,) if scales.lattice.levels[0] == -scales.lattice.levels[-1] else (1.0, -1.0)
+    signs = (1.0,) if levels.values[0] == -levels.values[-1] else (1.0, -1.0)
     n_mat, _, n_rows = state.target.shape
     for factor, sign in product(FACTORS, signs):
         d = start * (factor * sign)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from quantmill.calibrate.gram import Metric
+from quantmill.calibrate.grids import improved_grid
 from quantmill.calibrate.refit import Scales, refit
 from quantmill.calibrate.rounding import Levels, State, descend, feed_back
 from quantmill.calibrate.search import search
 from quantmill.qkernels import quantize
-from quantmill.qkernels.lattices import LATTICES, lattice_of
+from quantmill.qkernels.lattices import GRIDS, LATTICES, Choice, lattice_of
 
 ShareOut = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]  # map in threads, in order
 ROWS = 1024  # rows of a matrix that are solved together; part of what decides the bytes
@@ -41,7 +42,7 @@ EFFORTS = {"fast": Effort(1, 0, 0), "normal": Effort(1, 2, 2), "thorough": Effor
 
 def solvable(type: str) -> bool:
     """Whether codes of this type can be chosen here; otherwise it is quantized plainly."""
-    return type in LATTICES
+    return type in LATTICES or type in GRIDS
 
 
 def solve(
@@ -79,6 +80,8 @@ def plain(target: torch.Tensor, diagonal: torch.Tensor, type: str) -> torch.Tens
 def _improved(
     target: torch.Tensor, blocks: torch.Tensor, metric: Metric, type: str, effort: Effort
 ) -> torch.Tensor:
+    if type in GRIDS:
+        return improved_grid(target, blocks, metric, GRIDS[type], effort.sweeps, effort.rounds)
     lattice = lattice_of(type)
     n_mat, n_rows, n_cols = target.shape
     levels = Levels(lattice, target.device)
@@ -96,4 +99,4 @@ def _improved(
         refit(state, metric, scales)
         descend(state, metric, levels, effort.sweeps)
     codes = levels.positions(state.values).transpose(1, 2).contiguous()
-    return lattice.pack(scales.choice(codes)).view(n_mat, n_rows, -1)
+    return lattice.pack(Choice(codes.flatten(0, 1), *scales.rows())).view(n_mat, n_rows, -1)

@@ -136,17 +136,13 @@ def test_pruned_layers_are_gone_round(tmp_path):
     assert all(error.held < 1 for error in result.errors)
 
 
-def test_fast_effort_and_a_type_without_a_solver(tmp_path):
-    from quantmill.recipe import parse_rule
-
+def test_fast_effort_takes_one_stream_and_grid_types_are_solved(tmp_path):
     fast = Calibration((TEXT,), "fast", n_chunks=4)
-    rules = (parse_rule("attn_q=IQ2_XS"),)
-    output = tmp_path / "fast.gguf"
-    result = run(job_to(output, "Q4_0", rules=rules), fast, Watching())
-    assert {name for name in result.plainly if "attn_q" in name} == {
-        f"blk.{i}.attn_q.weight" for i in range(4)
-    }
+    result = run(job_to(tmp_path / "fast.gguf", "IQ2_XS"), fast, Watching())
+    assert {error.type for error in result.errors} >= {"IQ2_XS"}
     assert all(error.shares == (0, 0) for error in result.errors)
+    assert all(error.fitted < 0.85 for error in result.errors)
+    assert result.plainly == ("token_embd.weight",)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from quantmill.qkernels import QuantizeError
-from quantmill.qkernels.lattices import LATTICES, Choice, lattice_of
+from quantmill.qkernels.lattices import GRIDS, LATTICES, Choice, GridChoice, lattice_of
 from quantmill.qkernels.types import TYPES
 from tests.support import oracle
 
@@ -77,3 +77,52 @@ def test_codes_without_a_level_are_refused():
 def test_unknown_types_are_refused():
     with pytest.raises(QuantizeError, match="F16"):
         lattice_of("F16")
+
+
+def random_grid_choice(lattice, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def whole(high, *shape):
+        numbers = torch.randint(0, high + 1, shape, generator=generator)
+        numbers.view(-1)[0], numbers.view(-1)[-1] = 0, high
+        return numbers
+
+    n_cols = N_BLOCKS * lattice.block
+    entries = whole(len(lattice.grid(torch.device("cpu"))) - 1, N_ROWS, n_cols // lattice.dim)
+    negative = down = None
+    if lattice.shared:
+        down = (whole(1, N_ROWS, n_cols // (8 * lattice.shared)) == 1).repeat_interleave(lattice.shared, 1)
+    else:
+        signs = whole(1, N_ROWS, n_cols // 8, 8)
+        if lattice.even:
+            signs[..., 7] = signs[..., :7].sum(-1) % 2
+        negative = (signs == 1).flatten(1)
+    scales = 2 * whole(lattice.last // 2, N_ROWS, N_BLOCKS, lattice.block // lattice.group) + 1
+    d = torch.randn(N_ROWS, N_BLOCKS, generator=generator).half().float() * lattice.unit
+    return GridChoice(entries.to(torch.int16), negative, down, scales.to(torch.int16), d)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_oracle_decodes_chosen_entries(name):
+    lattice = GRIDS[name]
+    choice = random_grid_choice(lattice)
+    blocks = lattice.pack(choice)
+    assert blocks.shape == (N_ROWS, TYPES[name].row_bytes(N_BLOCKS * lattice.block))
+    assert np.array_equal(oracle.dequantize(blocks.numpy(), name), lattice.decode(choice).numpy())
+    back = lattice.unpack(blocks)
+    for part in ("entries", "negative", "down", "scales", "d"):
+        before, after = getattr(choice, part), getattr(back, part)
+        assert (before is None) == (after is None), part
+        assert before is None or torch.equal(before, after), part
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_entries_of_llama_cpp_come_back(name):
+    rows = np.random.default_rng(2).standard_normal((5, 512)).astype(np.float32)
+    blocks = torch.from_numpy(oracle.quantize(rows, name, np.ones(512, np.float32)))
+    assert torch.equal(GRIDS[name].pack(GRIDS[name].unpack(blocks)), blocks)
+
+
+def test_every_type_that_loses_anything_has_a_lattice():
+    coded = {name for name, row in TYPES.items() if row.family != "plain"}
+    assert coded == set(LATTICES) | set(GRIDS)

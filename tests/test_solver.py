@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from quantmill.calibrate.gram import Metric, metric_of, shrunk
-from quantmill.calibrate.solver import EFFORTS, plain, solve
+from quantmill.calibrate.solver import EFFORTS, Effort, plain, solve
 from quantmill.calibrate.workers import working
-from quantmill.qkernels.lattices import LATTICES
+from quantmill.qkernels.lattices import GRIDS, LATTICES
 from tests.support import oracle
 
 N_ROWS, N_COLS = 24, 512
@@ -41,7 +41,7 @@ def error(blocks, type, target, moments):
     return total
 
 
-@pytest.mark.parametrize("type", LATTICES)
+@pytest.mark.parametrize("type", [*LATTICES, *GRIDS])
 @pytest.mark.parametrize("effort", ["fast", "normal"])
 def test_compensated_codes_are_far_better_than_plain_ones(type, effort):
     target, moments = weights(), correlated()
@@ -51,7 +51,7 @@ def test_compensated_codes_are_far_better_than_plain_ones(type, effort):
     assert ratio < {"fast": 0.85, "normal": 0.7}[effort]
 
 
-@pytest.mark.parametrize("type", ["Q4_0", "Q4_K", "NVFP4"])
+@pytest.mark.parametrize("type", ["Q4_0", "Q4_K", "NVFP4", "IQ2_XS", "IQ1_S"])
 def test_matrices_of_a_stack_are_solved_as_alone(type):
     target, moments = weights(n_mat=3), correlated(n_mat=3)
     together = solve(target, metric_of(moments, 0.01), type, EFFORTS["normal"])[1]
@@ -111,3 +111,15 @@ def test_experts_are_drawn_to_their_layer():
     drawn = shrunk(sums, torch.tensor([10, 0]), 10.0)
     assert torch.equal(drawn[1], torch.eye(2) * 3)  # never routed to: the layer's mean
     assert torch.equal(drawn[0], torch.eye(2) * 3)
+
+
+@pytest.mark.parametrize("type", ["Q4_0", "Q2_K", "NVFP4", "IQ3_S", "IQ1_S"])
+def test_descent_never_makes_it_worse(type):
+    target, moments = weights(seed=3), correlated(seed=4, n_tokens=300)
+    metric = metric_of(moments, 0.01)
+    damped = metric.moments
+    losses = [
+        error(solve(target, metric, type, Effort(0, sweeps, rounds))[1], type, target, damped)
+        for sweeps, rounds in ((0, 0), (1, 0), (1, 1), (2, 3))
+    ]
+    assert losses == sorted(losses, reverse=True)

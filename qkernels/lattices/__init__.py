@@ -8,7 +8,8 @@
 Whoever chooses codes (calibrate/) knows no layout; the layouts know nothing of a search.
 """
 
+from quantmill.qkernels.lattices.grid import GRIDS, GridChoice, GridLattice
 from quantmill.qkernels.lattices.scalar import Choice, ScalarLattice
 from quantmill.qkernels.lattices.types import LATTICES, lattice_of
 
-__all__ = ["LATTICES", "Choice", "ScalarLattice", "lattice_of"]
+__all__ = ["GRIDS", "LATTICES", "Choice", "GridChoice", "GridLattice", "ScalarLattice", "lattice_of"]
