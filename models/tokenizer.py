@@ -196,7 +196,7 @@ def from_directory(path: Path) -> Tokenizer:
     """
     try:
         return from_metadata(open_checkpoint(path).metadata)
-    except (GGUFError, ModelError):
+    except (GGUFError, ModelError, FileNotFoundError):
         return _auto_tokenizer(path)
 
 

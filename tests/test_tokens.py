@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import unicodedata
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 
 from quantmill.gguf_io import GGUFSource, pretokenizers
 from quantmill.models.errors import ModelError
-from quantmill.models.tokenizer import from_metadata
+from quantmill.models.tokenizer import from_directory, from_metadata
 from quantmill.models.word_splitting import split_words
 from tests.support import gguf_builder as build
 from tests.support import made_vocabularies as made
+from tests.support.convert_models import write_model
 from tests.support.llama_model import LlamaVocabulary
 
 SHORT = ["", " ", "  ", "\n", "a", " a", "a ", "<s>", "</s> \n x", "x <|end|>\t<|user|>  y", "\ufeffa"]
@@ -149,3 +151,22 @@ def test_special_tokens_of_one_length_that_overlap(n: int, tmp_path: Path) -> No
     path = tmp_path / "v.gguf"
     path.write_bytes(build.gguf(pairs))
     assert_same(path, ["".join(rng.choices("abcdefgh ", k=200)) for _ in range(5)])
+
+
+def test_a_checkpoint_has_the_tokens_of_its_gguf(tmp_path: Path) -> None:
+    """Not those of transformers, which takes every added token out of a text."""
+    directory = write_model("qwen2", tmp_path / "model")
+    value = json.loads((directory / "tokenizer.json").read_text())
+    end = value["added_tokens"][-1]["id"] + 1
+    value["added_tokens"].append({**value["added_tokens"][-1], "id": end, "content": "<EOT>"})
+    (directory / "tokenizer.json").write_text(json.dumps(value))
+    ours = from_directory(directory)
+    assert end not in ours.encode("a<EOT>b")
+    assert end in ours.encode("a<EOT>b", parse_special=True)
+    # No checkpoint: the tokenizer alone, as transformers has it.
+    (directory / "config.json").unlink()
+    assert end in from_directory(directory).encode("a<EOT>b", parse_special=True)
+    for path in directory.iterdir():
+        path.unlink()
+    with pytest.raises(ModelError, match="no tokenizer could be loaded from here"):
+        from_directory(directory)
