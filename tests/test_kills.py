@@ -105,6 +105,13 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
+def _begin(write: int) -> None:
+    """In the new process: its pipe, and no signal ignored, as those of a background job are."""
+    os.dup2(write, 3)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def stop(name: str, number: signal.Signals, share: float, folder: Path) -> str:
     """Stop a run after `share` of its usual seconds and look at what it leaves; says how it ended."""
     asked = command(name)
@@ -115,7 +122,7 @@ def stop(name: str, number: signal.Signals, share: float, folder: Path) -> str:
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder, start_new_session=True,
-        pass_fds=(), preexec_fn=lambda: (os.dup2(write, 3), None)[1], close_fds=False,
+        pass_fds=(), preexec_fn=functools.partial(_begin, write), close_fds=False,
     ) as process:  # fmt: skip
         os.close(write)
         assert os.read(read, 1) == b"."
