@@ -125,6 +125,7 @@ def _root(
     set_verbosity(quiet, verbose)
 
 
+_INTERRUPTED = 130
 # Wrong usage as typer finds it (an option that is not there, a value that is no number); no public name of its own.
 _FoundByTyper: Any = typer.BadParameter.__base__
 
@@ -134,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with fail_with_one_line(), stoppable():
             code = typer.main.get_command(app).main(arguments, prog_name="quantmill", standalone_mode=False)
+            if code == _INTERRUPTED:  # typer's own answer where it has not called a command yet
+                raise KeyboardInterrupt
     except SystemExit as exit:
         code = exit.code
     except _FoundByTyper as error:
