@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import ExitStack
@@ -19,8 +18,9 @@ from quantmill.commands.console import (
 from quantmill.commands.quantize_tables import fallback_warning, plan_object, result_object, result_text
 from quantmill.jobs.compensate import Calibration, run
 from quantmill.jobs.compensated import Compensated
-from quantmill.jobs.finished_layers import SUFFIX
+from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job
+from quantmill.plain_json import json_text
 from quantmill.recipe import Plan, PlanEntry
 
 
@@ -61,12 +61,12 @@ def compensate_and_show(job: Job, calibration: Calibration, as_json: bool) -> No
         with ExitStack() as stack:
             result = run(job, calibration, _Shown(job, stack))
     except KeyboardInterrupt:
-        left = job.output.with_name(job.output.name + SUFFIX)
+        left = finished_path(job.output)
         kept = f"finished layers are in {left}: go on with --resume"
         print_line(f"interrupted; {kept if left.exists() else 'no layer was finished yet'}")
         raise SystemExit(130) from None
     if as_json:
-        show(json.dumps({**plan_object(result.plan), **result_object(result), **_object(result)}))
+        show(json_text({**plan_object(result.plan), **result_object(result), **_object(result)}))
     else:
         show(f"{result_text(result)}\n\n{_text(result)}")
     if result.plainly:

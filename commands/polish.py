@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantmill.commands.console import print_line, print_warnings, size_text, table_text, tokens_bar
+from quantmill.commands.console import print_line, print_warnings, show, size_text, table_text, tokens_bar
+from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
     from quantmill.jobs.polish_request import Plan, Result
@@ -90,11 +90,11 @@ def polish(
     )
     if dry_run:
         plan = plan_job(job)
-        typer.echo(json.dumps(plan_object(plan)) if as_json else plan_text(plan))
+        show(json_text(plan_object(plan)) if as_json else plan_text(plan))
         return
     with Shown() as shown:
         result = run(job, shown)
-    typer.echo(json.dumps(result_object(result)) if as_json else result_text(result))
+    show(json_text(result_object(result)) if as_json else result_text(result))
     if not result.helped:
         print_line(not_better(result))
         raise SystemExit(NOT_BETTER)

@@ -10,10 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.gguf_io.filesystem import beside
+from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.jobs.errors import JobError
 
 SUFFIX = ".quantmill-layers"
+
+
+def finished_path(output: Path) -> Path:
+    """Where the finished layers of `output` lie until it is there."""
+    return beside(output, SUFFIX)
 
 
 class FinishedLayers:
@@ -24,7 +30,7 @@ class FinishedLayers:
     """
 
     def __init__(self, output: Path, run: Mapping[str, str], resume: bool) -> None:
-        self.path = output.with_name(output.name + SUFFIX)
+        self.path = finished_path(output)
         self._output, self._run = output, dict(run)
         self.n_found = 0
         if not self.path.exists():
@@ -57,24 +63,13 @@ class FinishedLayers:
         """All of a layer or nothing. Raises GGUFError when the disk is full."""
         if not self.path.exists():
             self.path.mkdir()
-            _write(self.path / "run.json", json.dumps(self._run, indent=1).encode())
+            write_whole(resolved(self.path / "run.json"), json.dumps(self._run, indent=1).encode())
         buffer = io.BytesIO()
         np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-        _write(self._file(layer), buffer.getvalue())
+        write_whole(resolved(self._file(layer)), buffer.getvalue())
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _file(self, layer: int) -> Path:
         return self.path / f"layer-{layer:04}.npz"
-
-
-def _write(path: Path, content: bytes) -> None:
-    file = PartialFile(resolved(path), len(content))
-    try:
-        file.write_at(0, memoryview(content))
-        file.sync()
-        file.rename()
-    except BaseException:
-        file.discard()
-        raise

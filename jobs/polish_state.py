@@ -13,6 +13,7 @@ import torch
 
 from quantmill.calibrate.polish import Training
 from quantmill.calibrate.teacher import HiddenStates
+from quantmill.gguf_io.filesystem import beside
 from quantmill.jobs.errors import JobError
 
 SUFFIX = ".quantmill-polish"
@@ -27,7 +28,7 @@ class Kept:
     """
 
     def __init__(self, output: Path, identity: str, resume: bool) -> None:
-        self.directory = output.with_name(output.name + SUFFIX)
+        self.directory = beside(output, SUFFIX)
         self._saved = time.monotonic()
         mark = self.directory / "run.json"
         if self.directory.exists():
