@@ -14,7 +14,7 @@ import pytest
 
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
-from quantmill.jobs.evaluate import Options, evaluate
+from quantmill.jobs import evaluate
 from quantmill.jobs.polish import Job, plan_job, run
 from quantmill.jobs.polish_request import default_output
 from quantmill.qkernels.types import TYPES
@@ -60,7 +60,7 @@ def test_only_scales_and_vectors_change(polished: Path) -> None:
 
 def test_predicts_a_text_it_has_not_seen_better(polished: Path) -> None:
     text = EXAMPLE / "evaluation.txt"
-    found = evaluate(Options((tiny("Q4_0"), polished), base=EXAMPLE, text=text, chunks=8), "", "")
+    found = evaluate.run(evaluate.Job((tiny("Q4_0"), polished), base=EXAMPLE, text=text, chunks=8))
     before, after = (model.divergence for model in found.models)
     assert before is not None
     assert after is not None
