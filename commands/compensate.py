@@ -21,7 +21,7 @@ from quantmill.jobs.compensated import Compensated
 from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job
 from quantmill.plain_json import json_text
-from quantmill.recipe import Plan, PlanEntry
+from quantmill.recipe import Plan
 
 
 class _Shown:
@@ -41,7 +41,13 @@ class _Shown:
         )
         print_warnings([*fallback_warning(plan), *plan.warnings])
 
-    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
+    def warn(self, line: str) -> None:
+        print_warnings([line])
+
+    def began(self, what: str, total: int, unit: str) -> None:
+        pass
+
+    def progressed(self, amount: int, what: str = "") -> None:
         pass
 
     def layer_done(self, done: int, n_layers: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,20 +9,19 @@ import typer
 
 from quantmill.commands.console import (
     UsageError,
-    bytes_bar,
     print_problems,
     print_warnings,
-    remark,
     show,
     size_text,
 )
 from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
+from quantmill.commands.watching import Shown
 from quantmill.errors import choices
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
     from quantmill.jobs.convert import Conversion
-    from quantmill.recipe import Plan, PlanEntry
+    from quantmill.recipe import Plan
 
 _TYPES = ("auto", "f16", "bf16", "f32", "q8_0")
 
@@ -68,8 +66,8 @@ def convert(
 def _run(wanted: Conversion, as_json: bool) -> None:
     from quantmill.jobs.convert import run
 
-    with ExitStack() as stack:
-        result = run(wanted, _Shown(stack))
+    with (shown := _Shown()):
+        result = run(wanted, shown)
     plan, n_bytes, seconds = result.written.plan, result.written.file_bytes, result.written.seconds
     if as_json:
         facts = {
@@ -98,19 +96,8 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-class _Shown:
-    """Shows a run on stderr: warnings, the bar."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-
-    def note(self, line: str) -> None:
-        remark(line)
+class _Shown(Shown):
+    """Also shows the plan's warnings."""
 
     def planned(self, plan: Plan) -> None:
         print_warnings(plan.warnings)
-        total = sum(entry.source_bytes for entry in plan.entries)
-        self._advance = self._stack.enter_context(bytes_bar("converting", total))
-
-    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
-        self._advance(n_bytes, entry.name)

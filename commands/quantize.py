@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,6 @@ from quantmill import __version__
 from quantmill.commands.console import (
     CommandError,
     UsageError,
-    bytes_bar,
     detail,
     parsing,
     print_problems,
@@ -38,6 +36,7 @@ from quantmill.commands.quantize_tables import (
     result_object,
     result_text,
 )
+from quantmill.commands.watching import Shown
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
@@ -282,27 +281,23 @@ def _show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None)
         raise typer.Exit(1)
 
 
-class _Shown:
-    """Shows a run on stderr: what it does, warnings, the bar."""
+class _Shown(Shown):
+    """Also says what it does, and with --verbose what each tensor becomes."""
 
-    def __init__(self, job: Job, stack: ExitStack) -> None:
+    def __init__(self, job: Job) -> None:
+        super().__init__()
         self._job = job
-        self._stack = stack
-        self._name = ""  # of the tensor under way
-
-    def note(self, line: str) -> None:
-        remark(line)
+        self._entries: dict[str, PlanEntry] = {}  # that were not spoken of
 
     def planned(self, plan: Plan) -> None:
         remark(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")
         print_warnings([*fallback_warning(plan), *plan.warnings])
-        total = sum(entry.source_bytes for entry in plan.entries)
-        self._advance = self._stack.enter_context(bytes_bar(self._job.recipe.file_type, total))
+        self._entries = {entry.name: entry for entry in plan.entries}
 
-    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
-        self._advance(n_bytes, entry.name)
-        if entry.name != self._name:
-            self._name = entry.name
+    def progressed(self, amount: int, what: str = "") -> None:
+        super().progressed(amount, what)
+        entry = self._entries.pop(what, None)
+        if entry is not None:
             detail(f"{entry.name}: {entry.source_type} -> {entry.type}, {size_text(entry.n_bytes)}")
 
 
@@ -331,8 +326,8 @@ def _run(job: Job, as_json: bool, more: Mapping[str, Any] | None = None) -> None
     from quantmill.jobs.quantize import run
 
     try:
-        with ExitStack() as stack:
-            result = run(job, _Shown(job, stack))
+        with (shown := _Shown(job)):
+            result = run(job, shown)
     except MemoryError:
         raise CommandError("not enough memory; a smaller --max-buffer-size helps") from None
     if as_json:

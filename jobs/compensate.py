@@ -247,7 +247,7 @@ def _walk(state: _Run, loaded: LoadedModel, workers: object) -> None:
             entry = entries[one.name]
             state.sink.write(entry.name, one.blocks)
             state.done.add(entry.name)
-            state.watcher.advanced(entry, entry.source_bytes)
+            state.watcher.progressed(entry.source_bytes, entry.name)
         state.made += made
         state.watcher.layer_done(layer.index + 1, len(walk.modules))
 

@@ -135,9 +135,9 @@ class Line:
         with self.clock("write"):
             self._sink.write(slab.entry.name, data)
             self._source.release(slab.entry.source, slab.first_row, slab.n_rows)
-        self._watcher.advanced(
-            slab.entry, slab.entry.source_bytes * slab.n_rows * slab.entry.n_cols // slab.entry.n_weights
-        )
+        entry = slab.entry
+        n_bytes = entry.source_bytes * slab.n_rows * entry.n_cols // entry.n_weights
+        self._watcher.progressed(n_bytes, entry.name)
 
 
 def _damaged(error: NotFiniteError, slab: Slab) -> JobError:

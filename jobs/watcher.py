@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from quantmill.recipe import Plan, PlanEntry
+from quantmill.recipe import Plan
 
 Unit = Literal["bytes", "tokens", "chunks", "tasks", "models"]
 
@@ -25,17 +25,11 @@ class Watcher(Protocol):
         """`amount` more units of this stage are done; what: on what, or how it goes."""
 
 
-class PlanWatcher(Protocol):
-    """Who watches a quantization, slab by slab; called from its threads."""
-
-    def note(self, line: str) -> None:
-        """Something to be read before the work: a file that is replaced."""
+class PlanWatcher(Watcher, Protocol):
+    """Who watches a quantization also hears what is planned."""
 
     def planned(self, plan: Plan) -> None:
-        """The plan is sound and work begins."""
-
-    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
-        """`n_bytes` more of the source are done, of this tensor."""
+        """The plan is sound and work begins; its stage is the bytes of the source, tensor by tensor."""
 
 
 class Silent:
@@ -54,7 +48,4 @@ class Silent:
         pass
 
     def planned(self, plan: Plan) -> None:
-        pass
-
-    def advanced(self, entry: PlanEntry, n_bytes: int) -> None:
         pass

@@ -14,6 +14,7 @@ from quantmill.jobs.compensate import Calibration, run
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.finished_layers import SUFFIX
 from quantmill.jobs.quantize import Job, plan_job
+from quantmill.jobs.watcher import Silent
 from quantmill.recipe import Recipe
 from tests.support.measure_models import EXAMPLE, directory, tiny
 
@@ -21,7 +22,7 @@ TEXT = str(EXAMPLE / "calibration.txt")
 SHORT = Calibration((TEXT,), n_chunks=4)
 
 
-class Watching:
+class Watching(Silent):
     """Remembers what it is told; interrupts after a layer when asked to."""
 
     def __init__(self, stop_after=None):
@@ -29,12 +30,6 @@ class Watching:
 
     def note(self, line):
         self.notes.append(line)
-
-    def planned(self, plan):
-        pass
-
-    def advanced(self, entry, n_bytes):
-        pass
 
     def layer_done(self, done, n_layers):
         self.layers.append((done, n_layers))

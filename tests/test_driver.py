@@ -14,6 +14,7 @@ from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix.store import load
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.quantize import Job, plan_job, run
+from quantmill.jobs.watcher import Silent
 from quantmill.qkernels import to_float32
 from quantmill.qkernels.engines import Engine
 from quantmill.recipe import Recipe, parse_override, parse_rule
@@ -214,15 +215,15 @@ def test_the_input_is_never_the_output(tmp_path):
 # What is watched and what is left behind
 
 
-class Recorder:
+class Recorder(Silent):
     def __init__(self):
         self.plans, self.done = [], {}
 
     def planned(self, plan):
         self.plans.append(plan)
 
-    def advanced(self, entry, n_bytes):
-        self.done[entry.name] = self.done.get(entry.name, 0) + n_bytes
+    def progressed(self, amount, what=""):
+        self.done[what] = self.done.get(what, 0) + amount
 
 
 def test_progress_adds_up(tmp_path):
