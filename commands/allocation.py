@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantmill.commands.console import UsageError, parsing, print_warnings, remark, table_text, tokens_bar
+from quantmill.commands.console import (
+    UsageError,
+    bars_are_shown,
+    parsing,
+    print_warnings,
+    remark,
+    table_text,
+    tokens_bar,
+)
 
 if TYPE_CHECKING:
     from quantmill.jobs.allocate import Allocated, Request
@@ -41,9 +52,26 @@ def find(request: Request) -> Allocated:
     from quantmill.jobs.allocate import run
 
     remark(f"looking for the types of {request.job.source} that lose least in {request.target}")
-    found = run(request, tokens_bar)
+    found = run(request, tokens_bar if bars_are_shown() else _tenths)
     print_warnings(found.notes)
     return found
+
+
+@contextmanager
+def _tenths(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A line after every tenth, for logs: this may take hours."""
+    started, done, shown = time.monotonic(), 0, 0
+
+    def advance(amount: int, what: str) -> None:
+        nonlocal done, shown
+        done += amount
+        tenth = 10 * done // total
+        if tenth > shown:
+            shown = tenth
+            left = (time.monotonic() - started) * (total - done) / done / 60
+            remark(f"{description}: {10 * tenth} %, about {left:.0f} minutes left")
+
+    yield advance
 
 
 def allocation_object(found: Allocated) -> dict[str, Any]:

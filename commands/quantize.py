@@ -184,7 +184,7 @@ def quantize(
     from quantmill.commands.allocation import find_request, find_target
     from quantmill.commands.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
-    from quantmill.jobs.recipe import read_recipe
+    from quantmill.jobs.recipe import other_importance, read_recipe
     from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type
 
     size = size_of(target_size, "--target-size") if target_size else None
@@ -204,6 +204,7 @@ def quantize(
         source, output, n_threads = without_type(arguments, "--recipe")
         file = read_recipe(recipe)
         file_type, rules = file.file_type, (*rules, *file.rules)
+        print_warnings(other_importance(file, str(recipe), imatrix))
     with parsing():
         wanted = Recipe(
             file_type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantmill.gguf_io.filesystem import digest
 from quantmill.gguf_io.kinds import containing
 from quantmill.gguf_io.outputs import Output, check_output
 from quantmill.gguf_io.partial import write_whole
@@ -26,6 +27,16 @@ def read_recipe(path: Path) -> RecipeFile:
         return parse_recipe(raw.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: is no recipe, byte {error.start} is not UTF-8 text") from None
+
+
+def other_importance(recipe: RecipeFile, name: str, imatrix: str | None) -> list[str]:
+    """A warning where a recipe is followed with other importance than it was made with: its bytes will differ."""
+    wanted = recipe.made.get("imatrix_sha256")
+    found = None if imatrix is None else digest([Path(imatrix)])
+    if wanted == found or wanted is None:
+        return []
+    has = f"{imatrix} is another file" if imatrix else "none was given (--imatrix)"
+    return [f"{name}: was made with the importance {recipe.made.get('imatrix', wanted)}; {has}"]
 
 
 def recipe_path(output: Path) -> Path:

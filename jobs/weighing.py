@@ -19,7 +19,7 @@ from quantmill.jobs.quantize import Job
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.types import TYPES
-from quantmill.recipe.budget import KIND_WEIGHTS, Candidates, Problem, Solution, solve
+from quantmill.recipe.budget import Candidates, Problem, Solution, solve
 from quantmill.recipe.names import category
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ class Weighing:
         """From the error of the weights, and what their kind of tensor loses for it."""
         errors = self._errors()
         return {
-            c.entry.name: {type: _weight(c) * error for type, error in errors[c.entry.name].items()}
+            c.entry.name: {
+                type: self._problem.weight(c.entry.name) * error
+                for type, error in errors[c.entry.name].items()
+            }
             for c in self._problem.candidates
         }
 
@@ -68,20 +71,20 @@ class Weighing:
         curves: Losses = {}
         ratios: dict[str, list[float]] = defaultdict(list)
         for c in self._problem.candidates:
-            found = self._kept.losses.get(c.entry.source)
-            if found and any(errors[c.entry.name].get(type, 0.0) > 0 for type in found):
-                known = {type: loss for type, loss in found.items() if type in errors[c.entry.name]}
-                curves[c.entry.name] = loss_curve(errors[c.entry.name], known)
-                type = min(known, key=lambda type: TYPES[type].bits_per_weight)
-                ratios[category(c.entry.name)].append(
-                    max(known[type], 0.0) / errors[c.entry.name][type] / _weight(c)
-                )
+            name = c.entry.name
+            known = {type: loss for type, loss in self._losses_of(c).items() if errors[name][type] > 0}
+            if known:
+                curves[name] = loss_curve(errors[name], known)
+                coarsest = max(known, key=lambda type: errors[name][type])
+                wanted = errors[name][coarsest] * self._problem.weight(name)
+                ratios[category(name)].append(max(known[coarsest], 0.0) / wanted)
         everywhere = [ratio for found in ratios.values() for ratio in found] or [1.0]
         for c in self._problem.candidates:
             if c.entry.name not in curves:
                 ratio = statistics.median(ratios.get(category(c.entry.name), everywhere))
                 curves[c.entry.name] = {
-                    type: ratio * _weight(c) * error for type, error in errors[c.entry.name].items()
+                    type: ratio * self._problem.weight(c.entry.name) * error
+                    for type, error in errors[c.entry.name].items()
                 }
         return curves
 
@@ -127,9 +130,13 @@ class Weighing:
         }
 
     def _errors(self) -> Losses:
-        """Of every candidate type, by the name in the output."""
+        """Of every candidate type and every one that was measured, by the name in the output."""
+        wanted = {
+            c.entry.name: dict.fromkeys((*c.types, *self._losses_of(c))) for c in self._problem.candidates
+        }
         missing = {
-            c.entry.source: [t for t in c.types if t not in self._known(c)] for c in self._problem.candidates
+            c.entry.source: [type for type in wanted[c.entry.name] if type not in self._known(c)]
+            for c in self._problem.candidates
         }
         missing = {source: types for source, types in missing.items() if types}
         with self._bar("errors", len(missing)) as advance:
@@ -139,7 +146,8 @@ class Weighing:
                 advance(1, source)
         self._kept.keep()
         return {
-            c.entry.name: {type: self._known(c)[type] for type in c.types} for c in self._problem.candidates
+            c.entry.name: {type: self._known(c)[type] for type in wanted[c.entry.name]}
+            for c in self._problem.candidates
         }
 
     def _known(self, c: Candidates) -> Mapping[str, float]:
@@ -148,8 +156,10 @@ class Weighing:
     def _measure(self, sensitivity: Sensitivity) -> None:
         wanted = {}
         for c in self._problem.candidates:
-            types = [t for t in anchors(c, self._specs[c.entry.source].type) if t not in self._losses_of(c)]
-            if types:
+            types = anchors(c, self._specs[c.entry.source].type)
+            types = [type for type in types if type not in self._losses_of(c)]
+            # Two types make a curve, also where another run with other limits chose them.
+            if len(self._losses_of(c)) < len(ANCHOR_BITS) and types:
                 wanted[c.entry.source] = types
         total = sum(sensitivity.cost(name) * len(wanted[name]) for name in sensitivity.in_order(wanted))
         with self._bar("sensitivity", total) as advance:
@@ -189,10 +199,6 @@ def anchors(c: Candidates, source_type: str) -> Sequence[str]:
         if rest:
             found.append(min(rest, key=lambda type: abs(TYPES[type].bits_per_weight - bits)))
     return found
-
-
-def _weight(c: Candidates) -> float:
-    return KIND_WEIGHTS.get(category(c.entry.name), 1.0)
 
 
 def _trusted(factor: float) -> float:

@@ -7,7 +7,8 @@ import pytest
 
 from quantmill.qkernels.types import TYPES
 from quantmill.recipe import Recipe, RecipeError, parse_rule
-from quantmill.recipe.budget import Limits, Option, Target, allocate, pose, solve
+from quantmill.recipe.allocate import Option, allocate
+from quantmill.recipe.budget import Limits, Target, pose, solve
 from tests.support.recipe_models import dense, experts, importance, metadata, specs
 
 TENSORS = specs(dense(4, 512))
@@ -51,8 +52,10 @@ def test_close_to_the_best_of_all(seed):
         ]
     least = sum(min(option.n_bytes for option in menu) for menu in menus.values())
     most = sum(max(option.n_bytes for option in menu) for menu in menus.values())
-    # At the price where the first step does not fit, what is chosen is best but for that step (weak duality).
-    step = max(a.loss - b.loss for menu in menus.values() for a, b in hull_edges(menu))
+    # Two tensors are tried through. For the others, at the price where the first step does not fit, what is chosen is
+    # best but for that step (weak duality).
+    small = sorted(menus.values(), key=lambda menu: menu[0].n_bytes - menu[-1].n_bytes)[2:]
+    step = max(a.loss - b.loss for menu in small for a, b in hull_edges(menu))
     for room in (least, (2 * least + most) // 3, (least + most) // 2, most):
         chosen = allocate(menus, room)
         assert sum(option.n_bytes for option in chosen.values()) <= room
@@ -63,6 +66,15 @@ def test_close_to_the_best_of_all(seed):
     assert sum(option.loss for option in allocate(menus, most).values()) == pytest.approx(
         sum(min(option.loss for option in menu) for menu in menus.values())
     )
+
+
+def test_a_large_tensor_is_not_left_behind():
+    """An embedding whose best step misses the room that smaller steps have taken before, by a byte."""
+    menus = {str(i): [Option("a", 1, 1.0), Option("b", 2, 0.5), Option("c", 3, 0.49)] for i in range(20)}
+    menus["embedding"] = [Option("a", 10, 9.0), Option("b", 30, 0.5)]
+    chosen = allocate(menus, 20 + 10 + 39)
+    assert chosen["embedding"].type == "b"
+    assert sum(option.type == "b" for option in chosen.values()) == 20
 
 
 def test_the_best_where_many_small_steps_fit():
