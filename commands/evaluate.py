@@ -154,6 +154,7 @@ def speed(
         Path | None, typer.Option(help="A llama-bench binary. [default: on the path, else xllamacpp]")
     ] = None,
     output: Output = None,
+    resume: Resume = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -163,7 +164,7 @@ def speed(
 
     with parsing():
         options = SpeedOptions(parse_tests(tests), repeats, threads or None, repack, bench)
-        job = Job(tuple(models or ()), options, output, force, command_line(), __version__)
+        job = Job(tuple(models or ()), options, output, resume, force, command_line(), __version__)
     with Shown() as watcher:
         record = run(job, watcher)
     _report(record, False, as_json)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +15,7 @@ from quantmill.gguf_io.outputs import Output, check_output
 from quantmill.jobs.comparisons import divergence_tests, task_tests
 from quantmill.jobs.machine import machine, now
 from quantmill.jobs.passes import alone, divergences, harness_metrics, task_results
-from quantmill.jobs.saved import SAVED, Saved, saved_path
+from quantmill.jobs.saved import SAVED, Saved, identity_of, saved_path
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure import compare
 from quantmill.measure.divergence import TokenScores, summarize
@@ -154,18 +152,10 @@ def _outputs(job: Job) -> tuple[Output | None, dict[str, Output]]:
 
 
 def _identity(job: Job) -> str:
-    """A hash of all that decides the numbers: options, and the files by size and time."""
     kept = {"output", "resume", "force", "command", "version", "threads", "save_logits", "save_base"}
     options = {name: value for name, value in asdict(job).items() if name not in kept}
     paths = (*job.models, job.base, job.base_file, job.text, *(task.path for task in job.tasks))
-    files = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for path in paths
-        if path is not None
-        for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])
-    ]
-    described = json.dumps([options, files], default=str, sort_keys=True)
-    return hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
+    return identity_of(options, [path for path in paths if path is not None])
 
 
 def _measured(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ _ABOUT = "about"  # the array that holds the facts, as JSON
 def saved_path(output: Path) -> Path:
     """Where the unfinished evaluation of `output` lies; output: links followed."""
     return beside(output, SUFFIX)
+
+
+def identity_of(options: Mapping[str, Any], paths: Sequence[Path]) -> str:
+    """A hash of all that decides the numbers: options, and the files by name, size and time."""
+    files = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for path in paths
+        for file in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])
+    ]
+    described = json.dumps([options, files], default=str, sort_keys=True)
+    return hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Saved:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from quantmill.gguf_io.outputs import check_output
 from quantmill.jobs.machine import machine, now
+from quantmill.jobs.saved import SAVED, Saved, identity_of, saved_path
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import ModelResult, Run, describe, kind_of_record, named, write_record
-from quantmill.measure.speed import SpeedOptions, measure_speed, tool
+from quantmill.measure.speed import Speed, SpeedOptions, measure_speed, tool
 
 
 @dataclass(frozen=True)
 class Job:
-    """output: the record, a table where its name ends in .csv. command, version: as the record shall name them."""
+    """output: the record, a table where its name ends in .csv; the files that are timed are kept beside it until it is
+    there, and with `resume` not timed again. command, version: as the record shall name them."""
 
     models: tuple[Path, ...]
     options: SpeedOptions
     output: Path | None = None
+    resume: bool = False
     force: bool = False
     command: str = ""
     version: str = ""
@@ -27,6 +30,10 @@ class Job:
     def __post_init__(self) -> None:
         if not self.models:
             raise MeasureError("no model to time: give GGUF files")
+        if self.resume and self.output is None:
+            raise MeasureError(
+                "--resume goes on beside the output of a run that was stopped: give its -o FILE"
+            )
 
 
 def run(job: Job, watcher: Watcher | None = None) -> Run:
@@ -36,17 +43,22 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     if job.output is not None:
         inputs = [*job.models, *([job.options.bench] if job.options.bench else [])]
         output = check_output(job.output, kind_of_record(job.output), inputs, force=job.force)
+        check_output(saved_path(output.final), SAVED, inputs)
     engine = tool(job.options)
     files = named([describe(path) for path in job.models])
+    identity = identity_of(asdict(job.options), job.models)
+    saved = Saved(saved_path(output.final) if output else None, identity, job.resume, watcher.warn)
     results, notes = [], []
     for note in output.notes if output else ():
         watcher.note(note)
     watcher.began("speed", len(job.models), "models")
-    for path, file in zip(job.models, files, strict=True):
+    for i, (path, file) in enumerate(zip(job.models, files, strict=True)):
         try:
-            results.append(ModelResult(file, speed=measure_speed(path, job.options)))
+            results.append(ModelResult(file, speed=_timed(f"speed {i}", path, job.options, saved)))
         except MeasureError as error:
             notes.append(str(error))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(saved.advice) from None
         watcher.progressed(1, path.name)
     if not results:
         raise MeasureError(notes[0])
@@ -61,4 +73,12 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     )
     if output is not None:
         write_record(record, output)
+    saved.remove()
     return record
+
+
+def _timed(name: str, path: Path, options: SpeedOptions, saved: Saved) -> tuple[Speed, ...]:
+    if name not in saved.facts:
+        saved.facts[name] = [asdict(speed) for speed in measure_speed(path, options)]
+        saved.keep()
+    return tuple(Speed(**facts) for facts in saved.facts[name])

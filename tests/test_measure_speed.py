@@ -95,3 +95,35 @@ def test_speed_through_xllamacpp(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [speed.test for speed in found] == ["pp32", "tg8", "pp16+tg8"]
     assert all(speed.mean > 0 and speed.runs == 2 for speed in found)
     assert "pp16+tg8 t/s" in capsys.readouterr().out
+
+
+def test_timed_files_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C while the second file is timed: with --resume the first is not timed again."""
+    rows = "print(json.dumps([{'n_prompt': 8, 'n_gen': 0, 'avg_ts': 80.0, 'stddev_ts': 0.5}]))"
+    count = "open(sys.argv[0] + '.count', 'a').write('.')\n"
+    bench = fake_bench(
+        tmp_path / "bench",
+        count + "if 'Q8_0' in sys.argv[2] and len(open(sys.argv[0] + '.count').read()) == 2:\n"
+        "    os.kill(os.getppid(), signal.SIGTERM); signal.pause()\n" + rows,
+    )
+    path = tmp_path / "speed.json"
+    command = [
+        "evaluate",
+        "speed",
+        tiny("Q4_0"),
+        tiny("Q8_0"),
+        "--tests",
+        "pp8",
+        "--bench",
+        bench,
+        "-o",
+        path,
+    ]
+    words = [str(word) for word in command]
+    assert cli.main(words) == 130
+    assert "interrupted; what was finished is in" in capsys.readouterr().err
+    assert not path.exists()
+    assert cli.main([*words, "--resume"]) == 0
+    assert (tmp_path / "bench.count").read_text() == "..."
+    assert [result.speed[0].mean for result in from_json(path).models] == [80.0, 80.0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bench", "bench.count", "speed.json"]

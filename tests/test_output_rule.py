@@ -26,7 +26,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "recipe").write_text('file_type = "Q8_0"\n')
     (tmp_path / "rules").write_text("attn_v=q8_0\n")
     shutil.copytree(EXAMPLE, tmp_path / "hf")
-    (tmp_path / "text.txt").write_text("words " * 3000)
+    (tmp_path / "text.txt").write_text("words " * 6000)
     (tmp_path / "record.json").write_text('{"format": 1, "models": []}')
     (tmp_path / "table.csv").write_text("name,bytes,bits_per_weight\n")
     (tmp_path / "wg.csv").write_text("1,a _ b,c,d,1\n")
@@ -90,6 +90,10 @@ INPUTS = [
     "imatrix stats @im.json -o @im.json",
     "imatrix merge @im.gguf @im2.gguf -o @im2.gguf",
     "imatrix convert @im.gguf -o @im.gguf",
+    "quantize --compensate --calibration @text.txt @m.gguf @text.txt Q4_K",
+    "quantize --target-size 6M --calibration @text.txt @m.gguf @text.txt",
+    "polish @q.gguf --base @m.gguf --calibration @text.txt -o @m.gguf",
+    "polish @q.gguf --base @m.gguf --calibration @text.txt -o @text.txt",
 ]
 
 
