@@ -39,9 +39,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ModelError(
-                f"{path}: line {number} is not JSON: {error.msg} at character {error.colno}"
-            ) from None
+            why = f"{error.msg} (character {error.colno})"
+            raise ModelError(f"{path}: line {number} is not JSON: {why}") from None
         except RecursionError:
             raise ModelError(f"{path}: line {number} is nested too deep") from None
         yield number, value
