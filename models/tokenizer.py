@@ -58,6 +58,10 @@ class Tokenizer:
         return ids
 
 
+def _first_is(values: Sequence[Any], kind: type | tuple[type, ...]) -> bool:
+    return not len(values) or isinstance(values[0], kind)
+
+
 class _Values:
     """The keys tokenizer.ggml.*."""
 
@@ -67,6 +71,17 @@ class _Values:
     def get(self, key: str, default: Any = None) -> Any:
         found = self._metadata.get(f"tokenizer.ggml.{key}")
         return default if found is None else found.value
+
+    def array(self, key: str, kind: type | tuple[type, ...], n: int = 0) -> Sequence[Any] | None:
+        """The elements of an array of one type. Raises ModelError for another one or fewer than n."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if isinstance(value, str) or not isinstance(value, Sequence) or not _first_is(value, kind):
+            raise ModelError(f"tokenizer.ggml.{key} is not a list of {'texts' if kind is str else 'numbers'}")
+        if len(value) < n:
+            raise ModelError(f"tokenizer.ggml.{key} has {len(value)} entries for {n} tokens")
+        return value
 
     def name(self, key: str) -> str:
         value = self._metadata[key].value if key in self._metadata else ""
@@ -80,21 +95,22 @@ def from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     values = _Values(metadata)
     kind = values.get("model")
-    if kind in (None, "none", "no_vocab") or values.get("tokens") is None:
+    listed = values.array("tokens", str)
+    if kind in (None, "none", "no_vocab") or listed is None:
         raise ModelError(
             "the GGUF has no vocabulary (tokenizer.ggml.model); convert the model with its tokenizer"
         )
-    if kind not in DEFAULT_IDS:
+    if not isinstance(kind, str) or kind not in DEFAULT_IDS:
         raise ModelError(
             f"tokenizer.ggml.model = {kind!r}: only gpt2 and gemma4 (BPE) and llama (SentencePiece) vocabularies "
             "can be read from a GGUF; give the Hugging Face directory as --tokenizer"
         )
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(values.get("tokens"))]
-    types = values.get("token_type", [1] * len(tokens))
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(listed)]
+    types = values.array("token_type", int, len(tokens)) or [1] * len(tokens)
 
     def special_id(name: str) -> int | None:
         ids = (values.get(f"{name}_token_id"), DEFAULT_IDS[kind].get(name))
-        return next((i for i in ids if i is not None and 0 <= i < len(tokens)), None)
+        return next((i for i in ids if isinstance(i, int) and 0 <= i < len(tokens)), None)
 
     keys = ("general.name", "general.architecture", "tokenizer.ggml.pre")
     whole = whole_tokens(tokens, types, special_id, {key: values.name(key) for key in keys})
@@ -123,14 +139,14 @@ _Encode = Callable[[str, bool], list[int]]
 
 def _sentence_pieces(values: _Values, tokens: Sequence[str], unknown: int | None) -> _Encode:
     ids = {token: i for i, token in enumerate(tokens)}
-    scores = values.get("scores", [0.0] * len(tokens))
+    scores = values.array("scores", (int, float), len(tokens)) or [0.0] * len(tokens)
     words = SentencePieces(ids, scores, unknown or 0)
     prefix = " " if values.get("add_space_prefix", True) else ""
     return lambda text, after_special: words(prefix + text if after_special else text)
 
 
 def _byte_pairs(values: _Values, tokens: Sequence[str]) -> tuple[_Encode, pretokenizers.PreTokenizer]:
-    name = "gemma4" if values.get("model") == "gemma4" else values.get("pre") or "default"
+    name = "gemma4" if values.get("model") == "gemma4" else values.name("tokenizer.ggml.pre") or "default"
     rules = pretokenizers.by_name().get(name)
     if rules is None:
         known = ", ".join(sorted(pretokenizers.by_name()))
@@ -138,7 +154,7 @@ def _byte_pairs(values: _Values, tokens: Sequence[str]) -> tuple[_Encode, pretok
             f"tokenizer.ggml.pre = {name!r}: this splitting rule is not known; known are {known}. "
             "Give the Hugging Face directory as --tokenizer"
         )
-    words = BytePairs({token: i for i, token in enumerate(tokens)}, values.get("merges", ()), rules)
+    words = BytePairs({token: i for i, token in enumerate(tokens)}, values.array("merges", str) or (), rules)
     return lambda text, after_special: words(text), rules
 
 

@@ -170,3 +170,29 @@ def test_a_checkpoint_has_the_tokens_of_its_gguf(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(ModelError, match="no tokenizer could be loaded from here"):
         from_directory(directory)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (build.array("tokenizer.ggml.tokens", build.U32, [1, 2]), "tokens is not a list of texts"),
+        (build.pair("tokenizer.ggml.tokens", build.STRING, "ab"), "tokens is not a list of texts"),
+        (build.array("tokenizer.ggml.token_type", build.I32, [1]), "token_type has 1 entries for 2 tokens"),
+        (
+            build.array("tokenizer.ggml.token_type", build.STRING, ["1", "1"]),
+            "token_type is not a list of numbers",
+        ),
+        (build.array("tokenizer.ggml.scores", build.F32, [1.0]), "scores has 1 entries for 2 tokens"),
+        (build.array("tokenizer.ggml.scores", build.STRING, ["a", "b"]), "scores is not a list of numbers"),
+    ],
+)
+def test_vocabularies_of_other_types_are_refused_in_one_line(
+    pair: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "v.gguf"
+    pairs = [build.pair("tokenizer.ggml.model", build.STRING, "llama"), pair]
+    if b"ggml.tokens" not in pair:
+        pairs.append(build.array("tokenizer.ggml.tokens", build.STRING, ["a", "b"]))
+    path.write_bytes(build.gguf(pairs))
+    with pytest.raises(ModelError, match=message):
+        from_metadata(GGUFSource(path).metadata)
