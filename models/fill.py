@@ -48,7 +48,9 @@ def held_blocks(raw: np.ndarray, view: View) -> tuple[torch.Tensor, View]:
         # The file is mapped read-only; nothing writes to a block.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         blocks = torch.from_numpy(raw).view(view.matrices, -1, raw.shape[-1])
-    if isinstance(view.rows, np.ndarray) and view.columns is None and not view.transpose:
+    reordered = isinstance(view.rows, np.ndarray) and len(view.rows) == view.source_matrix[0]
+    if reordered and view.columns is None and not view.transpose:
+        assert isinstance(view.rows, np.ndarray)
         return blocks[:, torch.from_numpy(np.argsort(view.rows))], replace(view, rows=None)
     return blocks, view
 

@@ -68,6 +68,7 @@ def test_every_supported_architecture_has_a_model():
         "Gemma3ForConditionalGeneration",
         "Ernie4_5_ForCausalLM",
         "ExaoneMoEForCausalLM",
+        "LFM2ForCausalLM",
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
     }

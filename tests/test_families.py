@@ -25,6 +25,7 @@ ALIASES = {
     "Gemma3ForConditionalGeneration",
     "Ernie4_5_ForCausalLM",
     "ExaoneMoEForCausalLM",
+    "LFM2ForCausalLM",
     "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForConditionalGeneration",
 }

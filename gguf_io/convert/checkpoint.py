@@ -26,7 +26,12 @@ from quantmill.gguf_io.safetensors import StoredTensor, open_shards
 from quantmill.gguf_io.tensors import TensorSpec, checked_shape
 
 # Small tensors that llama.cpp computes with in F32 whatever the file type is.
-ALWAYS_F32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight")
+ALWAYS_F32 = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "ssm_conv1d.weight",
+    "shortconv.conv.weight",
+)
 FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
     "F16": gguf.LlamaFileType.MOSTLY_F16,

@@ -230,6 +230,39 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_5_moe_text",
         DELTA_NET | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 64},
     ),
+    "glm 4.7 flash": (
+        "glm4_moe_lite",
+        LATENT | EXPERTS | {"q_lora_rank": 96, "n_routed_experts": 4, "routed_scaling_factor": 1.8},
+    ),
+    "qwen3-next": (
+        "qwen3_next",
+        DELTA_NET
+        | EXPERTS
+        | {
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 64,
+            "norm_topk_prob": True,
+            "rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 0.25},
+        },
+    ),
+    "lfm2": (
+        "lfm2",
+        {
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "tie_word_embeddings": True,
+            "block_multiple_of": 64,
+        },
+    ),
+    "lfm2 moe": (
+        "lfm2_moe",
+        EXPERTS
+        | {
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "tie_word_embeddings": True,
+            "num_experts": 4,
+            "num_dense_layers": 1,
+        },
+    ),
     "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
 # Families whose vocabulary the example's tokenizer cannot be: tests.convert_tokenizers' kinds.
@@ -238,6 +271,7 @@ VOCABULARIES = {
     "phi3": "spm",
     "glm4": "llama-bpe",
     "glm4_moe": "llama-bpe+glm",
+    "glm4_moe_lite": "llama-bpe+glm",
     "ernie4_5": "spm",
     "ernie4_5_moe": "spm",
 }
@@ -250,7 +284,10 @@ def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
         AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON | settings)).float().eval()
     )
     with torch.no_grad():
-        for tensor in (*model.parameters(), *(b for name, b in model.named_buffers() if "e_score" in name)):
+        for tensor in (
+            *model.parameters(),
+            *(b for name, b in model.named_buffers() if "e_score" in name or "expert_bias" in name),
+        ):
             if tensor.dim() == 1:
                 tensor.add_(0.1 * torch.randn_like(tensor))
             else:

@@ -109,6 +109,8 @@ TENSORS = (
         has_experts,
     ),
 )
+ABSORBED = keys.Rows(_absorbed)
+RANK = Key("kv_lora_rank", "attention.kv_lora_rank")
 KEYS = (
     keys.BLOCKS,
     keys.CONTEXT,
@@ -122,12 +124,12 @@ KEYS = (
     Key("n_group", "expert_group_count"),
     Key("topk_group", "expert_group_used_count"),
     keys.GATE,
-    keys.Rows(_absorbed),
+    ABSORBED,
     keys.FILE_TYPE,
     Key("first_k_dense_replace", "leading_dense_block_count"),
     keys.VOCABULARY_SIZE,
     Key("q_lora_rank", "attention.q_lora_rank"),
-    Key("kv_lora_rank", "attention.kv_lora_rank"),
+    RANK,
     keys.written("attention.key_length_mla", _long_keys),
     Key("v_head_dim", "attention.value_length_mla", needed=True),
     Key("moe_intermediate_size", "expert_feed_forward_length", needed=True),

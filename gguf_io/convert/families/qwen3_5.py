@@ -63,7 +63,7 @@ RULES = (
 )
 
 
-def _is_recurrent(config: Config, layer: int) -> bool:
+def is_recurrent(config: Config, layer: int) -> bool:
     kinds = config.get("layer_types")
     if kinds:
         return kinds[layer] == "linear_attention"
@@ -72,7 +72,7 @@ def _is_recurrent(config: Config, layer: int) -> bool:
 
 def _recurrent(config: Config) -> Iterable[Item]:
     if config.get("layer_types"):
-        layers = [_is_recurrent(config, layer) for layer in range(config["num_hidden_layers"])]
+        layers = [is_recurrent(config, layer) for layer in range(config["num_hidden_layers"])]
         yield "attention.recurrent_layers", ARRAY, layers
 
 
@@ -108,7 +108,18 @@ def _rotated(config: Config) -> int:
 
 VALUES = "linear_num_value_heads*linear_value_head_dim"
 QKV = f"2*linear_num_key_heads*linear_key_head_dim+{VALUES}"
-MIXERS = (
+DELTA_NET = {
+    "blk.attn_qkv.weight": f"{QKV} hidden_size",
+    "blk.attn_gate.weight": f"{VALUES} hidden_size",
+    "blk.ssm_conv1d.weight": f"{QKV} linear_conv_kernel_dim",
+    "blk.ssm_dt.bias": "linear_num_value_heads",
+    "blk.ssm_a": "linear_num_value_heads",
+    "blk.ssm_beta.weight": "linear_num_value_heads hidden_size",
+    "blk.ssm_alpha.weight": "linear_num_value_heads hidden_size",
+    "blk.ssm_norm.weight": "linear_value_head_dim",
+    "blk.ssm_out.weight": f"hidden_size {VALUES}",
+}
+ATTENTION = (
     layout.EMBEDDING,
     *layout.HEAD,
     layout.Tensors({"blk.attn_norm.weight": "hidden_size", "blk.post_attention_norm.weight": "hidden_size"}),
@@ -121,23 +132,10 @@ MIXERS = (
             "blk.attn_output.weight": "hidden_size num_attention_heads*head_dim",
             **layout.HEAD_NORMS.shapes,
         },
-        lambda config, layer: not _is_recurrent(config, layer),
-    ),
-    layout.Tensors(
-        {
-            "blk.attn_qkv.weight": f"{QKV} hidden_size",
-            "blk.attn_gate.weight": f"{VALUES} hidden_size",
-            "blk.ssm_conv1d.weight": f"{QKV} linear_conv_kernel_dim",
-            "blk.ssm_dt.bias": "linear_num_value_heads",
-            "blk.ssm_a": "linear_num_value_heads",
-            "blk.ssm_beta.weight": "linear_num_value_heads hidden_size",
-            "blk.ssm_alpha.weight": "linear_num_value_heads hidden_size",
-            "blk.ssm_norm.weight": "linear_value_head_dim",
-            "blk.ssm_out.weight": f"hidden_size {VALUES}",
-        },
-        _is_recurrent,
+        lambda config, layer: not is_recurrent(config, layer),
     ),
 )
+MIXERS = (*ATTENTION, layout.Tensors(DELTA_NET, is_recurrent))
 # Behind the common keys
 MIXER_KEYS = (
     Key("linear_conv_kernel_dim", "ssm.conv_kernel", needed=True),
@@ -154,8 +152,8 @@ MIXER_KEYS = (
     keys.Rows(_recurrent, _read_layers),
     keys.written("full_attention_interval", lambda config: config["full_attention_interval"]),
     keys.written("rope.dimension_count", _rotated),
-    keys.Rows(_sections),
 )
+SECTIONS = keys.Rows(_sections)
 ROPE = rope.rope_known(_read_sections)
 DEFAULTS = {
     "full_attention_interval": 4,
@@ -178,7 +176,7 @@ FAMILY = Family(
     arch=MODEL_ARCH.QWEN35,
     model_type="qwen3_5_text",
     tensors=(*MIXERS, layout.Tensors(layout.FEED_FORWARD)),
-    keys=(*keys.SIZES, ROPE, keys.RMS_NORM, keys.HEAD_SIZES, keys.FILE_TYPE, *MIXER_KEYS),
+    keys=(*keys.SIZES, ROPE, keys.RMS_NORM, keys.HEAD_SIZES, keys.FILE_TYPE, *MIXER_KEYS, SECTIONS),
     defaults=DEFAULTS,
     rules=RULES,
     vocabulary=tokenizer.bpe,

@@ -29,6 +29,7 @@ FAMILY = Family(
         Key("moe_intermediate_size", "expert_feed_forward_length"),
         Key("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
         *qwen3_5.MIXER_KEYS,
+        qwen3_5.SECTIONS,
     ),
     defaults={
         **qwen3_5.DEFAULTS,
