@@ -42,7 +42,7 @@ def fail_with_one_line() -> Iterator[None]:
         with explained_imports():
             yield
     except KeyboardInterrupt as interrupt:  # a job that keeps what is finished says so
-        _fail(f"interrupted; {str(interrupt) or 'no output was written'}", 130)
+        _fail(f"interrupted; {str(interrupt) or 'nothing unfinished is left'}", 130)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nobody is left to tell. Python would complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

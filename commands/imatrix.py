@@ -164,6 +164,8 @@ def stats(
 
     if not 0 < share <= 0.5:
         raise UsageError(f"--share {share}: must lie above 0 and at most at 0.5, half of the layers")
+    if suggest and as_json:
+        raise UsageError("--suggest prints what --tensor-type-file reads; leave out --json")
     with parsing():
         more_type, fewer_type = parse_type(more_type), parse_type(fewer_type)
         job = Job(file, output, plot, statistic, force)

@@ -278,7 +278,7 @@ def interrupted(tmp_path, number):
 def test_an_interrupt_leaves_nothing(tmp_path, number):
     code, errors, left = interrupted(tmp_path, number)
     assert (code, left) == (130, [])
-    assert errors.splitlines()[-1] == "error: interrupted; no output was written"
+    assert errors.splitlines()[-1] == "error: interrupted; nothing unfinished is left"
     assert "Traceback" not in errors
 
 
