@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantmill.gguf_io.filesystem import digest
+from quantmill.gguf_io.filesystem import beside, digest
 from quantmill.gguf_io.kinds import containing
 from quantmill.gguf_io.outputs import Output, check_output
 from quantmill.gguf_io.partial import write_whole
@@ -41,7 +41,7 @@ def other_importance(recipe: RecipeFile, name: str, imatrix: str | None) -> list
 
 def recipe_path(output: Path) -> Path:
     """Where the recipe of a model is kept: small.gguf → small.recipe.toml."""
-    return output.with_name(output.name.removesuffix(".gguf") + ".recipe.toml")
+    return beside(output.with_name(output.name.removesuffix(".gguf")), ".recipe.toml")
 
 
 def check_recipe_output(request: Request) -> Output:
