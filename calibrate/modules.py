@@ -1,19 +1,20 @@
 """A loaded model made trainable: its packed modules replaced by ones that pass gradients, and collect their own.
 
 The gradients of scales do not go through autograd, which would want a tensor of all experts' scales for every expert:
-a product's backward adds them to its pieces (scales.py). Matrices are decoded when a layer runs and forgotten with it;
-layers run twice (checkpointing), so no layer's matrices live while another's do.
+a product's backward adds them to its pieces (scales.py). A matrix is decoded where it is multiplied, forward and again
+backward, and forgotten there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from quantmill.calibrate.attention import share_out_attention
 from quantmill.calibrate.scales import ScaledPiece, ScaledTensor
 from quantmill.calibrate.workers import Workers, tiles
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear
@@ -29,14 +30,14 @@ class _Product(torch.autograd.Function):
         ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int, dtype: torch.dtype
     ) -> torch.Tensor:
         ctx.weight, ctx.index = weight, index
-        narrow, matrix = inputs.to(dtype), weight.matrix(index, dtype)
-        # Under checkpointing these are kept only while the layer's own backward runs.
-        ctx.save_for_backward(narrow, matrix)
-        return product(narrow, matrix.T, weight.workers).to(inputs.dtype)
+        narrow = inputs.to(dtype)
+        ctx.save_for_backward(narrow)  # the matrix is decoded again
+        return product(narrow, weight.matrix(index, dtype).T, weight.workers).to(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
-        inputs, matrix = ctx.saved_tensors
+        (inputs,) = ctx.saved_tensors
+        matrix = ctx.weight.matrix(ctx.index, inputs.dtype)
         narrow = outputs.to(inputs.dtype)
         if ctx.weight.moves:
             ctx.weight.add_product_gradient(ctx.index, matrix, narrow, inputs)
@@ -151,13 +152,14 @@ class _TransposedProduct(torch.autograd.Function):
         ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int, dtype: torch.dtype
     ) -> torch.Tensor:
         ctx.weight, ctx.index = weight, index
-        narrow, matrix = inputs.to(dtype), weight.matrix(index, dtype)
-        ctx.save_for_backward(narrow, matrix)
-        return product(narrow, matrix, weight.workers).to(inputs.dtype)
+        narrow = inputs.to(dtype)
+        ctx.save_for_backward(narrow)
+        return product(narrow, weight.matrix(index, dtype), weight.workers).to(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
-        inputs, matrix = ctx.saved_tensors
+        (inputs,) = ctx.saved_tensors
+        matrix = ctx.weight.matrix(ctx.index, inputs.dtype)
         narrow = outputs.to(inputs.dtype)
         if ctx.weight.moves:
             ctx.weight.add_product_gradient(ctx.index, matrix, inputs, narrow)
@@ -186,11 +188,13 @@ def make_trainable(model: nn.Module, dtype: torch.dtype, workers: Workers) -> di
             continue
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, new)
+    # bfloat16 scores cost 1 % of a 4-bit file's divergence, and on a CPU save little.
+    share_out_attention(model, torch.float32, workers)
     return pieces
 
 
-def checkpoint_layers(layers: nn.ModuleList) -> None:
-    """Let each layer keep its input only, and run again when its gradient is wanted."""
+def checkpoint_layers(layers: Sequence[nn.Module]) -> None:
+    """Let each layer keep its input only, and run again when its gradient is wanted. The result is the same."""
     for layer in layers:
         inner = layer.forward
 
@@ -199,4 +203,4 @@ def checkpoint_layers(layers: nn.ModuleList) -> None:
                 return _inner(*args, **kwargs)
             return checkpoint(_inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-        layer.forward = again
+        layer.forward = again  # type: ignore[method-assign]

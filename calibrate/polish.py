@@ -23,6 +23,8 @@ from quantmill.calibrate.workers import Workers
 from quantmill.models.model import LoadedModel
 from quantmill.qkernels.scales import is_trainable
 
+N_CTX = 512
+KEPT_BYTES = 400 << 20  # what layers may keep of a step between their forward and their backward
 FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales
 
 
@@ -49,7 +51,8 @@ class Student:
         self.head, self.head_weight = head_of(loaded.model, dtype)
         self.vectors: list[Vector] = []
         self.moving: list[ScaledPiece] = []
-        checkpoint_layers(loaded.model.get_decoder().layers)
+        layers = list(loaded.model.get_decoder().layers)
+        checkpoint_layers(layers[layers_kept(loaded.model.config.get_text_config()) :])
 
     def start(self, rates: Rates) -> None:
         """Let everything move that has a rate."""
@@ -88,6 +91,12 @@ class Student:
         for name, values in stored_vectors(vectors, self.loaded.table).items():
             out[name] = values.numpy().astype("<f4").reshape(1, -1).view(np.uint8)
         return out
+
+
+def layers_kept(config: Any) -> int:
+    """How many layers keep what they computed, and need not run again for their gradient, within KEPT_BYTES."""
+    width = getattr(config, "intermediate_size", 0) + getattr(config, "moe_intermediate_size", 0)
+    return KEPT_BYTES // (N_CTX * (48 * config.hidden_size + 20 * width))
 
 
 class Training:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from quantmill.calibrate.polish import KEPT_BYTES
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
 from quantmill.jobs.polish_checks import Chunks, quantized_base
 from quantmill.jobs.polish_request import Job, Plan
@@ -64,7 +65,7 @@ def memory(quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.
     layer = max(_layer_weights(quant).values(), default=0) * size
     slab = 6 * 4 * (1 << 22)
     n_layers = len(_layer_weights(quant))
-    inputs = 4 * n_ctx * n_hidden * n_layers
+    inputs = 4 * n_ctx * n_hidden * n_layers + KEPT_BYTES
     inside = 30 * 4 * n_ctx * n_hidden  # what one layer keeps between its forward and its backward
     listening = _n_bytes(base) + head + layer + 4 * inside
     training = _n_bytes(quant) + 2 * head + layer + slab + inputs + inside + PER_SCALE * n_moving
