@@ -154,17 +154,7 @@ def smollm2(options: argparse.Namespace) -> Bench:
 def moe(options: argparse.Namespace) -> Bench:
     f16 = options.work / "tiny-qwen3-moe-f16.gguf"
     if not f16.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "quantmill",
-            "convert",
-            str(EXAMPLE),
-            "-o",
-            str(f16),
-            "--outtype",
-            "f16",
-        ]
+        command = [sys.executable, "-m", "quantmill", "convert", str(EXAMPLE), str(f16), "--type", "f16"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     texts = (EXAMPLE / "calibration.txt", EXAMPLE / "evaluation.txt")
     place = (options.llama, options.work, options.chunks, options.threads)

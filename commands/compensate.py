@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from quantmill.commands.console import (
     print_line,
@@ -15,6 +17,7 @@ from quantmill.commands.console import (
     table_text,
     tokens_bar,
 )
+from quantmill.commands.polish import Added
 from quantmill.commands.quantize_tables import fallback_warning, plan_object, result_object, result_text
 from quantmill.jobs.compensate import Calibration, run
 from quantmill.jobs.compensated import Compensated
@@ -62,7 +65,13 @@ class _Shown:
             )
 
 
-def compensate_and_show(job: Job, calibration: Calibration, as_json: bool) -> None:
+def compensate_and_show(
+    job: Job,
+    calibration: Calibration,
+    as_json: bool,
+    further: Callable[[Sequence[Path]], Added] | None = None,
+) -> None:
+    """further: what is done to the finished files, and what it adds to the result."""
     try:
         with ExitStack() as stack:
             result = run(job, calibration, _Shown(job, stack))
@@ -71,10 +80,11 @@ def compensate_and_show(job: Job, calibration: Calibration, as_json: bool) -> No
         kept = f"finished layers are in {left}: go on with --resume"
         print_line(f"interrupted; {kept if left.exists() else 'no layer was finished yet'}")
         raise SystemExit(130) from None
+    added, below = further(result.paths) if further else ({}, "")
     if as_json:
-        show(json_text({**plan_object(result.plan), **result_object(result), **_object(result)}))
+        show(json_text({**plan_object(result.plan), **result_object(result), **_object(result), **added}))
     else:
-        show(f"{result_text(result)}\n\n{_text(result)}")
+        show(f"{result_text(result)}\n\n{_text(result)}" + (f"\n\n{below}" if below else ""))
     if result.plainly:
         more = f" and {len(result.plainly) - 1} more" if len(result.plainly) > 1 else ""
         remark(f"without compensation: {result.plainly[0]}{more}")

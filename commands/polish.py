@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantmill.commands.console import print_line, print_warnings, show, size_text, table_text, tokens_bar
+from quantmill.commands.console import parsing, print_line, show, table_text
+from quantmill.commands.options import Device, DryRun, Force, Json, Resume, Threads
+from quantmill.commands.watching import Shown
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
     from quantmill.jobs.polish_request import Plan, Result
+
+Added = tuple[
+    dict[str, Any], str
+]  # what a further step adds to a result: to the JSON object, and below the table
 
 NOT_BETTER = 3  # exit code: everything went well, but the file could not be made better
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@app.command()
 def polish(
     quant: Annotated[
         Path, typer.Argument(metavar="QUANT", help="A quantized GGUF (of a split model its first file).")
@@ -30,7 +37,9 @@ def polish(
             metavar="MODEL", help="The original: GGUF, Hugging Face directory or org/name on the hub."
         ),
     ],
-    calibration: Annotated[Path, typer.Option(metavar="TEXT", help="The text to learn and to judge on.")],
+    calibration: Annotated[
+        list[Path], typer.Option(metavar="TEXT", help="Plain text to learn and to judge on; repeatable.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: QUANT-polished.gguf]")
     ] = None,
@@ -45,24 +54,20 @@ def polish(
     only: Annotated[
         str | None, typer.Option(metavar="scales|norms", help="Train only these. [default: both]")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of products: bfloat16, float32 or float16. [default: float32 from 6.3 bits on]"),
+        typer.Option(
+            "--dtype",
+            metavar="NAME",
+            help="Of products: bfloat16, float32 or float16. [default: bfloat16, from 6.3 bits a weight on float32]",
+        ),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", "-t", help="CPU threads; they do not change the result.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace an output that is no GGUF model; never an input.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be trained and the memory; train nothing.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
-    ] = False,
+    threads: Threads = None,
+    resume: Resume = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Make any quantized GGUF better at the same size, in minutes.
 
@@ -72,70 +77,50 @@ def polish(
     """
     from quantmill.commands.hub import local_model
     from quantmill.jobs.polish import Job, plan_job, run
+    from quantmill.jobs.polish_facts import plan_text
 
-    job = Job(
-        quant=quant,
-        base=local_model(base),
-        calibration=calibration,
-        output=output,
-        n_chunks=chunks,
-        n_epochs=epochs,
-        rate=lr,
-        only=only,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        resume=resume,
-        force=force,
-    )
+    with parsing():
+        job = Job(
+            quant=quant,
+            base=local_model(base),
+            calibration=tuple(calibration),
+            output=output,
+            n_chunks=chunks,
+            n_epochs=epochs,
+            rate=lr,
+            only=only,
+            device=device,
+            dtype=dtype,
+            threads=threads or None,
+            resume=resume,
+            force=force,
+        )
     if dry_run:
         plan = plan_job(job)
         show(json_text(plan_object(plan)) if as_json else plan_text(plan))
         return
-    with Shown() as shown:
-        result = run(job, shown)
+    with Shown() as watcher:
+        result = run(job, watcher)
     show(json_text(result_object(result)) if as_json else result_text(result))
     if not result.helped:
-        print_line(not_better(result))
-        raise SystemExit(NOT_BETTER)
+        print_line(f"{not_better(result)}; nothing was written")
+        raise typer.Exit(NOT_BETTER)
 
 
-class Shown:
-    """Shows a polish on stderr: what it does and needs, and a bar for each part."""
+def polish_made(
+    paths: Sequence[Path], base: Path, texts: Sequence[str], threads: int | None, device: str
+) -> Added:
+    """`quantize --polish`: polish the file that was just made, in its place. The plain one stays where it is better."""
+    from quantmill.imatrix.text import text_argument
+    from quantmill.jobs.polish import Job, polish_in_place
 
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> Shown:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._end()
-
-    def planned(self, plan: Plan) -> None:
-        print_warnings(plan.notes)
-        print_line(plan_text(plan))
-
-    def began(self, what: str, n_chunks: int) -> None:
-        self._end()
-        self._bar = tokens_bar(what, n_chunks)
-        self._advance = self._bar.__enter__()
-
-    def advanced(self, n_chunks: int, note: str) -> None:
-        self._advance(n_chunks, note)
-
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
-
-
-def plan_text(plan: Plan) -> str:
-    epochs = "" if plan.n_epochs == 1 else f", {plan.n_epochs} times"
-    return (
-        f"{plan.output}: {plan.n_moving} scales and vector elements are trained on {plan.n_trained} chunks{epochs}, "
-        f"judged on {plan.n_held_back}; products in {plan.dtype}; up to {size_text(plan.memory_bytes)} of memory"
-    )
+    calibration = tuple(text_argument(text).path for text in texts)
+    with Shown() as watcher:
+        result = polish_in_place(
+            Job(paths[0], base, calibration, threads=threads, device=device, force=True), watcher
+        )
+    text = result_text(result) if result.helped else f"the plain file is kept: polish is {not_better(result)}"
+    return {"polish": result_object(result)}, text
 
 
 def plan_object(plan: Plan) -> dict[str, Any]:
@@ -167,7 +152,7 @@ def result_text(result: Result) -> str:
 def not_better(result: Result) -> str:
     return (
         f"not better on the held-back chunks (KLD {result.before.kld.value:.5f} before, "
-        f"{result.after.kld.value:.5f} after, p = {result.test.p_value:.2f}); nothing was written"
+        f"{result.after.kld.value:.5f} after, p = {result.test.p_value:.2f})"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,9 +40,12 @@ from quantmill.commands.watching import Shown
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
+    from quantmill.commands.polish import Added
     from quantmill.jobs.allocate import Request
     from quantmill.jobs.quantize import Job
     from quantmill.recipe import Plan, PlanEntry
+
+Further = Callable[[Sequence[Path]], "Added"]  # a step after the file is made, and what it adds to the result
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -167,6 +170,14 @@ def quantize(
     ] = None,
     damping: Annotated[float, typer.Option(help="Of second moments, times their mean.")] = 0.01,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted --compensate.")] = False,
+    polish: Annotated[
+        bool,
+        typer.Option(
+            "--polish",
+            help="Then train scales and norms on the calibration text against the model, as `quantmill polish` does; "
+            "where that does not help, the plain file is kept.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -191,7 +202,7 @@ def quantize(
     target = find_target(size, target_bpw)
     if target is None and (measure_chunks or min_type or max_type):
         raise UsageError("--measure-chunks, --min-type, --max-type belong to a target size")
-    _check_calibration(calibration or [], compensate, target is not None)
+    _check_calibration(calibration or [], compensate, target is not None, polish)
     rules = rules_of(tensor_type or [])
     if target is not None:
         if recipe is not None:
@@ -237,9 +248,16 @@ def quantize(
             *_text_files(calibration or []),
         ),
     )
+    further: Further | None = None
+    if polish:
+        from quantmill.commands.polish import polish_made
+
+        def further(paths: Sequence[Path]) -> Added:
+            return polish_made(paths, Path(job.source), calibration or [], job.threads, device)
+
     if target is not None:
         text = Path(calibration[0]) if calibration else None
-        _reach(find_request(job, target, text, measure_chunks, min_type, max_type), dry_run, as_json)
+        _reach(find_request(job, target, text, measure_chunks, min_type, max_type), dry_run, as_json, further)
     elif dry_run:
         _show_plan(plan_job(job), as_json)
     elif compensate:
@@ -247,12 +265,12 @@ def quantize(
         from quantmill.jobs.compensate import Calibration
 
         wish = Calibration(tuple(calibration or ()), effort, chunks, alpha, damping, resume)
-        compensate_and_show(job, wish, as_json)
+        compensate_and_show(job, wish, as_json, further)
     else:
-        _run(job, as_json)
+        _run(job, as_json, further=further)
 
 
-def _check_calibration(texts: list[str], compensate: bool, has_target: bool) -> None:
+def _check_calibration(texts: list[str], compensate: bool, has_target: bool, polish: bool) -> None:
     """--calibration only names a text: something must want it. Raises UsageError."""
     if compensate and has_target:
         raise UsageError(
@@ -261,8 +279,10 @@ def _check_calibration(texts: list[str], compensate: bool, has_target: bool) -> 
         )
     if compensate and not texts:
         raise UsageError("--compensate needs a text: --calibration FILE")
-    if texts and not (compensate or has_target):
-        raise UsageError("--calibration only names a text; add --compensate or --target-size")
+    if polish and not texts:
+        raise UsageError("--polish needs a text: --calibration FILE")
+    if texts and not (compensate or has_target or polish):
+        raise UsageError("--calibration only names a text; add --compensate, --polish or --target-size")
     if has_target and len(texts) > 1:
         raise UsageError("--target-size measures on one text; give --calibration once")
 
@@ -302,7 +322,7 @@ class _Shown(Shown):
             detail(f"{entry.name}: {entry.source_type} -> {entry.type}, {size_text(entry.n_bytes)}")
 
 
-def _reach(request: Request, dry_run: bool, as_json: bool) -> None:
+def _reach(request: Request, dry_run: bool, as_json: bool, further: Further | None) -> None:
     """Find the types for a size, and make the file unless the plan is all that is wanted."""
     from quantmill.commands.allocation import allocation_object, allocation_text, find
     from quantmill.jobs.quantize import check_outputs
@@ -317,13 +337,15 @@ def _reach(request: Request, dry_run: bool, as_json: bool) -> None:
         if not as_json:
             show(allocation_text(found, None))
         return
-    _run(found.job, as_json, allocation_object(found))
+    _run(found.job, as_json, allocation_object(found), further)
     write_recipe(output, request, found, __version__)
     if not as_json:
         show(allocation_text(found, output.path))
 
 
-def _run(job: Job, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+def _run(
+    job: Job, as_json: bool, more: Mapping[str, Any] | None = None, further: Further | None = None
+) -> None:
     from quantmill.jobs.quantize import run
 
     try:
@@ -331,7 +353,8 @@ def _run(job: Job, as_json: bool, more: Mapping[str, Any] | None = None) -> None
             result = run(job, shown)
     except MemoryError:
         raise CommandError("not enough memory; a smaller --max-buffer-size helps") from None
+    added, below = further(result.paths) if further else ({}, "")
     if as_json:
-        show(json_text({**plan_object(result.plan), **result_object(result), **(more or {})}))
+        show(json_text({**plan_object(result.plan), **result_object(result), **(more or {}), **added}))
     else:
-        show(result_text(result))
+        show(result_text(result) + (f"\n\n{below}" if below else ""))

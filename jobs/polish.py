@@ -11,7 +11,7 @@ import gc
 import math
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +25,16 @@ from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_checks import Chunks, bits_per_weight, check_base, chunks_of
-from quantmill.jobs.polish_facts import facts, identity, plan_of, with_facts
-from quantmill.jobs.polish_request import Job, Plan, Result, Silent, Watcher, default_output
+from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
+from quantmill.jobs.polish_request import Job, Plan, Result, default_output
 from quantmill.jobs.polish_state import Kept
+from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
 from quantmill.measure.token_scores import compare
-from quantmill.models.model import LoadedModel, from_source
+from quantmill.models.model import LoadedModel, automatic_device, from_source
 from quantmill.models.tokenizer import from_metadata
 
-__all__ = ["Job", "Plan", "Result", "Silent", "Watcher", "plan_job", "run"]
+__all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 
 ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
 WORSE_BASE = (
@@ -60,13 +61,30 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         kept = Kept(
             ready.plan.output, identity(job, ready.quant, ready.base, ready.chunks, ready.dtype), job.resume
         )
-        watcher.planned(ready.plan)
+        for note in ready.plan.notes:
+            watcher.warn(note)
+        watcher.note(plan_text(ready.plan))
         workers = stack.enter_context(working(job.threads or os.cpu_count() or 1))
         try:
             return _polished(ready, kept, workers, watcher)
         except QuantmillError:
             kept.remove()  # it would fail again
             raise
+
+
+def polish_in_place(job: Job, watcher: Watcher | None = None) -> Result:
+    """Polish a file that was just made, and put the better one in its place; where it is not better, it stays."""
+    assert job.output is None
+    first = Path(*job.quant.parts[:-1], f"{default_output(job.quant).name}")
+    result = run(replace(job, output=first), watcher)
+    if result.paths:
+        quant = open_source(job.quant)
+        old = quant.paths
+        quant.close()
+        for new, path in zip(result.paths, old, strict=True):
+            os.replace(new, path)
+        result = replace(result, paths=old)
+    return result
 
 
 @dataclass(frozen=True)
@@ -87,9 +105,8 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     stack.callback(quant.close)
     stack.callback(base.close)
     check_base(quant, base)
-    text = _text(job.calibration)
-    chunks = chunks_of(text, str(job.calibration), from_metadata(quant.metadata), job.n_chunks)
-    inputs = (*quant.paths, *base.paths, job.base, job.calibration)
+    chunks = chunks_of(job.calibration, from_metadata(quant.metadata), job.n_chunks)
+    inputs = (*quant.paths, *base.paths, job.base, *job.calibration)
     dtype = _dtype(job, quant)
     output = job.output or default_output(job.quant)
     notes = _sink(job, quant, output, quant.metadata, inputs).notes
@@ -103,7 +120,7 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     head, matrix, wanted = _listened(ready, kept, workers, watcher)
     student = Student(_loaded(job, ready.quant, job.quant), ready.dtype, workers)
     divergence = Divergence(head, matrix, student.head, student.head_weight, workers)
-    watcher.began("before", len(chunks.held_back))
+    watcher.began("before", len(chunks.held_back), "chunks")
     before = _scores(student, divergence, chunks, wanted, watcher)
     _check_scores(job, before, len(chunks.held_back))
     student.start(job.rates)
@@ -112,7 +129,7 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     _train(training, chunks, wanted, kept, watcher)
     student.settle()
     divergence.settled()
-    watcher.began("after", len(chunks.held_back))
+    watcher.began("after", len(chunks.held_back), "chunks")
     after = _scores(student, divergence, chunks, wanted, watcher)
     test = paired_test(after.kld, before.kld, len(chunks.held_back))
     first, last = summarize(before), summarize(after)
@@ -134,8 +151,8 @@ def _listened(
     ids = torch.from_numpy(chunks.held_back[:1, :16].astype(np.int64)).to(loaded.device)
     check_head(loaded.model, head, matrix, ids)
     wanted = kept.hidden_states(chunks.trained.shape[1], matrix.shape[1])
-    watcher.began("original", len(chunks.all))
-    listen(loaded.model, chunks.all, wanted, str(ready.job.base), lambda n: watcher.advanced(n, ""))
+    watcher.began("original", len(chunks.all), "chunks")
+    listen(loaded.model, chunks.all, wanted, str(ready.job.base), watcher.progressed)
     del loaded
     gc.collect()
     for spec in ready.base.specs():
@@ -145,17 +162,17 @@ def _listened(
 
 def _train(training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept, watcher: Watcher) -> None:
     n_held = len(chunks.held_back)
-    watcher.began("training", len(training.order))
-    watcher.advanced(training.n_done, "")
+    watcher.began("training", len(training.order), "chunks")
+    watcher.progressed(training.n_done)
     try:
         while training.n_done < len(training.order):
             training.step(chunks.trained, _From(wanted, n_held))
             recent = training.losses[-16:]
-            watcher.advanced(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")
+            watcher.progressed(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")
             kept.save(training)
     except KeyboardInterrupt:
         kept.save(training, soon=True)
-        raise
+        raise KeyboardInterrupt(f"what was done is in {kept.directory}: go on with --resume") from None
 
 
 @dataclass(frozen=True)
@@ -182,7 +199,7 @@ def _scores(
         targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
         states = wanted[i][rows].to(hidden.device)
         parts += divergence.compared(states, hidden, lambda p, q, at, t=targets: compare(p, q, t[at]))  # type: ignore[misc]
-        watcher.advanced(1, "")
+        watcher.progressed(1)
     return TokenScores.joined(parts)
 
 
@@ -220,14 +237,8 @@ def _sink(
 
 
 def _loaded(job: Job, source: TensorSource, path: Path) -> LoadedModel:
-    return from_source(source, path, torch.device(job.device), torch.float32)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise JobError(f"{path}: byte {error.start} is not UTF-8 text") from None
+    device = automatic_device() if job.device == "auto" else job.device
+    return from_source(source, path, torch.device(device), torch.float32)
 
 
 def _dtype(job: Job, quant: TensorSource) -> torch.dtype:

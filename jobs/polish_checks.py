@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from quantmill.gguf_io import TensorSource, TensorSpec
+from quantmill.imatrix.text import read_text
 from quantmill.jobs.errors import JobError
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.qkernels import TYPES, to_float32
@@ -26,24 +28,25 @@ OPTIONAL = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight", "r
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of a text [n, n_ctx] i32: to train on, and held back to judge by. n_tokens of the whole text."""
+    """Chunks of a text [n, n_ctx] i32: to train on, and held back to judge by."""
 
     trained: np.ndarray
     held_back: np.ndarray
-    n_tokens: int
 
     @property
     def all(self) -> np.ndarray:
         return np.concatenate([self.held_back, self.trained])
 
 
-def chunks_of(text: str, name: str, tokenizer: Tokenizer, n_chunks: int | None) -> Chunks:
-    """Cut a text into chunks and take n_chunks of them, evenly spread over it; every so many is held back.
+def chunks_of(paths: Sequence[Path], tokenizer: Tokenizer, n_chunks: int | None) -> Chunks:
+    """Cut texts into chunks and take n_chunks of them, evenly spread over all; every so many is held back.
 
-    Raises JobError for a text that is too short.
+    Raises JobError for texts that are too short, and as imatrix.text.read_text does.
     """
-    tokens = tokenizer.encode(text)
-    there = len(tokens) // N_CTX
+    tokens = [tokenizer.encode(_plain(path)) for path in paths]
+    pieces = [ids[: len(ids) // N_CTX * N_CTX] for ids in tokens]
+    chunks = np.array([token for piece in pieces for token in piece], np.int32).reshape(-1, N_CTX)
+    there, n_tokens = len(chunks), sum(map(len, tokens))
     wanted = min(there, n_chunks or DEFAULT_CHUNKS)
     if wanted < FEWEST_HELD_BACK + FEWEST_TRAINED:
         fewest = FEWEST_HELD_BACK + FEWEST_TRAINED
@@ -52,17 +55,22 @@ def chunks_of(text: str, name: str, tokenizer: Tokenizer, n_chunks: int | None) 
                 f"--chunks {n_chunks}: at least {fewest} are needed, {FEWEST_HELD_BACK} to judge by"
             )
         raise JobError(
-            f"{name}: has {len(tokens)} tokens; to train and to judge takes at least {fewest} chunks of {N_CTX}, "
+            f"{paths[0]}: has {n_tokens} tokens; to train and to judge takes at least {fewest} chunks of {N_CTX}, "
             f"{fewest * N_CTX} tokens: give a longer text"
         )
-    which = np.arange(wanted) * there // wanted
-    chunks = np.array(tokens[: there * N_CTX], np.int32).reshape(there, N_CTX)[which]
+    chunks = chunks[np.arange(wanted) * there // wanted]
     if tokenizer.add_bos and tokenizer.bos is not None:
         chunks[:, 0] = tokenizer.bos
     n_held = max(FEWEST_HELD_BACK, min(HELD_BACK, wanted // 5))
     held = np.zeros(wanted, bool)
     held[(np.arange(n_held) * 2 + 1) * wanted // (2 * n_held)] = True
-    return Chunks(chunks[~held], chunks[held], len(tokens))
+    return Chunks(chunks[~held], chunks[held])
+
+
+def _plain(path: Path) -> str:
+    if path.suffix == ".jsonl":
+        raise JobError(f"{path}: polish learns on plain text; give one instead of conversations")
+    return read_text(path)
 
 
 def check_base(quant: TensorSource, base: TensorSource) -> None:

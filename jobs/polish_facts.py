@@ -53,6 +53,15 @@ def plan_of(
     )
 
 
+def plan_text(plan: Plan) -> str:
+    """A plan in one line."""
+    epochs = "" if plan.n_epochs == 1 else f", {plan.n_epochs} times"
+    return (
+        f"{plan.output}: {plan.n_moving} scales and vector elements are trained on {plan.n_trained} chunks{epochs}, "
+        f"judged on {plan.n_held_back}; products in {plan.dtype}; up to {plan.memory_bytes / 2**30:.2f} GiB of memory"
+    )
+
+
 def memory(quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.dtype, n_ctx: int) -> int:
     """An upper estimate of the bytes held at once; mapped files count, though the system can drop them.
 
@@ -107,7 +116,7 @@ def facts(
     values = {
         "base": MetaValue(text, job.base.name),
         "base.sha256": MetaValue(text, digest(list(base.paths))),
-        "text.sha256": MetaValue(text, digest([job.calibration])),
+        "text.sha256": MetaValue(text, digest(list(job.calibration))),
         "tokens": MetaValue(u32, n_steps * chunks.trained.shape[1]),
         "chunks": MetaValue(u32, len(chunks.trained)),
         "epochs": MetaValue(u32, job.n_epochs),

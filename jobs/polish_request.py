@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from quantmill.calibrate.polish import Rates
 from quantmill.calibrate.rates import default_rates
@@ -14,7 +13,7 @@ from quantmill.measure.divergence import Divergence, PairedTest
 
 @dataclass(frozen=True)
 class Job:
-    """quant: any quantized GGUF. base: the original, a GGUF or a Hugging Face directory. calibration: a text.
+    """quant: any quantized GGUF. base: the original, a GGUF or a Hugging Face directory. calibration: plain texts.
 
     output: None for QUANT-polished.gguf. n_chunks of 512 tokens, n_epochs over them; rate: highest relative change a
     step, None for the measured one of each type. only: "scales" or "norms" (all F32 vectors), None for both.
@@ -23,7 +22,7 @@ class Job:
 
     quant: Path
     base: Path
-    calibration: Path
+    calibration: tuple[Path, ...]
     output: Path | None = None
     n_chunks: int | None = None
     n_epochs: int = 1
@@ -36,6 +35,8 @@ class Job:
     force: bool = False
 
     def __post_init__(self) -> None:
+        if not self.calibration:
+            raise JobError("polish needs a text to learn and to judge on (--calibration FILE)")
         numbers = {"--chunks": self.n_chunks, "--epochs": self.n_epochs, "--threads": self.threads}
         for name, value in numbers.items():
             if value is not None and value < 1:
@@ -81,32 +82,6 @@ class Result:
     @property
     def helped(self) -> bool:
         return bool(self.paths)
-
-
-class Watcher(Protocol):
-    """Whoever wants to know how a polish goes."""
-
-    def planned(self, plan: Plan) -> None:
-        """Everything was checked and work begins."""
-
-    def began(self, what: str, n_chunks: int) -> None:
-        """A part of the work of so many chunks begins."""
-
-    def advanced(self, n_chunks: int, note: str) -> None:
-        """So many chunks more of it are done."""
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def planned(self, plan: Plan) -> None:
-        pass
-
-    def began(self, what: str, n_chunks: int) -> None:
-        pass
-
-    def advanced(self, n_chunks: int, note: str) -> None:
-        pass
 
 
 def default_output(quant: Path) -> Path:

@@ -25,7 +25,7 @@ CHUNKS = 14
 
 
 def job(output: Path, quant: Path | None = None, **settings) -> Job:
-    return Job(quant or tiny("Q4_0"), EXAMPLE, TEXT, output, n_chunks=CHUNKS, threads=2, **settings)
+    return Job(quant or tiny("Q4_0"), EXAMPLE, (TEXT,), output, n_chunks=CHUNKS, threads=2, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def test_says_what_was_done(polished: Path) -> None:
 
 
 def test_threads_do_not_change_the_bytes(polished: Path, tmp_path: Path) -> None:
-    one = Job(tiny("Q4_0"), EXAMPLE, TEXT, tmp_path / "one.gguf", n_chunks=CHUNKS, threads=1)
+    one = Job(tiny("Q4_0"), EXAMPLE, (TEXT,), tmp_path / "one.gguf", n_chunks=CHUNKS, threads=1)
     run(one)
     assert (tmp_path / "one.gguf").read_bytes() == polished.read_bytes()
 
@@ -153,7 +153,7 @@ def test_a_split_model(polished: Path, tmp_path: Path) -> None:
         sink.commit()
     quant = tmp_path / "model-00001-of-00002.gguf"
     assert default_output(quant) == tmp_path / "model-polished"
-    result = run(Job(quant, EXAMPLE, TEXT, n_chunks=CHUNKS))
+    result = run(Job(quant, EXAMPLE, (TEXT,), n_chunks=CHUNKS))
     assert [path.name for path in result.paths] == [f"model-polished-0000{i}-of-00002.gguf" for i in (1, 2)]
     one, two = open_source(polished), open_source(result.paths[0])
     assert all(np.array_equal(one.read(s.name), two.read(s.name)) for s in specs)
@@ -203,7 +203,7 @@ def test_another_models_base(tmp_path: Path) -> None:
 
     random_model(tmp_path, *FAMILIES["qwen3, yarn"])
     with pytest.raises(QuantmillError, match="different models: architecture"):
-        plan_job(Job(tiny("Q4_0"), tmp_path, TEXT, tmp_path / "out.gguf"))
+        plan_job(Job(tiny("Q4_0"), tmp_path, (TEXT,), tmp_path / "out.gguf"))
 
 
 def test_the_first_tensor_that_differs(tmp_path: Path) -> None:
@@ -218,13 +218,13 @@ def test_the_first_tensor_that_differs(tmp_path: Path) -> None:
             sink.write(spec.name, raw[::-1].copy() if spec.name == "blk.1.attn_k.weight" else raw)
         sink.commit()
     with pytest.raises(QuantmillError, match=r"blk\.1\.attn_k\.weight"):
-        plan_job(Job(tiny("Q4_0"), tmp_path / "base.gguf", TEXT, tmp_path / "out.gguf"))
+        plan_job(Job(tiny("Q4_0"), tmp_path / "base.gguf", (TEXT,), tmp_path / "out.gguf"))
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(QuantmillError, match="nothing to learn"):
-        plan_job(Job(tiny("Q4_0"), tiny("Q4_0"), TEXT, tmp_path / "out.gguf"))
-    plan = plan_job(Job(tiny("Q4_0"), tiny("Q8_0"), TEXT, tmp_path / "out.gguf"))
+        plan_job(Job(tiny("Q4_0"), tiny("Q4_0"), (TEXT,), tmp_path / "out.gguf"))
+    plan = plan_job(Job(tiny("Q4_0"), tiny("Q8_0"), (TEXT,), tmp_path / "out.gguf"))
     assert "quantized itself (Q8_0)" in plan.notes[0]
 
 
@@ -242,7 +242,7 @@ def test_a_base_that_is_worse(tmp_path: Path) -> None:
             sink.write(spec.name, (raw.view("<f4") * np.float32(0.2)).view("u1") if spoiled else raw)
         sink.commit()
     with pytest.raises(QuantmillError, match="predicts the held-back text worse"):
-        run(Job(tiny("Q4_0"), tmp_path / "base.gguf", TEXT, tmp_path / "out.gguf", n_chunks=CHUNKS))
+        run(Job(tiny("Q4_0"), tmp_path / "base.gguf", (TEXT,), tmp_path / "out.gguf", n_chunks=CHUNKS))
     assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
 
 
@@ -267,4 +267,39 @@ def test_an_output_is_no_input(tmp_path: Path) -> None:
     quant = tmp_path / "q.gguf"
     quant.write_bytes(tiny("Q4_0").read_bytes())
     with pytest.raises(QuantmillError, match="is an input"):
-        plan_job(Job(quant, EXAMPLE, TEXT, quant))
+        plan_job(Job(quant, EXAMPLE, (TEXT,), quant))
+
+
+def test_quantize_and_polish_in_one_go(tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    made = ["quantize", EXAMPLE, output, "Q4_0", "--json", "--threads", 2]
+    plain = quantmill(*made)
+    assert plain.returncode == 0, plain.stderr
+    size = output.stat().st_size
+    (tmp_path / "text.txt").write_text(TEXT.read_text()[:26_000])
+    done = quantmill(*made, "--calibration", tmp_path / "text.txt", "--polish")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["polish"]["written"] == [str(output)]
+    assert found["polish"]["after"]["kld"]["value"] < found["polish"]["before"]["kld"]["value"]
+    assert open_source(output).metadata.value("quantmill.polish.tokens")
+    assert 0 <= output.stat().st_size - size < 4096  # the keys
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "text.txt"]
+
+
+def test_quantize_keeps_the_plain_file(tmp_path: Path) -> None:
+    """F16 has no scales to train, and its norms are the original's."""
+    output = tmp_path / "out.gguf"
+    (tmp_path / "text.txt").write_text(TEXT.read_text()[:26_000])
+    more = ("--calibration", tmp_path / "text.txt", "--polish", "--threads", 2)
+    done = quantmill("quantize", EXAMPLE, output, "Q8_0", *more)
+    assert done.returncode == 0, done.stderr
+    assert output.exists()
+    kept = "the plain file is kept" in done.stdout
+    assert kept != bool(open_source(output).metadata.value("quantmill.polish.tokens"))
+
+
+def test_polish_needs_a_text(tmp_path: Path) -> None:
+    done = quantmill("quantize", EXAMPLE, tmp_path / "out.gguf", "Q4_0", "--polish")
+    assert done.returncode == 2
+    assert "--calibration" in done.stderr
