@@ -117,7 +117,8 @@ def polish_made(
     calibration = tuple(text_argument(text).path for text in texts)
     with Shown() as watcher:
         result = polish_in_place(
-            Job(paths[0], base, calibration, threads=threads, device=device, force=True), watcher
+            Job(paths[0], base, calibration, threads=threads, device=device.split(",")[0], force=True),
+            watcher,
         )
     text = result_text(result) if result.helped else f"the plain file is kept: polish is {not_better(result)}"
     return {"polish": result_object(result)}, text

@@ -31,7 +31,7 @@ from quantmill.jobs.polish_state import Kept
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
 from quantmill.measure.token_scores import compare
-from quantmill.models.model import LoadedModel, automatic_device, from_source
+from quantmill.models.model import LoadedModel, from_source, usable_device
 from quantmill.models.tokenizer import from_metadata
 
 __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
@@ -237,8 +237,7 @@ def _sink(
 
 
 def _loaded(job: Job, source: TensorSource, path: Path) -> LoadedModel:
-    device = automatic_device() if job.device == "auto" else job.device
-    return from_source(source, path, torch.device(device), torch.float32)
+    return from_source(source, path, usable_device(job.device), torch.float32)
 
 
 def _dtype(job: Job, quant: TensorSource) -> torch.dtype:

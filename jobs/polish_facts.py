@@ -17,6 +17,7 @@ from quantmill.jobs.polish_checks import Chunks, quantized_base
 from quantmill.jobs.polish_request import Job, Plan
 from quantmill.measure.divergence import Divergence
 from quantmill.measure.record import digest
+from quantmill.models.model import usable_device
 from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import is_trainable
 
@@ -91,7 +92,7 @@ def identity(job: Job, quant: TensorSource, base: TensorSource, chunks: Chunks, 
         "rates": asdict(job.rates),
         "epochs": job.n_epochs,
         "dtype": str(dtype),
-        "device": torch.device(job.device).type,
+        "device": usable_device(job.device).type,
         "torch": torch.__version__,
     }
     found.update(json.dumps(described, sort_keys=True).encode())
