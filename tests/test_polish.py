@@ -287,8 +287,9 @@ def test_quantize_and_polish_in_one_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "text.txt"]
 
 
+@pytest.mark.slow
 def test_quantize_keeps_the_plain_file(tmp_path: Path) -> None:
-    """F16 has no scales to train, and its norms are the original's."""
+    """Of Q8_0 there is little to win back: either way the file and the exit code are sound."""
     output = tmp_path / "out.gguf"
     (tmp_path / "text.txt").write_text(TEXT.read_text()[:26_000])
     more = ("--calibration", tmp_path / "text.txt", "--polish", "--threads", 2)
