@@ -249,9 +249,10 @@ def test_tokens_beside_a_sentencepiece_model(
         assert metadata.value(f"tokenizer.ggml.{key}_token_id") == theirs.convert_tokens_to_ids(text)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "phi3", "llama"])
 def test_sentencepiece_in_tokenizer_json_alone(name: str, tmp_path: Path) -> None:
-    """Where llama.cpp's converter asks for tokenizer.model, the merges of tokenizer.json say as much."""
+    """Where llama.cpp's converter asks for tokenizer.model, the merges of tokenizer.json say as much. A Llama gets
+    the scores that the converter gives it, all alike."""
     import sentencepiece
     from transformers import AutoTokenizer
 
@@ -276,8 +277,13 @@ def test_sentencepiece_in_tokenizer_json_alone(name: str, tmp_path: Path) -> Non
     core.save_pretrained(str(directory))
     (directory / "tokenizer.model").unlink()
     metadata = open_checkpoint(directory).metadata
-    for text in (TEXT, "the the cat\n that  mat 我", ""):
+    for text in (TEXT, "the the cat\n that  mat 我", "") if name != "llama" else ():
         assert from_metadata(metadata).encode(text) == from_metadata(wanted).encode(text)
     texts, types = metadata.value("tokenizer.ggml.tokens"), metadata.value("tokenizer.ggml.token_type")
     assert list(texts) == list(wanted.value("tokenizer.ggml.tokens"))
+    if name == "llama":
+        scores = metadata.value("tokenizer.ggml.scores")
+        assert {score for score, kind in zip(scores, types, strict=True) if kind != 5} == {-1000.0}
+        assert [kind for kind, text in zip(types, texts, strict=True) if text.startswith("<0x")] == [6] * 256
+        return
     assert [kind for kind in types if kind in (3, 4)] == [3, 3, 3]  # <unk> is special in tokenizer.json

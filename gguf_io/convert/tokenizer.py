@@ -67,7 +67,8 @@ def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
         sentencepiece(writer, directory, config)
     elif vocabulary.is_byte_fallback_bpe(directory):
         tokenizer = vocabulary.load_tokenizer(directory)
-        _write_sentencepiece(writer, directory, vocabulary.byte_fallback_bpe(directory, tokenizer))
+        found = vocabulary.byte_fallback_bpe(directory, tokenizer, config["vocab_size"])
+        _write_sentencepiece(writer, directory, found)
     else:
         bpe(writer, directory, config)
     if config["vocab_size"] == CODE_LLAMA_VOCAB:

@@ -122,29 +122,27 @@ def is_byte_fallback_bpe(directory: Path) -> bool:
     )
 
 
-def byte_fallback_bpe(directory: Path, tokenizer: Tokenizer) -> Vocabulary:
+def byte_fallback_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     """SentencePiece's BPE from tokenizer.json: no scores there, so merges rank by UNSCORED like llama.cpp's."""
     by_id = _texts_by_id(directory, tokenizer)
-    base = set(
-        json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"].values()
-    )
+    base = set(load_optional_json(directory / "tokenizer.json")["model"]["vocab"].values())
     settings = load_optional_json(directory / "tokenizer_config.json")
-    named = {
-        _content(settings.get(f"{kind}_token")) for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-    }
+    named = {_content(settings.get(f"{kind}_token")) for kind in tokenizer_files.KINDS}
     named |= {_content(token) for token in settings.get("additional_special_tokens") or []}
-    texts, types = [], []
-    for i in sorted(by_id):
-        text = by_id[i]
-        if i in base and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+    vocabulary = _unnamed(vocab_size)
+    for i, text in by_id.items():
+        if i in base and _is_byte(text):
             kind = TokenType.BYTE
         elif text in named:
             kind = TokenType.CONTROL
         else:
             kind = TokenType.NORMAL if i in base else TokenType.USER_DEFINED
-        texts.append(text)
-        types.append(int(kind))
-    return Vocabulary(texts, types, [UNSCORED] * len(texts))
+        _set(vocabulary, i, text, kind, UNSCORED)
+    return vocabulary
+
+
+def _is_byte(text: str) -> bool:
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def scored_by_merges(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
@@ -164,7 +162,7 @@ def scored_by_merges(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> 
             special = added[i].special or looks_special(text)
             kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
             _set(vocabulary, i, text if special else text.replace(SPACE, " "), kind, UNSCORED)
-        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        elif _is_byte(text):
             _set(vocabulary, i, text, TokenType.BYTE, 0.0)
         else:
             _set(vocabulary, i, text, TokenType.NORMAL, -float(made.get(text, len(made))))
