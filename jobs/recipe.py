@@ -41,7 +41,7 @@ def other_importance(recipe: RecipeFile, name: str, imatrix: str | None) -> list
 
 def recipe_path(output: Path) -> Path:
     """Where the recipe of a model is kept: small.gguf → small.recipe.toml."""
-    return beside(output.with_name(output.name.removesuffix(".gguf")), ".recipe.toml")
+    return beside(output.with_name(output.name.removesuffix(".gguf") or "model"), ".recipe.toml")
 
 
 def check_recipe_output(request: Request) -> Output:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -35,19 +34,20 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "page" / "index.html").write_text("<!doctype html>mine")
     (tmp_path / "page" / "README.md").write_text("# mine")
     shutil.copyfile(IMATRIX, tmp_path / "im2.gguf")
-    shutil.copyfile(tiny("F16"), tmp_path / "im.gguf.partial.gguf")
+    (tmp_path / "im.gguf.partial.gguf").write_bytes(b"GGUF")
     for name in ("im.html", "im.json"):
         shutil.copyfile(IMATRIX, tmp_path / name)
     (tmp_path / "notes.txt").write_text("precious\n")
     return tmp_path
 
 
-def everything(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
+def everything(directory: Path) -> dict[str, tuple[int, int, int]]:
+    """Every file by what changes when it is written, replaced or touched."""
+    found = {}
+    for path in directory.rglob("*"):
+        status = path.stat()
+        found[str(path.relative_to(directory))] = status.st_ino, status.st_size, status.st_mtime_ns
+    return found
 
 
 def refused(capsys: pytest.CaptureFixture[str], place: Path, line: str) -> str:
@@ -97,12 +97,10 @@ INPUTS = [
 ]
 
 
-@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("line", INPUTS)
-def test_an_input_is_never_replaced(
-    capsys: pytest.CaptureFixture[str], place: Path, line: str, force: bool
-) -> None:
-    assert "is an input; choose another output" in refused(capsys, place, line + " --force" * force)
+def test_an_input_is_never_replaced(capsys: pytest.CaptureFixture[str], place: Path, line: str) -> None:
+    """Not even by force; without it an output is asked the same."""
+    assert "is an input; choose another output" in refused(capsys, place, line + " --force")
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
