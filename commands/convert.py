@@ -51,8 +51,8 @@ def convert(
         raise UsageError("expected MODEL OUTPUT: give the GGUF to write, once")
     if type.lower() not in _TYPES:
         raise UsageError(f"--type {type}: {choices(type, _TYPES)}")
-    from quantmill.commands.hub import local_model
     from quantmill.jobs.convert import Conversion, plan_conversion
+    from quantmill.jobs.hub import local_model
 
     target = output or outfile
     assert target is not None

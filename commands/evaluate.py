@@ -16,13 +16,18 @@ from quantmill.commands.options import (
     Chunks,
     Ctx,
     Device,
+    Dtype,
     Force,
+    GpuLayers,
     Json,
+    ModelOption,
     NTasks,
     ParseSpecial,
     Resume,
     Threads,
     at_least,
+    device_of,
+    models_of,
 )
 from quantmill.commands.watching import Shown
 
@@ -44,7 +49,7 @@ app = typer.Typer(
     "--text TEXT a.gguf b.gguf.",
 )
 
-Models = Annotated[list[Path] | None, typer.Argument(help="GGUF files (of a split model its first file).")]
+Models = Annotated[list[str] | None, typer.Argument(help="GGUF files (of a split model its first file).")]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Write the record here: .json for report, .csv for a table."),
@@ -54,6 +59,7 @@ Output = Annotated[
 @app.command("compare")
 def compare(
     models: Models = None,
+    model_option: ModelOption = None,
     base: Annotated[
         str | None,
         typer.Option(help="The model to compare with: GGUF, Hugging Face directory or repository."),
@@ -86,7 +92,8 @@ def compare(
     ] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Examples of each harness task.")] = None,
     device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="Of activations: float32, bfloat16 or float16.")] = "float32",
+    gpu_layers: GpuLayers = None,
+    dtype: Dtype = "auto",
     threads: Threads = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
@@ -100,16 +107,17 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Perplexity, KL divergence and task scores of GGUF files against a base, in one pass."""
-    from quantmill.commands.hub import local_model
     from quantmill.jobs.evaluate import Job, TaskJob, run
+    from quantmill.jobs.hub import local_model
 
     files = [TaskJob("hellaswag", hellaswag)] if hellaswag else []
     files += [TaskJob("winogrande", winogrande)] if winogrande else []
     files += [TaskJob("multiple-choice", path) for path in multiple_choice or ()]
+    device = device_of(device, gpu_layers)
     base_path = local_model(base) if base else None
     with parsing():
         job = Job(
-            models=tuple(models or ()),
+            models=tuple(map(Path, models_of(models, model_option))),
             base=base_path,
             base_file=base_file,
             text=text,
@@ -141,6 +149,7 @@ def compare(
 @app.command("speed")
 def speed(
     models: Models = None,
+    model_option: ModelOption = None,
     tests: Annotated[
         str,
         typer.Option(help="Tests, separated by commas: pp512 reads, tg128 generates, pp1024+tg1024 both."),
@@ -164,7 +173,15 @@ def speed(
 
     with parsing():
         options = SpeedOptions(parse_tests(tests), repeats, threads or None, repack, bench)
-        job = Job(tuple(models or ()), options, output, resume, force, command_line(), __version__)
+        job = Job(
+            tuple(map(Path, models_of(models, model_option))),
+            options,
+            output,
+            resume,
+            force,
+            command_line(),
+            __version__,
+        )
     with Shown() as watcher:
         record = run(job, watcher)
     _report(record, False, as_json)

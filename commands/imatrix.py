@@ -9,17 +9,22 @@ import typer
 
 from quantmill.commands.console import UsageError, parsing
 from quantmill.commands.groups import DefaultGroup
+from quantmill.commands.llama_spellings import imatrix_words
 from quantmill.commands.options import (
     Chunks,
     Ctx,
     Device,
     Dtype,
     Force,
+    GpuLayers,
     Json,
+    ModelOption,
     ParseSpecial,
     Resume,
     Threads,
     at_least,
+    device_of,
+    models_of,
 )
 from quantmill.commands.watching import Shown
 
@@ -28,6 +33,9 @@ class _CollectByDefault(DefaultGroup):
     """`quantmill imatrix MODEL -f TEXT` means `quantmill imatrix collect MODEL -f TEXT`."""
 
     default = "collect"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, imatrix_words(args))
 
 
 app = typer.Typer(
@@ -61,13 +69,17 @@ Shrink = Annotated[
 
 @app.command("collect")
 def collect(
-    model: Annotated[str, typer.Argument(help="GGUF file, Hugging Face directory or repository name.")],
     file: Annotated[
         list[str],
         typer.Option(
             "--file", "-f", help="Calibration text, or conversations (.jsonl); FILE=WEIGHT for a share."
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="GGUF file, Hugging Face directory or repository name."),
+    ] = None,
+    model_option: ModelOption = None,
     output: Output = Path("imatrix.gguf"),
     output_format: FileFormat = None,
     ctx: Ctx = None,
@@ -89,6 +101,7 @@ def collect(
         typer.Option("--batch", callback=at_least(1), help="Chunks run together. [default: by free memory]"),
     ] = None,
     device: Device = "auto",
+    gpu_layers: GpuLayers = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
     tokenizer: Annotated[
@@ -103,16 +116,20 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Run a model over a text and sum the squares of what enters its matrices."""
-    from quantmill.commands.hub import local_model
     from quantmill.commands.imatrix_tables import show_collected
     from quantmill.imatrix.text import Cutting, text_argument
     from quantmill.jobs.collect import Job, run
+    from quantmill.jobs.hub import local_model
 
-    path = local_model(model)
+    named = models_of([model] if model else None, model_option)
+    if len(named) != 1:
+        raise UsageError("expected one model: quantmill imatrix MODEL -f TEXT")
+    device = device_of(device, gpu_layers)
+    path = local_model(named[0])
     with parsing():
         job = Job(
             model=path,
-            name=model,
+            name=named[0],
             texts=tuple(text_argument(argument) for argument in file),
             output=output,
             format=_format(output_format),

@@ -6,7 +6,7 @@ An alias that llama.cpp's tools have for an option stands with it; what they hav
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -35,6 +35,13 @@ def _known_device(value: str) -> str:
     return value
 
 
+def _known_dtype(value: str) -> str:
+    if value not in _DTYPES:
+        raise UsageError(f"--dtype {value}: {choices(value, _DTYPES)}")
+    return value
+
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 Threads = Annotated[
@@ -59,7 +66,10 @@ GpuLayers = Annotated[
 Dtype = Annotated[
     str,
     typer.Option(
-        "--dtype", metavar="NAME", help="Of activations: float32, bfloat16, float16 or auto. [default: auto]"
+        "--dtype",
+        metavar="NAME",
+        callback=_known_dtype,
+        help="Of activations: float32, bfloat16, float16, or auto: bfloat16 for imatrix on a GPU, else float32.",
     ),
 ]
 Ctx = Annotated[
@@ -92,12 +102,19 @@ Force = Annotated[
     bool,
     typer.Option("--force", help="Replace an output of another kind than what is written; never an input."),
 ]
-OtherModels = Annotated[
+ModelOption = Annotated[
     list[str] | None,
     typer.Option(
         "-m", "--model", metavar="FILE", hidden=True, help="The model, as llama.cpp's tools take it."
     ),
 ]
+
+
+def models_of(arguments: Sequence[str] | None, options: Sequence[str] | None) -> list[str]:
+    """Models as arguments, or by -m as llama.cpp's tools take them; not both."""
+    if arguments and options:
+        raise UsageError(f"{arguments[0]} and -m {options[0]}: give models as arguments or by -m, not both")
+    return list(arguments or options or ())
 
 
 def device_of(device: str, n_gpu_layers: int | None) -> str:

@@ -75,7 +75,7 @@ def polish(
     original predicts. Chunks of the text that are held back from training decide: where the result is not better on
     them, nothing is written and the exit code is 3.
     """
-    from quantmill.commands.hub import local_model
+    from quantmill.jobs.hub import local_model
     from quantmill.jobs.polish import Job, plan_job, run
     from quantmill.jobs.polish_facts import plan_text
 

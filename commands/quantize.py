@@ -193,7 +193,7 @@ def quantize(
     if keep_split and split_max_size:
         raise UsageError("--keep-split and --split-max-size cannot be used together")
     from quantmill.commands.allocation import find_request, find_target
-    from quantmill.commands.hub import local_model
+    from quantmill.jobs.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
     from quantmill.jobs.recipe import other_importance, read_recipe
     from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type

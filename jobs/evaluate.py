@@ -20,7 +20,7 @@ from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure import compare
 from quantmill.measure.divergence import TokenScores, summarize
 from quantmill.measure.errors import MeasureError
-from quantmill.measure.harness import run_harness
+from quantmill.measure.harness import require_harness, run_harness
 from quantmill.measure.logits_file import TOP_K, LogitsFile, LogitsWriter
 from quantmill.measure.perplexity import perplexity
 from quantmill.measure.record import (
@@ -60,7 +60,8 @@ class Job:
     base: a model, or base_file: its saved predictions. save_logits, save_base: write the base's predictions in
     llama.cpp's or the compact format with top_k entries a position. n_tasks None: all tasks of a file.
     output: the record, a table where its name ends in .csv; what is finished is kept beside it until it is there, and
-    with `resume` not run again. command, version: as the record shall name them.
+    with `resume` not run again. dtype "auto": float32, for differences between models are smaller than what a shorter
+    type rounds away. command, version: as the record shall name them.
     """
 
     models: tuple[Path, ...]
@@ -77,8 +78,8 @@ class Job:
     n_tasks: int | None = None
     lm_eval: tuple[str, ...] = ()
     lm_eval_limit: int | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
+    device: str = "auto"
+    dtype: str = "auto"
     threads: int | None = None
     tokenizer: Path | None = None
     output: Path | None = None
@@ -88,6 +89,8 @@ class Job:
     version: str = ""
 
     def __post_init__(self) -> None:
+        if self.dtype == "auto":
+            object.__setattr__(self, "dtype", "float32")
         if self.base is not None and self.base_file is not None:
             raise MeasureError(
                 "give the base as a model (--base) or as saved predictions (--base-file), not both"
@@ -122,6 +125,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     """
     watcher = watcher or Silent()
     output, saves = _outputs(job)
+    if job.lm_eval:
+        require_harness()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     saved = Saved(saved_path(output.final) if output else None, _identity(job), job.resume, watcher.warn)

@@ -13,6 +13,12 @@ from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import BATCH_TOKENS, LOGIT_BYTES
 
 
+def require_harness() -> None:
+    """Raises MeasureError when the harness is not installed: to be asked before other work."""
+    if find_spec("lm_eval") is None:
+        raise MeasureError("--lm-eval needs the harness: pip install 'quantmill[lm-eval]'")
+
+
 def run_harness(
     loaded: LoadedModel, tasks: Sequence[str], n_ctx: int, limit: int | None = None
 ) -> dict[str, float]:
@@ -20,8 +26,7 @@ def run_harness(
 
     Raises MeasureError when the harness is not installed, knows no such task, or a task generates text.
     """
-    if find_spec("lm_eval") is None:
-        raise MeasureError("--lm-eval needs the harness: pip install 'quantmill[lm-eval]'")
+    require_harness()
     from lm_eval import evaluator
 
     try:

@@ -107,9 +107,15 @@ _ROWS = (
 TYPES: Mapping[str, QuantType] = MappingProxyType({row.name: row for row in _ROWS})
 
 
-def get_type(name: str) -> QuantType:
-    """The row of a type by its ggml spelling, any case. Raises QuantizeError with the known names."""
+def get_type(name: str | QuantType) -> QuantType:
+    """The row of a type by its ggml spelling, any case; a row, or a member of an enum of that name, is taken as well.
+
+    Raises QuantizeError with the known names.
+    """
+    if isinstance(name, QuantType):
+        return name
+    text = str(getattr(name, "name", name))  # gguf.GGMLQuantizationType.Q4_K
     for row in _ROWS:
-        if row.name.lower() == name.lower():
+        if row.name.lower() == text.lower():
             return row
-    raise QuantizeError(f"unknown type {name!r}; {choices(name, TYPES)}")
+    raise QuantizeError(f"unknown type {text!r}; {choices(text, TYPES)}")

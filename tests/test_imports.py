@@ -25,7 +25,8 @@ ARROWS = {
     "jobs": {"models", *_LEAVES, *_MIDDLE},
     "commands": {"jobs", "models", *_LEAVES, *_MIDDLE},
     "cli": {"commands", "jobs", "models", *_LEAVES, *_MIDDLE},
-    "__init__": {"jobs", "models", *_LEAVES, *_MIDDLE},
+    "api": {"jobs", "models", *_LEAVES, *_MIDDLE},
+    "__init__": {"api", "qkernels"},
     "__main__": {"cli"},
 }
 # The folders and files of the root are the package `quantmill`; under their bare names they would collide with others.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from quantmill.commands.console import CommandError
+from quantmill.jobs.errors import JobError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Everything a conversion reads; never pickle files or other frameworks' weights.
@@ -17,14 +17,14 @@ def local_model(name: str, revision: str | None = None) -> Path:
     """The path of a model on this machine; org/name that is no path here is downloaded first, resumably, with
     huggingface_hub's own cache, token and progress bar.
 
-    Raises CommandError: not there, not on the hub, no access, no network; a revision of a local path.
+    Raises JobError: not there, not on the hub, no access, no network; a revision of a local path.
     """
     path = Path(name)
     if path.exists() or not _HUB_NAME.fullmatch(name):
         if revision is not None:
-            raise CommandError(f"--revision {revision}: {name} is a local path; revisions belong to org/name")
+            raise JobError(f"--revision {revision}: {name} is a local path; revisions belong to org/name")
         if not path.exists():
-            raise CommandError(f"{name}: no such file or directory")
+            raise JobError(f"{name}: no such file or directory")
         return path
     return Path(_download(name, revision))
 
@@ -43,13 +43,13 @@ def _download(name: str, revision: str | None) -> str:
             repo_id=name, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=list(_UNWANTED)
         )
     except GatedRepoError:
-        raise CommandError(
+        raise JobError(
             f"{name}: access must be granted on huggingface.co first; then log in with 'hf auth login'"
         ) from None
     except RevisionNotFoundError:
-        raise CommandError(f"{name}: has no revision {revision}") from None
+        raise JobError(f"{name}: has no revision {revision}") from None
     except RepositoryNotFoundError:
-        raise CommandError(f"{name}: neither a path here nor a model on the Hugging Face hub") from None
+        raise JobError(f"{name}: neither a path here nor a model on the Hugging Face hub") from None
     except (HfHubHTTPError, OSError) as error:
         why = " ".join(str(error).split())
-        raise CommandError(f"{name}: is no path here and cannot be downloaded ({why})") from None
+        raise JobError(f"{name}: is no path here and cannot be downloaded ({why})") from None

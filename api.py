@@ -1,0 +1,240 @@
+"""What `import quantmill` offers, for arrays and for whole models. Each function loads what it needs when it is called.
+
+`device` means the same everywhere: "auto" (the first CUDA or ROCm device, else the CPU), "cpu", "cuda", "cuda:1",
+"mps", "xpu", or a torch.device. It changes the speed, never the bytes of a quantized file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from quantmill.errors import explained_imports
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from quantmill.gguf_io import GGUFSource
+    from quantmill.jobs.collect import Result as CollectionResult
+    from quantmill.jobs.convert import Result as ConversionResult
+    from quantmill.jobs.quantize import Result
+    from quantmill.measure.record import Run
+    from quantmill.qkernels.types import QuantType
+    from quantmill.recipe import Recipe
+
+    Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+Place = str | PathLike[str]
+
+
+@explained_imports()
+def quantize(
+    rows: Array,
+    type: str | QuantType,
+    importance: Any = None,
+    *,
+    device: str | torch.device = "auto",
+    threads: int | None = None,
+) -> Array:
+    """rows [..., n_cols] in float32, float16, bfloat16 (or float64, rounded to float32) → uint8 [..., row_bytes].
+
+    numpy in, numpy out; a tensor gives a tensor on its own device. Each row is quantized by itself, so leading
+    dimensions (experts) are free. The bytes are those of llama.cpp's quantizer. importance: [n_cols], or for stacked
+    matrices a vector each, [..., n_cols]. device "auto" leaves a tensor on a GPU there. threads: of the CPU, None for
+    all cores.
+    Raises QuantmillError: an unknown type or device, a row that is not whole blocks, importance that is missing or of
+    another length, NaN or infinity, weights beyond the type's scales. (ggml.c: ggml_quantize_chunk.)
+    """
+    from quantmill.qkernels.arrays import quantize_array
+
+    return quantize_array(rows, type, importance, device, threads)
+
+
+@explained_imports()
+def dequantize(
+    blocks: Array,
+    type: str | QuantType,
+    *,
+    device: str | torch.device = "auto",
+    threads: int | None = None,
+) -> Array:
+    """blocks uint8 [..., row_bytes] → float32 [..., n_cols], as ggml's to_float decodes them; numpy in, numpy out.
+
+    Raises QuantmillError for an unknown type or device, blocks that are not bytes, a row that ends inside a block.
+    """
+    from quantmill.qkernels.arrays import dequantize_array
+
+    return dequantize_array(blocks, type, device, threads)
+
+
+def open_gguf(path: Place) -> GGUFSource:
+    """A GGUF model, of a split one its first file, for reading: `metadata`, `specs()`, `read(name)` → uint8 rows.
+
+    with open_gguf("model.gguf") as model:
+        for spec in model.specs():
+            weights = dequantize(model.read(spec.name), spec.type)
+
+    Raises QuantmillError when it is not sound, OSError when it cannot be read.
+    """
+    from quantmill.gguf_io import GGUFSource
+
+    return GGUFSource(path)
+
+
+@explained_imports()
+def convert(
+    model: Place,
+    output: Place,
+    type: str = "auto",
+    *,
+    revision: str | None = None,
+    device: str | torch.device = "auto",
+    threads: int | None = None,
+    force: bool = False,
+) -> ConversionResult:
+    """A Hugging Face directory, or org/name on the hub → a GGUF in f32, f16, bf16 or q8_0 ("auto": as it is stored).
+
+    The file equals what llama.cpp's convert_hf_to_gguf.py writes, tensors and keys. force: replace a file of another
+    kind. Raises QuantmillError, OSError; then nothing has been written.
+    """
+    from quantmill.jobs.convert import Conversion, run
+    from quantmill.jobs.hub import local_model
+
+    place = local_model(str(model), revision)
+    return run(Conversion(place, Path(output), type, str(device), threads, force))
+
+
+@explained_imports()
+def quantize_model(
+    model: Place,
+    output: Place,
+    type: str | Recipe,
+    *,
+    imatrix: Place | None = None,
+    tensor_types: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    allow_requantize: bool = False,
+    revision: str | None = None,
+    device: str | torch.device = "auto",
+    threads: int | None = None,
+    force: bool = False,
+) -> Result:
+    """A GGUF, a Hugging Face directory or org/name on the hub → a GGUF of a file type such as "Q4_K_M".
+
+    imatrix: file of an importance matrix. tensor_types: regular expression → tensor type; the first that matches
+    wins. type: a quantmill.recipe.Recipe instead says all that the command line can (then without the two above it).
+    Raises QuantmillError (jobs.errors.PlanError has all `problems`), OSError; then nothing has been written.
+    """
+    from quantmill.jobs.hub import local_model
+    from quantmill.jobs.quantize import Job, run
+    from quantmill.recipe import Recipe, parse_rule
+
+    pairs = tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types
+    recipe = type
+    if not isinstance(recipe, Recipe):
+        rules = tuple(parse_rule(f"{pattern}={name}") for pattern, name in pairs)
+        recipe = Recipe(recipe, rules=rules, allow_requantize=allow_requantize)
+    job = Job(
+        str(local_model(str(model), revision)),
+        Path(output),
+        recipe,
+        imatrix=None if imatrix is None else str(imatrix),
+        device=str(device),
+        threads=threads,
+        force=force,
+    )
+    return run(job)
+
+
+@explained_imports()
+def collect_imatrix(
+    model: Place,
+    texts: Place | Sequence[Place],
+    output: Place,
+    *,
+    ctx: int = 512,
+    chunks: int | None = None,
+    parse_special: bool = False,
+    process_output: bool = False,
+    revision: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    force: bool = False,
+) -> CollectionResult:
+    """Run a model (GGUF, Hugging Face directory, org/name) over texts and write its importance matrix to `output`.
+
+    texts: files, or conversations (.jsonl). ctx: tokens in a chunk; chunks: at most so many. The result holds the
+    matrix, the perplexity of the text and the tensors that saw too little of it. Raises QuantmillError, OSError.
+    """
+    from quantmill.imatrix.text import Cutting, Text
+    from quantmill.jobs.collect import Job, run
+    from quantmill.jobs.hub import local_model
+
+    files = [texts] if isinstance(texts, str | PathLike) else list(texts)
+    job = Job(
+        model=local_model(str(model), revision),
+        name=str(model),
+        texts=tuple(Text(Path(file)) for file in files),
+        output=Path(output),
+        cutting=Cutting(ctx, chunks),
+        parse_special=parse_special,
+        process_output=process_output,
+        device=str(device),
+        dtype=dtype,
+        threads=threads,
+        force=force,
+    )
+    return run(job)
+
+
+@explained_imports()
+def evaluate(
+    models: Place | Sequence[Place],
+    *,
+    base: Place | None = None,
+    text: Place | None = None,
+    ctx: int | None = None,
+    chunks: int | None = None,
+    hellaswag: Place | None = None,
+    winogrande: Place | None = None,
+    multiple_choice: Sequence[Place] = (),
+    n_tasks: int | None = None,
+    output: Place | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    force: bool = False,
+) -> Run:
+    """Perplexity of GGUF files on a text, their KL divergence from a base model, and scores on task files.
+
+    The record has a ModelResult for each model, and one for the base. output: where to write it (.json, .csv).
+    Raises QuantmillError, OSError.
+    """
+    from quantmill import __version__
+    from quantmill.jobs.evaluate import Job, TaskJob, run
+    from quantmill.jobs.hub import local_model
+
+    files = [models] if isinstance(models, str | PathLike) else list(models)
+    tasks = [TaskJob("hellaswag", Path(hellaswag))] if hellaswag is not None else []
+    tasks += [TaskJob("winogrande", Path(winogrande))] if winogrande is not None else []
+    tasks += [TaskJob("multiple-choice", Path(path)) for path in multiple_choice]
+    job = Job(
+        models=tuple(map(Path, files)),
+        base=None if base is None else local_model(str(base)),
+        text=None if text is None else Path(text),
+        n_ctx=ctx,
+        chunks=chunks,
+        tasks=tuple(tasks),
+        n_tasks=n_tasks,
+        device=str(device),
+        dtype=dtype,
+        threads=threads,
+        output=None if output is None else Path(output),
+        force=force,
+        command="quantmill.evaluate",
+        version=__version__,
+    )
+    return run(job)
