@@ -1,7 +1,8 @@
 """Decoders beside llama.cpp's own: `python -m bench.decode [--types Q4_K IQ3_S] [--out bench/results/NAME]`.
 
-For each type: weights a second of one core from blocks that stay in the cache to float32, and the ratio to ggml's
-to_float in the same rounds. All values are compared first; if one differs, no number is printed and the exit code is 1.
+For each type: weights a second of processor time, on one thread, from blocks that stay in the cache to float32, and the
+ratio to ggml's to_float in the same rounds. All values are compared first; if one differs, no number is printed and the
+exit code is 1.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def measure(type: str, to: str, options: argparse.Namespace) -> Row | None:
     times = timing.interleaved(contestants, options.rounds, options.seconds)
     ours, ggml = times["ours"], times["ggml"]
     n = expected.size
-    return Row(type, to, n, ours.rate(n), *ours.span(n), ggml.rate(n), ours.times_faster_than(ggml))
+    rates = ours.rate(n, "cpu"), *ours.span(n, "cpu"), ggml.rate(n, "cpu")
+    return Row(type, to, n, *rates, ours.times_faster_than(ggml, "cpu"))
 
 
 def main(arguments: list[str]) -> int:

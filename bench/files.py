@@ -80,12 +80,13 @@ class Tool:
 def tools(options: argparse.Namespace, type: str, folder: Path) -> list[Tool]:
     """quantmill, and llama-quantize where it is given, for one type."""
     model, threads = str(options.model), str(options.threads)
-    imatrix = ["--imatrix", str(options.imatrix)] if options.imatrix else []
+    extra = ["--imatrix", str(options.imatrix)] if options.imatrix else []
+    extra += ["--allow-requantize"] if options.allow_requantize else []
     ours, theirs = folder / "quantmill.gguf", folder / "llama-quantize.gguf"
     python = [sys.executable, "-m", "quantmill", "quantize"]
-    found = [Tool("quantmill", [*python, model, str(ours), type, *imatrix, "--threads", threads], ours)]
+    found = [Tool("quantmill", [*python, model, str(ours), type, *extra, "--threads", threads], ours)]
     if options.llama_quantize:
-        command = [str(options.llama_quantize), *imatrix, model, str(theirs), type, threads]
+        command = [str(options.llama_quantize), *extra, model, str(theirs), type, threads]
         found.append(Tool("llama-quantize", command, theirs))
     return found
 
@@ -161,11 +162,12 @@ def _row(
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.files", description=__doc__)
-    parser.add_argument("model", type=Path, help="a GGUF in F16, BF16 or F32, in one file")
+    parser.add_argument("model", type=Path, help="a GGUF in one file")
     parser.add_argument(
         "--types", nargs="+", default=_TYPES, metavar="TYPE", help="as llama-quantize names them"
     )
     parser.add_argument("--imatrix", type=Path)
+    parser.add_argument("--allow-requantize", action="store_true", help="for a model in quantized types")
     parser.add_argument("--llama-quantize", type=Path, metavar="BINARY")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)

@@ -19,9 +19,10 @@ class Times:
         """Millions of n things a second, median of the rounds."""
         return n / statistics.median(getattr(self, clock)) / 1e6
 
-    def span(self, n: int) -> tuple[float, float]:
-        """The slowest and the fastest round, in millions a second of wall time."""
-        return n / max(self.wall) / 1e6, n / min(self.wall) / 1e6
+    def span(self, n: int, clock: str = "wall") -> tuple[float, float]:
+        """The slowest and the fastest round, in millions a second."""
+        seconds = getattr(self, clock)
+        return n / max(seconds) / 1e6, n / min(seconds) / 1e6
 
     def times_faster_than(self, other: Times, clock: str = "wall") -> float:
         """How many of our calls fit into one of the other's: median of the rounds' ratios."""
