@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Pinned, so that a demo and a test run today and next year use the same arithmetic.
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all lint docs format clean
 
 demo: $(VENV)/.demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
@@ -21,6 +21,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/quantmill
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -21,6 +21,7 @@ from quantmill.errors import meant
 
 # In the order in which a newcomer meets them. The text stands here, not in the modules, so that `--help` loads none.
 COMMANDS = {
+    "squeeze": "From a model to a set of files: importance, candidates, the best of each, card and page.",
     "quantize": "Make a smaller GGUF from a GGUF or a Hugging Face model; takes llama-quantize's arguments.",
     "convert": "Turn a Hugging Face model into a GGUF without quantizing it.",
     "imatrix": "Collect, merge and look into importance matrices: which weights matter.",

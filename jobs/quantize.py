@@ -31,6 +31,7 @@ DEFAULT_BUFFER_BYTES = 128 << 20
 class Job:
     """`source`: a GGUF file or a Hugging Face directory. `threads`: of the CPU engine, None for all cores.
 
+    `imatrix_name`: what the metadata calls it, its texts then by name too; by default their paths, as llama-quantize.
     `max_buffer_bytes` bounds the rows in memory, in all their forms, over all slabs under way.
     `force`: replace an output that is no GGUF model. `inputs`: further files that were read for this job, which no
     output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type.
@@ -40,6 +41,7 @@ class Job:
     output: Path
     recipe: Recipe
     imatrix: str | None = None
+    imatrix_name: str | None = None
     include_weights: tuple[str, ...] = ()
     exclude_weights: tuple[str, ...] = ()
     device: str = "auto"
@@ -149,10 +151,13 @@ def importance_index(job: Job, importance: ImportanceMatrix | None) -> Importanc
     """What planning must know of the importance."""
     if importance is None or job.imatrix is None:
         return None
+    datasets = importance.datasets
+    if job.imatrix_name is not None:
+        datasets = tuple(Path(name).name for name in datasets)
     return ImportanceIndex(
-        job.imatrix,
+        job.imatrix_name or job.imatrix,
         {name: entry.n_values for name, entry in importance.entries.items()},
-        importance.datasets,
+        datasets,
         importance.chunk_count,
     )
 

@@ -1,0 +1,54 @@
+"""What a job of several stages has finished, in a directory: each result under a hash of all it was made from.
+
+A second run finds what is there and does not do it again; where an input has changed, the hash is another one, and just
+what depends on it is done anew. A result counts when it is complete: files and facts appear under their names whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantmill.gguf_io.partial import write_whole
+
+VERSION = 1  # of what the facts mean; with another one everything is done anew
+
+
+class Memory:
+    """The directory is made when the first result is kept."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def key(self, stage: str, made_from: Mapping[str, Any]) -> str:
+        """`stage-0123456789abcdef`: made_from must say all that decides the result, as JSON can hold it."""
+        described = json.dumps([VERSION, stage, made_from], sort_keys=True)
+        return f"{stage}-{hashlib.sha256(described.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+
+    def file(self, key: str, suffix: str) -> Path:
+        """Where a stage puts a file; its directory is there afterwards."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return self.directory / f"{key}{suffix}"
+
+    def facts(self, key: str) -> dict[str, Any] | None:
+        """What was kept under `key`; None when nothing was, or when it cannot be read."""
+        try:
+            found = json.loads((self.directory / f"{key}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def keep(self, key: str, facts: Mapping[str, Any]) -> None:
+        write_whole(self.file(key, ".json"), json.dumps(facts, indent=1).encode())
+
+    def keys(self) -> list[str]:
+        """All stages that are finished, by name."""
+        return sorted(path.stem for path in self.directory.glob("*-????????????????.json"))
+
+
+def fingerprint(paths: Iterable[Path]) -> list[list[str | int]]:
+    """Name, size and time of change of each file: what tells that a model of many gigabytes is still the same one."""
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]

@@ -1,0 +1,137 @@
+"""From a model to a set of files: the stages, what a second run repeats, what is refused before the work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quantmill import cli
+from quantmill.gguf_io import open_source
+from tests.support.measure_models import EXAMPLE
+
+CALIBRATION, EVALUATION = EXAMPLE / "calibration.txt", EXAMPLE / "evaluation.txt"
+FEW = ("--chunks", "2", "--imatrix-chunks", "2", "--threads", "1")
+
+
+def squeezed(
+    folder: Path, *words: str, evaluation: Path = EVALUATION, chunks: tuple[str, ...] = FEW
+) -> list[str]:
+    texts = ["--calibration", str(CALIBRATION), "--evaluation", str(evaluation)]
+    return ["squeeze", str(EXAMPLE), "-o", str(folder), *texts, *chunks, *words]
+
+
+def results(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.gguf")}
+
+
+def run(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, object]:
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_second_run_repeats_nothing_that_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    first = run(capsys, *squeezed(folder, "--types", "Q4_K_M"))
+    assert (first["stages_done"], first["stages_found"]) == (4, 0)  # base, importance, a file, its divergence
+    assert sorted(results(folder)) == ["tiny-qwen3-moe-Q4_K_M.gguf", "tiny-qwen3-moe.imatrix.gguf"]
+    before = results(folder)
+
+    again = run(capsys, *squeezed(folder, "--types", "Q4_K_M,IQ3_S"))
+    assert (again["stages_done"], again["stages_found"]) == (2, 4)
+    files = {Path(one["path"]).name: one for one in again["files"]}  # type: ignore[attr-defined]
+    assert 0 < files["tiny-qwen3-moe-Q4_K_M.gguf"]["kld"] < files["tiny-qwen3-moe-IQ3_S.gguf"]["kld"]
+    assert before.items() <= results(folder).items()
+
+    card = (folder / "README.md").read_text()
+    assert "[tiny-qwen3-moe-IQ3\\_S](tiny-qwen3-moe-IQ3_S.gguf)" in card
+    assert "`evaluation.txt`" in card
+    assert str(tmp_path) not in card
+    source = open_source(folder / "tiny-qwen3-moe-Q4_K_M.gguf")
+    assert source.metadata.value("quantize.imatrix.file") == "tiny-qwen3-moe.imatrix.gguf"
+    assert source.metadata.value("quantize.imatrix.dataset") == "calibration.txt"
+    source.close()
+
+    (folder / "tiny-qwen3-moe-IQ3_S.gguf").unlink()
+    whole = results(folder)
+    third = run(capsys, *squeezed(folder, "--types", "IQ3_S"))
+    assert third["stages_done"] == 0
+    assert whole.items() < results(folder).items()  # made again, and nothing else touched
+
+
+def test_the_plan_is_shown_and_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out"
+    planned = run(capsys, *squeezed(folder, "--types", "Q8_0", "--size", "3900000B", "--dry-run"))
+    assert not folder.exists()
+    sizes = {(one["file"], one["label"]): one["bytes"] for one in planned["candidates"]}  # type: ignore[attr-defined]
+    assert sizes["tiny-qwen3-moe-3.72MiB.gguf", "3.72MiB"] == 3_900_000
+    tried = [label for _, label in sizes if label not in ("Q8_0", "3.72MiB")]
+    assert len(tried) == 2
+    assert all(size <= 3_900_000 for (_, label), size in sizes.items() if label in tried)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--types", "Q9_X"), 2, "Q9_X"),
+        ((), 2, "give --types, --size or --fit"),
+        (("--size", "1MiB"), 1, "no file type makes this model so small; the least is"),
+        (("--fit", "4MB"), 1, "nothing is left for the model"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], code: int, message: str
+) -> None:
+    assert cli.main(squeezed(tmp_path / "out", *words)) == code
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_text_that_decides_is_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = tmp_path / "copy.txt"
+    same.write_bytes(CALIBRATION.read_bytes())
+    assert cli.main(squeezed(tmp_path / "out", "--types", "Q8_0", evaluation=same)) == 1
+    assert "is the calibration text" in capsys.readouterr().err
+
+
+def test_a_card_of_somebodys_own_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("# my own\n")
+    assert cli.main(squeezed(tmp_path, "--types", "Q8_0")) == 1
+    assert "README.md" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "quantmill"]
+    whole = tmp_path / "whole"
+    words = ("--types", "Q4_K_M", "--size", "4MiB", "--polish")
+    started = time.monotonic()
+    subprocess.run([*command, *squeezed(whole, *words)], check=True, capture_output=True)
+    length = time.monotonic() - started
+    killed, moments = tmp_path / "killed", random.Random(1)
+    for _ in range(50):
+        process = subprocess.Popen(
+            [*command, *squeezed(killed, *words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(moments.uniform(0, length / 4))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    subprocess.run([*command, *squeezed(killed, *words)], check=True, capture_output=True)
+    assert results(killed) == results(whole)

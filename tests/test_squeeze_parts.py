@@ -1,0 +1,130 @@
+"""What a squeeze is made of: what is kept between runs, what fits a card, which candidate wins."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.memory import Memory, fingerprint
+from quantmill.jobs.squeeze_choice import best_of, candidates_of, compared
+from quantmill.jobs.squeeze_request import Candidate, Job, Measured, Wish, size_label, wishes_of
+from quantmill.measure.divergence import TokenScores, summarize
+from quantmill.measure.record import ModelFile, ModelResult
+from quantmill.recipe import RecipeError
+from quantmill.recipe.fit import BUFFER_BYTES, fit
+from quantmill.recipe.presets import FILE_TYPES
+
+
+def test_what_is_kept_is_found_under_what_it_was_made_from(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "deep" / ".quantmill")
+    key = memory.key("base", {"text": "a", "chunks": 4})
+    assert memory.facts(key) is None
+    memory.keep(key, {"n": 1})
+    assert Memory(memory.directory).facts(memory.key("base", {"chunks": 4, "text": "a"})) == {"n": 1}
+    for other in (
+        memory.key("base", {"text": "a", "chunks": 5}),
+        memory.key("rest", {"text": "a", "chunks": 4}),
+    ):
+        assert memory.facts(other) is None
+    assert memory.keys() == [key]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"])
+def test_facts_that_were_cut_off_are_no_facts(tmp_path: Path, content: bytes) -> None:
+    memory = Memory(tmp_path)
+    key = memory.key("base", {})
+    memory.file(key, ".json").write_bytes(content)
+    assert memory.facts(key) is None
+
+
+def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"one")
+    before = fingerprint([path])
+    assert json.loads(json.dumps(before)) == fingerprint([path])
+    path.write_bytes(b"three")
+    assert fingerprint([path]) != before
+
+
+def metadata(**numbers: int) -> Metadata:
+    items = [("general.architecture", MetaValue(GGUFValueType.STRING, "llama"))]
+    items += [
+        (f"llama.{k.replace('__', '.')}", MetaValue(GGUFValueType.UINT32, v)) for k, v in numbers.items()
+    ]
+    return Metadata(items)
+
+
+def test_the_cache_of_llama_3_8b() -> None:
+    """32 layers, 8 heads of keys and values of 128: 128 KiB a token, 1 GiB for 8192 (llama.cpp prints the same)."""
+    llama = metadata(
+        block_count=32, embedding_length=4096, attention__head_count=32, attention__head_count_kv=8
+    )
+    found = fit(16 * 10**9, 8192, llama)
+    assert found.cache == 1 << 30
+    assert found.file == 16 * 10**9 - (1 << 30) - BUFFER_BYTES - 480_000_000
+    assert str(found.file) in found.formula
+
+
+def test_a_context_that_fills_the_memory_is_refused() -> None:
+    llama = metadata(block_count=32, embedding_length=4096, attention__head_count=32)
+    with pytest.raises(RecipeError, match="a smaller --ctx helps"):
+        fit(8 * 10**9, 131072, llama)
+    with pytest.raises(RecipeError, match="block_count"):
+        fit(8 * 10**9, 128, metadata())
+
+
+def job(**changes: object) -> Job:
+    made = Job(Path("m"), "M", Path("out"), (Path("c.txt"),), Path("e.txt"), types=("Q4_K_M",))
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_wishes_are_named_once() -> None:
+    wishes = wishes_of(job(types=("q4_k_m", "Q4_K_M"), sizes=(700 << 20, int(4.6 * 2**30))))
+    assert [wish.label for wish in wishes] == ["Q4_K_M", "700MiB", "4.6GiB"]
+    with pytest.raises(JobError, match=r"two of the sizes are called 4\.6GiB"):
+        wishes_of(job(sizes=(int(4.6 * 2**30), int(4.6 * 2**30) + 1)))
+    with pytest.raises(JobError, match="nothing to make"):
+        job(types=())
+    assert size_label(1000) == "1000B"
+
+
+def test_a_size_is_tried_with_found_types_and_the_largest_presets_that_fit() -> None:
+    sizes = {"Q2_K": 100, "Q3_K_M": 200, "Q4_K_M": 300, "Q6_K": 400}
+    found = candidates_of(Wish("300B", ceiling=300), sizes.get)
+    assert [one.label for one in found] == ["300B", "Q3_K_M", "Q4_K_M"]
+    assert found[0].target is not None
+    with pytest.raises(JobError, match="the least is Q2_K with 100 bytes"):
+        candidates_of(Wish("99B", ceiling=99), sizes.get)
+    (own,) = candidates_of(Wish("Q6_K", file_type="Q6_K"), sizes.get)
+    assert own.file_type == "Q6_K"
+    assert set(sizes) <= set(FILE_TYPES)
+
+
+def measured(label: str, n_bytes: int, chunk_kld: list[float]) -> Measured:
+    n = len(chunk_kld)
+    zeros = np.zeros(n)
+    scores = TokenScores(
+        *(np.array(chunk_kld) if name == "kld" else zeros for name in TokenScores.__dataclass_fields__)
+    )
+    file = ModelFile(label, label, n_bytes, 1, 4.0, "", "llama", ())
+    result = ModelResult(file, divergence=summarize(scores), chunk_kld=tuple(chunk_kld))
+    return Measured(Candidate(Wish(label), label), label, n_bytes, result)
+
+
+def test_the_better_file_wins_and_among_equals_the_smaller() -> None:
+    noise = [0.1, 0.2, 0.15, 0.3, 0.12, 0.22, 0.18, 0.25]
+    good = measured("good", 300, noise)
+    same = measured("same", 200, [a + d for a, d in zip(noise, [0.01, -0.008] * 4, strict=True)])
+    bad = measured("bad", 100, [a + 0.05 for a in noise])
+    assert best_of([bad, good]).key == "good"  # worse in each of eight chunks: p = 2 / 256
+    assert best_of([good, same, bad]).key == "same"
+    (test,) = compared([good, bad])
+    assert (test.a, test.b) == ("good", "bad")
+    assert test.difference == pytest.approx(-0.05)
+    assert test.p_value == pytest.approx(2 / 256)
