@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from quantmill.commands.signals import stoppable
 from tests.support.measure_models import EXAMPLE, directory, tiny
 
 # Runs the command as `python -m quantmill` does and tells when its first line comes.
@@ -205,3 +206,40 @@ def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert process.returncode == 0
     assert _content(tmp_path / "run" / "out.gguf") == whole("quantize")[0]["out.gguf"]
+
+
+def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
+    cleaned = []
+
+    def clean_up() -> None:
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            cleaned.append(True)
+
+    with stoppable(), pytest.raises(KeyboardInterrupt):
+        clean_up()
+    assert cleaned
+
+
+def test_an_interrupt_that_python_would_forget_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> None:
+        Dropped()
+        time.sleep(10)
+
+    with stoppable(), pytest.raises(KeyboardInterrupt):
+        work()
+    assert capsys.readouterr().err == ""
+
+
+def test_handlers_are_given_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with stoppable():
+        assert signal.getsignal(signal.SIGHUP) not in before
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
