@@ -18,7 +18,7 @@ from quantmill.calibrate.modules import ScaledLinear
 from quantmill.calibrate.scales import ScaledTensor
 from quantmill.calibrate.workers import Workers
 
-SLAB = 1 << 22  # logits of one model at a time
+SLAB = 1 << 21  # logits of one model at a time
 
 Compare = Callable[[torch.Tensor, torch.Tensor, slice], Any]
 
@@ -132,7 +132,7 @@ class Divergence:
         )
         if self.weight.moves:
             logits = torch.cat([gradient for _, _, gradient in found if gradient is not None])
-            self.weight.add_product_gradient(0, matrix, logits, hidden.to(self.student.dtype))
+            self.weight.add_product_gradient(0, matrix, logits, hidden.to(self.student.dtype), n)
         return sum(kl for kl, _, _ in found) / n, torch.cat([back for _, back, _ in found])
 
     def _one(

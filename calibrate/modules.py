@@ -40,20 +40,32 @@ class _Product(torch.autograd.Function):
         matrix = ctx.weight.matrix(ctx.index, inputs.dtype)
         narrow = outputs.to(inputs.dtype)
         if ctx.weight.moves:
-            ctx.weight.add_product_gradient(ctx.index, matrix, narrow, inputs)
+            parts = whole_tiles(narrow), whole_tiles(inputs)
+            ctx.weight.add_product_gradient(ctx.index, matrix, *parts, len(inputs))
         back = product(narrow, matrix, ctx.weight.workers).to(outputs.dtype)
         return back, None, None, None
 
 
 def product(left: torch.Tensor, right: torch.Tensor, workers: Workers) -> torch.Tensor:
     """left [n, k] @ right [k, m]: [n, m], a tile of rows at a time."""
+    n = len(left)
+    left = whole_tiles(left)
     out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device=left.device)
 
     def one(rows: slice) -> None:
         torch.mm(left[rows], right, out=out[rows])
 
     workers.map(one, tiles(len(left), TILE_TOKENS))
-    return out
+    return out[:n]
+
+
+def whole_tiles(rows: torch.Tensor) -> torch.Tensor:
+    """rows [n, k] with rows of zeros behind, up to a multiple of 32.
+
+    An expert gets another number of tokens every time, and oneDNN compiles and keeps a kernel for every shape.
+    """
+    missing = -len(rows) % 32
+    return nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 class _Lookup(torch.autograd.Function):
@@ -162,7 +174,8 @@ class _TransposedProduct(torch.autograd.Function):
         matrix = ctx.weight.matrix(ctx.index, inputs.dtype)
         narrow = outputs.to(inputs.dtype)
         if ctx.weight.moves:
-            ctx.weight.add_product_gradient(ctx.index, matrix, inputs, narrow)
+            parts = whole_tiles(inputs), whole_tiles(narrow)
+            ctx.weight.add_product_gradient(ctx.index, matrix, *parts, len(inputs))
         return product(narrow, matrix.T, ctx.weight.workers).to(outputs.dtype), None, None, None
 
 

@@ -24,7 +24,7 @@ from quantmill.models.model import LoadedModel
 from quantmill.qkernels.scales import is_trainable
 
 N_CTX = 512
-KEPT_BYTES = 400 << 20  # what layers may keep of a step between their forward and their backward
+KEPT_BYTES = 256 << 20  # what layers may keep of a step between their forward and their backward
 FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales
 
 

@@ -120,11 +120,11 @@ class ScaledTensor:
         return out
 
     def add_product_gradient(
-        self, index: int, made: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor
+        self, index: int, made: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor, n_tokens: int
     ) -> None:
         """dL/dW = outputsᵀ inputs, for outputs [n, n_rows] and inputs [n, n_cols]; a tile of rows at a time.
 
-        made: what `matrix` gave.
+        made: what `matrix` gave. n_tokens: how many of the n are tokens and no padding.
         """
         if self.plain:
             piece = self.pieces[0]
@@ -134,7 +134,7 @@ class ScaledTensor:
                 piece.add_gradient(matrix, rows, made[rows], outputs[:, rows].T @ inputs)
 
             self.workers.map(one, tiles(self.shape[-2], TILE_ROWS))
-            self._count(piece, matrix, len(inputs))
+            piece.tokens[matrix] += n_tokens
             return
         whole = torch.cat(
             self.workers.map(lambda rows: outputs[:, rows].T @ inputs, tiles(self.shape[-2], TILE_ROWS))
@@ -145,7 +145,7 @@ class ScaledTensor:
             taken, taken_made = view.take(part), view.take(part_made)
             for rows in tiles(piece.piece.blocks.shape[-2], TILE_ROWS):
                 piece.add_gradient(matrix, rows, taken_made[rows], taken[rows])
-            self._count(piece, matrix, len(inputs))
+            piece.tokens[matrix] += n_tokens
 
     def _shares(self, index: int, whole: torch.Tensor) -> list[tuple[ScaledPiece, int, torch.Tensor]]:
         """Which matrix of which piece makes which part of matrix `index` of this tensor."""
@@ -161,7 +161,3 @@ class ScaledTensor:
             out[rows] = piece.decoded(matrix, rows, dtype)
 
         self.workers.map(one, tiles(len(out), TILE_ROWS))
-
-    @staticmethod
-    def _count(piece: ScaledPiece, matrix: int, n: int) -> None:
-        piece.tokens[matrix] += n
