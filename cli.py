@@ -149,7 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _usage_message(error: Any) -> str:
     """One line, and where the help is."""
     message = " ".join(error.format_message().split()).rstrip(".")
-    message = re.sub(r" \(Possible options: (.+)\)", r"; did you mean \1?", message)
+    # Versions of typer differ in how they quote.
+    message = re.sub(r"^No such option:? '?([^\s']+?)'?(?=\.? |$)", r"no such option: \1", message)
+    message = re.sub(
+        r"\.? \(?(?:Possible options:|Did you mean) '?(.+?)'?[?)]+$", r"; did you mean \1?", message
+    )
     path = error.ctx.command_path if error.ctx is not None else "quantmill"
     return f"{message[:1].lower()}{message[1:]} ({path} --help lists what there is)"
 

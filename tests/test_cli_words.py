@@ -1,5 +1,6 @@
 """Words around the commands: typos, wrong usage, help, how much is said, names that steer terminals."""
 
+import json
 import os
 import re
 import subprocess
@@ -306,3 +307,19 @@ def test_matrices_of_different_models_are_merged_with_a_warning(capsys, tmp_path
     assert err.startswith(f"warning: no tensor in common with the other matrices: {words[0]}, {words[1]};")
     assert err.count("\n") == 1
     assert "in common" not in run(capsys, "imatrix", "merge", words[0], words[0], *words[2:])[2]
+
+
+def test_the_cache_is_shown_and_cleared(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, size in (("cpu/a", 3000), ("codebooks/b", 48)):
+        path = tmp_path / "quantmill" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(size))
+    code, out, _ = run(capsys, "cache", "--json")
+    found = json.loads(out)
+    assert (code, found["bytes"], found["total"]) == (0, {"cpu": 3000, "codebooks": 48}, 3048)
+    assert found["directory"] == str(tmp_path / "quantmill")
+    assert "2.98 KiB" in run(capsys, "cache")[1]
+    assert "removed" in run(capsys, "cache", "--clear")[1]
+    assert not (tmp_path / "quantmill").exists()
+    assert run(capsys, "cache", "--clear")[0] == 0
