@@ -110,3 +110,35 @@ def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):
         f"run(Job({str(tmp_path / 'out.gguf')!r}, Path({str(tmp_path / 'again.gguf')!r}), again, device='cpu'))"
     )
     assert loaded(statement) == ["llvmlite"]
+
+
+def dotted(file):
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
+def needed_by(file, names):
+    """Those modules of ours that a file imports anywhere but for type checking."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("quantmill."):
+            module = node.module.removeprefix("quantmill.")
+            yield from {f"{module}.{alias.name}" for alias in node.names} & names or {module} & names
+
+
+def circles(needs):
+    """What is left of a graph when all that needs nothing more has been taken away, again and again."""
+    while free := {name for name, others in needs.items() if not others & set(needs)}:
+        needs = {name: others for name, others in needs.items() if name not in free}
+    return {name: others & set(needs) for name, others in needs.items()}
+
+
+def test_no_two_modules_need_each_other():
+    """Not even by imports inside functions: each file can be read before those that use it."""
+    modules = {dotted(p): p for owner in ARROWS for p in files(owner) if p.name != "__init__.py"}
+    needs = {name: set(needed_by(path, set(modules))) for name, path in modules.items()}
+    assert "jobs.line" in needs["jobs.quantize"]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == {"a": {"b"}, "b": {"c"}, "c": {"b"}}
+    assert not circles(needs)
