@@ -17,8 +17,9 @@ import numpy as np
 
 from quantmill.gguf_io import TensorSource, open_source
 from quantmill.gguf_io.filesystem import digest
+from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.store import ImportanceMatrix
-from quantmill.imatrix.text import read_text
+from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.measurements import measurements_of
 from quantmill.jobs.quantize import Job, importance_index, load_importance
@@ -78,17 +79,18 @@ def run(request: Request, bar: Bar) -> Allocated:
         importance = load_importance(job)
         index = importance_index(job, importance)
         problem = pose(source.specs(), source.metadata, job.recipe, index, request.target, request.limits)
-        words = None if request.text is None else read_text(request.text)
+        texts = [] if request.text is None else [Text(request.text)]
+        plain = read_texts(texts)
         digests = _digests(request, source)
-        cut = ("", "") if words is None else (str(request.n_chunks), str(N_CTX))
+        cut = ("", "") if not texts else (str(request.n_chunks), str(N_CTX))
         filters = (*job.include_weights, "", *job.exclude_weights)
         kept = measurements_of(*digests.values(), *cut, *filters)
         weighing = Weighing(problem, source, importance, job, kept, bar)
-        if words is None:
+        if not texts:
             losses = weighing.estimated()
             solution, measured = solve(problem, losses), None
         else:
-            sensitivity = opened.enter_context(_sensitivity(request, words, importance))
+            sensitivity = opened.enter_context(_sensitivity(request, texts[0], plain, importance))
             losses = weighing.measured(sensitivity)
             solution, losses, measured = weighing.in_company(sensitivity, losses)
     return Allocated(
@@ -113,7 +115,9 @@ def _digests(request: Request, source: TensorSource) -> dict[str, str]:
 
 
 @contextmanager
-def _sensitivity(request: Request, words: str, importance: ImportanceMatrix | None) -> Iterator[Sensitivity]:
+def _sensitivity(
+    request: Request, text: Text, plain: Mapping[Path, str], importance: ImportanceMatrix | None
+) -> Iterator[Sensitivity]:
     """The model on the device that quantizes, and its predictions."""
     import torch
 
@@ -127,35 +131,36 @@ def _sensitivity(request: Request, words: str, importance: ImportanceMatrix | No
     device = torch.device(choose_engines(job.device)[0].device)
     loaded = from_source(open_source(path), path, device, torch.float32)
     try:
-        yield Sensitivity(loaded, _held_back(request, words, importance, loaded))
+        yield Sensitivity(loaded, _held_back(request, text, plain, importance, loaded))
     finally:
         loaded.close()
 
 
 def _held_back(
-    request: Request, words: str, importance: ImportanceMatrix | None, loaded: LoadedModel
+    request: Request,
+    text: Text,
+    plain: Mapping[Path, str],
+    importance: ImportanceMatrix | None,
+    loaded: LoadedModel,
 ) -> np.ndarray:
     """Chunks [n_chunks, N_CTX] spread over the part of the text that the importance was not collected from, as far as
     that is known and there is one, and over its second half otherwise."""
-    tokens = loaded.tokenizer.encode(words)
-    n = len(tokens) // N_CTX
+    chunks = read_chunks([text], plain, Cutting(N_CTX), loaded)
+    n = len(chunks)
     if n < 2 * request.n_chunks:
         raise JobError(
-            f"{request.text}: has {len(tokens)} tokens; {request.n_chunks} chunks of {N_CTX} from its second half need "
-            f"{2 * request.n_chunks * N_CTX}: give a longer text or a smaller --measure-chunks"
+            f"{text.path}: has {n} chunks of {N_CTX} tokens; {request.n_chunks} from its second half need "
+            f"{2 * request.n_chunks}: give a longer text or a smaller --measure-chunks"
         )
-    first = max(n // 2, _seen(request, importance))
+    first = max(n // 2, _seen(text, importance))
     if n - first < request.n_chunks:
         first = n // 2
-    chunks = np.array(tokens[: n * N_CTX], np.int32).reshape(n, N_CTX)
     return chunks[np.linspace(first, n - 1, request.n_chunks).astype(int)]
 
 
-def _seen(request: Request, importance: ImportanceMatrix | None) -> int:
+def _seen(text: Text, importance: ImportanceMatrix | None) -> int:
     """How many of our chunks, from the beginning, the importance was collected from, as far as its file says."""
-    if importance is None or request.text is None:
-        return 0
-    if request.text.name not in [Path(name).name for name in importance.datasets]:
+    if importance is None or text.path.name not in [Path(name).name for name in importance.datasets]:
         return 0
     return -(-importance.chunk_count * importance.chunk_size // N_CTX)
 
