@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from quantmill.commands.console import (
     print_line,
@@ -69,9 +70,10 @@ def compensate_and_show(
     job: Job,
     calibration: Calibration,
     as_json: bool,
+    extra: Mapping[str, Any] | None = None,
     further: Callable[[Sequence[Path]], Added] | None = None,
 ) -> None:
-    """further: what is done to the finished files, and what it adds to the result."""
+    """further: what is done to the finished files, and what it adds to the result; extra: goes into the JSON object."""
     try:
         with ExitStack() as stack:
             result = run(job, calibration, _Shown(job, stack))
@@ -82,7 +84,8 @@ def compensate_and_show(
         raise SystemExit(130) from None
     added, below = further(result.paths) if further else ({}, "")
     if as_json:
-        show(json_text({**plan_object(result.plan), **result_object(result), **_object(result), **added}))
+        parts = (plan_object(result.plan), result_object(result), _object(result), extra or {}, added)
+        show(json_text({key: value for part in parts for key, value in part.items()}))
     else:
         show(f"{result_text(result)}\n\n{_text(result)}" + (f"\n\n{below}" if below else ""))
     if result.plainly:

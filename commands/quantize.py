@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantmill import __version__
-from quantmill.commands.console import (
-    CommandError,
-    UsageError,
-    detail,
-    parsing,
-    print_problems,
-    print_warnings,
-    remark,
-    show,
-    size_text,
-)
+from quantmill.commands.console import UsageError, parsing, print_warnings
 from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
@@ -29,23 +19,10 @@ from quantmill.commands.quantize_arguments import (
     size_of,
     without_type,
 )
-from quantmill.commands.quantize_tables import (
-    fallback_warning,
-    plan_object,
-    plan_text,
-    result_object,
-    result_text,
-)
-from quantmill.commands.watching import Shown
-from quantmill.plain_json import json_text
+from quantmill.commands.quantize_run import Further, Make, quantize_and_show, reach_and_show, show_plan
 
 if TYPE_CHECKING:
     from quantmill.commands.polish import Added
-    from quantmill.jobs.allocate import Request
-    from quantmill.jobs.quantize import Job
-    from quantmill.recipe import Plan, PlanEntry
-
-Further = Callable[[Sequence[Path]], "Added"]  # a step after the file is made, and what it adds to the result
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -255,28 +232,26 @@ def quantize(
         def further(paths: Sequence[Path]) -> Added:
             return polish_made(paths, Path(job.source), calibration or [], job.threads, device)
 
-    if target is not None:
-        text = Path(calibration[0]) if calibration else None
-        _reach(find_request(job, target, text, measure_chunks, min_type, max_type), dry_run, as_json, further)
-    elif dry_run:
-        _show_plan(plan_job(job), as_json)
-    elif compensate:
+    make: Make = quantize_and_show
+    if compensate:
         from quantmill.commands.compensate import compensate_and_show
         from quantmill.jobs.compensate import Calibration
 
         wish = Calibration(tuple(calibration or ()), effort, chunks, alpha, damping, resume)
-        compensate_and_show(job, wish, as_json, further)
+        make = functools.partial(compensate_and_show, calibration=wish)
+    make = functools.partial(make, as_json=as_json, further=further)
+    if target is not None:
+        text = Path(calibration[0]) if calibration else None
+        request = find_request(job, target, text, measure_chunks, min_type, max_type)
+        reach_and_show(request, dry_run, as_json, make)
+    elif dry_run:
+        show_plan(plan_job(job), as_json)
     else:
-        _run(job, as_json, further=further)
+        make(job)
 
 
 def _check_calibration(texts: list[str], compensate: bool, has_target: bool, polish: bool) -> None:
     """--calibration only names a text: something must want it. Raises UsageError."""
-    if compensate and has_target:
-        raise UsageError(
-            "--compensate follows given types; find them first (--target-size …), then compensate with "
-            "`quantmill recipe` of that file and --recipe"
-        )
     if compensate and not texts:
         raise UsageError("--compensate needs a text: --calibration FILE")
     if polish and not texts:
@@ -291,70 +266,3 @@ def _text_files(texts: list[str]) -> list[str]:
     from quantmill.imatrix.text import text_argument
 
     return [str(text_argument(text).path) for text in texts]
-
-
-def _show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
-    """The plan; problems and exit code are those of the run."""
-    show(json_text({**plan_object(plan), **(more or {})}) if as_json else plan_text(plan))
-    print_warnings([*fallback_warning(plan), *plan.warnings])
-    if plan.problems:
-        print_problems(plan.problems)
-        raise typer.Exit(1)
-
-
-class _Shown(Shown):
-    """Also says what it does, and with --verbose what each tensor becomes."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__()
-        self._job = job
-        self._entries: dict[str, PlanEntry] = {}  # that were not spoken of
-
-    def planned(self, plan: Plan) -> None:
-        remark(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")
-        print_warnings([*fallback_warning(plan), *plan.warnings])
-        self._entries = {entry.name: entry for entry in plan.entries}
-
-    def progressed(self, amount: int, what: str = "") -> None:
-        super().progressed(amount, what)
-        entry = self._entries.pop(what, None)
-        if entry is not None:
-            detail(f"{entry.name}: {entry.source_type} -> {entry.type}, {size_text(entry.n_bytes)}")
-
-
-def _reach(request: Request, dry_run: bool, as_json: bool, further: Further | None) -> None:
-    """Find the types for a size, and make the file unless the plan is all that is wanted."""
-    from quantmill.commands.allocation import allocation_object, allocation_text, find
-    from quantmill.jobs.quantize import check_outputs
-    from quantmill.jobs.recipe import check_recipe_output, write_recipe
-
-    if not dry_run:  # what is measured for hours must have a place to go
-        check_outputs(request.job)
-        output = check_recipe_output(request)
-    found = find(request)
-    if dry_run:
-        _show_plan(found.plan, as_json, allocation_object(found))
-        if not as_json:
-            show(allocation_text(found, None))
-        return
-    _run(found.job, as_json, allocation_object(found), further)
-    write_recipe(output, request, found, __version__)
-    if not as_json:
-        show(allocation_text(found, output.path))
-
-
-def _run(
-    job: Job, as_json: bool, more: Mapping[str, Any] | None = None, further: Further | None = None
-) -> None:
-    from quantmill.jobs.quantize import run
-
-    try:
-        with (shown := _Shown(job)):
-            result = run(job, shown)
-    except MemoryError:
-        raise CommandError("not enough memory; a smaller --max-buffer-size helps") from None
-    added, below = further(result.paths) if further else ({}, "")
-    if as_json:
-        show(json_text({**plan_object(result.plan), **result_object(result), **(more or {}), **added}))
-    else:
-        show(result_text(result) + (f"\n\n{below}" if below else ""))

@@ -7,6 +7,7 @@ types that were chosen. Without one: the error of the weights alone, by kind of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -85,14 +86,17 @@ def run(request: Request, bar: Bar) -> Allocated:
         cut = ("", "") if not texts else (str(request.n_chunks), str(N_CTX))
         filters = (*job.include_weights, "", *job.exclude_weights)
         kept = measurements_of(*digests.values(), *cut, *filters)
-        weighing = Weighing(problem, source, importance, job, kept, bar)
+
+        @functools.cache
+        def sensitivity() -> Sensitivity:
+            return opened.enter_context(_sensitivity(request, texts[0], plain, importance))
+
+        weighing = Weighing(problem, source, importance, job, kept, bar, sensitivity)
         if not texts:
             losses = weighing.estimated()
             solution, measured = solve(problem, losses), None
         else:
-            sensitivity = opened.enter_context(_sensitivity(request, texts[0], plain, importance))
-            losses = weighing.measured(sensitivity)
-            solution, losses, measured = weighing.in_company(sensitivity, losses)
+            solution, losses, measured = weighing.in_company(weighing.measured())
     return Allocated(
         replace(job, recipe=solution.plan.recipe),
         solution.plan,

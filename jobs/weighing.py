@@ -14,7 +14,7 @@ from quantmill.calibrate.curves import loss_curve
 from quantmill.calibrate.weights import Subject, quantized, sampled_errors
 from quantmill.gguf_io import TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
-from quantmill.jobs.measurements import Measurements
+from quantmill.jobs.measurements import TOGETHER, Measurements, types_key
 from quantmill.jobs.quantize import Job
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
@@ -44,9 +44,12 @@ class Weighing:
         job: Job,
         kept: Measurements,
         bar: Bar,
+        sensitivity: Callable[[], Sensitivity],
     ) -> None:
+        """sensitivity: gives the loaded model, always the same, when something has to be measured."""
         self._problem, self._source, self._kept, self._bar = problem, source, kept, bar
-        self._importance = importance
+        self._importance, self._sensitivity = importance, sensitivity
+        self._put: Solution | None = None  # whose types the loaded model has
         self._quantizer = row_quantizers(choose_engines(job.device)[0], job.threads)[0]
         self._specs = {spec.name: spec for spec in source.specs()}
 
@@ -61,12 +64,12 @@ class Weighing:
             for c in self._problem.candidates
         }
 
-    def measured(self, sensitivity: Sensitivity) -> Losses:
+    def measured(self) -> Losses:
         """Two types a tensor measured, the others along the tensor's own curve.
 
         Tensors that the model does not use, and others that cannot be measured, lose as their kind does.
         """
-        self._measure(sensitivity)
+        self._measure()
         errors = self._errors()
         curves: Losses = {}
         ratios: dict[str, list[float]] = defaultdict(list)
@@ -88,37 +91,36 @@ class Weighing:
                 }
         return curves
 
-    def in_company(self, sensitivity: Sensitivity, losses: Losses) -> tuple[Solution, Losses, float]:
+    def in_company(self, losses: Losses) -> tuple[Solution, Losses, float]:
         """Solve; measure again what loses most, among the types chosen; solve again. The better one, as measured."""
         first = solve(self._problem, losses)
-        self._put(sensitivity, first)
-        together = sensitivity.kld()
-        corrected = self._corrected(sensitivity, losses, first, together)
+        together = self._together(first)
+        corrected = self._corrected(losses, first, together)
         second = solve(self._problem, corrected)
-        if second.types == first.types:
-            return second, corrected, together
-        self._put(sensitivity, second)
-        again = sensitivity.kld()
+        again = self._together(second)
         if again <= together:
             return second, corrected, again
-        return solve(self._problem, losses), losses, together
+        return first, losses, together
 
-    def _corrected(
-        self, sensitivity: Sensitivity, losses: Losses, solution: Solution, together: float
-    ) -> Losses:
+    def _together(self, solution: Solution) -> float:
+        """The divergence with all types of a solution."""
+        company = self._company(solution)
+        if TOGETHER not in company:
+            company[TOGETHER] = self._with(solution).kld()
+            self._kept.keep()
+        return company[TOGETHER]
+
+    def _corrected(self, losses: Losses, solution: Solution, together: float) -> Losses:
         """Losses after the costly tensors were measured in company: what the model gains when one is as it was."""
         predicted = {name: losses[name][type] for name, type in solution.types.items()}
-        free = {c.entry.name: c for c in self._problem.candidates if len(c.types) > 1}
+        free = {
+            c.entry.name: c.entry.source
+            for c in self._problem.candidates
+            if len(c.types) > 1 and c.entry.source not in self._kept.unused
+        }
         costly = sorted(free, key=lambda name: -predicted[name])[: max(1, round(COSTLY * len(free)))]
-        sources = {free[name].entry.source: name for name in costly}
-        wanted = {source: [self._specs[source].type] for source in sources}
-        gained: dict[str, float] = {}
-        with self._bar("in company", sum(map(sensitivity.cost, sensitivity.in_order(wanted)))) as advance:
-
-            def found(source: str, type: str, loss: float) -> None:
-                gained[sources[source]] = together - loss
-
-            sensitivity.measure(wanted, lambda source, type: self._source.read(source), found, advance)
+        without = self._without(solution, [free[name] for name in costly])
+        gained = {name: together - without[free[name]] for name in costly}
         rest = sum(loss for name, loss in predicted.items() if name not in gained)
         others = _trusted((together - sum(gained.values())) / rest) if rest > 0 else 1.0
         return {
@@ -128,6 +130,36 @@ class Weighing:
             }
             for name, curve in losses.items()
         }
+
+    def _without(self, solution: Solution, sources: Sequence[str]) -> Mapping[str, float]:
+        """The divergence with all types of a solution but one tensor's, which is as it was; for each of `sources`."""
+        company = self._company(solution)
+        wanted = {source: [self._specs[source].type] for source in sources if source not in company}
+        if not wanted:
+            return company
+        sensitivity = self._with(solution)
+        with self._bar("in company", sum(map(sensitivity.cost, wanted))) as advance:
+
+            def found(source: str, type: str, loss: float) -> None:
+                company[source] = loss
+                self._kept.keep()
+
+            sensitivity.measure(wanted, lambda source, type: self._source.read(source), found, advance)
+        return company
+
+    def _company(self, solution: Solution) -> dict[str, float]:
+        types = {c.entry.source: solution.types[c.entry.name] for c in self._problem.candidates}
+        return self._kept.company.setdefault(types_key(types), {})
+
+    def _with(self, solution: Solution) -> Sensitivity:
+        """The model with the types of a solution."""
+        sensitivity = self._sensitivity()
+        if self._put is not solution:
+            for c in self._problem.candidates:
+                type = solution.types[c.entry.name]
+                sensitivity.put(c.entry.source, type, self._quantized(c.entry.source, type))
+            self._put = solution
+        return sensitivity
 
     def _errors(self) -> Losses:
         """Of every candidate type and every one that was measured, by the name in the output."""
@@ -153,30 +185,34 @@ class Weighing:
     def _known(self, c: Candidates) -> Mapping[str, float]:
         return self._kept.errors.get(c.entry.source, {})
 
-    def _measure(self, sensitivity: Sensitivity) -> None:
+    def _measure(self) -> None:
         wanted = {}
         for c in self._problem.candidates:
             types = anchors(c, self._specs[c.entry.source].type)
             types = [type for type in types if type not in self._losses_of(c)]
             # Two types make a curve, also where another run with other limits chose them.
-            if len(self._losses_of(c)) < len(ANCHOR_BITS) and types:
+            if (
+                types
+                and len(self._losses_of(c)) < len(ANCHOR_BITS)
+                and c.entry.source not in self._kept.unused
+            ):
                 wanted[c.entry.source] = types
-        total = sum(sensitivity.cost(name) * len(wanted[name]) for name in sensitivity.in_order(wanted))
-        with self._bar("sensitivity", total) as advance:
+        if not wanted:
+            return
+        sensitivity = self._sensitivity()
+        used = sensitivity.in_order(wanted)
+        with self._bar("sensitivity", sum(sensitivity.cost(n) * len(wanted[n]) for n in used)) as advance:
 
             def found(source: str, type: str, loss: float) -> None:
                 self._kept.losses.setdefault(source, {})[type] = loss
                 self._kept.keep()
 
             sensitivity.measure(wanted, self._quantized, found, advance)
+        self._kept.unused += [source for source in wanted if source not in used]
+        self._kept.keep()
 
     def _losses_of(self, c: Candidates) -> Mapping[str, float]:
         return self._kept.losses.get(c.entry.source, {})
-
-    def _put(self, sensitivity: Sensitivity, solution: Solution) -> None:
-        for c in self._problem.candidates:
-            type = solution.types[c.entry.name]
-            sensitivity.put(c.entry.source, type, self._quantized(c.entry.source, type))
 
     def _quantized(self, source: str, type: str) -> np.ndarray:
         return quantized(self._source, self._subject(source), type, self._quantizer)

@@ -194,6 +194,12 @@ def test_the_best_of_a_size(loaded, capsys, tmp_path, cache, monkeypatch):
     )
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "ours.gguf").read_bytes()
 
+    with monkeypatch.context() as patched:  # the same size again runs no model
+        patched.setattr(Sensitivity, "__init__", None)
+        same = json.loads(run(capsys, *words, "--dry-run", tiny("F16"), tmp_path / "x.gguf")[1])
+    assert same["tensors"] == found["tensors"]
+    assert same["losses"] == found["losses"]
+
     def refuse(self, wanted, *others):
         assert all(len(types) == 1 for types in wanted.values())  # in company one measurement a tensor
         return measure(self, wanted, *others)
