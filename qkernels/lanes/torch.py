@@ -80,10 +80,6 @@ def _take(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index.reshape(-1)).view(index.shape)
 
 
-def _pick(table: torch.Tensor, first: int, index: torch.Tensor) -> torch.Tensor:
-    return _take(table, (index & 31) + first)
-
-
 def _zeros(like: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(like, dtype=torch.float32)
 
@@ -237,7 +233,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "stb": _stb,
     "cst": lambda table, index: table[index],
     "take": _take,
-    "pick": _pick,
+    "pick": lambda table, first, index: _take(table, (index & 31) + first),
     "zeros": _zeros,
     "izeros": _izeros,
     "full": _full,
@@ -267,14 +263,15 @@ WORDS: Mapping[str, Callable[..., Any]] = {
 
 
 @functools.cache
-def _programs(module: str) -> dict[str, Any]:
+def programs(module: str) -> dict[str, Any]:
+    """The functions of a module of lane programs, "programs.scale" or "decode.grid", with these words."""
     return load(module, WORDS, lambda function: function)
 
 
 def _row_sigma(rows: torch.Tensor) -> torch.Tensor:
     """rows [n_rows, n_cols] f32 → [1, n_rows, 1] mean square of each row, added from left to right."""
     n_rows, n_cols = rows.shape
-    total = _programs("programs.common")["sum_of_squares"](Array(rows.t().contiguous()), 0, n_cols)
+    total = programs("programs.common")["sum_of_squares"](Array(rows.t().contiguous()), 0, n_cols)
     return torch.div(total, torch.full_like(total, n_cols)).view(1, n_rows, 1)
 
 
@@ -285,7 +282,7 @@ def _run(encoder: Encoder, phase: Phase, arrays: dict[str, torch.Tensor], tables
     wrapped = {a: Array(arrays[a], own if a in encoder.private else ...) for a in used}
     operands = {**wrapped, **tables}
     arguments = (operands[a] if isinstance(a, str) else a for a in phase.arguments)
-    _programs(encoder.module)[phase.function](j, *arguments)
+    programs(encoder.module)[phase.function](j, *arguments)
     arrays.update({name: array.whole for name, array in wrapped.items()})
 
 

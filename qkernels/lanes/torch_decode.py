@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
 import torch
 
 from quantmill.qkernels.lanes.decoder import Decoder
-from quantmill.qkernels.lanes.loader import load
 from quantmill.qkernels.lanes.tensors import table_on
-from quantmill.qkernels.lanes.torch import WORDS, Array
+from quantmill.qkernels.lanes.torch import Array, programs
 from quantmill.qkernels.types import QuantType
 
 # Weights decoded at a time: temporaries stay small beside a GPU's memory.
 _CHUNK = 1 << 24
-
-
-@functools.cache
-def _programs(module: str) -> dict[str, Any]:
-    return load(module, WORDS, lambda function: function)
 
 
 def decode(type: QuantType, decoder: Decoder, blocks: torch.Tensor, out: torch.Tensor) -> None:
@@ -40,4 +31,4 @@ def _decode(type: QuantType, decoder: Decoder, blocks: torch.Tensor, out: torch.
         for name in decoder.operands
     )
     j = np.arange(lanes) if lanes > 1 else 0
-    _programs(decoder.module)[decoder.function](j, Array(blocks.t()[:, None]), y, *operands)
+    programs(decoder.module)[decoder.function](j, Array(blocks.t()[:, None]), y, *operands)
