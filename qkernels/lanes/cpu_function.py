@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,10 +26,16 @@ class Compiled:
         own = np.empty(self.own_bytes + ALIGNMENT, np.uint8)
         return own[-own.ctypes.data % ALIGNMENT :]
 
-    def __call__(self, arrays: Sequence[np.ndarray | int], numbers: Sequence[int], own: np.ndarray) -> bool:
-        """Arrays, or the addresses of memory that the caller keeps; whether the function returned 0."""
-        given = (array if isinstance(array, int) else array.ctypes.data for array in arrays)
-        return self.drive(*given, *numbers, own.ctypes.data, *(t.ctypes.data for t in self.tables)) == 0
+    @functools.cached_property
+    def _tables(self) -> tuple[int, ...]:
+        return tuple(table.ctypes.data for table in self.tables)
+
+    def at(self, addresses: Sequence[int], numbers: Sequence[int], own: int) -> bool:
+        """Whether the function returned 0, called with the addresses of memory that the caller keeps."""
+        return self.drive(*addresses, *numbers, own, *self._tables) == 0
+
+    def __call__(self, arrays: Sequence[np.ndarray], numbers: Sequence[int], own: np.ndarray) -> bool:
+        return self.at([array.ctypes.data for array in arrays], numbers, own.ctypes.data)
 
 
 @dataclass(frozen=True)

@@ -50,20 +50,26 @@ class _Work:
         """What one thread does. Raises FloatingPointError for a decoded weight that is not finite."""
         read = compiled_decoder(self.source, self.decoder, "F32")
         search = compiled_encoder(self.type, self.encoder, "F32")
-        reading, searching = read.memory(), search.memory()
+        mean = compiled_row_sigma("F32") if self.encoder.uses_row_sigma else None
         rows = np.empty((self.step, self.n_cols), np.float32)
         sigma = np.empty(self.step, np.float32)
+        memories = [function.memory() for function in (read, search, mean or search)]
+        # A call costs less than asking an array for its address.
+        raw, decoded, columns, sigmas, out = (
+            array.ctypes.data for array in (self.raw, rows, self.importance, sigma, self.out)
+        )
+        reading, searching, summing = (memory.ctypes.data for memory in memories)
         for begin, end in bounds:
             for first, n in map(self.place, range(begin, end)):
                 n_blocks = n * self.n_cols // self.source.block
-                read((self.raw[first:], rows), (n_blocks, 0, -(-n_blocks // HOST.width)), reading)
+                stored = raw + first * self.raw.shape[1]
+                read.at((stored, decoded), (n_blocks, 0, -(-n_blocks // HOST.width)), reading)
+                if mean is not None:
+                    tiles = -(-n // HOST.width)
+                    mean.at((decoded, sigmas, sigmas, sigmas), (n, self.n_cols, 0, tiles), summing)
                 tiles = tiles_of(self.encoder, n, self.n_cols // self.type.block)
-                if self.encoder.uses_row_sigma:
-                    mean = compiled_row_sigma("F32")
-                    row_tiles = -(-n // HOST.width)
-                    mean((rows, sigma, sigma, sigma), (n, self.n_cols, 0, row_tiles), mean.memory())
-                given = (rows, self.importance, sigma, self.out[first:])
-                if not search(given, (n, self.n_cols, 0, tiles), searching):
+                given = (decoded, columns, sigmas, out + first * self.out.shape[1])
+                if not search.at(given, (n, self.n_cols, 0, tiles), searching):
                     raise FloatingPointError
 
 
