@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from contextlib import suppress
@@ -52,6 +53,14 @@ def completed_elsewhere(final: Path) -> bool:
     """Whether `final` can be written but nothing can be put beside it; then it is made in the directory for
     temporary files and copied in place."""
     return final.exists() and not os.access(final.parent, os.W_OK | os.X_OK)
+
+
+def companion(final: Path, suffix: str) -> Path:
+    """A further file of the work on `final`: beside it, or among the temporary files where nothing can be put there."""
+    if not completed_elsewhere(final):
+        return beside(final, suffix)
+    told_apart = hashlib.sha256(os.fsencode(final)).hexdigest()[:12]
+    return beside(Path(tempfile.gettempdir()) / f"{final.name}-{told_apart}", suffix)
 
 
 class PartialFile:

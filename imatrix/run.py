@@ -17,7 +17,7 @@ import numpy as np
 
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.errors import GGUFError
-from quantmill.gguf_io.filesystem import beside
+from quantmill.gguf_io.partial import companion
 from quantmill.imatrix.collect import Progress, Result, Settings, collect
 from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
 from quantmill.imatrix.merge import merge
@@ -42,7 +42,7 @@ class Saving:
 
     @property
     def partial(self) -> Path:
-        return beside(self.output, ".partial.gguf")
+        return companion(self.output, ".partial.gguf")
 
     @property
     def advice(self) -> str:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from quantmill.gguf_io.errors import GGUFError
-from quantmill.gguf_io.filesystem import beside
 from quantmill.gguf_io.kinds import starting_with
-from quantmill.gguf_io.partial import write_whole
+from quantmill.gguf_io.partial import companion, write_whole
 from quantmill.jobs.errors import JobError
 
 SUFFIX = ".partial.npz"
@@ -27,7 +26,7 @@ _ABOUT = "about"  # the array that holds the facts, as JSON
 
 def saved_path(output: Path) -> Path:
     """Where the unfinished evaluation of `output` lies; output: links followed."""
-    return beside(output, SUFFIX)
+    return companion(output, SUFFIX)
 
 
 def identity_of(options: Mapping[str, Any], paths: Sequence[Path]) -> str:

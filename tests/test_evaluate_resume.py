@@ -214,3 +214,25 @@ def test_the_command_says_where_it_was_kept(
     assert cli.main(command) == 1
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*command, "--resume"]) == 0
+
+
+def test_where_nothing_can_be_put_beside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writable file in a directory that is not: what is finished is kept among the temporary files."""
+    from quantmill.gguf_io import outputs, partial
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    for module in (outputs, partial):
+        monkeypatch.setattr(module, "completed_elsewhere", lambda final: final.name == "run.json")
+    job = replace(compared(tmp_path / "run.json"), tasks=())
+    job.output.write_text('{"format": 1, "models": []}')  # type: ignore[union-attr]
+    number = job.output.stat().st_ino  # type: ignore[union-attr]
+    with pytest.raises(KeyboardInterrupt, match="go on with --resume"):
+        run(job, Stopping(5))
+    kept = [path.name for path in temporary.iterdir() if "partial" in path.name]  # torch has files there too
+    assert kept == [saved.saved_path(tmp_path / "run.json").name]
+    run(replace(job, resume=True))
+    assert not [path for path in temporary.iterdir() if "partial" in path.name]
+    assert len(json.loads((tmp_path / "run.json").read_text())["models"]) == 2
+    assert (tmp_path / "run.json").stat().st_ino == number
