@@ -49,7 +49,11 @@ SPARSE = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.classes[0])
+# Mistral3ForConditionalGeneration holds text models of two kinds, each with defaults of its own.
+ONE_KIND = [family for family in FAMILIES if family.classes[0] != "Mistral3ForConditionalGeneration"]
+
+
+@pytest.mark.parametrize("family", ONE_KIND, ids=lambda family: family.classes[0])
 def test_defaults_are_those_of_the_configuration_class(family):
     """A config.json with the required keys only means to us what it means to transformers."""
     from transformers import CONFIG_MAPPING

@@ -13,6 +13,8 @@ TOKENS = [1, 259, 17, 300, 42, 5, 199, 260, 7, 7, 88, 311, 123, 64, 250, 9]
 FAST = ("llama-3.2", "qwen3-moe", "granite-moe")
 UNCOMPARABLE = {
     "gemma3-vision": "the tensors of gemma3 in a multimodal wrapper",
+    "mistral3-vision": "the tensors of mistral in a multimodal wrapper",
+    "ministral3-vision": "the tensors of ministral3 in a multimodal wrapper",
     "qwen3.5-vision": "the tensors of qwen3.5 in a multimodal wrapper",
     "llama-fp8": "transformers reads it with the compressed-tensors package only",
     "deepseek-v3-fp8": "transformers' FP8 kernels need a GPU; the values are tested elsewhere",

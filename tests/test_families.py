@@ -4,6 +4,7 @@ and once as the GGUF that conversion makes of it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.support.measure_families import FAMILIES, random_model
 ALIASES = {
     "LLaMAForCausalLM",
     "Gemma3ForConditionalGeneration",
+    "Mistral3ForConditionalGeneration",  # test_text_of_a_mistral_that_sees
     "Ernie4_5_ForCausalLM",
     "ExaoneMoEForCausalLM",
     "LFM2ForCausalLM",
@@ -50,8 +52,23 @@ class Watched:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family(name: str, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     original = random_model(tmp_path, *FAMILIES[name])
+    check_family(original, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mistral", "ministral 3"])
+def test_text_of_a_mistral_that_sees(name: str, tmp_path: Path) -> None:
+    original = random_model(tmp_path, *FAMILIES[name])
+    text = json.loads((tmp_path / "config.json").read_text())
+    config = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"text_config": {**text, "architectures": None}})
+    )
+    check_family(original, tmp_path)
+
+
+def check_family(original: Any, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
     watched = Watched(original)
     ids = torch.randint(0, 2048, (1, 80), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -280,9 +281,9 @@ VOCABULARIES = {
 def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
     """A model with weights that matter: norms off their defaults, routers and biases not zero."""
     torch.manual_seed(0)
-    model: Any = (
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON | settings)).float().eval()
-    )
+    # Configuration classes write into the dictionaries that they are given.
+    config = AutoConfig.for_model(kind, **copy.deepcopy(COMMON | settings))
+    model: Any = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for tensor in (
             *model.parameters(),
