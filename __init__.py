@@ -1,7 +1,7 @@
 """quantmill turns a language model into the best GGUF its owner can run.
 
 quantize, dequantize: arrays, with llama.cpp's bytes. TYPES, get_type: the types there are. open_gguf: look into a file.
-convert, quantize_model, collect_imatrix, evaluate: whole models, as the commands of the same names do it.
+convert, quantize_model, polish, collect_imatrix, evaluate: whole models, as the commands of the same names do it.
 Every error that input can cause is a QuantmillError. Nothing heavy is imported before it is used.
 """
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         dequantize,
         evaluate,
         open_gguf,
+        polish,
         quantize,
         quantize_model,
     )
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "get_type",
     "open_gguf",
+    "polish",
     "quantize",
     "quantize_model",
 ]

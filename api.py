@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantmill.gguf_io import GGUFSource
     from quantmill.jobs.collect import Result as CollectionResult
     from quantmill.jobs.convert import Result as ConversionResult
+    from quantmill.jobs.polish import Result as PolishResult
     from quantmill.jobs.quantize import Result
     from quantmill.measure.record import Run
     from quantmill.qkernels.types import QuantType
@@ -236,5 +237,50 @@ def evaluate(
         force=force,
         command="quantmill.evaluate",
         version=__version__,
+    )
+    return run(job)
+
+
+@explained_imports()
+def polish(
+    quant: Place,
+    base: Place,
+    calibration: Place | Sequence[Place],
+    output: Place | None = None,
+    *,
+    chunks: int | None = None,
+    epochs: int = 1,
+    lr: float | None = None,
+    only: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> PolishResult:
+    """Train the scales and norms of a quantized GGUF against its original on plain texts; same size, same format.
+
+    Result.helped tells whether the held-back chunks came out better and a file was written, by default
+    QUANT-polished.gguf. only: "scales" or "norms". dtype: of products, None for what suits the file; unlike threads it
+    changes the bytes. Raises QuantmillError, OSError.
+    """
+    from quantmill.jobs.hub import local_model
+    from quantmill.jobs.polish import Job, run
+
+    texts = [calibration] if isinstance(calibration, str | PathLike) else list(calibration)
+    job = Job(
+        Path(quant),
+        local_model(str(base)),
+        tuple(map(Path, texts)),
+        None if output is None else Path(output),
+        n_chunks=chunks,
+        n_epochs=epochs,
+        rate=lr,
+        only=only,
+        device=str(device),
+        dtype=dtype,
+        threads=threads,
+        resume=resume,
+        force=force,
     )
     return run(job)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import quantmill as quantmill_api
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.jobs import evaluate
@@ -135,7 +136,8 @@ def test_where_it_does_not_help_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_only_norms(tmp_path: Path) -> None:
-    result = run(job(tmp_path / "out.gguf", only="norms"))
+    made = {"chunks": CHUNKS, "only": "norms", "threads": 2}
+    result = quantmill_api.polish(tiny("Q4_0"), EXAMPLE, TEXT, tmp_path / "out.gguf", **made)
     before, after = open_source(tiny("Q4_0")), open_source(tmp_path / "out.gguf")
     assert result.helped
     for spec in before.specs():
