@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import machine, tables
+from quantmill.gguf_io.filesystem import digest
 
 _FLAGS = ("-c", "512", "-t", "1", "--no-repack")
 _KLD = re.compile(r"Mean\s+KLD:\s*([\d.]+) ±\s*([\d.]+)")
@@ -116,10 +117,13 @@ def _kld(options: argparse.Namespace, file: Path, text: Path) -> tuple[float, fl
             "--save-all-logits",
             base,
         )
-    out = _run(program, "-m", file, *_FLAGS, "--kl-divergence", "--kl-divergence-base", base)
-    match = _KLD.search(out)
+    log = options.work / f"{digest([file])[:16]}-{base.stem}.log"  # of this very file
+    if not log.exists():
+        words = (program, "-m", file, *_FLAGS, "--kl-divergence", "--kl-divergence-base", base)
+        log.write_text(_run(*words), encoding="utf-8")
+    match = _KLD.search(log.read_text(encoding="utf-8"))
     if match is None:
-        raise RuntimeError(f"llama-perplexity says no KLD for {file}:\n{out[-2000:]}")
+        raise RuntimeError(f"{log}: llama-perplexity says no KLD for {file}")
     return float(match[1]), float(match[2])
 
 

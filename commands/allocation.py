@@ -24,14 +24,21 @@ if TYPE_CHECKING:
     from quantmill.recipe.budget import Target
 
 
-def find_target(size: int | None, bpw: float | None) -> Target | None:
-    """The size that was asked for; None when none was."""
+# What `quantize --polish` may add to the file afterwards: keys that say how it was polished.
+_POLISH_KEYS = 4096
+
+
+def find_target(size: int | None, bpw: float | None, polish: bool) -> Target | None:
+    """The size that was asked for, less what polishing adds to the file; None when none was."""
     from quantmill.recipe.budget import Target
 
     if size is not None and bpw is not None:
         raise UsageError("--target-size and --target-bpw cannot be used together")
     if bpw is not None and not 0 < bpw < 64:
         raise UsageError(f"--target-bpw {bpw}: expected bits per weight, for example 4.5")
+    if size is not None and polish:
+        remark(f"{_POLISH_KEYS} of {size} bytes are left for the keys that --polish adds")
+        size -= _POLISH_KEYS
     return None if size is None and bpw is None else Target(size, bpw)
 
 

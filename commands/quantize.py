@@ -176,7 +176,7 @@ def quantize(
     from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type
 
     size = size_of(target_size, "--target-size") if target_size else None
-    target = find_target(size, target_bpw)
+    target = find_target(size, target_bpw, polish)
     if target is None and (measure_chunks or min_type or max_type):
         raise UsageError("--measure-chunks, --min-type, --max-type belong to a target size")
     _check_calibration(calibration or [], compensate, target is not None, polish)

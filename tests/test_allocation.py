@@ -12,6 +12,7 @@ from quantmill import cli
 from quantmill.calibrate.allocation import Sensitivity
 from quantmill.calibrate.curves import loss_curve
 from quantmill.calibrate.weights import Subject, quantized, sampled_errors
+from quantmill.commands.allocation import find_target
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix import store
 from quantmill.measure import compare
@@ -21,6 +22,7 @@ from quantmill.models.prefix import Prefix
 from quantmill.models.scoring import scored_logits
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
+from quantmill.recipe.budget import Target
 from tests.support.measure_models import EXAMPLE, tiny
 
 IMATRIX = str(EXAMPLE / "imatrix.gguf")
@@ -259,6 +261,13 @@ def test_sizes_that_cannot_be(capsys, tmp_path, cache, words, code, why):
     assert found[0] == code
     assert why in " ".join(found[2].replace("│", "").split())
     assert not output.exists()
+
+
+def test_room_is_left_for_the_keys_of_polish():
+    """tests/test_polish.py holds that these keys are below 4096 bytes."""
+    assert find_target(5_000_000, None, polish=True) == Target(5_000_000 - 4096)
+    assert find_target(5_000_000, None, polish=False) == Target(5_000_000)
+    assert find_target(None, 4.5, polish=True) == Target(bpw=4.5)
 
 
 def test_outputs_are_checked_before_the_measuring(capsys, tmp_path, cache):
