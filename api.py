@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from quantmill.errors import explained_imports
+from quantmill.errors import QuantmillError, explained_imports
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +118,14 @@ def quantize_model(
     imatrix: Place | None = None,
     tensor_types: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     allow_requantize: bool = False,
+    calibration: Place | Sequence[Place] = (),
+    compensate: bool = False,
+    effort: str = "normal",
+    chunks: int | None = None,
+    alpha: float | None = None,
+    damping: float = 0.01,
+    polish: bool = False,
+    resume: bool = False,
     revision: str | None = None,
     device: str | torch.device = "auto",
     threads: int | None = None,
@@ -126,6 +135,8 @@ def quantize_model(
 
     imatrix: file of an importance matrix. tensor_types: regular expression → tensor type; the first that matches
     wins. type: a quantmill.recipe.Recipe instead says all that the command line can (then without the two above it).
+    compensate: choose codes that undo each other's errors on the texts of `calibration`, needed then; effort ("fast",
+    "normal", "thorough"), chunks, alpha, damping, polish and resume are those of `quantmill quantize --compensate`.
     Raises QuantmillError (jobs.errors.PlanError has all `problems`), OSError; then nothing has been written.
     """
     from quantmill.jobs.hub import local_model
@@ -146,7 +157,17 @@ def quantize_model(
         threads=threads,
         force=force,
     )
-    return run(job)
+    if not compensate:
+        if calibration or polish:
+            raise QuantmillError("calibration and polish belong to compensate=True")
+        return run(job)
+    from quantmill.jobs.compensate import run as compensated
+    from quantmill.jobs.compensate_request import Calibration
+
+    given = [calibration] if isinstance(calibration, str | PathLike) else calibration
+    texts = tuple(str(text) for text in given)
+    job = replace(job, inputs=texts)
+    return compensated(job, Calibration(texts, effort, chunks, alpha, damping, resume, polish))
 
 
 @explained_imports()

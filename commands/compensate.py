@@ -20,7 +20,8 @@ from quantmill.commands.console import (
 )
 from quantmill.commands.polish import Added
 from quantmill.commands.quantize_tables import fallback_warning, plan_object, result_object, result_text
-from quantmill.jobs.compensate import Calibration, run
+from quantmill.jobs.compensate import run
+from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.compensated import Compensated
 from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job
@@ -49,10 +50,11 @@ class _Shown:
         print_warnings([line])
 
     def began(self, what: str, total: int, unit: str) -> None:
-        pass
+        if what.startswith("polish"):
+            remark(f"{what}, {total} {unit}")
 
     def progressed(self, amount: int, what: str = "") -> None:
-        pass
+        """Layers are what the bar counts."""
 
     def layer_done(self, done: int, n_layers: int) -> None:
         if not self._bar_of:

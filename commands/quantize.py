@@ -226,7 +226,7 @@ def quantize(
         ),
     )
     further: Further | None = None
-    if polish:
+    if polish and not compensate:  # which polishes by itself, on chunks that its codes have not seen
         from quantmill.commands.polish import polish_made
 
         def further(paths: Sequence[Path]) -> Added:
@@ -235,9 +235,9 @@ def quantize(
     make: Make = quantize_and_show
     if compensate:
         from quantmill.commands.compensate import compensate_and_show
-        from quantmill.jobs.compensate import Calibration
+        from quantmill.jobs.compensate_request import Calibration
 
-        wish = Calibration(tuple(calibration or ()), effort, chunks, alpha, damping, resume)
+        wish = Calibration(tuple(calibration or ()), effort, chunks, alpha, damping, resume, polish)
         make = functools.partial(compensate_and_show, calibration=wish)
     make = functools.partial(make, as_json=as_json, further=further)
     if target is not None:

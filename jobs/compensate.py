@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantmill.gguf_io import GGUFSink, TensorSource, open_source
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
-from quantmill.imatrix.text import Cutting, text_argument
+from quantmill.imatrix.text import Cutting, Text, text_argument
+from quantmill.jobs.compensate_request import N_CTX, Calibration, CompensationWatcher, SilentLayers
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.finished_layers import FinishedLayers
@@ -33,7 +35,7 @@ from quantmill.jobs.quantize import (
     sink_of,
     way_out,
 )
-from quantmill.jobs.watcher import PlanWatcher
+from quantmill.jobs.thorough import polish_fresh
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.recipe import ImportanceIndex, Override, Plan, PlanEntry, build_plan
@@ -43,44 +45,6 @@ if TYPE_CHECKING:
     from quantmill.imatrix.store import ImportanceMatrix
     from quantmill.models.model import LoadedModel
     from quantmill.models.walk import Walk
-
-CHUNKS = {"fast": 32, "normal": 48, "thorough": 128}
-N_CTX = 512
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """texts: FILE or FILE=WEIGHT, as `imatrix collect` takes them; n_chunks: of 512 tokens, None: by effort.
-
-    alpha: share of what earlier layers lost that a matrix makes good, None: chosen for each on held-back chunks.
-    damping: added to second moments, times their mean. resume: go on from the layers that an interrupted run left.
-    """
-
-    texts: tuple[str, ...]
-    effort: str = "normal"
-    n_chunks: int | None = None
-    alpha: float | None = None
-    damping: float = 0.01
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.texts:
-            raise JobError("compensation needs a calibration text (--calibration FILE)")
-        if self.effort not in CHUNKS:
-            raise JobError(f"--effort {self.effort}: choose one of {', '.join(CHUNKS)}")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise JobError(f"--alpha {self.alpha}: a share lies between 0 and 1")
-        if not 1e-6 <= self.damping <= 10:
-            raise JobError(f"--damping {self.damping}: between 0.000001 and 10 (0.01 is usual)")
-
-    @property
-    def cutting(self) -> Cutting:
-        return Cutting(N_CTX, self.n_chunks or CHUNKS[self.effort])
-
-
-class CompensationWatcher(PlanWatcher, Protocol):
-    def layer_done(self, done: int, n_layers: int) -> None:
-        """One more layer is quantized."""
 
 
 @dataclass
@@ -98,7 +62,7 @@ class _Run:
     n_held: int = 0
 
 
-def run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Compensated:
+def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None = None) -> Compensated:
     """Do the job. The output appears under its name when it is complete; interrupted, finished layers stay beside it.
 
     Raises JobError, ModelError (a model that cannot be walked; activations that are not finite, naming layer and
@@ -109,6 +73,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Com
     from quantmill.calibrate.workers import working
 
     started = time.perf_counter()
+    watcher = watcher or SilentLayers()
     texts = [text_argument(argument) for argument in calibration.texts]
     plain_texts = read_texts(texts)
     check_outputs(job)
@@ -118,7 +83,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Com
         opened.callback(source.close)
         loaded = _loaded(job, source, torch.device(engines[0].device))
         importance = load_importance(job)
-        chunks = read_chunks(texts, plain_texts, calibration.cutting, loaded)
+        chunks, n_fresh = _chunks(texts, plain_texts, calibration, loaded)
         _require_enough(chunks)
         plan = _plan(job, calibration, source, importance, loaded, chunks)
         require_sound(plan)
@@ -132,6 +97,9 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Com
         line = Line(source, sink, importance, quantizers, watcher, lambda entry: way_out(job, entry))
         line.carry(rest, job.max_buffer_bytes)
         sink.commit()
+    if calibration.polish or calibration.effort == "thorough":
+        device = engines[0].device
+        polish_fresh(job, calibration, sink.paths[0], device, len(chunks), n_fresh, watcher)
     FinishedLayers(job.output, {}, resume=False).remove()
     return Compensated(
         plan=plan,
@@ -156,6 +124,17 @@ def _loaded(job: Job, source: TensorSource, device: object) -> LoadedModel:
 
     assert isinstance(device, torch.device)
     return from_source(source, Path(job.source), device, torch.float32)
+
+
+def _chunks(
+    texts: Sequence[Text], plain: Mapping[Path, str], calibration: Calibration, loaded: LoadedModel
+) -> tuple[np.ndarray, int]:
+    """The chunks that codes are fitted to, and how many the texts have behind them."""
+    if any(text.path.suffix == ".jsonl" or text.weight is not None for text in texts):
+        return read_chunks(texts, plain, calibration.cutting, loaded), 0
+    there = read_chunks(texts, plain, Cutting(N_CTX), loaded)
+    chunks = there[: calibration.cutting.n_chunks]
+    return chunks, len(there) - len(chunks)
 
 
 def _require_enough(chunks: np.ndarray) -> None:

@@ -105,7 +105,7 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     stack.callback(quant.close)
     stack.callback(base.close)
     check_base(quant, base)
-    chunks = chunks_of(job.calibration, from_metadata(quant.metadata), job.n_chunks)
+    chunks = chunks_of(job.calibration, from_metadata(quant.metadata), job.n_chunks, job.skip_chunks)
     inputs = (*quant.paths, *base.paths, job.base, *job.calibration)
     dtype = _dtype(job, quant)
     output = job.output or default_output(job.quant)

@@ -38,14 +38,19 @@ class Chunks:
         return np.concatenate([self.held_back, self.trained])
 
 
-def chunks_of(paths: Sequence[Path], tokenizer: Tokenizer, n_chunks: int | None) -> Chunks:
+def chunks_of(
+    paths: Sequence[Path], tokenizer: Tokenizer, n_chunks: int | None, skip_chunks: int = 0
+) -> Chunks:
     """Cut texts into chunks and take n_chunks of them, evenly spread over all; every so many is held back.
 
-    Raises JobError for texts that are too short, and as imatrix.text.read_text does.
+    skip_chunks: so many at the beginning are left out. Raises JobError for texts that are too short, and as
+    imatrix.text.read_text does.
     """
     tokens = [tokenizer.encode(_plain(path)) for path in paths]
     pieces = [ids[: len(ids) // N_CTX * N_CTX] for ids in tokens]
-    chunks = np.array([token for piece in pieces for token in piece], np.int32).reshape(-1, N_CTX)
+    chunks = np.array([token for piece in pieces for token in piece], np.int32).reshape(-1, N_CTX)[
+        skip_chunks:
+    ]
     there, n_tokens = len(chunks), sum(map(len, tokens))
     wanted = min(there, n_chunks or DEFAULT_CHUNKS)
     if wanted < FEWEST_HELD_BACK + FEWEST_TRAINED:

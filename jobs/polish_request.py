@@ -15,9 +15,10 @@ from quantmill.measure.divergence import Divergence, PairedTest
 class Job:
     """quant: any quantized GGUF. base: the original, a GGUF or a Hugging Face directory. calibration: plain texts.
 
-    output: None for QUANT-polished.gguf. n_chunks of 512 tokens, n_epochs over them; rate: highest relative change a
-    step, None for the measured one of each type. only: "scales" or "norms" (all F32 vectors), None for both.
-    dtype: of products, None for bfloat16 where the type is coarse enough. resume: go on with a run that was stopped.
+    output: None for QUANT-polished.gguf. n_chunks of 512 tokens behind the first skip_chunks, n_epochs over them.
+    rate: highest relative change a step, None for the measured one of each type. only: "scales" or "norms" (all F32
+    vectors), None for both. dtype: of products, None for bfloat16 where the type is coarse enough. resume: go on with
+    a run that was stopped.
     """
 
     quant: Path
@@ -25,6 +26,7 @@ class Job:
     calibration: tuple[Path, ...]
     output: Path | None = None
     n_chunks: int | None = None
+    skip_chunks: int = 0
     n_epochs: int = 1
     rate: float | None = None
     only: str | None = None

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from quantmill.cli import app
 from quantmill.imatrix.matrix import ImatrixError
-from quantmill.jobs.compensate import Calibration, run
+from quantmill.jobs.compensate import run
+from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.finished_layers import SUFFIX
 from quantmill.jobs.quantize import Job, plan_job
@@ -138,6 +139,39 @@ def test_fast_effort_takes_one_stream_and_grid_types_are_solved(tmp_path):
     assert all(error.shares == (0, 0) for error in result.errors)
     assert all(error.fitted < 0.85 for error in result.errors)
     assert result.plainly == ("token_embd.weight",)
+
+
+@pytest.mark.slow
+def test_thorough_effort_ends_with_a_polish(tmp_path):
+    output = tmp_path / "thorough.gguf"
+    watching = Watching()
+    result = run(job_to(output, "Q2_K", threads=2), Calibration((TEXT,), "thorough", n_chunks=8), watching)
+    assert any(note.startswith(("polished", "polishing did not help")) for note in watching.notes)
+    assert result.paths == (output,)
+    assert [path.name for path in tmp_path.iterdir()] == ["thorough.gguf"]
+
+
+def test_the_python_interface_writes_the_same_bytes(tmp_path):
+    import quantmill
+
+    output = tmp_path / "api.gguf"
+    quantmill.quantize_model(
+        tiny("F16"), output, "Q4_K_M", calibration=TEXT, compensate=True, chunks=4, device="cpu", threads=1
+    )
+    assert digest(output) == digest(whole_run()[2])
+    with pytest.raises(quantmill.QuantmillError, match="belong to compensate"):
+        quantmill.quantize_model(tiny("F16"), output, "Q4_0", calibration=TEXT)
+    with pytest.raises(quantmill.QuantmillError, match="needs a calibration text"):
+        quantmill.quantize_model(tiny("F16"), output, "Q4_0", compensate=True)
+
+
+def test_what_forbids_a_polish():
+    from quantmill.jobs.thorough import forbidden
+
+    whole, pruned = job_to(EXAMPLE / "x.gguf"), job_to(EXAMPLE / "x.gguf", prune_layers=(1,))
+    assert forbidden(whole, 99) is None
+    assert "3 chunks" in (forbidden(whole, 3) or "")
+    assert "left out" in (forbidden(pruned, 99) or "")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""The walk of every family: layer by layer it is a pass of the whole model, and comes to its matrices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quantmill.calibrate.workers import working
+from quantmill.gguf_io.source import open_source
+from quantmill.models.model import from_source
+from quantmill.models.walk import Walk, walked_names
+from tests.support.measure_families import FAMILIES, random_model
+
+# What a walk cannot feed: transformers never multiplies by attn_k_b, routers are no block matrices of a type.
+NEVER = ("attn_k_b", "ffn_gate_inp", "ssm_", "shortconv")
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.n = 0
+
+    def add(self, batch: int, seen: object) -> None:
+        self.n += len(seen.changed)  # type: ignore[attr-defined]
+
+    def join(self, other: Rows) -> None:
+        self.n += other.n
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_walk(name: str, tmp_path: Path) -> None:
+    random_model(tmp_path, *FAMILIES[name])
+    loaded = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)
+    ids = np.random.default_rng(0).integers(0, 2000, (4, 40)).astype(np.int32)
+    visited = set()
+    with working(1) as workers:
+        walk = Walk(loaded, ids, workers.map)
+        for layer in walk.layers():
+            for place in layer.places:
+                assert layer.visit(place, Rows).n > 0
+                visited |= {taker for taker, _ in place.takers}
+    tokens = torch.cat(walk.batches)
+    base = loaded.model.base_model
+    with torch.no_grad():
+        whole = base(input_ids=tokens, use_cache=False).last_hidden_state
+        final = next(part for key, part in base.named_children() if key in ("norm", "final_layernorm"))
+        ended = final(torch.cat(walk.changed))
+    torch.testing.assert_close(ended, whole, rtol=1e-4, atol=1e-4)
+    wanted = {name for name in walked_names(loaded) if not any(part in name for part in NEVER)}
+    assert wanted <= visited
