@@ -1,4 +1,4 @@
-"""How far a step moves what: the highest relative change, by type, as measured (bench/quality.py)."""
+"""How far a step moves what: the highest relative change, by type."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from quantmill.qkernels import TYPES
 from quantmill.qkernels.scales import is_continuous, is_trainable
 
 VECTORS = 1e-3
-_COARSE_BITS = 3.2  # types of fewer bits have more to regain, and take larger steps well
+# On the small mixture of experts in Q4_0, 48 chunks, the divergence falls to 0.737 of what it was at 2e-3 and to 0.773
+# at 1e-3. Finer types are closer to the original than such a step.
+_FINE_BITS = 5.6
 _COARSE, _FINE = 2e-3, 1e-3
 # Scales on a grid of an eighth of their size: a step must cross half of one to be seen. E8M0's grid doubles; there
 # no step with the codes held can pay, so MXFP4 keeps its scales.
@@ -19,7 +21,7 @@ def rate_of(type: str) -> float:
     if type in _GRID:
         return _GRID[type]
     assert is_continuous(type)
-    return _COARSE if TYPES[type].bits_per_weight < _COARSE_BITS else _FINE
+    return _COARSE if TYPES[type].bits_per_weight < _FINE_BITS else _FINE
 
 
 def default_rates(scales: bool = True, vectors: bool = True, rate: float | None = None) -> Rates:
