@@ -49,7 +49,7 @@ def test_rows_of_another_dtype() -> None:
 
 
 def test_unknown_names(rows: np.ndarray) -> None:
-    with pytest.raises(qkernels.QuantizeError, match="unknown type 'Q4_Z'; known types: F32"):
+    with pytest.raises(qkernels.QuantizeError, match="unknown type 'Q4_Z'; did you mean Q4_K"):
         qkernels.quantize(rows, "Q4_Z")
     with pytest.raises(qkernels.QuantizeError, match="unknown engine 'gpu'"):
         qkernels.quantize(rows, "Q4_K", engine="gpu")
