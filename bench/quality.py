@@ -279,7 +279,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-    facts = machine.describe("bench.quality", arguments)
+    facts = machine.describe("bench.quality", [Path(one).name if os.sep in one else one for one in arguments])
     bench = smollm2(options) if options.model == "smollm2" else moe(options)
     results: list[Row] = []
     if options.out and options.out.with_suffix(".json").exists():
