@@ -1,4 +1,4 @@
-"""quantmill cache: what is kept between runs: machine code and tables that would be made anew."""
+"""quantmill cache: what is kept between runs: machine code, tables and measurements that would be made anew."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command()
 def cache(
     clear: Annotated[
-        bool, typer.Option("--clear", help="Remove all of it; it is made again when needed.")
+        bool,
+        typer.Option(
+            "--clear", help="Remove all of it; it is made again when needed, measurements in minutes."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show where quantmill keeps compiled searches and tables between runs, and how large they are.
+    """Show where quantmill keeps compiled searches, tables and what --target-size measured, and how large they are.
 
     Models from the hub are not among them: they lie in huggingface_hub's own cache (`hf cache ls`).
     """

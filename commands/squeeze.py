@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -15,6 +14,7 @@ from quantmill import __version__
 from quantmill.commands.console import UsageError, parsing, remark, show, size_text, table_text
 from quantmill.commands.options import Chunks, Device, DryRun, Force, Json, Revision, Threads, at_least
 from quantmill.commands.watching import Shown
+from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
     from quantmill.jobs.squeeze_request import Planned, Result
@@ -95,7 +95,7 @@ def squeeze(
     Every stage is kept in DIR/.quantmill: after an interrupt, or with one more type or size, the same call goes on from
     what is there.
     """
-    from quantmill.commands.hub import local_model
+    from quantmill.jobs.hub import local_model
     from quantmill.jobs.squeeze import plan_job, run
     from quantmill.jobs.squeeze_request import Job
     from quantmill.recipe.sizes import parse_size
@@ -121,7 +121,7 @@ def squeeze(
             chunks=chunks,
             imatrix_chunks=imatrix_chunks,
             device=device,
-            threads=threads,
+            threads=threads or None,
             polish=polish,
             keep_all=keep_all,
             force=force,
@@ -133,11 +133,11 @@ def squeeze(
         )
     if dry_run:
         planned = plan_job(job)
-        show(json.dumps(_plan_object(planned)) if as_json else _plan_text(planned))
+        show(json_text(_plan_object(planned)) if as_json else _plan_text(planned))
         return
     with Shown() as watcher:
         result = run(job, watcher)
-    show(json.dumps(_result_object(result)) if as_json else _result_text(result))
+    show(json_text(_result_object(result)) if as_json else _result_text(result))
 
 
 def _name_of(given: str, source: Path) -> str:

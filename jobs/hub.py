@@ -34,6 +34,7 @@ def _download(name: str, revision: str | None) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -48,7 +49,7 @@ def _download(name: str, revision: str | None) -> str:
         ) from None
     except RevisionNotFoundError:
         raise JobError(f"{name}: has no revision {revision}") from None
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise JobError(f"{name}: neither a path here nor a model on the Hugging Face hub") from None
     except (HfHubHTTPError, OSError) as error:
         why = " ".join(str(error).split())

@@ -21,7 +21,7 @@ from quantmill.gguf_io import open_source
 from quantmill.gguf_io.filesystem import digest
 from quantmill.gguf_io.kinds import IMATRIX, MODEL
 from quantmill.gguf_io.outputs import check_directory, check_output
-from quantmill.gguf_io.partial import write_whole
+from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs import allocate, collect, evaluate, quantize, report
 from quantmill.jobs.errors import JobError
@@ -45,6 +45,7 @@ from quantmill.measure.report import CARD, PAGE
 from quantmill.recipe import Recipe, RecipeError
 
 N_CTX = 512  # tokens a chunk, of both texts
+_PAGES = ("index.html", "README.md")
 _PUBLISHED = "published"  # which candidate lies under which name
 
 
@@ -66,6 +67,8 @@ class _Squeeze:
         self.job, self.watcher = job, watcher
         self.memory = Memory(job.directory / MEMORY)
         self.found = self.done = 0
+        self._sizes: dict[str, int | None] = {}  # of presets' files
+        self._problems: dict[str, str] = {}  # why there is none
         self._makers: dict[str, Callable[[str], Mapping[str, Any]]] = {}  # by the key of the file
         self.texts = [digest([path]) for path in job.calibration]
         _require_other_text(job, self.texts)
@@ -75,18 +78,20 @@ class _Squeeze:
         started = time.perf_counter()
         wishes = wishes_of(self.job)
         self._check_outputs(wishes)
+        self._require_possible(wishes)
         plans = {wish: candidates_of(wish, self._planned_bytes) for wish in wishes}
         base = self._base()
         self._importance()
         made = [self._meet(wish, candidates) for wish, candidates in plans.items()]
         self._remove_losers()
-        write_whole(self._importance_place(), self.imatrix.read_bytes())
+        write_whole(resolved(self._importance_place()), self.imatrix.read_bytes())
         pages = self._report(made, base)
         return Result(tuple(made), pages, self.found, self.done, time.perf_counter() - started)
 
     def planned(self) -> tuple[Planned, ...]:
         wishes = wishes_of(self.job)
         self._check_outputs(wishes)
+        self._require_possible(wishes)
         return tuple(
             Planned(candidate, self._place(wish.label), self._bytes_of(candidate))
             for wish in wishes
@@ -99,8 +104,7 @@ class _Squeeze:
             assert candidate.target.file_bytes is not None
             return candidate.target.file_bytes
         size = self._planned_bytes(candidate.label)
-        if size is None:
-            raise JobError(f"{self.job.model}: cannot become {candidate.label}")
+        assert size is not None  # what cannot be was refused
         return size
 
     def _check_outputs(self, wishes: Sequence[Wish]) -> None:
@@ -113,13 +117,12 @@ class _Squeeze:
         outputs = [check_output(self._place(wish.label), MODEL, inputs, force=job.force) for wish in wishes]
         outputs += [
             check_output(job.directory / name, kind, inputs, force=job.force)
-            for name, kind in (("index.html", PAGE), ("README.md", CARD))
+            for name, kind in zip(_PAGES, (PAGE, CARD), strict=True)
         ]
         outputs.append(check_output(self._importance_place(), IMATRIX, inputs, force=job.force))
-        if (job.directory / MEMORY).exists():
-            return  # what is replaced is our own
+        ours = {*self._published(), *([] if self.memory.facts(_PUBLISHED) is None else _PAGES)}
         for output in outputs:
-            if output.replaces:
+            if output.replaces and output.path.name not in ours:
                 for note in output.notes:
                     self.watcher.note(note)
 
@@ -150,8 +153,8 @@ class _Squeeze:
             evaluate.run(
                 evaluate.Job(
                     models=(),
-                    base=job.model,
-                    text=job.evaluation,
+                    base=job.model.resolve(),  # however it was spelled, a stopped run is gone on with
+                    text=job.evaluation.resolve(),
                     n_ctx=N_CTX,
                     chunks=job.chunks,
                     save_base=self.memory.file(key, ".logits"),
@@ -166,7 +169,12 @@ class _Squeeze:
             )
             return {"text": job.evaluation.name}
 
-        made_from = {"model": self.model, "text": digest([job.evaluation]), "chunks": job.chunks}
+        made_from = {
+            "model": self.model,
+            "text": digest([job.evaluation]),
+            "chunks": job.chunks,
+            "device": job.device,
+        }
         self.base_key = self._stage("base", made_from, work)
         return from_json(self.memory.file(self.base_key, ".record.json"))
 
@@ -178,7 +186,7 @@ class _Squeeze:
                 collect.Job(
                     model=job.model,
                     name=job.name,
-                    texts=tuple(map(Text, job.calibration)),
+                    texts=tuple(Text(path.resolve()) for path in job.calibration),
                     output=self.memory.file(key, ".gguf"),
                     cutting=Cutting(N_CTX, job.imatrix_chunks),
                     device=job.device,
@@ -189,7 +197,12 @@ class _Squeeze:
             )
             return {"texts": [path.name for path in job.calibration]}
 
-        made_from = {"model": self.model, "texts": self.texts, "chunks": job.imatrix_chunks}
+        made_from = {
+            "model": self.model,
+            "texts": self.texts,
+            "chunks": job.imatrix_chunks,
+            "device": job.device,
+        }
         self.imatrix_key = self._stage("importance", made_from, work)
 
     @cached_property
@@ -197,21 +210,35 @@ class _Squeeze:
         return self.memory.file(self.imatrix_key, ".gguf")
 
     def _planned_bytes(self, file_type: str) -> int | None:
-        """The size of a preset's file; importance, which some need, is taken for granted."""
-        try:
-            plan = quantize.plan_job(quantize.Job(str(self.job.model), Path("unwritten"), Recipe(file_type)))
-        except RecipeError:
-            return None
-        return plan.file_bytes
+        """The size of a preset's file, None where it cannot be; importance, which some need, is taken for granted."""
+        if file_type not in self._sizes:
+            job = quantize.Job(str(self.job.model), Path("unwritten"), Recipe(file_type))
+            try:
+                plan = quantize.plan_job(job)
+            except RecipeError:
+                self._sizes[file_type] = None
+            else:
+                problems = [line for line in plan.problems if "importance" not in line]
+                self._problems[file_type] = problems[0] if problems else ""
+                self._sizes[file_type] = None if problems else plan.file_bytes
+        return self._sizes[file_type]
+
+    def _require_possible(self, wishes: Sequence[Wish]) -> None:
+        """Raises JobError, before the work, for a file type that this model cannot have."""
+        for wish in wishes:
+            if wish.file_type is not None and self._planned_bytes(wish.file_type) is None:
+                why = self._problems.get(wish.file_type) or "there is no such file for this model"
+                raise JobError(f"{wish.label}: {why}")
 
     def _meet(self, wish: Wish, candidates: Sequence[Candidate]) -> Made:
         measured = [one for candidate in candidates if (one := self._plain(candidate)) is not None]
         chosen = best_of(measured)
         if self.job.polish:
             polished = self._polished(chosen)
-            if polished is not None:
+            # Polishing adds keys to the metadata: a file that was close to the ceiling may leave it.
+            if polished is not None and (wish.ceiling is None or polished.n_bytes <= wish.ceiling):
                 measured.append(polished)
-                chosen = min(polished, chosen, key=lambda one: one.kld)  # of one size
+                chosen = min(polished, chosen, key=lambda one: one.kld)
         path = self._publish(chosen, self._place(wish.label))
         others = {one.candidate.label: one.kld for one in measured if one is not chosen}
         return Made(wish, chosen, path, others)
@@ -307,8 +334,21 @@ class _Squeeze:
         return located or self.memory.file(key, ".gguf")
 
     def _published(self) -> dict[str, str]:
-        """Name of a file in the directory → key of the candidate that it is."""
-        return self.memory.facts(_PUBLISHED) or {}
+        """Name of a file in the directory → key of the candidate that it is, if it is still as it was put there."""
+        found = {}
+        for name, (key, *state) in (self.memory.facts(_PUBLISHED) or {}).items():
+            path = self.job.directory / name
+            if path.exists() and fingerprint([path])[0][1:] == state:
+                found[name] = key
+        return found
+
+    def _note_published(self, path: Path, key: str | None) -> None:
+        """Remember what lies under a name; None: nothing that may be trusted."""
+        entries = dict(self.memory.facts(_PUBLISHED) or {})
+        entries.pop(path.name, None)
+        if key is not None:
+            entries[path.name] = [key, *fingerprint([path])[0][1:]]
+        self.memory.keep(_PUBLISHED, entries)
 
     def _located(self, key: str) -> Path | None:
         """Where the file of a candidate is now: among the stages, or under a name that was given to it."""
@@ -319,20 +359,20 @@ class _Squeeze:
 
     def _publish(self, chosen: Measured, path: Path) -> Path:
         """Give the file of a candidate its name; where it has another one already, as a second link or a copy."""
-        published = self._published()
-        if published.get(path.name) == chosen.key and path.exists():
+        if self._published().get(path.name) == chosen.key:
             return path
         source = self._file(chosen.key)
+        self._note_published(path, None)
         if source.parent == self.memory.directory:
-            os.replace(source, path)
+            os.replace(source, resolved(path))
         else:
             aside = self.memory.file(chosen.key, ".copy")
             try:
                 os.link(source, aside)
             except OSError:  # file systems without hard links
                 shutil.copyfile(source, aside)
-            os.replace(aside, path)
-        self.memory.keep(_PUBLISHED, {**published, path.name: chosen.key})
+            os.replace(aside, resolved(path))
+        self._note_published(path, chosen.key)
         return path
 
     def _remove_losers(self) -> None:

@@ -40,6 +40,8 @@ def candidates_of(wish: Wish, planned_bytes: Callable[[str], int | None]) -> tup
 def best_of(measured: Sequence[Measured]) -> Measured:
     """The least divergence; among those that cannot be told from it, the smallest file."""
     best = min(measured, key=lambda one: one.kld)
+    if 2 / 2 ** len(best.result.chunk_kld) > SURE:  # too few chunks for any difference to be sure
+        return best
     equal = [one for one in measured if one is best or _p_value(one, best) >= SURE]
     return min(equal, key=lambda one: (one.n_bytes, one.kld))
 

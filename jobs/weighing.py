@@ -123,6 +123,8 @@ class Weighing:
         gained = {name: together - without[free[name]] for name in costly}
         rest = sum(loss for name, loss in predicted.items() if name not in gained)
         others = _trusted((together - sum(gained.values())) / rest) if rest > 0 else 1.0
+        # A tensor that keeps its type loses nothing; what was measured of it is noise.
+        gained = {name: gain for name, gain in gained.items() if predicted[name] > 0}
         return {
             name: {
                 type: loss * (_trusted(gained[name] / predicted[name]) if name in gained else others)

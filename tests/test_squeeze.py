@@ -14,7 +14,7 @@ import pytest
 
 from quantmill import cli
 from quantmill.gguf_io import open_source
-from tests.support.measure_models import EXAMPLE
+from tests.support.measure_models import EXAMPLE, tiny
 
 CALIBRATION, EVALUATION = EXAMPLE / "calibration.txt", EXAMPLE / "evaluation.txt"
 FEW = ("--chunks", "2", "--imatrix-chunks", "2", "--threads", "1")
@@ -96,6 +96,29 @@ def test_what_cannot_be_is_one_line(
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_somebody_changed_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    run(capsys, *squeezed(folder, "--types", "Q8_0"))
+    whole = results(folder)
+    (folder / "tiny-qwen3-moe-Q8_0.gguf").write_bytes((folder / "tiny-qwen3-moe.imatrix.gguf").read_bytes())
+    assert cli.main(squeezed(folder, "--types", "Q8_0")) == 1  # an importance matrix is no model: --force
+    assert "--force" in capsys.readouterr().err
+    run(capsys, *squeezed(folder, "--types", "Q8_0", "--force"))
+    assert results(folder) == whole
+
+
+def test_a_model_that_is_quantized_already_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["--calibration", str(CALIBRATION), "--evaluation", str(EVALUATION)]
+    command = ["squeeze", str(tiny("Q4_0")), "-o", str(tmp_path / "out"), *texts, "--types", "Q2_K"]
+    assert cli.main(command) == 1
+    assert "Q2_K: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -124,6 +124,8 @@ def test_the_better_file_wins_and_among_equals_the_smaller() -> None:
     bad = measured("bad", 100, [a + 0.05 for a in noise])
     assert best_of([bad, good]).key == "good"  # worse in each of eight chunks: p = 2 / 256
     assert best_of([good, same, bad]).key == "same"
+    few = [measured("small", 1, [0.9] * 5), measured("good", 2, [0.1] * 5)]
+    assert best_of(few).key == "good"  # of five chunks no test can be sure
     (test,) = compared([good, bad])
     assert (test.a, test.b) == ("good", "bad")
     assert test.difference == pytest.approx(-0.05)
