@@ -79,10 +79,10 @@ def compensate_and_show(
     try:
         with ExitStack() as stack:
             result = run(job, calibration, _Shown(job, stack))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         left = finished_path(job.output)
         kept = f"finished layers are in {left}: go on with --resume"
-        print_line(f"interrupted; {kept if left.exists() else 'no layer was finished yet'}")
+        print_line(f"interrupted; {interrupt or (kept if left.exists() else 'no layer was finished yet')}")
         raise SystemExit(130) from None
     added, below = further(result.paths) if further else ({}, "")
     if as_json:

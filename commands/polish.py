@@ -108,7 +108,12 @@ def polish(
 
 
 def polish_made(
-    paths: Sequence[Path], base: Path, texts: Sequence[str], threads: int | None, device: str
+    paths: Sequence[Path],
+    base: Path,
+    texts: Sequence[str],
+    threads: int | None,
+    device: str,
+    resume: bool,
 ) -> Added:
     """`quantize --polish`: polish the file that was just made, in its place. The plain one stays where it is better."""
     from quantmill.imatrix.text import text_argument
@@ -117,7 +122,7 @@ def polish_made(
     calibration = tuple(text_argument(text).path for text in texts)
     with Shown() as watcher:
         result = polish_in_place(
-            Job(paths[0], base, calibration, threads=threads, device=device.split(",")[0], force=True),
+            Job(paths[0], base, calibration, threads=threads, device=device.split(",")[0], resume=resume),
             watcher,
         )
     text = result_text(result) if result.helped else f"the plain file is kept: polish is {not_better(result)}"

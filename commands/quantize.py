@@ -146,7 +146,9 @@ def quantize(
         typer.Option(help="Share of earlier layers' losses made good. [default: chosen on held-back chunks]"),
     ] = None,
     damping: Annotated[float, typer.Option(help="Of second moments, times their mean.")] = 0.01,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted --compensate.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted --compensate or --polish.")
+    ] = False,
     polish: Annotated[
         bool,
         typer.Option(
@@ -230,7 +232,7 @@ def quantize(
         from quantmill.commands.polish import polish_made
 
         def further(paths: Sequence[Path]) -> Added:
-            return polish_made(paths, Path(job.source), calibration or [], job.threads, device)
+            return polish_made(paths, Path(job.source), calibration or [], job.threads, device, resume)
 
     make: Make = quantize_and_show
     if compensate:

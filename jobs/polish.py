@@ -23,6 +23,8 @@ from quantmill.calibrate.teacher import HiddenStates, listen
 from quantmill.calibrate.workers import Workers, working
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import beside
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_checks import Chunks, bits_per_weight, check_base, chunks_of
 from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
@@ -40,6 +42,7 @@ ACCEPTED = 0.05  # chance that the held-back chunks came out better without bein
 WORSE_BASE = (
     1.05  # a base whose perplexity on the held-back chunks is this many times the quant's is not its original
 )
+IN_PLACE = ".quantmill-polished"  # of the file that takes the quant's place: a name that no user's file has
 FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
 
 
@@ -59,7 +62,10 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     with ExitStack() as stack:
         ready = _prepared(job, stack)
         kept = Kept(
-            ready.plan.output, identity(job, ready.quant, ready.base, ready.chunks, ready.dtype), job.resume
+            ready.plan.output,
+            identity(job, ready.quant, ready.base, ready.chunks, ready.dtype),
+            job.resume,
+            watcher.warn,
         )
         for note in ready.plan.notes:
             watcher.warn(note)
@@ -67,6 +73,9 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         workers = stack.enter_context(working(job.threads or os.cpu_count() or 1))
         try:
             return _polished(ready, kept, workers, watcher)
+        except GGUFError:  # a full disk: what was trained is not lost
+            watcher.note(kept.advice)
+            raise
         except QuantmillError:
             kept.remove()  # it would fail again
             raise
@@ -75,8 +84,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
 def polish_in_place(job: Job, watcher: Watcher | None = None) -> Result:
     """Polish a file that was just made, and put the better one in its place; where it is not better, it stays."""
     assert job.output is None
-    first = Path(*job.quant.parts[:-1], f"{default_output(job.quant).name}")
-    result = run(replace(job, output=first), watcher)
+    result = run(replace(job, output=beside(job.quant, IN_PLACE)), watcher)
     if result.paths:
         quant = open_source(job.quant)
         old = quant.paths
@@ -172,7 +180,8 @@ def _train(training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept,
             kept.save(training)
     except KeyboardInterrupt:
         kept.save(training, soon=True)
-        raise KeyboardInterrupt(f"what was done is in {kept.directory}: go on with --resume") from None
+        raise KeyboardInterrupt(kept.advice) from None
+    kept.save(training, soon=True)  # writing the file may fail
 
 
 @dataclass(frozen=True)

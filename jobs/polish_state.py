@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import pickle
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from quantmill.calibrate.polish import Training
 from quantmill.calibrate.teacher import HiddenStates
+from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside
+from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.jobs.errors import JobError
 
 SUFFIX = ".quantmill-polish"
@@ -24,11 +27,12 @@ class Kept:
     """The directory `<output>.quantmill-polish`: which run it belongs to, the teacher's states, the training's state.
 
     identity: of everything that decides the result. Raises JobError for a directory of another run, or one that is
-    there without `resume`.
+    there without `resume`. warn: hears when the state cannot be saved, which does not end the work.
     """
 
-    def __init__(self, output: Path, identity: str, resume: bool) -> None:
+    def __init__(self, output: Path, identity: str, resume: bool, warn: Callable[[str], None]) -> None:
         self.directory = beside(output, SUFFIX)
+        self._warn = warn
         self._saved = time.monotonic()
         mark = self.directory / "run.json"
         if self.directory.exists():
@@ -44,7 +48,7 @@ class Kept:
                     "command that wrote it, or remove it to begin anew"
                 )
         self.directory.mkdir(exist_ok=True)
-        _write(mark, json.dumps({"identity": identity}).encode())
+        write_whole(resolved(mark), json.dumps({"identity": identity}).encode())
 
     def hidden_states(self, n_ctx: int, n_hidden: int) -> HiddenStates:
         return HiddenStates(self.directory / "teacher.f32", n_ctx, n_hidden)
@@ -52,9 +56,12 @@ class Kept:
     def save(self, training: Training, soon: bool = False) -> None:
         """Save the training's state, at most every half minute unless `soon`."""
         if soon or time.monotonic() - self._saved > _EVERY_S:
-            target = self.directory / "training.pt"
-            torch.save(training.state(), target.with_suffix(".new"))
-            os.replace(target.with_suffix(".new"), target)
+            buffer = io.BytesIO()
+            torch.save(training.state(), buffer)
+            try:
+                write_whole(resolved(self.directory / "training.pt"), buffer.getvalue())
+            except (GGUFError, OSError) as error:
+                self._warn(f"what is finished could not be saved: {error}")
             self._saved = time.monotonic()
 
     def restore(self, training: Training) -> None:
@@ -68,10 +75,9 @@ class Kept:
                     f"{target}: cannot be read ({error}); repeat the command to begin anew"
                 ) from None
 
+    @property
+    def advice(self) -> str:
+        return f"what was done is in {self.directory}: go on with --resume"
+
     def remove(self) -> None:
         shutil.rmtree(self.directory)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.with_suffix(".new").write_bytes(content)
-    os.replace(path.with_suffix(".new"), path)

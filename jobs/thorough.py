@@ -50,7 +50,7 @@ def polish_fresh(
         rate=RATE,
         device=device,
         threads=job.threads,
-        force=True,
+        resume=calibration.resume,
     )
     result = polish.polish_in_place(request, watcher)
     before, after = (f"{scores.kld.value:.5f}" for scores in (result.before, result.after))

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import quantmill as quantmill_api
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.partial import PartialFile
 from quantmill.jobs import evaluate
 from quantmill.jobs.polish import Job, plan_job, run
 from quantmill.jobs.polish_request import default_output
+from quantmill.jobs.polish_state import Kept
 from quantmill.qkernels.types import TYPES
 from tests.support.measure_models import EXAMPLE, tiny
 
@@ -279,6 +283,8 @@ def test_quantize_and_polish_in_one_go(tmp_path: Path) -> None:
     assert plain.returncode == 0, plain.stderr
     size = output.stat().st_size
     (tmp_path / "text.txt").write_text(TEXT.read_text()[:26_000])
+    own = default_output(output)
+    own.write_bytes(tiny("Q8_0").read_bytes())
     done = quantmill(*made, "--calibration", tmp_path / "text.txt", "--polish")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -286,7 +292,8 @@ def test_quantize_and_polish_in_one_go(tmp_path: Path) -> None:
     assert found["polish"]["after"]["kld"]["value"] < found["polish"]["before"]["kld"]["value"]
     assert open_source(output).metadata.value("quantmill.polish.tokens")
     assert 0 <= output.stat().st_size - size < 4096  # the keys
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "text.txt"]
+    assert own.read_bytes() == tiny("Q8_0").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [own.name, "out.gguf", "text.txt"]
 
 
 @pytest.mark.slow
@@ -306,3 +313,37 @@ def test_polish_needs_a_text(tmp_path: Path) -> None:
     done = quantmill("quantize", EXAMPLE, tmp_path / "out.gguf", "Q4_0", "--polish")
     assert done.returncode == 2
     assert "--calibration" in done.stderr
+
+
+def test_a_full_disk_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of writing leaves the state for --resume; any other would come again, and its state goes."""
+    kept = tmp_path / "out.gguf.quantmill-polish"
+    for error, stays in ((GGUFError("no space"), True), (QuantmillError("not finite"), False)):
+
+        def fail(*arguments: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("quantmill.jobs.polish._polished", fail)
+        with pytest.raises(type(error)):
+            run(job(tmp_path / "out.gguf", resume=True))
+        assert kept.exists() == stays
+
+
+def test_a_state_that_cannot_be_saved_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Training:
+        def state(self) -> dict[str, torch.Tensor]:
+            return {"moved": torch.ones(3)}
+
+    warnings: list[str] = []
+    kept = Kept(tmp_path / "out.gguf", "one", False, warnings.append)
+    kept.save(Training(), soon=True)
+    saved = (kept.directory / "training.pt").read_bytes()
+
+    def full(*arguments: object) -> None:
+        raise GGUFError("no space")
+
+    monkeypatch.setattr(PartialFile, "write_at", full)
+    kept.save(Training(), soon=True)
+    assert warnings == ["what is finished could not be saved: no space"]
+    assert [path.name for path in sorted(kept.directory.iterdir())] == ["run.json", "training.pt"]
+    assert (kept.directory / "training.pt").read_bytes() == saved
