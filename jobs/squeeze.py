@@ -8,8 +8,6 @@ with one more type or size, the next run goes on from it.
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,16 +15,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from quantmill.gguf_io import open_source
 from quantmill.gguf_io.filesystem import digest
 from quantmill.gguf_io.kinds import IMATRIX, MODEL
 from quantmill.gguf_io.outputs import check_directory, check_output
 from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs import allocate, collect, evaluate, quantize, report
-from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
+from quantmill.jobs.published import Published
 from quantmill.jobs.squeeze_choice import best_of, candidates_of, compared
+from quantmill.jobs.squeeze_plan import Plans, model_files, require_other_text
 from quantmill.jobs.squeeze_request import (
     MEMORY,
     Candidate,
@@ -42,11 +40,10 @@ from quantmill.jobs.squeeze_watch import Unplanned, stage_bar
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.record import ModelResult, Run, from_json, to_json
 from quantmill.measure.report import CARD, PAGE
-from quantmill.recipe import Recipe, RecipeError
+from quantmill.recipe import Recipe
 
 N_CTX = 512  # tokens a chunk, of both texts
 _PAGES = ("index.html", "README.md")
-_PUBLISHED = "published"  # which candidate lies under which name
 
 
 def run(job: Job, watcher: Watcher | None = None) -> Result:
@@ -67,19 +64,19 @@ class _Squeeze:
         self.job, self.watcher = job, watcher
         self.memory = Memory(job.directory / MEMORY)
         self.found = self.done = 0
-        self._sizes: dict[str, int | None] = {}  # of presets' files
-        self._problems: dict[str, str] = {}  # why there is none
+        self.plans = Plans(job.model)
+        self.published = Published(self.memory, job.directory)
         self._makers: dict[str, Callable[[str], Mapping[str, Any]]] = {}  # by the key of the file
         self.texts = [digest([path]) for path in job.calibration]
-        _require_other_text(job, self.texts)
-        self.model = fingerprint(_model_files(job.model))
+        require_other_text(job, self.texts)
+        self.model = fingerprint(model_files(job.model))
 
     def run(self) -> Result:
         started = time.perf_counter()
         wishes = wishes_of(self.job)
         self._check_outputs(wishes)
-        self._require_possible(wishes)
-        plans = {wish: candidates_of(wish, self._planned_bytes) for wish in wishes}
+        self.plans.require_possible(wishes)
+        plans = {wish: candidates_of(wish, self.plans.bytes_of_preset) for wish in wishes}
         base = self._base()
         self._importance()
         made = [self._meet(wish, candidates) for wish, candidates in plans.items()]
@@ -91,21 +88,12 @@ class _Squeeze:
     def planned(self) -> tuple[Planned, ...]:
         wishes = wishes_of(self.job)
         self._check_outputs(wishes)
-        self._require_possible(wishes)
+        self.plans.require_possible(wishes)
         return tuple(
-            Planned(candidate, self._place(wish.label), self._bytes_of(candidate))
+            Planned(candidate, self._place(wish.label), self.plans.bytes_of(candidate))
             for wish in wishes
-            for candidate in candidates_of(wish, self._planned_bytes)
+            for candidate in candidates_of(wish, self.plans.bytes_of_preset)
         )
-
-    def _bytes_of(self, candidate: Candidate) -> int:
-        """Exact for a file type, the ceiling for a size."""
-        if candidate.target is not None:
-            assert candidate.target.file_bytes is not None
-            return candidate.target.file_bytes
-        size = self._planned_bytes(candidate.label)
-        assert size is not None  # what cannot be was refused
-        return size
 
     def _check_outputs(self, wishes: Sequence[Wish]) -> None:
         """All places that will be written, before the work."""
@@ -120,7 +108,7 @@ class _Squeeze:
             for name, kind in zip(_PAGES, (PAGE, CARD), strict=True)
         ]
         outputs.append(check_output(self._importance_place(), IMATRIX, inputs, force=job.force))
-        ours = {*self._published(), *([] if self.memory.facts(_PUBLISHED) is None else _PAGES)}
+        ours = {*self.published.names(), *([] if self.published.is_new else _PAGES)}
         for output in outputs:
             if output.replaces and output.path.name not in ours:
                 for note in output.notes:
@@ -209,27 +197,6 @@ class _Squeeze:
     def imatrix(self) -> Path:
         return self.memory.file(self.imatrix_key, ".gguf")
 
-    def _planned_bytes(self, file_type: str) -> int | None:
-        """The size of a preset's file, None where it cannot be; importance, which some need, is taken for granted."""
-        if file_type not in self._sizes:
-            job = quantize.Job(str(self.job.model), Path("unwritten"), Recipe(file_type))
-            try:
-                plan = quantize.plan_job(job)
-            except RecipeError:
-                self._sizes[file_type] = None
-            else:
-                problems = [line for line in plan.problems if "importance" not in line]
-                self._problems[file_type] = problems[0] if problems else ""
-                self._sizes[file_type] = None if problems else plan.file_bytes
-        return self._sizes[file_type]
-
-    def _require_possible(self, wishes: Sequence[Wish]) -> None:
-        """Raises JobError, before the work, for a file type that this model cannot have."""
-        for wish in wishes:
-            if wish.file_type is not None and self._planned_bytes(wish.file_type) is None:
-                why = self._problems.get(wish.file_type) or "there is no such file for this model"
-                raise JobError(f"{wish.label}: {why}")
-
     def _meet(self, wish: Wish, candidates: Sequence[Candidate]) -> Made:
         measured = [one for candidate in candidates if (one := self._plain(candidate)) is not None]
         chosen = best_of(measured)
@@ -239,7 +206,9 @@ class _Squeeze:
             if polished is not None and (wish.ceiling is None or polished.n_bytes <= wish.ceiling):
                 measured.append(polished)
                 chosen = min(polished, chosen, key=lambda one: one.kld)
-        path = self._publish(chosen, self._place(wish.label))
+        path = self._place(wish.label)
+        if self.published.names().get(path.name) != chosen.key:
+            self.published.give(self._file(chosen.key), chosen.key, path)
         others = {one.candidate.label: one.kld for one in measured if one is not chosen}
         return Made(wish, chosen, path, others)
 
@@ -328,52 +297,10 @@ class _Squeeze:
 
     def _file(self, key: str) -> Path:
         """The file of a candidate, made again where it lost once and was removed."""
-        located = self._located(key)
+        located = self.published.located(key)
         if located is None:
             self._makers[key](key)
         return located or self.memory.file(key, ".gguf")
-
-    def _published(self) -> dict[str, str]:
-        """Name of a file in the directory → key of the candidate that it is, if it is still as it was put there."""
-        found = {}
-        for name, (key, *state) in (self.memory.facts(_PUBLISHED) or {}).items():
-            path = self.job.directory / name
-            if path.exists() and fingerprint([path])[0][1:] == state:
-                found[name] = key
-        return found
-
-    def _note_published(self, path: Path, key: str | None) -> None:
-        """Remember what lies under a name; None: nothing that may be trusted."""
-        entries = dict(self.memory.facts(_PUBLISHED) or {})
-        entries.pop(path.name, None)
-        if key is not None:
-            entries[path.name] = [key, *fingerprint([path])[0][1:]]
-        self.memory.keep(_PUBLISHED, entries)
-
-    def _located(self, key: str) -> Path | None:
-        """Where the file of a candidate is now: among the stages, or under a name that was given to it."""
-        facts = self.memory.facts(key) or {}
-        own = self.memory.file(key, ".gguf")
-        given = [self.job.directory / name for name, owner in self._published().items() if owner == key]
-        return next((p for p in (own, *given) if p.exists() and p.stat().st_size == facts.get("bytes")), None)
-
-    def _publish(self, chosen: Measured, path: Path) -> Path:
-        """Give the file of a candidate its name; where it has another one already, as a second link or a copy."""
-        if self._published().get(path.name) == chosen.key:
-            return path
-        source = self._file(chosen.key)
-        self._note_published(path, None)
-        if source.parent == self.memory.directory:
-            os.replace(source, resolved(path))
-        else:
-            aside = self.memory.file(chosen.key, ".copy")
-            try:
-                os.link(source, aside)
-            except OSError:  # file systems without hard links
-                shutil.copyfile(source, aside)
-            os.replace(aside, resolved(path))
-        self._note_published(path, chosen.key)
-        return path
 
     def _remove_losers(self) -> None:
         """Files of candidates that were not chosen, unless they shall stay."""
@@ -411,24 +338,3 @@ class _Squeeze:
 
 def _named(result: ModelResult, path: Path) -> ModelResult:
     return replace(result, file=replace(result.file, name=path.stem, path=path.name))
-
-
-def _model_files(model: Path) -> tuple[Path, ...]:
-    """All that a conversion reads of a directory; all files of a split GGUF."""
-    if model.is_dir():
-        return tuple(sorted(path for path in model.iterdir() if path.is_file()))
-    source = open_source(model)
-    try:
-        return tuple(source.paths)
-    finally:
-        source.close()
-
-
-def _require_other_text(job: Job, calibration: Sequence[str]) -> None:
-    """Raises JobError where the text that decides is one that the files were made with."""
-    for path, found in zip(job.calibration, calibration, strict=True):
-        if found == digest([job.evaluation]):
-            raise JobError(
-                f"{job.evaluation}: is the calibration text {path} too; files are judged on a text that they were not "
-                "made with: give another --evaluation"
-            )
