@@ -50,8 +50,7 @@ class _Shown:
         print_warnings([line])
 
     def began(self, what: str, total: int, unit: str) -> None:
-        if what.startswith("polish"):
-            remark(f"{what}, {total} {unit}")
+        remark(f"{what}, {total} {unit}")
 
     def progressed(self, amount: int, what: str = "") -> None:
         """Layers are what the bar counts."""

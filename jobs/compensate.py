@@ -91,7 +91,8 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         workers = opened.enter_context(working(job.threads or os.cpu_count() or 1))
         state = _Run(job, calibration, watcher, plan, sink, chunks)
         watcher.planned(plan)
-        _walk(state, loaded, workers)
+        kept = _walk(state, loaded, workers)
+        walked_s = time.perf_counter() - started
         rest = [entry for entry in plan.entries if entry.name not in state.done]
         quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
         line = Line(source, sink, importance, quantizers, watcher, lambda entry: way_out(job, entry))
@@ -100,14 +101,14 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     if calibration.polish or calibration.effort == "thorough":
         device = engines[0].device
         polish_fresh(job, calibration, sink.paths[0], device, len(chunks), n_fresh, watcher)
-    FinishedLayers(job.output, {}, resume=False).remove()
+    kept.remove()
     return Compensated(
         plan=plan,
         paths=sink.paths,
         source_bytes=sum(path.stat().st_size for path in source.paths),
         file_bytes=sink.file_bytes,
         seconds=time.perf_counter() - started,
-        step_seconds={"compensate": time.perf_counter() - started, **line.clock.seconds},
+        step_seconds={"compensate": walked_s, **line.clock.seconds},
         engines=engines,
         errors=by_kind(state.made),
         n_chunks=len(chunks),
@@ -192,7 +193,8 @@ def _digest(chunks: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(chunks, "<i4").tobytes()).hexdigest()
 
 
-def _walk(state: _Run, loaded: LoadedModel, workers: object) -> None:
+def _walk(state: _Run, loaded: LoadedModel, workers: object) -> FinishedLayers:
+    """Write what the walk comes to; what it has finished stays on the disk until the caller removes it."""
     from quantmill.calibrate.layer import Settings, held_back, quantize_layer
     from quantmill.calibrate.solver import EFFORTS
     from quantmill.calibrate.workers import Workers
@@ -213,6 +215,8 @@ def _walk(state: _Run, loaded: LoadedModel, workers: object) -> None:
     for layer in walk.layers():
         if layer.index in state.job.recipe.prune_layers:
             layer.leave_out()
+            if layer.index >= kept.n_found:
+                kept.write(layer.index, {})  # done as well: layers are counted up to the first gap
             continue
         if layer.index < kept.n_found:
             made = _stored(kept.read(layer.index), entries)
@@ -229,6 +233,7 @@ def _walk(state: _Run, loaded: LoadedModel, workers: object) -> None:
             state.watcher.progressed(entry.source_bytes, entry.name)
         state.made += made
         state.watcher.layer_done(layer.index + 1, len(walk.modules))
+    return kept
 
 
 def _identity(state: _Run, loaded: LoadedModel) -> dict[str, str]:

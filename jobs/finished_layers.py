@@ -25,8 +25,8 @@ def finished_path(output: Path) -> Path:
 class FinishedLayers:
     """A directory `<output>.quantmill-layers`: run.json says of which run, one file a layer.
 
-    run: everything that decides the bytes. Raises JobError when `resume` finds the layers of another run; without
-    `resume` what is there is removed.
+    run: everything that decides the bytes. Raises JobError when `resume` finds the layers of another run, and for
+    layers that are there without `resume`.
     """
 
     def __init__(self, output: Path, run: Mapping[str, str], resume: bool) -> None:
@@ -36,8 +36,9 @@ class FinishedLayers:
         if not self.path.exists():
             return
         if not resume:
-            shutil.rmtree(self.path)
-            return
+            raise JobError(
+                f"{self.path}: a run that was stopped left this; go on with --resume, or remove it to begin anew"
+            )
         self._require_same()
         while self._file(self.n_found).exists():
             self.n_found += 1
@@ -51,7 +52,7 @@ class FinishedLayers:
         if different:
             raise JobError(
                 f"{self.path}: holds layers of another run (another {', '.join(different)}); repeat that run's "
-                "options, or leave --resume out to begin anew"
+                "options, or remove it to begin anew"
             )
 
     def read(self, layer: int) -> dict[str, np.ndarray]:

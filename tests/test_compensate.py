@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -114,6 +115,8 @@ def test_threads_and_an_interrupt_change_no_byte(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(job_to(output, threads=2), SHORT, Watching(stop_after=2))
     assert not output.exists()
+    with pytest.raises(JobError, match="go on with --resume"):
+        run(job_to(output), SHORT, Watching())
     with pytest.raises(JobError, match="another damping"):
         run(job_to(output), Calibration((TEXT,), n_chunks=4, damping=0.02, resume=True), Watching())
     watching = Watching()
@@ -124,7 +127,11 @@ def test_threads_and_an_interrupt_change_no_byte(tmp_path):
 
 def test_pruned_layers_are_gone_round(tmp_path):
     output = tmp_path / "pruned.gguf"
-    result = run(job_to(output, "Q4_0", prune_layers=(1,)), SHORT, Watching())
+    with pytest.raises(KeyboardInterrupt):
+        run(job_to(output, "Q4_0", prune_layers=(1,)), SHORT, Watching(stop_after=3))
+    watching = Watching()
+    result = run(job_to(output, "Q4_0", prune_layers=(1,)), replace(SHORT, resume=True), watching)
+    assert "3 of 4 layers were done before" in watching.notes
     names = {tensor.name for tensor in gguf.GGUFReader(output).tensors}
     assert "blk.2.attn_q.weight" in names
     assert "blk.3.attn_q.weight" not in names
