@@ -143,9 +143,14 @@ def quantize_model(
     from quantmill.jobs.quantize import Job, run
     from quantmill.recipe import Recipe, parse_rule
 
-    pairs = tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types
+    pairs = tuple(tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types)
     recipe = type
-    if not isinstance(recipe, Recipe):
+    if isinstance(recipe, Recipe):
+        if pairs or allow_requantize:
+            raise QuantmillError(
+                "tensor_types and allow_requantize belong to a type's name; a Recipe has its own"
+            )
+    else:
         rules = tuple(parse_rule(f"{pattern}={name}") for pattern, name in pairs)
         recipe = Recipe(recipe, rules=rules, allow_requantize=allow_requantize)
     job = Job(
@@ -158,8 +163,11 @@ def quantize_model(
         force=force,
     )
     if not compensate:
-        if calibration or polish:
-            raise QuantmillError("calibration and polish belong to compensate=True")
+        asked = (effort != "normal", chunks is not None, alpha is not None, damping != 0.01, resume)
+        if calibration or polish or any(asked):
+            raise QuantmillError(
+                "calibration, effort, chunks, alpha, damping, polish and resume belong to compensate=True"
+            )
         return run(job)
     from quantmill.jobs.compensate import run as compensated
     from quantmill.jobs.compensate_request import Calibration

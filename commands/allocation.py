@@ -24,31 +24,37 @@ if TYPE_CHECKING:
     from quantmill.recipe.budget import Target
 
 
-# What `quantize --polish` may add to the file afterwards: keys that say how it was polished.
-_POLISH_KEYS = 4096
+# What `quantize --compensate` and `--polish` may add to the file: keys that say how it was made.
+_KEYS = 4096
 
 
-def find_target(size: int | None, bpw: float | None, polish: bool) -> Target | None:
-    """The size that was asked for, less what polishing adds to the file; None when none was."""
+def find_target(size: int | None, bpw: float | None, adds_keys: bool) -> Target | None:
+    """The size that was asked for, less the keys that --compensate and --polish add; None when none was."""
     from quantmill.recipe.budget import Target
 
     if size is not None and bpw is not None:
         raise UsageError("--target-size and --target-bpw cannot be used together")
     if bpw is not None and not 0 < bpw < 64:
         raise UsageError(f"--target-bpw {bpw}: expected bits per weight, for example 4.5")
-    if size is not None and polish:
-        remark(f"{_POLISH_KEYS} of {size} bytes are left for the keys that --polish adds")
-        size -= _POLISH_KEYS
+    if size is not None and adds_keys:
+        remark(f"{_KEYS} of {size} bytes are left for the keys that --compensate and --polish add")
+        size -= _KEYS
     return None if size is None and bpw is None else Target(size, bpw)
 
 
 def find_request(
-    job: Job, target: Target, text: Path | None, chunks: int | None, smallest: str | None, largest: str | None
+    job: Job,
+    target: Target,
+    texts: list[str] | None,
+    chunks: int | None,
+    smallest: str | None,
+    largest: str | None,
 ) -> Request:
     from quantmill.jobs.allocate import N_CHUNKS, Request
     from quantmill.recipe import parse_type
     from quantmill.recipe.budget import Limits
 
+    text = Path(texts[0]) if texts else None
     with parsing():
         limits = Limits(parse_type(smallest) if smallest else None, parse_type(largest) if largest else None)
     return Request(job, target, text, chunks or N_CHUNKS, limits)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from quantmill.commands.console import (
 from quantmill.commands.polish import Added
 from quantmill.commands.quantize_tables import fallback_warning, plan_object, result_object, result_text
 from quantmill.jobs.compensate import run
-from quantmill.jobs.compensate_request import Calibration
+from quantmill.jobs.compensate_plan import plan_job
+from quantmill.jobs.compensate_request import DAMPING, EFFORT, Calibration
 from quantmill.jobs.compensated import Compensated
 from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job
@@ -65,6 +67,21 @@ class _Shown:
             remark(
                 f"layer {done} of {n_layers}, {minutes:.1f} minutes, {minutes / done * (n_layers - done):.1f} left"
             )
+
+
+def ways(
+    texts: tuple[str, ...],
+    effort: str | None,
+    chunks: int | None,
+    alpha: float | None,
+    damping: float | None,
+    resume: bool,
+    polish: bool,
+) -> tuple[Callable[..., None], Callable[[Job], Plan]]:
+    """How a job is done with compensation, and how it is planned; None: as usual. Raises JobError."""
+    damping = DAMPING if damping is None else damping
+    calibration = Calibration(texts, effort or EFFORT, chunks, alpha, damping, resume, polish)
+    return partial(compensate_and_show, calibration=calibration), partial(plan_job, calibration=calibration)
 
 
 def compensate_and_show(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +13,10 @@ from quantmill.commands.console import UsageError, parsing, print_warnings
 from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
+    check_calibration,
     files_of,
     positional,
+    refuse_without_compensate,
     rules_of,
     size_of,
     without_type,
@@ -23,6 +25,7 @@ from quantmill.commands.quantize_run import Further, Make, quantize_and_show, re
 
 if TYPE_CHECKING:
     from quantmill.commands.polish import Added
+    from quantmill.recipe import Plan
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -136,8 +139,11 @@ def quantize(
         ),
     ] = False,
     effort: Annotated[
-        str, typer.Option(metavar="fast|normal|thorough", help="How long --compensate searches.")
-    ] = "normal",
+        str | None,
+        typer.Option(
+            metavar="fast|normal|thorough", help="How long --compensate searches. [default: normal]"
+        ),
+    ] = None,
     chunks: Annotated[
         int | None, typer.Option(metavar="N", min=4, help="Chunks of 512 tokens that --compensate uses.")
     ] = None,
@@ -145,7 +151,9 @@ def quantize(
         float | None,
         typer.Option(help="Share of earlier layers' losses made good. [default: chosen on held-back chunks]"),
     ] = None,
-    damping: Annotated[float, typer.Option(help="Of second moments, times their mean.")] = 0.01,
+    damping: Annotated[
+        float | None, typer.Option(help="Of second moments, times their mean. [default: 0.01]")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted --compensate or --polish.")
     ] = False,
@@ -178,10 +186,12 @@ def quantize(
     from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type
 
     size = size_of(target_size, "--target-size") if target_size else None
-    target = find_target(size, target_bpw, polish)
+    target = find_target(size, target_bpw, adds_keys=polish or compensate)
     if target is None and (measure_chunks or min_type or max_type):
         raise UsageError("--measure-chunks, --min-type, --max-type belong to a target size")
-    _check_calibration(calibration or [], compensate, target is not None, polish)
+    check_calibration(calibration or [], compensate, target is not None, polish)
+    if not compensate:
+        refuse_without_compensate(effort, chunks, alpha, damping, resume and not polish)
     rules = rules_of(tensor_type or [])
     if target is not None:
         if recipe is not None:
@@ -235,33 +245,19 @@ def quantize(
             return polish_made(paths, Path(job.source), calibration or [], job.threads, device, resume)
 
     make: Make = quantize_and_show
+    planned: Callable[[Job], Plan] = plan_job
     if compensate:
-        from quantmill.commands.compensate import compensate_and_show
-        from quantmill.jobs.compensate_request import Calibration
+        from quantmill.commands.compensate import ways
 
-        wish = Calibration(tuple(calibration or ()), effort, chunks, alpha, damping, resume, polish)
-        make = functools.partial(compensate_and_show, calibration=wish)
+        make, planned = ways(tuple(calibration or ()), effort, chunks, alpha, damping, resume, polish)
     make = functools.partial(make, as_json=as_json, further=further)
     if target is not None:
-        text = Path(calibration[0]) if calibration else None
-        request = find_request(job, target, text, measure_chunks, min_type, max_type)
+        request = find_request(job, target, calibration, measure_chunks, min_type, max_type)
         reach_and_show(request, dry_run, as_json, make)
     elif dry_run:
-        show_plan(plan_job(job), as_json)
+        show_plan(planned(job), as_json)
     else:
         make(job)
-
-
-def _check_calibration(texts: list[str], compensate: bool, has_target: bool, polish: bool) -> None:
-    """--calibration only names a text: something must want it. Raises UsageError."""
-    if compensate and not texts:
-        raise UsageError("--compensate needs a text: --calibration FILE")
-    if polish and not texts:
-        raise UsageError("--polish needs a text: --calibration FILE")
-    if texts and not (compensate or has_target or polish):
-        raise UsageError("--calibration only names a text; add --compensate, --polish or --target-size")
-    if has_target and len(texts) > 1:
-        raise UsageError("--target-size measures on one text; give --calibration once")
 
 
 def _text_files(texts: list[str]) -> list[str]:

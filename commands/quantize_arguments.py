@@ -116,3 +116,27 @@ def rules_of(texts: list[str]) -> tuple[TypeRule, ...]:
 def files_of(texts: Sequence[str]) -> list[str]:
     """The files among the `--tensor-type` and `--tensor-type-file` arguments, as OrderedPatterns joins them."""
     return [text.removeprefix(FILE_MARK) for text in texts if text.startswith(FILE_MARK)]
+
+
+def check_calibration(texts: list[str], compensate: bool, has_target: bool, polish: bool) -> None:
+    """--calibration only names a text: something must want it. Raises UsageError."""
+    if compensate and not texts:
+        raise UsageError("--compensate needs a text: --calibration FILE")
+    if polish and not texts:
+        raise UsageError("--polish needs a text: --calibration FILE")
+    if texts and not (compensate or has_target or polish):
+        raise UsageError("--calibration only names a text; add --compensate, --polish or --target-size")
+    if has_target and len(texts) > 1:
+        raise UsageError("--target-size measures on one text; give --calibration once")
+
+
+def refuse_without_compensate(
+    effort: str | None, chunks: int | None, alpha: float | None, damping: float | None, resume: bool
+) -> None:
+    """Raises UsageError for options of --compensate, which would do nothing without it. resume: nor for --polish."""
+    options = {"--effort": effort, "--chunks": chunks, "--alpha": alpha, "--damping": damping}
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name} belongs to --compensate; add it, or leave {name} out")
+    if resume:
+        raise UsageError("--resume goes on with a stopped --compensate or --polish; add one of them")

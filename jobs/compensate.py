@@ -9,27 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantmill.gguf_io import GGUFSink, TensorSource, open_source
-from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
-from quantmill.imatrix.reading import read_chunks, read_texts
-from quantmill.imatrix.text import Cutting, Text, text_argument
-from quantmill.jobs.compensate_request import N_CTX, Calibration, CompensationWatcher, SilentLayers
+from quantmill.gguf_io import GGUFSink, open_source
+from quantmill.jobs.compensate_plan import chunks_of, digest, load_model, plan_of, read
+from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
-from quantmill.jobs.errors import JobError
 from quantmill.jobs.finished_layers import FinishedLayers
 from quantmill.jobs.line import Line
 from quantmill.jobs.quantize import (
     Job,
     check_outputs,
-    importance_index,
     load_importance,
     require_sound,
     sink_of,
@@ -38,11 +32,10 @@ from quantmill.jobs.quantize import (
 from quantmill.jobs.thorough import polish_fresh
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
-from quantmill.recipe import ImportanceIndex, Override, Plan, PlanEntry, build_plan
+from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
-    from quantmill.imatrix.store import ImportanceMatrix
     from quantmill.models.model import LoadedModel
     from quantmill.models.walk import Walk
 
@@ -74,18 +67,16 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
 
     started = time.perf_counter()
     watcher = watcher or SilentLayers()
-    texts = [text_argument(argument) for argument in calibration.texts]
-    plain_texts = read_texts(texts)
+    texts = read(calibration)
     check_outputs(job)
     engines = choose_engines(job.device)
     with ExitStack() as opened:
         source = open_source(job.source)
         opened.callback(source.close)
-        loaded = _loaded(job, source, torch.device(engines[0].device))
+        loaded = load_model(job, source, torch.device(engines[0].device))
         importance = load_importance(job)
-        chunks, n_fresh = _chunks(texts, plain_texts, calibration, loaded)
-        _require_enough(chunks)
-        plan = _plan(job, calibration, source, importance, loaded, chunks)
+        chunks, n_fresh = chunks_of(texts, calibration, loaded)
+        plan = plan_of(job, calibration, source, importance, loaded, chunks)
         require_sound(plan)
         sink = opened.enter_context(sink_of(job, plan, source, watcher))
         workers = opened.enter_context(working(job.threads or os.cpu_count() or 1))
@@ -116,81 +107,6 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         plainly=plainly(plan, state.made),
         peak_bytes=peak_bytes(),
     )
-
-
-def _loaded(job: Job, source: TensorSource, device: object) -> LoadedModel:
-    import torch
-
-    from quantmill.models.model import from_source
-
-    assert isinstance(device, torch.device)
-    return from_source(source, Path(job.source), device, torch.float32)
-
-
-def _chunks(
-    texts: Sequence[Text], plain: Mapping[Path, str], calibration: Calibration, loaded: LoadedModel
-) -> tuple[np.ndarray, int]:
-    """The chunks that codes are fitted to, and how many the texts have behind them."""
-    if any(text.path.suffix == ".jsonl" or text.weight is not None for text in texts):
-        return read_chunks(texts, plain, calibration.cutting, loaded), 0
-    there = read_chunks(texts, plain, Cutting(N_CTX), loaded)
-    chunks = there[: calibration.cutting.n_chunks]
-    return chunks, len(there) - len(chunks)
-
-
-def _require_enough(chunks: np.ndarray) -> None:
-    if len(chunks) < 4:
-        raise JobError(
-            f"the calibration text has {len(chunks)} chunks of {chunks.shape[1]} tokens; compensation needs at "
-            "least 4, and 48 to serve well: give a longer text, or raise --chunks"
-        )
-
-
-def _plan(
-    job: Job,
-    calibration: Calibration,
-    source: TensorSource,
-    importance: ImportanceMatrix | None,
-    loaded: LoadedModel,
-    chunks: np.ndarray,
-) -> Plan:
-    """The plan of the same call with an importance matrix; the run's facts are put into the metadata."""
-    from quantmill.models.walk import walked_names
-
-    specs = {spec.name: spec for spec in source.specs()}
-    index = importance_index(job, importance)
-    if index is None:
-        # what the walk collects on its way
-        values = {name: specs[name].n_cols * n_mat for name, n_mat in walked_names(loaded).items()}
-        index = ImportanceIndex(calibration.texts[0], values, calibration.texts, len(chunks))
-    overrides = (*job.recipe.overrides, *_facts(calibration, chunks))
-    plan = build_plan(source.specs(), source.metadata, replace(job.recipe, overrides=overrides), index)
-    return replace(plan, warnings=(*source.warnings, *plan.warnings))
-
-
-def _facts(calibration: Calibration, chunks: np.ndarray) -> list[Override]:
-    from quantmill import __version__
-
-    text = {
-        "version": __version__,
-        "method": "compensate",
-        "effort": calibration.effort,
-        "tokens_sha256": _digest(chunks),
-    }
-    facts = [_fact(key, GGUFValueType.STRING, value) for key, value in text.items()]
-    facts.append(_fact("chunks", GGUFValueType.UINT32, len(chunks)))
-    facts.append(_fact("damping", GGUFValueType.FLOAT32, calibration.damping))
-    if calibration.alpha is not None:
-        facts.append(_fact("alpha", GGUFValueType.FLOAT32, calibration.alpha))
-    return facts
-
-
-def _fact(key: str, type: GGUFValueType, value: str | float) -> Override:
-    return Override(f"quantmill.calibrate.{key}", MetaValue(type, value), str(value))
-
-
-def _digest(chunks: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(chunks, "<i4").tobytes()).hexdigest()
 
 
 def _walk(state: _Run, loaded: LoadedModel, workers: object) -> FinishedLayers:
@@ -250,7 +166,7 @@ def _identity(state: _Run, loaded: LoadedModel) -> dict[str, str]:
     types = [(entry.source, entry.type) for entry in state.plan.entries]
     return {
         "model": hashlib.sha256(repr(sizes).encode()).hexdigest(),
-        "text": _digest(state.chunks),
+        "text": digest(state.chunks),
         "types": hashlib.sha256(repr((types, state.job.recipe.prune_layers)).encode()).hexdigest(),
         "effort": calibration.effort,
         "alpha": str(calibration.alpha),

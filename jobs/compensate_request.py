@@ -11,6 +11,7 @@ from quantmill.jobs.watcher import PlanWatcher, Silent
 
 CHUNKS = {"fast": 32, "normal": 48, "thorough": 128}
 N_CTX = 512
+EFFORT, DAMPING = "normal", 0.01  # where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Calibration:
     """
 
     texts: tuple[str, ...]
-    effort: str = "normal"
+    effort: str = EFFORT
     n_chunks: int | None = None
     alpha: float | None = None
-    damping: float = 0.01
+    damping: float = DAMPING
     resume: bool = False
     polish: bool = False
 

@@ -263,11 +263,11 @@ def test_sizes_that_cannot_be(capsys, tmp_path, cache, words, code, why):
     assert not output.exists()
 
 
-def test_room_is_left_for_the_keys_of_polish():
+def test_room_is_left_for_the_keys_of_polish_and_compensation():
     """tests/test_polish.py holds that these keys are below 4096 bytes."""
-    assert find_target(5_000_000, None, polish=True) == Target(5_000_000 - 4096)
-    assert find_target(5_000_000, None, polish=False) == Target(5_000_000)
-    assert find_target(None, 4.5, polish=True) == Target(bpw=4.5)
+    assert find_target(5_000_000, None, adds_keys=True) == Target(5_000_000 - 4096)
+    assert find_target(5_000_000, None, adds_keys=False) == Target(5_000_000)
+    assert find_target(None, 4.5, adds_keys=True) == Target(bpw=4.5)
 
 
 def test_outputs_are_checked_before_the_measuring(capsys, tmp_path, cache):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from quantmill.cli import app
 from quantmill.imatrix.matrix import ImatrixError
+from quantmill.jobs import compensate_plan
 from quantmill.jobs.compensate import run
 from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.errors import JobError
@@ -66,6 +67,9 @@ def test_types_sizes_and_metadata():
     assert any("largest square" in note for note in watching.notes)
     assert not output.with_name(output.name + SUFFIX).exists()
     assert result.file_bytes == output.stat().st_size
+    planned = compensate_plan.plan_job(job_to(directory() / "planned.gguf"), SHORT)
+    assert planned == result.plan
+    assert (planned.entries, planned.file_bytes) == (result.plan.entries, result.plan.file_bytes)
 
 
 def test_errors_are_lower_and_what_was_left_is_said():
@@ -170,6 +174,10 @@ def test_the_python_interface_writes_the_same_bytes(tmp_path):
         quantmill.quantize_model(tiny("F16"), output, "Q4_0", calibration=TEXT)
     with pytest.raises(quantmill.QuantmillError, match="needs a calibration text"):
         quantmill.quantize_model(tiny("F16"), output, "Q4_0", compensate=True)
+    with pytest.raises(quantmill.QuantmillError, match="belong to compensate"):
+        quantmill.quantize_model(tiny("F16"), output, "Q4_0", effort="fast")
+    with pytest.raises(quantmill.QuantmillError, match="a Recipe has its own"):
+        quantmill.quantize_model(tiny("F16"), output, Recipe("Q4_0"), tensor_types={"attn_v": "Q8_0"})
 
 
 def test_what_forbids_a_polish():
@@ -227,9 +235,20 @@ def test_a_full_disk_leaves_one_line_and_no_output(tmp_path, monkeypatch):
 
 def test_the_text_and_the_wish_go_together():
     model = str(tiny("F16"))
-    for arguments in (["--calibration", TEXT], ["--compensate"]):
-        done = CliRunner().invoke(app, ["quantize", model, "Q4_0", *arguments])
+    wishes = ["--effort fast", "--chunks 9", "--alpha 0.5", "--damping 0.01", "--resume"]
+    for arguments in (["--calibration", TEXT], ["--compensate"], *(wish.split() for wish in wishes)):
+        done = CliRunner().invoke(app, ["quantize", "--dry-run", model, "Q4_0", *arguments])
         assert done.exit_code == 2
+        assert arguments[0] in done.output
+
+
+def test_a_dry_run_knows_that_importance_is_collected_on_the_way(tmp_path):
+    words = ["--compensate", "--calibration", TEXT, "--chunks", "4", "--dry-run"]
+    done = CliRunner().invoke(
+        app, ["quantize", str(tiny("F16")), str(tmp_path / "x.gguf"), "IQ2_XXS", *words]
+    )
+    assert done.exit_code == 0, done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_blocks_are_those_of_the_solver_and_not_plain():

@@ -1,0 +1,131 @@
+"""What a compensation will write: the plan of the same call with an importance matrix, and the facts of the run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantmill.gguf_io import TensorSource, open_source
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
+from quantmill.imatrix.reading import read_chunks, read_texts
+from quantmill.imatrix.text import Cutting, Text, text_argument
+from quantmill.jobs.compensate_request import N_CTX, Calibration
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.quantize import Job, importance_index, load_importance, sink_of
+from quantmill.jobs.watcher import Silent
+from quantmill.qkernels.engines import choose_engines
+from quantmill.recipe import ImportanceIndex, Override, Plan, build_plan
+
+if TYPE_CHECKING:
+    from quantmill.imatrix.store import ImportanceMatrix
+    from quantmill.models.model import LoadedModel
+
+Texts = tuple[Sequence[Text], Mapping[Path, str]]  # and what the plain ones say
+
+
+def plan_job(job: Job, calibration: Calibration) -> Plan:
+    """What jobs.compensate.run would write, and in `problems` what would stop it; reads the model and the texts.
+
+    Raises what `run` raises for a model or a text that does not serve.
+    """
+    import torch
+
+    texts = read(calibration)
+    choose_engines(job.device)
+    with ExitStack() as opened:
+        source = open_source(job.source)
+        opened.callback(source.close)
+        loaded = load_model(job, source, torch.device("cpu"))
+        chunks, _ = chunks_of(texts, calibration, loaded)
+        plan = plan_of(job, calibration, source, load_importance(job), loaded, chunks)
+        try:
+            sink_of(job, plan, source, Silent())
+        except GGUFError as error:
+            plan = replace(plan, problems=(*plan.problems, str(error)))
+    return plan
+
+
+def load_model(job: Job, source: TensorSource, device: object) -> LoadedModel:
+    import torch
+
+    from quantmill.models.model import from_source
+
+    assert isinstance(device, torch.device)
+    return from_source(source, Path(job.source), device, torch.float32)
+
+
+def read(calibration: Calibration) -> Texts:
+    """Raises ImatrixError or OSError for texts that cannot be read."""
+    texts = [text_argument(argument) for argument in calibration.texts]
+    return texts, read_texts(texts)
+
+
+def chunks_of(found: Texts, calibration: Calibration, loaded: LoadedModel) -> tuple[np.ndarray, int]:
+    """The chunks that codes are fitted to, and how many the texts have behind them. Raises JobError for too few."""
+    texts, plain = found
+    if any(text.path.suffix == ".jsonl" or text.weight is not None for text in texts):
+        chunks, n_fresh = read_chunks(texts, plain, calibration.cutting, loaded), 0
+    else:
+        there = read_chunks(texts, plain, Cutting(N_CTX), loaded)
+        chunks = there[: calibration.cutting.n_chunks]
+        n_fresh = len(there) - len(chunks)
+    if len(chunks) < 4:
+        raise JobError(
+            f"the calibration text has {len(chunks)} chunks of {chunks.shape[1]} tokens; compensation needs at "
+            "least 4, and 48 to serve well: give a longer text, or raise --chunks"
+        )
+    return chunks, n_fresh
+
+
+def plan_of(
+    job: Job,
+    calibration: Calibration,
+    source: TensorSource,
+    importance: ImportanceMatrix | None,
+    loaded: LoadedModel,
+    chunks: np.ndarray,
+) -> Plan:
+    """The plan of the same call with an importance matrix; the run's facts are put into the metadata."""
+    from quantmill.models.walk import walked_names
+
+    specs = {spec.name: spec for spec in source.specs()}
+    index = importance_index(job, importance)
+    if index is None:
+        # what the walk collects on its way
+        values = {name: specs[name].n_cols * n_mat for name, n_mat in walked_names(loaded).items()}
+        index = ImportanceIndex(calibration.texts[0], values, calibration.texts, len(chunks))
+    overrides = (*job.recipe.overrides, *_facts(calibration, chunks))
+    plan = build_plan(source.specs(), source.metadata, replace(job.recipe, overrides=overrides), index)
+    return replace(plan, warnings=(*source.warnings, *plan.warnings))
+
+
+def _facts(calibration: Calibration, chunks: np.ndarray) -> list[Override]:
+    from quantmill import __version__
+
+    text = {
+        "version": __version__,
+        "method": "compensate",
+        "effort": calibration.effort,
+        "tokens_sha256": digest(chunks),
+    }
+    facts = [_fact(key, GGUFValueType.STRING, value) for key, value in text.items()]
+    facts.append(_fact("chunks", GGUFValueType.UINT32, len(chunks)))
+    facts.append(_fact("damping", GGUFValueType.FLOAT32, calibration.damping))
+    if calibration.alpha is not None:
+        facts.append(_fact("alpha", GGUFValueType.FLOAT32, calibration.alpha))
+    return facts
+
+
+def _fact(key: str, type: GGUFValueType, value: str | float) -> Override:
+    return Override(f"quantmill.calibrate.{key}", MetaValue(type, value), str(value))
+
+
+def digest(chunks: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(chunks, "<i4").tobytes()).hexdigest()
