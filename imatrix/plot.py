@@ -64,7 +64,7 @@ def require_plot(path: Path | None, statistic: str) -> None:
 def plot(rows: Sequence[TensorStatistics], suffix: str, title: str, statistic: str = "total") -> bytes:
     """The heat map; suffix .html gives a self-contained page, .png or .svg a picture.
 
-    Raises MissingPackageError when matplotlib is needed and missing.
+    Raises ImatrixError when matplotlib is needed and missing.
     """
     layers, kinds, values = grid(rows, statistic)
     heading = f"{title}: {TITLES[statistic]}"

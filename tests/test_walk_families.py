@@ -29,6 +29,9 @@ class Rows:
         self.n += other.n
 
 
+_FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm")  # the last is LFM2's
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_walk(name: str, tmp_path: Path) -> None:
     random_model(tmp_path, *FAMILIES[name])
@@ -45,7 +48,7 @@ def test_walk(name: str, tmp_path: Path) -> None:
     base = loaded.model.base_model
     with torch.no_grad():
         whole = base(input_ids=tokens, use_cache=False).last_hidden_state
-        final = next(part for key, part in base.named_children() if key in ("norm", "final_layernorm"))
+        final = next(part for key, part in base.named_children() if key in _FINAL_NORMS)
         ended = final(torch.cat(walk.changed))
     torch.testing.assert_close(ended, whole, rtol=1e-4, atol=1e-4)
     wanted = {name for name in walked_names(loaded) if not any(part in name for part in NEVER)}
