@@ -73,6 +73,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         workers = stack.enter_context(working(job.threads or os.cpu_count() or 1))
         try:
             return _polished(ready, kept, workers, watcher)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(kept.advice) from None
         except GGUFError:  # a full disk: what was trained is not lost
             watcher.note(kept.advice)
             raise
@@ -180,7 +182,7 @@ def _train(training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept,
             kept.save(training)
     except KeyboardInterrupt:
         kept.save(training, soon=True)
-        raise KeyboardInterrupt(kept.advice) from None
+        raise
     kept.save(training, soon=True)  # writing the file may fail
 
 

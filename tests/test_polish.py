@@ -318,13 +318,14 @@ def test_polish_needs_a_text(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of writing leaves the state for --resume; any other would come again, and its state goes."""
     kept = tmp_path / "out.gguf.quantmill-polish"
-    for error, stays in ((GGUFError("no space"), True), (QuantmillError("not finite"), False)):
+    errors = (GGUFError("no space"), True), (KeyboardInterrupt(), True), (QuantmillError("not finite"), False)
+    for error, stays in errors:
 
-        def fail(*arguments: object, error: Exception = error) -> None:
+        def fail(*arguments: object, error: BaseException = error) -> None:
             raise error
 
         monkeypatch.setattr("quantmill.jobs.polish._polished", fail)
-        with pytest.raises(type(error)):
+        with pytest.raises(type(error), match="--resume" if isinstance(error, KeyboardInterrupt) else None):
             run(job(tmp_path / "out.gguf", resume=True))
         assert kept.exists() == stays
 
