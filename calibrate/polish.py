@@ -120,6 +120,7 @@ class Training:
         rng = np.random.default_rng(seed)
         self.order = np.concatenate([rng.permutation(n_chunks) for _ in range(n_epochs)])
         self.losses: list[float] = []  # of each chunk before it was trained on
+        self.between_steps = True  # in the middle of one the state is neither the old nor the new
 
     @property
     def n_done(self) -> int:
@@ -131,6 +132,7 @@ class Training:
         Raises CalibrationError for a loss that is not a number.
         """
         i = int(self.order[self.n_done])
+        self.between_steps = False
         hidden = self.student.hidden(chunks[i])
         states = wanted[i].to(hidden.device)
         loss, back = self.divergence.loss_and_gradient(states, hidden.detach())
@@ -149,6 +151,7 @@ class Training:
             vector.apply()
         self.divergence.moved()
         self.losses.append(loss)
+        self.between_steps = True
         return loss
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -181,7 +181,8 @@ def _train(training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept,
             watcher.progressed(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")
             kept.save(training)
     except KeyboardInterrupt:
-        kept.save(training, soon=True)
+        if training.between_steps:  # else what was saved last counts
+            kept.save(training, soon=True)
         raise
     kept.save(training, soon=True)  # writing the file may fail
 

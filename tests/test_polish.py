@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import PartialFile
-from quantmill.jobs import evaluate
+from quantmill.jobs import evaluate, polish
 from quantmill.jobs.polish import Job, plan_job, run
 from quantmill.jobs.polish_request import default_output
 from quantmill.jobs.polish_state import Kept
+from quantmill.jobs.watcher import Silent
 from quantmill.qkernels.types import TYPES
 from tests.support.measure_models import EXAMPLE, tiny
 
@@ -348,3 +350,19 @@ def test_a_state_that_cannot_be_saved_is_a_warning(tmp_path: Path, monkeypatch: 
     assert warnings == ["what is finished could not be saved: no space"]
     assert [path.name for path in sorted(kept.directory.iterdir())] == ["run.json", "training.pt"]
     assert (kept.directory / "training.pt").read_bytes() == saved
+
+
+@pytest.mark.parametrize("between_steps", [True, False])
+def test_an_interrupt_inside_a_step_saves_no_half_step(between_steps: bool) -> None:
+    """A state that is half one step's and half the next one's would go on to other bytes."""
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    training = SimpleNamespace(n_done=0, order=[0], losses=[], step=interrupted, between_steps=between_steps)
+    saved: list[bool] = []
+    kept = SimpleNamespace(save=lambda training, soon=False: saved.append(soon))
+    chunks = SimpleNamespace(held_back=[], trained=[])
+    with pytest.raises(KeyboardInterrupt):
+        polish._train(training, chunks, None, kept, Silent())  # type: ignore[arg-type]
+    assert saved == [True] * between_steps
