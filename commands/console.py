@@ -197,3 +197,10 @@ def table_text(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def command_line() -> str:
+    """The command as it was typed, quoted for a shell."""
+    import shlex
+
+    return shlex.join(["quantmill", *sys.argv[1:]])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import parsing, show
+from quantmill.commands.console import command_line, parsing, show
 from quantmill.commands.groups import DefaultGroup
 from quantmill.commands.options import (
     Chunks,
@@ -185,11 +183,6 @@ def speed(
     with Shown() as watcher:
         record = run(job, watcher)
     _report(record, False, as_json)
-
-
-def command_line() -> str:
-    """The command as it was typed, quoted for a shell."""
-    return shlex.join(["quantmill", *sys.argv[1:]])
 
 
 def _report(record: Run, details: bool, as_json: bool) -> None:

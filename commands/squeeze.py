@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import UsageError, parsing, remark, show, size_text, table_text
+from quantmill.commands.console import UsageError, command_line, parsing, remark, show, size_text, table_text
 from quantmill.commands.options import Chunks, Device, DryRun, Force, Json, Revision, Threads, at_least
 from quantmill.commands.watching import Shown
 from quantmill.plain_json import json_text
@@ -125,7 +123,7 @@ def squeeze(
             polish=polish,
             keep_all=keep_all,
             force=force,
-            command=shlex.join(["quantmill", *sys.argv[1:]]),
+            command=command_line(),
             version=__version__,
             base_model=base_model,
             license_name=license_name,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from quantmill.measure.divergence import TokenScores, paired_test
+import numpy as np
+
+from quantmill.measure.divergence import paired_test
 from quantmill.measure.record import Comparison
 from quantmill.measure.tasks import TaskResult, mcnemar
 
 
 def divergence_tests(
-    names: Sequence[str], scores: Sequence[TokenScores], n_chunks: int
+    names: Sequence[str], divergences: Sequence[np.ndarray], n_chunks: int
 ) -> Iterator[Comparison]:
-    """names, scores: of the models that were compared with the base."""
-    for a, b in itertools.combinations(range(len(scores)), 2):
-        test = paired_test(scores[a].kld, scores[b].kld, n_chunks)
+    """names, divergences from the base of the models: f64 by token, or by chunk."""
+    for a, b in itertools.combinations(range(len(divergences)), 2):
+        test = paired_test(divergences[a], divergences[b], n_chunks)
         yield Comparison("kld", names[a], names[b], test.difference.value, test.p_value)
 
 

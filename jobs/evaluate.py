@@ -205,7 +205,7 @@ def _measured(
         text=text,
         ranking=tuple(names[rank.index] for rank in compare.ranking(scores, n_chunks)),
         comparisons=(
-            *divergence_tests(names, scores, n_chunks),
+            *divergence_tests(names, [one.kld for one in scores], n_chunks),
             *task_tests([file.name for file in files], [task.name for task in job.tasks], scored),
         ),
         notes=tuple(filter(None, (unasked(task.path, task.kind) for task in job.tasks))),

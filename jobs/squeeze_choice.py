@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from quantmill.jobs.comparisons import divergence_tests
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.squeeze_request import Candidate, Measured, Wish
 from quantmill.measure.divergence import paired_test
@@ -54,10 +54,5 @@ def _p_value(a: Measured, b: Measured) -> float:
 
 def compared(chosen: Sequence[Measured]) -> tuple[Comparison, ...]:
     """Paired tests of all pairs, by the names of their files."""
-    found = []
-    for a, b in itertools.combinations(chosen, 2):
-        first, second = np.array(a.result.chunk_kld), np.array(b.result.chunk_kld)
-        test = paired_test(first, second, len(first))
-        name_a, name_b = a.result.file.name, b.result.file.name
-        found.append(Comparison("kld", name_a, name_b, test.difference.value, test.p_value))
-    return tuple(found)
+    divergences = [np.array(one.result.chunk_kld) for one in chosen]
+    return tuple(divergence_tests([one.result.file.name for one in chosen], divergences, len(divergences[0])))

@@ -21,12 +21,15 @@ class Call:
     arguments: dict[str, Any]
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """Raises ModelError when the model has no list of as many layers as its configuration says."""
+def named_layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """The path of a model's layers, and the layers.
+
+    Raises ModelError when the model has no list of as many layers as its configuration says.
+    """
     wanted = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
+    for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return module
+            return path, module
     raise ModelError(f"{type(model).__name__}: has no list of {wanted} layers that could be walked")
 
 

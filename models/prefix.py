@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantmill.models.errors import ModelError
+from quantmill.models.capture import named_layers
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import BATCH_TOKENS, input_ids
 
@@ -34,7 +34,7 @@ class Prefix:
         self._loaded, self._first = loaded, first
         step = max(1, BATCH_TOKENS // chunks.shape[1])
         self._batches = input_ids(loaded, chunks).split(step)
-        self._path, self._layers = layers_of(loaded)
+        self._path, self._layers = named_layers(loaded.model)
         self._at = 0
         self._kept: list[Any] = []  # per batch, what layer `_at - 1` puts out
         self._tuples = False  # whether layers put out tuples
@@ -96,15 +96,6 @@ class Prefix:
                 kept = self._kept[i] if number == self._at - 1 else None
                 stack.enter_context(_replaced_forward(self._layers[number], kept))
             yield
-
-
-def layers_of(loaded: LoadedModel) -> tuple[str, list[nn.Module]]:
-    """The path of a model's layers and the layers. Raises ModelError when they are not found."""
-    n_layers = loaded.model.config.get_text_config().num_hidden_layers
-    for path, module in loaded.model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return path, list(module)
-    raise ModelError(f"{loaded.path}: its {n_layers} layers are not found in {type(loaded.model).__name__}")
 
 
 @contextmanager

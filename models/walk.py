@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from quantmill.models.capture import Call, capture, decoder_layers, equal
+from quantmill.models.capture import Call, capture, equal, named_layers
 from quantmill.models.errors import ModelError
 from quantmill.models.experts import by_expert, entering_down
 from quantmill.models.held import HeldLayer, Pass, Reached, hold
@@ -71,7 +71,7 @@ class Walk:
         self, loaded: LoadedModel, chunks: np.ndarray, share_out: ShareOut, two_streams: bool = True
     ) -> None:
         self.loaded, self.share_out, self.two_streams = loaded, share_out, two_streams
-        self.modules = decoder_layers(loaded.model)
+        self.modules = named_layers(loaded.model)[1]
         names = {id(module): name for name, module in loaded.model.named_modules()}
         self.prefixes = [names[id(layer)] for layer in self.modules]
         self.batches = self._batches(chunks)
@@ -141,7 +141,7 @@ def chunks_together(device: str, n_chunk: int, n_ctx: int) -> int:
 def walked_names(loaded: LoadedModel) -> dict[str, int]:
     """GGUF tensors that a walk may come to → their matrices (experts)."""
     names = {id(module): name for name, module in loaded.model.named_modules()}
-    prefixes = tuple(f"{names[id(layer)]}." for layer in decoder_layers(loaded.model))
+    prefixes = tuple(f"{names[id(layer)]}." for layer in named_layers(loaded.model)[1])
     return {
         use.name: loaded.table.views[use.name].matrices
         for hf_name in loaded.table.uses
