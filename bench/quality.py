@@ -1,4 +1,4 @@
-"""What better scales are worth: `python -m bench.quality --llama FOLDER --work FOLDER [--types …] [--out PREFIX]`.
+"""What better scales and codes are worth: `python -m bench.quality --llama FOLDER --work FOLDER [--out PREFIX]`.
 
 For each type: llama-quantize's own file with llama-imatrix's importance, and what each method makes of it, all judged
 by stock llama-perplexity: KL divergence from the original, perplexity, same top token, on the evaluation text and on
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,18 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import machine, materials, process, tables
+from bench import machine, process, tables
+from bench.quality_models import MODELS, Bench, plain_file
 from quantmill.gguf_io import open_source
 
-_ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = _ROOT / "examples" / "tiny-qwen3-moe"
-SMOLLM2_TYPES = ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_S")
-# Every type whose blocks keep scales, on all matrices of the layers.
-ALL_TYPES = (
-    *("Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
-    *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
-)
 _CHUNK = re.compile(r"^\s*(\d+)\s+[\d.]+ ±\s+[\d.]+\s+\S+ ±\s+[\d.]+\s+(\S+) ±", re.MULTILINE)
 _KLD = re.compile(r"Mean\s+KLD:\s+(\S+)")
 _PPL = re.compile(r"Mean PPL\(Q\)\s+:\s+(\S+)")
@@ -78,37 +69,6 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A model with its texts, and where the work lies. base: what methods learn from; f16: the same for llama.cpp."""
-
-    name: str
-    base: Path
-    f16: Path
-    imatrix: Path
-    calibration: Path
-    evaluation: Path
-    other: Path | None
-    llama: Path
-    work: Path
-    n_chunks: int
-    threads: int
-
-    def tool(self, name: str, *arguments: object) -> str:
-        """Run one of llama.cpp's programs; what it wrote to both streams. Raises RuntimeError when it fails."""
-        done = subprocess.run(
-            [str(self.llama / name), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{name} ended with {done.returncode}: {done.stdout[-2000:]}")
-        return done.stdout
-
-
 # What makes a better file of a plain one: (bench, plain file, type, file to write) → its cost, None where the method
 # itself found nothing to gain.
 Method = Callable[[Bench, Path, str, Path], process.Usage | None]
@@ -126,61 +86,19 @@ def polish(bench: Bench, plain: Path, type: str, output: Path) -> process.Usage 
         raise
 
 
-METHODS: dict[str, Method] = {"polish": polish}
+def compensate(bench: Bench, plain: Path, type: str, output: Path) -> process.Usage | None:
+    """quantmill quantize --compensate at its defaults."""
+    calibration = ("--calibration", bench.calibration, "--threads", bench.threads)
+    return process.run(bench.quantize(type, output, "--compensate", *calibration))
 
 
-def smollm2(options: argparse.Namespace) -> Bench:
-    made = materials.texts(options.work)
-    f16 = materials.smollm2(options.work)
-    bench = Bench(
-        "SmolLM2-135M, noise 1.0",
-        f16,
-        f16,
-        options.work / "smollm2-imatrix.gguf",
-        options.calibration or made["calibration"],
-        options.evaluation or made["evaluation"],
-        options.other or made["other"],
-        options.llama,
-        options.work,
-        options.chunks,
-        options.threads,
-    )
-    if not bench.imatrix.exists():
-        how = ("-c", 512, "--chunks", options.imatrix_chunks, "-t", options.threads)
-        bench.tool("llama-imatrix", "-m", f16, "-f", bench.calibration, *how, "-o", bench.imatrix)
-    return bench
+def thorough(bench: Bench, plain: Path, type: str, output: Path) -> process.Usage | None:
+    """The same with more chunks, descent to convergence, and scales polished on fresh chunks afterwards."""
+    calibration = ("--calibration", bench.calibration, "--threads", bench.threads)
+    return process.run(bench.quantize(type, output, "--compensate", "--effort", "thorough", *calibration))
 
 
-def moe(options: argparse.Namespace) -> Bench:
-    f16 = options.work / "tiny-qwen3-moe-f16.gguf"
-    if not f16.exists():
-        command = [sys.executable, "-m", "quantmill", "convert", str(EXAMPLE), str(f16), "--type", "f16"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    texts = (EXAMPLE / "calibration.txt", EXAMPLE / "evaluation.txt")
-    place = (options.llama, options.work, options.chunks, options.threads)
-    return Bench("tiny Qwen3-MoE", EXAMPLE, f16, EXAMPLE / "imatrix.gguf", *texts, None, *place)
-
-
-def plain_file(bench: Bench, type: str) -> Path:
-    """llama-quantize's file of a type; quantmill's (the same bytes) where llama-quantize has no such file type."""
-    output = bench.work / f"{bench.f16.stem}-{type}.gguf"
-    if output.exists():
-        return output
-    if type in SMOLLM2_TYPES and bench.f16 == bench.base:
-        bench.tool("llama-quantize", "--imatrix", bench.imatrix, bench.f16, output, type, bench.threads)
-    else:
-        command = [
-            sys.executable,
-            "-m",
-            "quantmill",
-            "quantize",
-            "--imatrix",
-            str(bench.imatrix),
-            "--tensor-type",
-        ]
-        command += [f"^blk.*={type}", str(bench.f16), str(output), "Q8_0"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return output
+METHODS: dict[str, Method] = {"polish": polish, "compensate": compensate, "thorough": thorough}
 
 
 @dataclass(frozen=True)
@@ -193,8 +111,11 @@ class Judged:
     by_chunk: np.ndarray
 
 
-def judged(bench: Bench, file: Path, text: Path) -> Judged:
-    """`file` against the original on a text, by llama-perplexity."""
+def judged(bench: Bench, file: Path, text: Path, keep: bool = False) -> Judged:
+    """`file` against the original on a text, by llama-perplexity. keep: what it says stays in the work folder."""
+    kept = bench.work / f"{file.stem}-{text.stem}-{bench.n_chunks}.said"
+    if keep and kept.exists():
+        return _heard(kept.read_text(encoding="utf-8"))
     logits = bench.work / f"{bench.f16.stem}-{text.stem}-{bench.n_chunks}.logits"
     common = ("-c", 512, "-t", bench.threads, "--chunks", bench.n_chunks, "--no-repack")
     if not logits.exists():
@@ -203,6 +124,12 @@ def judged(bench: Bench, file: Path, text: Path) -> Judged:
         partial.rename(logits)
     divergence = ("--kl-divergence", "--kl-divergence-base", logits)
     said = bench.tool("llama-perplexity", "-m", file, *common, *divergence)
+    if keep:
+        kept.write_text(said, encoding="utf-8")
+    return _heard(said)
+
+
+def _heard(said: str) -> Judged:
     means = np.array([float(mean) for _, mean in _CHUNK.findall(said)])
     sums = means * np.arange(1, len(means) + 1)  # the column holds means of all chunks so far
     kld, ppl, same_top = (float(pattern.findall(said)[-1]) for pattern in (_KLD, _PPL, _TOP))
@@ -227,7 +154,7 @@ def measure(bench: Bench, type: str, methods: list[str]) -> list[Row]:
     """A row for llama-quantize's file, and one a method."""
     plain = plain_file(bench, type)
     texts = [bench.evaluation] + ([bench.other] if bench.other else [])
-    before = [judged(bench, plain, text) for text in texts]
+    before = [judged(bench, plain, text, keep=True) for text in texts]
     first = before[0]
     base = Row(
         bench.name, type, "plain", plain.stat().st_size, first.kld, 1.0, 0.0, first.ppl, first.same_top,
@@ -263,7 +190,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     parser.add_argument("--llama", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--model", choices=("smollm2", "moe"), default="smollm2")
+    parser.add_argument("--model", choices=tuple(MODELS), default="smollm2")
     parser.add_argument("--types", nargs="+", metavar="TYPE", help="of SmolLM2 file types, else tensor types")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens, of each text that judges")
@@ -280,12 +207,13 @@ def main(arguments: list[str]) -> int:
     options = _options(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     facts = machine.describe("bench.quality", [Path(one).name if os.sep in one else one for one in arguments])
-    bench = smollm2(options) if options.model == "smollm2" else moe(options)
+    make, usual_types = MODELS[options.model]
+    bench = make(options)
     results: list[Row] = []
     if options.out and options.out.with_suffix(".json").exists():
         found = json.loads(options.out.with_suffix(".json").read_text(encoding="utf-8"))
         results = [Row(**row) for row in found["rows"]]
-    for type in options.types or (SMOLLM2_TYPES if options.model == "smollm2" else ALL_TYPES):
+    for type in options.types or usual_types:
         new = measure(bench, type, options.methods)
         print(tables.markdown(_COLUMNS, new), flush=True)
         results = merged(results, new)
