@@ -98,7 +98,9 @@ def collect(
     seed: Annotated[int | None, typer.Option(help="Shuffle the chunks. [default: in order]")] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", callback=at_least(1), help="Chunks run together. [default: by free memory]"),
+        typer.Option(
+            "--batch", callback=at_least(1), help="Chunks run together. [default: by the model and --ctx]"
+        ),
     ] = None,
     device: Device = "auto",
     gpu_layers: GpuLayers = None,

@@ -79,8 +79,7 @@ def reach_and_show(request: Request, dry_run: bool, as_json: bool, make: Make) -
     if not dry_run:  # what is measured for hours must have a place to go
         check_outputs(request.job)
         output = check_recipe_output(request)
-        for note in output.notes:
-            remark(note)
+        print_warnings(output.warnings)
     found = find(request)
     if dry_run:
         show_plan(found.plan, as_json, allocation_object(found))

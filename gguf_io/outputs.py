@@ -1,7 +1,7 @@
 """The output rule, for every command and every option that writes a file.
 
     output = check_output(path, MODEL, inputs=[...], force=force, n_bytes=...)   # before the work
-    for line in output.notes: say(line)
+    for line in output.warnings: say(line)
     write_whole(output.final, content)     # or PartialFile(output.final, n_bytes), GGUFSink
 
 An output is never an input, forced or not. A file that is there is replaced only when it is of the kind that is
@@ -30,13 +30,13 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf")
 @dataclass(frozen=True)
 class Output:
     """A place that may be written. path: as it was given; final: the file itself, links followed; replaces: there is
-    a file now; notes: lines that the user shall read before the work."""
+    a file now; warnings: what the user shall read before the work, --quiet or not."""
 
     path: Path
     final: Path
     kind: Kind
     replaces: bool
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def check_output(
@@ -60,21 +60,21 @@ def check_output(
     for other in others:
         if final == other.final or (final.exists() and _same(final, other.final)):
             raise GGUFError(f"{given}: is to be written twice; choose another output for one of them")
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     if final.exists():
         _require_kind(given, final, kind, force)
-        notes = (
+        warnings = (
             f"{given} is replaced: it is there already, {content_of(final)} of {final.stat().st_size} bytes",
         )
     _require_writable(given, final)
     if completed_elsewhere(final):
-        notes += (
+        warnings += (
             f"{given}: nothing can be put into {final.parent}; the file is completed in {tempfile.gettempdir()} "
             "and copied in place",
         )
     if n_bytes is not None:
         require_space([final], n_bytes)
-    return Output(given, final, kind, final.exists(), notes)
+    return Output(given, final, kind, final.exists(), warnings)
 
 
 def check_directory(path: Path) -> None:

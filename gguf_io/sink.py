@@ -59,9 +59,9 @@ class GGUFSink:
         return tuple(layout.path for layout in self._layouts)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """What the user shall read before the work: files that are replaced."""
-        return tuple(note for output in self._outputs for note in output.notes)
+        return tuple(line for output in self._outputs for line in output.warnings)
 
     @property
     def file_bytes(self) -> int:

@@ -23,6 +23,7 @@ from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 from quantmill.imatrix.recorder import Recorder
 
 BATCH_TOKENS = 2048  # on a CPU more tokens at once gain nothing; llama-imatrix takes as many
+ACTIVATION_BYTES = 4 << 30  # of a batch on a GPU
 SLAB = 1 << 22  # logits turned into probabilities at a time
 
 
@@ -31,7 +32,7 @@ class Settings:
     """bos: token that replaces the first of every chunk, None where the model wants none
     process_output: also the output projection (of tied models: the embedding)
     perplexity: predict the second half of each chunk; with_means: also Σx
-    route_all: show every expert every token; batch: chunks run together, None: by free memory
+    route_all: show every expert every token; batch: chunks run together, None: by the model and the length of a chunk
     """
 
     bos: int | None = None
@@ -91,7 +92,7 @@ def collect(
     """
     _check_tokens(model, chunks, settings)
     device = _device(model)
-    step = settings.batch or _batch(model, chunks.shape[1], device)
+    step = settings.batch or together(model, chunks.shape[1], device)
     recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
     result.recorder = recorder
     begin, n_before = time.perf_counter(), result.n_done
@@ -191,14 +192,16 @@ def _device(model: Any) -> torch.device:
     return embedding.weight.device if hook is None else torch.device(hook.execution_device)
 
 
-def _batch(model: Any, n_ctx: int, device: torch.device) -> int:
-    """Chunks to run together: 2048 tokens on a CPU, on a GPU what half of its free memory holds."""
+def together(model: Any, n_ctx: int, device: torch.device) -> int:
+    """Chunks to run together: 2048 tokens on a CPU, on a GPU what ACTIVATION_BYTES hold.
+
+    Never by free memory: sums of another grouping round otherwise, and the same command is to give the same file.
+    """
     if device.type != "cuda":
         return max(1, BATCH_TOKENS // n_ctx)
-    free, _ = torch.cuda.mem_get_info(device)
     config = model.config.get_text_config()
     # float32 logits twice, and some twenty hidden states and four intermediate ones alive at a time
     per_token = 8 * config.vocab_size + 4 * (
         20 * config.hidden_size + 4 * getattr(config, "intermediate_size", 0)
     )
-    return max(1, min(64, int(free / 2 / (per_token * n_ctx))))
+    return max(1, min(64, ACTIVATION_BYTES // (per_token * n_ctx)))

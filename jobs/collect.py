@@ -29,7 +29,8 @@ class Job:
 
     format None: by the output's name. perplexity: of the text, while running. with_means: also Σx. route_all: every
     token to every expert. shrink: draw each expert to its layer's mean as if it had seen so many more tokens. batch:
-    chunks run together, None: by free memory. every: chunks between two savings, 0: only when stopped.
+    chunks run together, None: by the model and the length of a chunk. every: chunks between two savings, 0: only when
+    stopped.
     """
 
     model: Path
@@ -94,8 +95,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             route_all=job.route_all,
             batch=job.batch,
         )
-        for note in output.notes:
-            watcher.note(note)
+        for warning in output.warnings:
+            watcher.warn(warning)
         watcher.began("imatrix", len(chunks), "chunks")
         progress = _Progress(watcher)
         try:

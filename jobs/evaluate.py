@@ -178,8 +178,8 @@ def _measured(
             opened.callback(loaded[-1].close)
         for _, kind, found in tasks:
             prepared(loaded[0], kind, found, job.n_ctx or 512)
-        for note in (note for one in (output, *saves.values()) if one for note in one.notes):
-            watcher.note(note)
+        for warning in (line for one in (output, *saves.values()) if one for line in one.warnings):
+            watcher.warn(warning)
         base, quants = (loaded[0], loaded[1:]) if job.base else (None, loaded)
         results, text, scores = _text(job, base, base_file, quants, saves, saved, watcher)
         scored = [

@@ -42,8 +42,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     """Merge and save. Raises ImatrixError, GGUFError or OSError."""
     watcher = watcher or Silent()
     output = check_output(job.output, IMATRIX, job.files, force=job.force)
-    for note in output.notes:
-        watcher.note(note)
+    for warning in output.warnings:
+        watcher.warn(warning)
     matrices = [store.load(path, job.chunk_size or store.LEGACY_CHUNK_SIZE) for path in job.files]
     merged = store.merge(matrices, job.chunk_size)
     if strange := strangers(matrices):

@@ -67,8 +67,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             job.resume,
             watcher.warn,
         )
-        for note in ready.plan.notes:
-            watcher.warn(note)
+        for warning in ready.plan.warnings:
+            watcher.warn(warning)
         watcher.note(plan_text(ready.plan))
         workers = stack.enter_context(working(job.threads or os.cpu_count() or 1))
         try:
@@ -119,9 +119,9 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     inputs = (*quant.paths, *base.paths, job.base, *job.calibration)
     dtype = _dtype(job, quant)
     output = job.output or default_output(job.quant)
-    notes = _sink(job, quant, output, quant.metadata, inputs).notes
+    warnings = _sink(job, quant, output, quant.metadata, inputs).warnings
     return _Ready(
-        job, quant, base, chunks, dtype, plan_of(job, quant, base, chunks, dtype, output, notes), inputs
+        job, quant, base, chunks, dtype, plan_of(job, quant, base, chunks, dtype, output, warnings), inputs
     )
 
 

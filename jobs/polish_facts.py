@@ -33,12 +33,12 @@ def plan_of(
     chunks: Chunks,
     dtype: torch.dtype,
     output: Path,
-    notes: tuple[str, ...],
+    warnings: tuple[str, ...],
 ) -> Plan:
     """Everything that can be said before the work."""
     coarse = quantized_base(base)
     if coarse is not None:
-        notes += (f"the base is quantized itself ({coarse}): what it lost cannot be won back",)
+        warnings += (f"the base is quantized itself ({coarse}): what it lost cannot be won back",)
     n_scales = sum(_n_scales(spec) for spec in quant.specs() if job.rates.of(spec.type) > 0)
     n_vectors = sum(spec.n_cols for spec in quant.specs() if len(spec.shape) == 1 and spec.type == "F32")
     n_moving = n_scales + (n_vectors if job.rates.vectors else 0)
@@ -50,7 +50,7 @@ def plan_of(
         n_moving=n_moving,
         dtype=str(dtype).removeprefix("torch."),
         memory_bytes=memory(quant, base, n_moving, dtype, chunks.trained.shape[1]),
-        notes=notes,
+        warnings=warnings,
     )
 
 

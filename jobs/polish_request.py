@@ -66,7 +66,7 @@ class Plan:
     n_moving: int
     dtype: str
     memory_bytes: int
-    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
         plan, sink = ready.plan, ready.sink
         if plan.problems or sink is None:
             raise PlanError(plan.problems)
-        for note in sink.notes:
-            watcher.note(note)
+        for warning in sink.warnings:
+            watcher.warn(warning)
         opened.enter_context(sink)
         watcher.planned(plan)
         watcher.began(job.recipe.file_type, sum(entry.source_bytes for entry in plan.entries), "bytes")
@@ -135,8 +135,8 @@ def require_sound(plan: Plan) -> None:
 def sink_of(job: Job, plan: Plan, source: TensorSource, watcher: PlanWatcher) -> GGUFSink:
     """What takes the tensors of the plan; the watcher hears what it replaces. Raises GGUFError."""
     sink = _sink(job, source, plan)
-    for note in sink.notes:
-        watcher.note(note)
+    for warning in sink.warnings:
+        watcher.warn(warning)
     return sink
 
 

@@ -52,8 +52,8 @@ def run(job: Job, watcher: Watcher | None = None) -> tuple[Path, ...]:
         "README.md": card(report, job.base_model, job.license_name, job.repository),
     }
     for output in outputs:
-        for note in output.notes:
-            watcher.note(note)
+        for warning in output.warnings:
+            watcher.warn(warning)
     job.directory.mkdir(parents=True, exist_ok=True)
     paths = tuple(job.directory / name for name in texts)
     for path, text in zip(paths, texts.values(), strict=True):

@@ -49,8 +49,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     identity = identity_of(asdict(job.options), job.models)
     saved = Saved(saved_path(output.final) if output else None, identity, job.resume, watcher.warn)
     results, notes = [], []
-    for note in output.notes if output else ():
-        watcher.note(note)
+    for warning in output.warnings if output else ():
+        watcher.warn(warning)
     watcher.began("speed", len(job.models), "models")
     for i, (path, file) in enumerate(zip(job.models, files, strict=True)):
         try:

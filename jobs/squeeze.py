@@ -111,8 +111,8 @@ class _Squeeze:
         ours = {*self.published.names(), *([] if self.published.is_new else _PAGES)}
         for output in outputs:
             if output.replaces and output.path.name not in ours:
-                for note in output.notes:
-                    self.watcher.note(note)
+                for warning in output.warnings:
+                    self.watcher.warn(warning)
 
     def _place(self, label: str) -> Path:
         return self.job.directory / f"{self.job.name}-{label}.gguf"

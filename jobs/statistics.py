@@ -48,8 +48,8 @@ def run(job: Job, watcher: Watcher | None = None) -> list[TensorStatistics]:
     if job.plot is not None:
         outputs.append(check_output(job.plot, PLOT, [job.file], force=job.force, others=outputs))
     for output in outputs:
-        for note in output.notes:
-            watcher.note(note)
+        for warning in output.warnings:
+            watcher.warn(warning)
     rows = tensor_statistics(load(job.file))
     for output in outputs:
         if output.kind is PLOT:

@@ -13,10 +13,10 @@ class Watcher(Protocol):
     """Whoever wants to know how a run goes; called from its threads."""
 
     def note(self, line: str) -> None:
-        """Something to be read now: a file that is replaced, where the weights are kept."""
+        """Something to be read now: where the weights are kept, how much was done before."""
 
     def warn(self, line: str) -> None:
-        """Something that may be wrong, but does not stop the work."""
+        """Something that may be wrong, but does not stop the work; also that a file is replaced."""
 
     def began(self, what: str, total: int, unit: Unit) -> None:
         """A stage begins, and the one before it has ended; `total` units of work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -153,6 +154,12 @@ def test_a_null_inside_hides_nothing():
 
 IGNORED = {
     "dynamic": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "no dynamic scaling"),
+    "unknown": ("llama", {"rope_scaling": {"type": "spiral", "factor": 2.0}}, "no scaling of type 'spiral'"),
+    "unknown for a kind": (
+        "olmo3",
+        {"rope_parameters": {"full_attention": {"rope_type": "ntk"}}},
+        "no scaling of type 'ntk'",
+    ),
     "llama3": (
         "qwen2",
         {
@@ -164,6 +171,17 @@ IGNORED = {
             }
         },
         "no llama3 for this architecture",
+    ),
+    "no scaling at all": (
+        "gemma2",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        "no linear for this",
+    ),
+    "none by its own key": ("cohere2", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "no yarn for this"),
+    "scaling in tensors only": (
+        "phi3",
+        {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+        "no yarn for this",
     ),
     "longrope": ("qwen2", {"rope_scaling": {"type": "su", "long_factor": [1.0]}}, "no longrope for this"),
     "no factor": ("qwen2", {"rope_scaling": {"type": "yarn"}}, "type yarn without a factor"),
@@ -221,3 +239,27 @@ def test_text_config_is_lifted_and_completed():
     ):
         assert ours[key] == theirs[key], key
     assert ours["rope_parameters"] == theirs["rope_parameters"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor"), [("su", math.sqrt(1 + math.log(4) / math.log(512))), ("yarn", 0.1 * math.log(4) + 1)]
+)
+def test_phi_3_scales_attention_as_the_type_says(kind, factor, tmp_path):
+    """conversion/phi.py: Phi3MiniModel.generate_extra_tensors."""
+    directory = write_model("phi3", tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    rotated = config["hidden_size"] // config["num_attention_heads"]
+    edit(
+        directory / "config.json",
+        max_position_embeddings=2048,
+        original_max_position_embeddings=512,
+        rope_scaling={
+            "type": kind,
+            "long_factor": [2.0] * (rotated // 2),
+            "short_factor": [1.0] * (rotated // 2),
+        },
+    )
+    source = open_checkpoint(directory)
+    assert source.warnings == ()
+    assert source.metadata.value("phi3.rope.scaling.attn_factor") == pytest.approx(factor, rel=1e-6)
+    assert "phi3.rope.scaling.type" not in source.metadata

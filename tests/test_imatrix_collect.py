@@ -14,7 +14,7 @@ import transformers
 from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.imatrix import coverage, store
-from quantmill.imatrix.collect import Result, Settings, collect
+from quantmill.imatrix.collect import Result, Settings, collect, together
 from quantmill.imatrix.compare import difference
 from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 from quantmill.imatrix.run import Saving, run
@@ -350,3 +350,17 @@ def test_shrinking_draws_experts_toward_their_layer() -> None:
     layer = np.array([1.0, 32 / 12])
     np.testing.assert_allclose(means[1], layer, rtol=1e-6)
     np.testing.assert_allclose(means[0], (10 * np.array([1.0, 3.0]) + 4 * layer) / 14, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "n_vocab", "wanted"), [(512, 128256, 7), (512, 50, 64), (32768, 128256, 1)]
+)
+def test_chunks_run_together_by_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch, dense: Any, n_ctx: int, n_vocab: int, wanted: int
+) -> None:
+    """Sums of another grouping round otherwise: the same command gives the same file however full the GPU is."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: pytest.fail("free memory was asked for"))
+    model = copy.deepcopy(dense)
+    model.config.vocab_size = n_vocab
+    assert together(model, n_ctx, torch.device("cuda")) == wanted
+    assert together(model, n_ctx, torch.device("cpu")) == max(1, 2048 // n_ctx)

@@ -240,14 +240,35 @@ def test_a_write_protected_file_is_refused(capsys: pytest.CaptureFixture[str], p
     assert "is write-protected" in refused(capsys, place, line)
 
 
-@pytest.mark.parametrize("line", ["quantize @m.gguf @q.gguf Q8_0", "convert @hf @q.gguf"])
+REPLACING = {
+    "quantize @m.gguf @q.gguf Q8_0": "q.gguf",
+    "convert @hf @q.gguf": "q.gguf",
+    COLLECT + " -o @im2.gguf": "im2.gguf",
+    "imatrix merge @im.gguf @im.gguf -o @im2.gguf": "im2.gguf",
+    "imatrix convert @im.gguf -o @im2.gguf": "im2.gguf",
+    "imatrix stats @im2.gguf -o @record.json --force": "record.json",
+    "imatrix stats @im.gguf --plot @im.html --force": "im.html",
+    EVALUATE + " -o @record.json": "record.json",
+    EVALUATE + " --save-base @base.logits --base @m.gguf": "base.logits",
+    EVALUATE + " -o @table.csv": "table.csv",
+}
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("line", REPLACING)
 def test_its_own_kind_is_replaced_and_that_is_said(
-    capsys: pytest.CaptureFixture[str], place: Path, line: str
+    capsys: pytest.CaptureFixture[str], place: Path, line: str, quiet: bool
 ) -> None:
-    size = (place / "q.gguf").stat().st_size
-    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 0
+    """Also with --quiet: what was there is lost."""
+    name = REPLACING[line]
+    size = (place / name).stat().st_size
+    assert cli.main([*["-q"] * quiet, *line.replace("@", str(place) + os.sep).split()]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert f"{place}/q.gguf is replaced: it is there already, a GGUF model of {size} bytes" in lines
+    assert any(
+        one.startswith(f"warning: {place}/{name} is replaced: it is there already, ")
+        and one.endswith(f"of {size} bytes")
+        for one in lines
+    ), lines
 
 
 def test_default_names_differ_by_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

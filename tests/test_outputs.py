@@ -90,19 +90,19 @@ def test_another_kind_is_replaced_only_by_force(tmp_path: Path) -> None:
         for name in contents:
             path = tmp_path / name
             if name in own:
-                assert "is replaced: it is there already" in check_output(path, kind).notes[0]
+                assert "is replaced: it is there already" in check_output(path, kind).warnings[0]
             else:
                 line = refused(path, kind, [])
                 assert f"is not {kind.name} but {content_of(path)}; " in line
                 assert "--force" in line
-                assert "is replaced" in check_output(path, kind, force=True).notes[0]
+                assert "is replaced" in check_output(path, kind, force=True).warnings[0]
             assert path.read_bytes() == contents[name]
     assert [content_of(tmp_path / name) for name in ("json", "text", "binary")] == [
         "a JSON file", "a text", "a binary file"
     ]  # fmt: skip
     (tmp_path / "empty").touch()
     assert check_output(tmp_path / "empty", MODEL).replaces
-    assert check_output(tmp_path / "new", MODEL).notes == ()
+    assert check_output(tmp_path / "new", MODEL).warnings == ()
 
 
 def test_two_outputs_of_one_run(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ from quantmill.gguf_io.kinds import MODEL
 os.setgid(65534); os.setuid(65534)
 try:
     output = check_output(sys.argv[1], MODEL)
-    print(*output.notes, sep="\\n")
+    print(*output.warnings, sep="\\n")
     write_whole(output.final, b"GGUF, new")
 except ValueError as error:
     print(error)

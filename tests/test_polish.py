@@ -233,7 +233,7 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(QuantmillError, match="nothing to learn"):
         plan_job(Job(tiny("Q4_0"), tiny("Q4_0"), (TEXT,), tmp_path / "out.gguf"))
     plan = plan_job(Job(tiny("Q4_0"), tiny("Q8_0"), (TEXT,), tmp_path / "out.gguf"))
-    assert "quantized itself (Q8_0)" in plan.notes[0]
+    assert "quantized itself (Q8_0)" in plan.warnings[0]
 
 
 def test_a_base_that_is_worse(tmp_path: Path) -> None:

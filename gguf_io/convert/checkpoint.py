@@ -64,7 +64,6 @@ class Checkpoint:
         self.outtype = _outtype(outtype, stored)
         config["file_type"] = _file_type(config, self.outtype)
         self._rope = family.tables(config)
-        warnings += rope.ignored(config, self._rope)
         shapes = {name: table.shape for name, table in self._rope.items()}
         shapes |= {name: view.shape for name, view in self._table.views.items()}
         self._specs = {name: self._spec(name, shape) for name, shape in shapes.items()}
@@ -74,6 +73,7 @@ class Checkpoint:
         general.write(writer, directory, general.parameter_counts(shapes.items()), warnings.append)
         for row in family.keys:
             keys.add(writer, family.name, row.write(config))
+        warnings += rope.ignored(config, self._rope, _written(writer, f"{family.name}.rope.scaling.type"))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _write_tokenizer(writer, directory, config, family)
         self._metadata = _recorded(writer)
@@ -236,6 +236,11 @@ def _write_tokenizer(writer: GGUFWriter, directory: Path, config: Config, family
         # JSON of another shape than it must have, wherever it is used
         why = " ".join(repr(error).split())
         raise GGUFError(f"{directory}: a file of the tokenizer is malformed ({why})") from error
+
+
+def _written(writer: GGUFWriter, key: str) -> Any:
+    found = writer.kv_data[0].get(key)
+    return None if found is None else found.value
 
 
 def _recorded(writer: GGUFWriter) -> Metadata:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gguf import ExpertGatingFuncType, GGUFValueType, GGUFWriter
+from gguf import ExpertGatingFuncType, GGUFValue, GGUFValueType, GGUFWriter
 
 from quantmill.gguf_io.convert.facts import Facts, Settings
 from quantmill.gguf_io.convert.rules import Config
@@ -87,8 +87,9 @@ def written(gguf: str, value: Callable[[Config], Any], type: GGUFValueType = UIN
 
 
 def add(writer: GGUFWriter, arch: str, items: Iterable[Item]) -> None:
+    """What a later row says of a key counts, under the earlier one's place."""
     for key, type, value in items:
-        writer.add_key_value(key if key.startswith("general.") else f"{arch}.{key}", value, type)
+        writer.kv_data[0][key if key.startswith("general.") else f"{arch}.{key}"] = GGUFValue(value, type)
 
 
 def need(config: Config, key: str) -> Any:

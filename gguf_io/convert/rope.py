@@ -16,8 +16,8 @@ from quantmill.gguf_io.errors import GGUFError
 
 Tables = dict[str, np.ndarray]  # GGUF name -> f32 [rotated dimensions / 2]
 
-# llama3 becomes a tensor; llama.cpp's converter writes nothing for dynamic and mrope.
-KNOWN = ("default", "linear", "yarn", "longrope", "llama3", "dynamic", "mrope")
+# What llama.cpp can do for some architectures, by keys or by tensors.
+SCALINGS = ("linear", "yarn", "longrope", "llama3")
 # Keys of config.json in order of preference -> GGUF
 YARN = {
     ("extrapolation_factor",): "rope.scaling.yarn_ext_factor",
@@ -36,8 +36,6 @@ def of_full_attention(config: Config) -> Mapping[str, Any]:
 def write(config: Config) -> Iterable[Item]:
     rope, both = of_full_attention(config), config["rope_parameters"]
     kind, factor = rope["rope_type"], rope.get("factor")
-    if kind not in KNOWN:
-        raise GGUFError(f"config.json: RoPE scaling {kind!r} is not supported; known are {', '.join(KNOWN)}")
     if kind in ("linear", "yarn") and factor is not None:
         yield "rope.scaling.type", STRING, RopeScalingType(kind).value
         yield "rope.scaling.factor", FLOAT32, factor
@@ -143,19 +141,22 @@ def llama3(config: Config) -> Tables:
     return {"rope_freqs.weight": np.where(wavelengths > context / low, f32(factor), factors)}
 
 
-def ignored(config: Config, tables: Tables) -> list[str]:
-    """What config.json asks of RoPE and llama.cpp does not do; one line each. tables: those the family has made."""
+def ignored(config: Config, tables: Tables, scaling: str | None) -> list[str]:
+    """What config.json asks of RoPE and llama.cpp does not do; one line each.
+
+    tables: those the family has made. scaling: what it has written as rope.scaling.type.
+    """
     rope = of_full_attention(config)
     kind = rope["rope_type"]
     lines = []
-    if kind in ("linear", "yarn") and rope.get("factor") is None:
-        lines.append(f"type {kind} without a factor is written as no scaling")
     if kind == "dynamic":
         lines.append("llama.cpp has no dynamic scaling; it rotates unscaled, beyond the trained context too")
-    if (kind == "llama3" and "rope_freqs.weight" not in tables) or (
-        kind == "longrope" and "rope_factors_long.weight" not in tables
-    ):
+    elif kind in ("linear", "yarn") and rope.get("factor") is None and not tables:
+        lines.append(f"type {kind} without a factor is written as no scaling")
+    elif kind in SCALINGS and not tables and not kind == scaling != "longrope":
         lines.append(f"llama.cpp knows no {kind} for this architecture; it rotates unscaled")
+    elif kind not in (*SCALINGS, "default", "mrope"):
+        lines.append(f"llama.cpp has no scaling of type {kind!r}; it rotates unscaled")
     sliding = config["rope_parameters"].get("sliding_attention", {}).get("rope_type", "default")
     if sliding != "default":
         lines.append(f"llama.cpp rotates unscaled in layers with a window; {sliding} there is left out")

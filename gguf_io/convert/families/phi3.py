@@ -32,9 +32,9 @@ def _tables(config: Config) -> rope.Tables:
     long = settings.get("long_factor")
     if not long:
         return {}
-    if settings["rope_type"] != "longrope":
+    if settings["rope_type"] not in ("longrope", "yarn"):
         raise GGUFError(
-            f"config.json: rope_scaling type {settings['rope_type']!r} with long_factor; longrope is known"
+            f"config.json: rope_scaling type {settings['rope_type']!r} with long_factor; longrope and yarn are known"
         )
     short, rotated = need(settings, "short_factor"), _rotated(config)
     for key, factors in (("long_factor", long), ("short_factor", short)):
@@ -58,7 +58,12 @@ def _attention_factor(config: Config) -> Iterable[Item]:
     if not original or original < 2:
         raise GGUFError(f"config.json: original_max_position_embeddings must be at least 2, not {original!r}")
     scale = need(config, "max_position_embeddings") / original
-    factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 else 1.0
+    if scale <= 1.0:
+        factor = 1.0
+    elif rope.of_full_attention(config)["rope_type"] == "yarn":
+        factor = 0.1 * math.log(scale) + 1.0
+    else:
+        factor = math.sqrt(1 + math.log(scale) / math.log(original))
     yield "rope.scaling.attn_factor", FLOAT32, factor
 
 
@@ -71,6 +76,7 @@ def _read_rope(facts: Facts) -> Settings:
             "short_factor": facts.read("rope_factors_short.weight").ravel().tolist(),
             "long_factor": facts.read("rope_factors_long.weight").ravel().tolist(),
             "original_max_position_embeddings": original,
+            "attention_factor": facts.get("rope.scaling.attn_factor"),
         }
     return {"rope_parameters": parameters, "original_max_position_embeddings": original}
 
