@@ -353,7 +353,7 @@ def test_shrinking_draws_experts_toward_their_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_ctx", "n_vocab", "wanted"), [(512, 128256, 7), (512, 50, 64), (32768, 128256, 1)]
+    ("n_ctx", "n_vocab", "wanted"), [(512, 128256, 8), (512, 50, 64), (32768, 128256, 1)]
 )
 def test_chunks_run_together_by_the_model_alone(
     monkeypatch: pytest.MonkeyPatch, dense: Any, n_ctx: int, n_vocab: int, wanted: int
