@@ -199,11 +199,9 @@ def test_ids_of_no_token_are_left_out(model):
 
 
 @pytest.mark.parametrize("odd", [None, 3, -1, "text", [], [3], {}, {"a": 3}], ids=str)
-@pytest.mark.parametrize(
-    "file", ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"]
-)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 def test_values_of_another_kind(tmp_path, file, odd):
-    """Every value of every file, replaced: it converts, or it is refused; no other error escapes."""
+    """Every value of a file, replaced: it converts, or it is refused; no other error escapes."""
     directory = write_model("qwen3-moe", tmp_path)
     original = json.loads((directory / file).read_text())
     places = [(original, key) for key in original]

@@ -13,6 +13,7 @@ from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.gguf_io.convert.pretokenizer import probe_digest, recognise
 from quantmill.gguf_io.convert.sentencepiece_model import read_pieces
 from quantmill.gguf_io.convert.special_tokens import load
+from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.qkernels import to_float32
 from tests.support.convert_models import write_model
@@ -36,7 +37,7 @@ def write_tokenizer(directory, value):
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_a_definition_is_recognised(name, tmp_path):
     tokenizer = write_tokenizer(tmp_path, byte_level_tokenizer(name))
-    assert recognise(tmp_path, tokenizer) == name
+    assert recognise(TokenizerFiles(tmp_path), tokenizer) == name
 
 
 def test_definitions_split_the_probe_in_ways_of_their_own():
@@ -67,14 +68,14 @@ def test_another_definition_is_refused(change, tmp_path):
     value = {**byte_level_tokenizer("gpt-2"), "pre_tokenizer": change}
     tokenizer = write_tokenizer(tmp_path, value)
     with pytest.raises(GGUFError, match=r"none that llama\.cpp knows"):
-        recognise(tmp_path, tokenizer)
+        recognise(TokenizerFiles(tmp_path), tokenizer)
 
 
 def test_a_definition_that_splits_otherwise_than_recorded_is_refused(tmp_path, monkeypatch):
     tokenizer = write_tokenizer(tmp_path, byte_level_tokenizer("qwen2"))
     monkeypatch.setattr("quantmill.gguf_io.convert.pretokenizer.probe_digest", lambda tokenizer: "otherwise")
     with pytest.raises(GGUFError, match="defined like qwen2, yet splits the probe text otherwise"):
-        recognise(tmp_path, tokenizer)
+        recognise(TokenizerFiles(tmp_path), tokenizer)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
@@ -161,7 +162,7 @@ def test_what_the_template_adds(case, tmp_path):
         "special_tokens": {},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
-    special = load(tmp_path)
+    special = load(TokenizerFiles(tmp_path))
     assert special.adds == adds
     if case == "another end":  # the tokenizer's own end of turn comes first, the configured one second
         assert (special.ids["eos"], special.ids["eot"]) == (5, 2)
@@ -182,7 +183,7 @@ def test_merges_with_spaces_are_encoded(tmp_path):
     value = byte_level_tokenizer("qwen2")
     value["model"]["merges"] = [["a", " b"], ["c", "d"]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
-    assert load(tmp_path, merges=True).merges == ["a Ġb", "c d"]
+    assert load(TokenizerFiles(tmp_path), merges=True).merges == ["a Ġb", "c d"]
 
 
 def test_merges_of_merges_txt(tmp_path):
@@ -191,4 +192,4 @@ def test_merges_of_merges_txt(tmp_path):
     value["model"]["merges"] = []
     (tmp_path / "tokenizer.json").write_text(json.dumps(value))
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n\nmalformed\nĠ t\n")
-    assert load(tmp_path, merges=True).merges == ["a b", "Ġ t"]
+    assert load(TokenizerFiles(tmp_path), merges=True).merges == ["a b", "Ġ t"]

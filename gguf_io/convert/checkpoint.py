@@ -15,10 +15,10 @@ from gguf import GGUFValueType, GGUFWriter
 from quantmill.gguf_io.convert import general, keys, rope
 from quantmill.gguf_io.convert.config import load_json, load_optional_json
 from quantmill.gguf_io.convert.families import family_of
-from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.convert.rules import Config, Index
 from quantmill.gguf_io.convert.stored import Reader, check_values, packing_of, readers, to_float32
+from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
 from quantmill.gguf_io.convert.view import View
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import Metadata, MetaValue
@@ -75,7 +75,7 @@ class Checkpoint:
             keys.add(writer, family.name, row.write(config))
         warnings += rope.ignored(config, self._rope, _written(writer, f"{family.name}.rope.scaling.type"))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _write_tokenizer(writer, directory, config, family)
+        family.vocabulary(writer, TokenizerFiles(directory, warnings.append), config)
         self._metadata = _recorded(writer)
         self._paths = tuple(dict.fromkeys(tensor.path for tensor in stored.values()))
         self._warnings = tuple(warnings)
@@ -225,17 +225,6 @@ def _further_tokens(left_out: Iterable[str], n_layers: int) -> Iterator[str]:
         if re.search(r"\bmtp[._]", name) or (layer and int(layer[1]) >= n_layers):
             yield f"{name} and its like predict further tokens (NextN, MTP); they are left out"
             return
-
-
-def _write_tokenizer(writer: GGUFWriter, directory: Path, config: Config, family: Family) -> None:
-    try:
-        family.vocabulary(writer, directory, config)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        if isinstance(error, GGUFError):
-            raise
-        # JSON of another shape than it must have, wherever it is used
-        why = " ".join(repr(error).split())
-        raise GGUFError(f"{directory}: a file of the tokenizer is malformed ({why})") from error
 
 
 def _written(writer: GGUFWriter, key: str) -> Any:

@@ -11,35 +11,35 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from quantmill.gguf_io import pretokenizers
 from quantmill.gguf_io.convert import tokenizer_files
-from quantmill.gguf_io.convert.config import load_optional_json
+from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles, content
+from quantmill.gguf_io.convert.vocabulary import ids_of
 from quantmill.gguf_io.errors import GGUFError
 
 
-def recognise(directory: Path, tokenizer: Tokenizer) -> str:
+def recognise(files: TokenizerFiles, tokenizer: Tokenizer) -> str:
     """llama.cpp's name of the pre-tokenizer. Raises GGUFError when neither hash nor definition is known."""
-    hashes = [_digest(ids) for ids in _probe_ids(directory, tokenizer, pretokenizers.probe())]
+    hashes = [_digest(ids) for ids in _probe_ids(files, tokenizer, pretokenizers.probe())]
     for found in hashes:
         if found in pretokenizers.hashes():
             return pretokenizers.hashes()[found]
-    definition = tokenizer_files.definition(directory)
+    definition = tokenizer_files.definition(files)
     steps = list(split_steps(definition.get("pre_tokenizer")))
     ignore_merges = bool((definition.get("model") or {}).get("ignore_merges"))
     for known in pretokenizers.definitions():
         if known.steps == steps and known.ignore_merges == ignore_merges:
             if probe_digest(tokenizer) != known.pieces:
                 raise GGUFError(
-                    f"{directory / 'tokenizer.json'}: defined like {known.name}, yet splits the probe text otherwise"
+                    f"{files.path('tokenizer.json')}: defined like {known.name}, yet splits the probe text otherwise"
                 )
             return known.name
     raise GGUFError(
-        f"{directory / 'tokenizer.json'}: its pre-tokenizer is none that llama.cpp knows (probe hash {hashes[0]}). "
+        f"{files.path('tokenizer.json')}: its pre-tokenizer is none that llama.cpp knows (probe hash {hashes[0]}). "
         "Convert it with a llama.cpp that knows it and give quantmill the GGUF."
     )
 
@@ -70,20 +70,19 @@ def probe_digest(tokenizer: Tokenizer) -> str:
     return _digest([text for text, _ in pieces])
 
 
-def _probe_ids(directory: Path, tokenizer: Tokenizer, probe: str) -> Iterator[list[int]]:
+def _probe_ids(files: TokenizerFiles, tokenizer: Tokenizer, probe: str) -> Iterator[list[int]]:
     """The ids as Hugging Face's tokenizer gives them now or gave them when the hash was recorded: with what the
     post-processor adds, with the tokens tokenizer_config.json wants added, and bare."""
-    yield tokenizer.encode(probe).ids
-    bare = tokenizer.encode(probe, add_special_tokens=False).ids
-    settings = load_optional_json(directory / "tokenizer_config.json")
+    yield ids_of(files, tokenizer, probe, add_special_tokens=True)
+    bare = ids_of(files, tokenizer, probe)
+    settings = files.settings
     first, last = (_id_if_added(tokenizer, settings, kind) for kind in ("bos", "eos"))
     yield [*first, *bare, *last]
     yield bare
 
 
 def _id_if_added(tokenizer: Tokenizer, settings: Mapping[str, Any], kind: str) -> list[int]:
-    token = settings.get(f"{kind}_token")
-    text = token.get("content") if isinstance(token, Mapping) else token
+    text = content(settings.get(f"{kind}_token"))
     found = tokenizer.token_to_id(text) if settings.get(f"add_{kind}_token") and text else None
     return [] if found is None else [found]
 

@@ -2,21 +2,19 @@
 the vocabulary.
 
 Follows llama.cpp's reading of them (gguf-py: vocab.py: SpecialVocab), so that a converted model prompts alike.
-Chat templates are stored as text and never executed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter
 
-from quantmill.gguf_io.convert.config import load_json, load_optional_json
-from quantmill.gguf_io.convert.tokenizer_files import KINDS, definition, merges_txt
-from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.convert import chat_templates
+from quantmill.gguf_io.convert.tokenizer_files import definition, merges_txt
+from quantmill.gguf_io.convert.tokenizer_json import KINDS, TokenizerFiles, content
 
 Ids = Callable[[str], int | None]
 
@@ -28,7 +26,7 @@ class SpecialTokens:
     ids: dict[str, int] = field(default_factory=dict)
     adds: dict[str, bool] = field(default_factory=dict)
     merges: list[str] = field(default_factory=list)
-    chat_template: str | list[dict[str, str]] | None = None
+    chat_templates: chat_templates.Templates = field(default_factory=dict)
     normalizer: dict[str, bool] = field(default_factory=dict)
 
     def set_id(self, kind: str, token_id: Any, n_vocab: int | None = None) -> None:
@@ -44,53 +42,53 @@ class SpecialTokens:
         for kind, value in self.adds.items():
             if hasattr(writer, f"add_add_{kind}_token"):  # there is no key for adding unk, pad or mask
                 getattr(writer, f"add_add_{kind}_token")(value)
-        if self.chat_template is not None:
-            writer.add_chat_template(self.chat_template)
+        chat_templates.write(writer, self.chat_templates)
         for key, value in self.normalizer.items():
             writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)
 
 
 def load(
-    directory: Path, merges: bool = False, n_vocab: int | None = None, ids: Ids | None = None
+    files: TokenizerFiles, merges: bool = False, n_vocab: int | None = None, ids: Ids | None = None
 ) -> SpecialTokens:
     """Read tokenizer.json, tokenizer_config.json, the chat templates, config.json and merges.txt of a model.
 
     ids: the id of a token, as the vocabulary has it; those in tokenizer.json are not always its own. Special tokens
     that only special_tokens_map.json or tokenizer_config.json know count where nothing else gives an id.
     """
-    stored = load_optional_json(directory / "tokenizer.json")
-    settings = load_optional_json(directory / "tokenizer_config.json")
+    stored, settings = files.tokenizer, dict(files.settings)
     special = SpecialTokens()
     kinds = list(KINDS)
     if stored:
         if merges:
-            special.merges = _merges(directory, stored.get("model", {}).get("merges"))
+            special.merges = _merges((stored.get("model") or {}).get("merges"))
         _normalizer(stored.get("normalizer"), special)
         kinds = _Surroundings(special, settings, kinds).read(stored.get("post_processor"))
     if settings:
-        template = settings.get("chat_template", _chat_template(directory))
-        if isinstance(template, (str, list)):
-            special.chat_template = template
-        added = {one.get("content"): one.get("id") for one in reversed(stored.get("added_tokens") or [])}
+        special.chat_templates = chat_templates.read(files)
+        added = {one["content"]: one["id"] for one in reversed(stored.get("added_tokens") or [])}
         if ids is not None:
             added = {text: ids(text) for text in added}
         _from_settings(special, settings, kinds, added, n_vocab)
-    config = load_json(directory / "config.json")
     for kind in kinds:
-        token_id = config.get(f"{kind}_token_id")
+        token_id = files.config.get(f"{kind}_token_id")
         if token_id is None:
-            token_id = (config.get("text_config") or {}).get(f"{kind}_token_id")
+            token_id = (files.config.get("text_config") or {}).get(f"{kind}_token_id")
         special.set_id(kind, token_id, n_vocab)
     if ids is not None:
-        known = {one.get("content") for one in stored.get("added_tokens") or []}
-        known |= set((stored.get("model") or {}).get("vocab") or ())
-        named = {**settings, **load_optional_json(directory / "special_tokens_map.json")}
+        known = {one["content"] for one in stored.get("added_tokens") or []}
+        known |= _texts((stored.get("model") or {}).get("vocab") or {})
+        named = {**settings, **files.special}
         for kind in kinds:
-            text = _text(named.get(f"{kind}_token"))
+            text = content(named.get(f"{kind}_token"))
             special.set_id(kind, ids(text) if text and text not in known else None, n_vocab)
     if merges and not special.merges:
-        special.merges = _merges_elsewhere(directory)
+        special.merges = _merges_elsewhere(files)
     return special
+
+
+def _texts(vocab: dict[str, int] | list[list[Any]]) -> set[str]:
+    """The tokens of a vocabulary: an object of ids, or pairs of text and score (Unigram)."""
+    return set(vocab) if isinstance(vocab, dict) else {pair[0] for pair in vocab}
 
 
 def _from_settings(
@@ -104,31 +102,23 @@ def _from_settings(
         add = settings.get(f"add_{kind}_token")
         if isinstance(add, bool):
             special.adds.setdefault(kind, add)
-        text = _text(settings.get(f"{kind}_token"))
+        text = content(settings.get(f"{kind}_token"))
         if text is not None:
             special.set_id(kind, added.get(text), n_vocab)
 
 
-def _text(token: Any) -> str | None:
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
-
-
-def _merges(directory: Path, merges: Any) -> list[str]:
+def _merges(merges: list[Any] | None) -> list[str]:
     """Merges as "left right"; a space inside a part is written as byte-level BPE writes it (Ġ)."""
-    if not merges:
-        return []
-    if all(isinstance(merge, str) for merge in merges):
-        return list(merges)
-    if all(isinstance(merge, list) and len(merge) == 2 for merge in merges):
-        return [" ".join(part.replace(" ", "Ġ") for part in merge) for merge in merges]
-    raise GGUFError(f"{directory / 'tokenizer.json'}: merges are neither strings nor pairs")
+    return [
+        merge if isinstance(merge, str) else " ".join(part.replace(" ", "Ġ") for part in merge)
+        for merge in merges or ()
+    ]
 
 
-def _merges_elsewhere(directory: Path) -> list[str]:
-    if (directory / "merges.txt").is_file() or (directory / "tokenizer.json").is_file():
-        return merges_txt(directory / "merges.txt")
-    return _merges(directory, definition(directory)["model"]["merges"])
+def _merges_elsewhere(files: TokenizerFiles) -> list[str]:
+    if files.has("merges.txt") or files.has("tokenizer.json"):
+        return merges_txt(files.path("merges.txt"))
+    return _merges(definition(files)["model"]["merges"])
 
 
 def _normalizer(normalizer: Any, special: SpecialTokens) -> None:
@@ -142,19 +132,6 @@ def _normalizer(normalizer: Any, special: SpecialTokens) -> None:
         special.normalizer["lowercase"] = True
     elif kind == "StripAccents":
         special.normalizer["strip_accents"] = True
-
-
-def _chat_template(directory: Path) -> Any:
-    """chat_template.jinja with its named companions, or chat_template.json."""
-    main = directory / "chat_template.jinja"
-    if main.is_file():
-        text = main.read_text(encoding="utf-8")
-        named = list((directory / "additional_chat_templates").glob("*.jinja"))
-        if not named:
-            return text
-        others = [{"name": path.stem, "template": path.read_text(encoding="utf-8")} for path in named]
-        return [{"name": "default", "template": text}, *others]
-    return load_optional_json(directory / "chat_template.json").get("chat_template")
 
 
 class _Surroundings:

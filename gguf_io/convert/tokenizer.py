@@ -6,71 +6,70 @@ The facts are those of llama.cpp's converter (`conversion/*.py: set_vocab`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
 
 from quantmill.gguf_io.convert import pretokenizer, special_tokens, vocabulary
-from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tokenizer_files import has_sentencepiece
+from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
 from quantmill.gguf_io.convert.vocabulary import Vocabulary
 from quantmill.gguf_io.errors import GGUFError
 
-TokenizerWriter = Callable[[GGUFWriter, Path, Config], None]
+TokenizerWriter = Callable[[GGUFWriter, TokenizerFiles, Config], None]
 
 CODE_LLAMA_VOCAB = 32016
 CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 GRANITE_SMALL_VOCAB = 49152
 
 
-def bpe(writer: GGUFWriter, directory: Path, config: Config) -> None:
+def bpe(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     """Byte-level BPE, whichever files hold it."""
-    tokenizer = vocabulary.load_tokenizer(directory)
-    special = special_tokens.load(directory, merges=True, ids=tokenizer.token_to_id)
-    _write_bpe(writer, directory, config, tokenizer, special)
+    tokenizer = vocabulary.load_tokenizer(files)
+    special = special_tokens.load(files, merges=True, ids=tokenizer.token_to_id)
+    _write_bpe(writer, files, config, tokenizer, special)
 
 
-def sentencepiece_or_bpe(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if has_sentencepiece(directory):
-        sentencepiece(writer, directory, config)
+def sentencepiece_or_bpe(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    if has_sentencepiece(files):
+        sentencepiece(writer, files, config)
     else:
-        bpe(writer, directory, config)
+        bpe(writer, files, config)
 
 
-def sentencepiece(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    _write_sentencepiece(writer, directory, vocabulary.sentencepiece(directory, config["vocab_size"]))
+def sentencepiece(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    _write_sentencepiece(writer, files, vocabulary.sentencepiece(files, config["vocab_size"]))
 
 
-def _sentencepiece_in_any_file(writer: GGUFWriter, directory: Path, config: Config, family: str) -> None:
-    if has_sentencepiece(directory):
-        sentencepiece(writer, directory, config)
+def _sentencepiece_in_any_file(
+    writer: GGUFWriter, files: TokenizerFiles, config: Config, family: str
+) -> None:
+    if has_sentencepiece(files):
+        sentencepiece(writer, files, config)
         return
-    if not vocabulary.is_byte_fallback_bpe(directory):
+    if not vocabulary.is_byte_fallback_bpe(files):
         raise GGUFError(
-            f"{directory}: no tokenizer.model and no tokenizer.json with a SentencePiece vocabulary; {family} needs "
-            "one, download it with the checkpoint"
+            f"{files.directory}: no tokenizer.model and no tokenizer.json with a SentencePiece vocabulary; "
+            f"{family} needs one, download it with the checkpoint"
         )
-    tokenizer = vocabulary.load_tokenizer(directory)
-    _write_sentencepiece(
-        writer, directory, vocabulary.scored_by_merges(directory, tokenizer, config["vocab_size"])
-    )
+    tokenizer = vocabulary.load_tokenizer(files)
+    _write_sentencepiece(writer, files, vocabulary.scored_by_merges(files, tokenizer, config["vocab_size"]))
 
 
-def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
+def llama(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     """SentencePiece, SentencePiece inside tokenizer.json, or byte-level BPE: all three are Llamas."""
-    add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
+    add_prefix_space = files.flag("add_prefix_space")
     if add_prefix_space is not None:
         writer.add_add_space_prefix(add_prefix_space)
-    if has_sentencepiece(directory):
-        sentencepiece(writer, directory, config)
-    elif vocabulary.is_byte_fallback_bpe(directory):
-        tokenizer = vocabulary.load_tokenizer(directory)
-        found = vocabulary.byte_fallback_bpe(directory, tokenizer, config["vocab_size"])
-        _write_sentencepiece(writer, directory, found)
+    if has_sentencepiece(files):
+        sentencepiece(writer, files, config)
+    elif vocabulary.is_byte_fallback_bpe(files):
+        tokenizer = vocabulary.load_tokenizer(files)
+        found = vocabulary.byte_fallback_bpe(files, tokenizer, config["vocab_size"])
+        _write_sentencepiece(writer, files, found)
     else:
-        bpe(writer, directory, config)
+        bpe(writer, files, config)
     if config["vocab_size"] == CODE_LLAMA_VOCAB:
         for kind, token_id in CODE_LLAMA_INFILL.items():
             getattr(writer, f"add_{kind}_token_id")(token_id)
@@ -78,80 +77,79 @@ def llama(writer: GGUFWriter, directory: Path, config: Config) -> None:
         writer.add_add_bos_token(False)
 
 
-def gemma2(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    _sentencepiece_in_any_file(writer, directory, config, "Gemma")
+def gemma2(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    _sentencepiece_in_any_file(writer, files, config, "Gemma")
     writer.add_add_space_prefix(False)
 
 
-def gemma3(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    if has_sentencepiece(directory) or vocabulary.is_byte_fallback_bpe(directory):
-        gemma2(writer, directory, config)
+def gemma3(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    if has_sentencepiece(files) or vocabulary.is_byte_fallback_bpe(files):
+        gemma2(writer, files, config)
     else:
-        bpe(writer, directory, config)
+        bpe(writer, files, config)
 
 
-def ernie(writer: GGUFWriter, directory: Path, config: Config) -> None:
-    _sentencepiece_in_any_file(writer, directory, config, "ERNIE")
-    add_prefix_space = load_optional_json(directory / "tokenizer_config.json").get("add_prefix_space")
+def ernie(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    _sentencepiece_in_any_file(writer, files, config, "ERNIE")
+    add_prefix_space = files.flag("add_prefix_space")
     if add_prefix_space is not None:
         writer.add_add_space_prefix(add_prefix_space)
 
 
-def phi3(writer: GGUFWriter, directory: Path, config: Config) -> None:
+def phi3(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     """Phi-4 has GPT-2's byte-level BPE; Phi-3 a SentencePiece model with tokens added in three files."""
-    settings = load_optional_json(directory / "tokenizer_config.json")
-    if settings.get("tokenizer_class") == "GPT2Tokenizer":
-        bpe(writer, directory, config)
+    if files.settings.get("tokenizer_class") == "GPT2Tokenizer":
+        bpe(writer, files, config)
         return
-    if not has_sentencepiece(directory):
-        _sentencepiece_in_any_file(writer, directory, config, "Phi-3")
+    if not has_sentencepiece(files):
+        _sentencepiece_in_any_file(writer, files, config, "Phi-3")
         return
-    found = vocabulary.sentencepiece(directory, config["vocab_size"], tokenizer_json_too=True)
-    _write_sentencepiece(writer, directory, found)
+    found = vocabulary.sentencepiece(files, config["vocab_size"], tokenizer_json_too=True)
+    _write_sentencepiece(writer, files, found)
 
 
-def glm4(writer: GGUFWriter, directory: Path, config: Config) -> None:
+def glm4(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     """GLM ends a turn with <|user|> and has <|endoftext|> for everything else."""
     roles = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>", "bos": "<|endoftext|>"}
-    _write_glm(writer, directory, config, roles)
+    _write_glm(writer, files, config, roles)
 
 
-def glm(writer: GGUFWriter, directory: Path, config: Config) -> None:
+def glm(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     """GLM-4.5 and later begin with [gMASK], end a turn with <|user|> or <|observation|>."""
     roles = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
-    _write_glm(writer, directory, config, roles)
+    _write_glm(writer, files, config, roles)
 
 
-def _write_glm(writer: GGUFWriter, directory: Path, config: Config, roles: dict[str, str]) -> None:
-    tokenizer = vocabulary.load_tokenizer(directory)
-    special = special_tokens.load(directory, merges=True, ids=tokenizer.token_to_id)
+def _write_glm(writer: GGUFWriter, files: TokenizerFiles, config: Config, roles: dict[str, str]) -> None:
+    tokenizer = vocabulary.load_tokenizer(files)
+    special = special_tokens.load(files, merges=True, ids=tokenizer.token_to_id)
     for kind, text in roles.items():
         token_id = tokenizer.token_to_id(text)
         if token_id is None:
-            raise GGUFError(f"{directory / 'tokenizer.json'}: has no token {text}, which GLM needs as {kind}")
+            raise GGUFError(f"{files.path('tokenizer.json')}: has no token {text}, which GLM needs as {kind}")
         special.set_id(kind, token_id)
-    _write_bpe(writer, directory, config, tokenizer, special)
+    _write_bpe(writer, files, config, tokenizer, special)
 
 
 def _write_bpe(
     writer: GGUFWriter,
-    directory: Path,
+    files: TokenizerFiles,
     config: Config,
     tokenizer: Tokenizer,
     special: special_tokens.SpecialTokens,
 ) -> None:
-    found = vocabulary.byte_level_bpe(directory, tokenizer, config["vocab_size"])
+    found = vocabulary.byte_level_bpe(files, tokenizer, config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pretokenizer.recognise(directory, tokenizer))
+    writer.add_tokenizer_pre(pretokenizer.recognise(files, tokenizer))
     writer.add_token_list(found.texts)
     writer.add_token_types(found.types)
     special.write(writer)
 
 
-def _write_sentencepiece(writer: GGUFWriter, directory: Path, found: Vocabulary) -> None:
+def _write_sentencepiece(writer: GGUFWriter, files: TokenizerFiles, found: Vocabulary) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(found.texts)
     writer.add_token_scores(found.scores or [])
     writer.add_token_types(found.types)
-    special_tokens.load(directory, n_vocab=len(found.texts), ids=found.named_elsewhere.get).write(writer)
+    special_tokens.load(files, n_vocab=len(found.texts), ids=found.named_elsewhere.get).write(writer)

@@ -18,10 +18,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from quantmill.gguf_io import pretokenizers
 from quantmill.gguf_io.byte_characters import byte_characters
-from quantmill.gguf_io.convert.config import load_json, load_optional_json
+from quantmill.gguf_io.convert.tokenizer_json import KINDS, TokenizerFiles, content
 from quantmill.gguf_io.errors import GGUFError
 
-KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 SENTENCEPIECE, TIKTOKEN = "tokenizer.model", ("tokenizer.model", "tiktoken.model")
 
 
@@ -52,36 +51,36 @@ _BY_MODEL_TYPE = {
 }
 
 
-def has_sentencepiece(directory: Path) -> bool:
+def has_sentencepiece(files: TokenizerFiles) -> bool:
     """Whether tokenizer.model is there and meant for SentencePiece: a protocol buffer begins with its first piece's
     tag. Others (tiktoken, a Git LFS pointer) are passed over where another file holds the tokenizer."""
-    path = directory / SENTENCEPIECE
+    path = files.path(SENTENCEPIECE)
     if not path.is_file():
         return False
     with path.open("rb") as file:
         meant = file.read(1) == b"\n"
-    return meant or (_tiktoken(directory) is None and not (directory / "tokenizer.json").is_file())
+    return meant or (_tiktoken(files) is None and not files.has("tokenizer.json"))
 
 
-def definition(directory: Path) -> dict[str, Any]:
+def definition(files: TokenizerFiles) -> Mapping[str, Any]:
     """What tokenizer.json says, or would say. Raises GGUFError when no file holds a byte-level BPE tokenizer."""
-    path = directory / "tokenizer.json"
-    if path.is_file():
-        return load_json(path)
-    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        known = CLASSES.get(_class_name(directory))
+    if files.has("tokenizer.json"):
+        return files.tokenizer
+    if files.has("vocab.json") and files.has("merges.txt"):
+        known = CLASSES.get(_class_name(files))
         if known is None:
             raise GGUFError(
-                f"{directory}: vocab.json and merges.txt do not say how {_class_name(directory) or 'their class'} "
+                f"{files.directory}: vocab.json and merges.txt do not say how {_class_name(files) or 'their class'} "
                 "splits text; load the tokenizer with transformers and save it, which writes tokenizer.json"
             )
-        merges = [merge.split(" ") for merge in merges_txt(directory / "merges.txt")]
-        return _made(load_json(directory / "vocab.json"), merges, known.pre)
-    ranks = _tiktoken(directory)
+        merges = [merge.split(" ") for merge in merges_txt(files.path("merges.txt"))]
+        return _made(files.vocabulary, merges, known.pre)
+    ranks = _tiktoken(files)
     if ranks is not None:
         return _made(*_vocabulary_of(ranks), "llama-bpe")
     raise GGUFError(
-        f"{directory}: no tokenizer.json, no tokenizer.model, no vocab.json with merges.txt; the vocabulary is missing"
+        f"{files.directory}: no tokenizer.json, no tokenizer.model, no vocab.json with merges.txt; "
+        "the vocabulary is missing"
     )
 
 
@@ -108,10 +107,10 @@ def merges_txt(path: Path) -> list[str]:
     return [" ".join(pair) for pair in pairs if len(pair) == 2]
 
 
-def _tiktoken(directory: Path) -> dict[bytes, int] | None:
+def _tiktoken(files: TokenizerFiles) -> dict[bytes, int] | None:
     """Token → rank of a tiktoken file (base64 and a rank a line), None where there is none."""
     for name in TIKTOKEN:
-        path = directory / name
+        path = files.path(name)
         if not path.is_file():
             continue
         with path.open("rb") as file:
@@ -147,30 +146,29 @@ def _vocabulary_of(ranks: Mapping[bytes, int]) -> tuple[dict[str, int], list[lis
     return vocab, [[text(left), text(right)] for *_, left, right in sorted(merges)]
 
 
-def _class_name(directory: Path) -> str:
+def _class_name(files: TokenizerFiles) -> str:
     """Name of transformers' class, without Fast; empty where it is not one that is known by model type."""
-    named = load_optional_json(directory / "tokenizer_config.json").get("tokenizer_class")
+    named = files.settings.get("tokenizer_class")
     if isinstance(named, str) and named not in ("PreTrainedTokenizerFast", "PreTrainedTokenizer"):
         return named.removesuffix("Fast")
-    config = load_optional_json(directory / "config.json")
-    return "" if named else _BY_MODEL_TYPE.get(str(config.get("model_type")), "")
+    return "" if named else _BY_MODEL_TYPE.get(str(files.config.get("model_type")), "")
 
 
-def add_missing(directory: Path, tokenizer: Tokenizer) -> None:
+def add_missing(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
     """Give the tokenizer the tokens that only other files name.
 
     In transformers' order, each under the next free id: those of added_tokens_decoder, else of added_tokens.json, by
     their ids; then named special tokens, then the extra ones.
     """
-    settings = load_optional_json(directory / "tokenizer_config.json")
-    special = _special_tokens(directory)
+    settings = files.settings
+    special = _special_tokens(files)
     if "added_tokens_decoder" in settings:
         decoder = {int(i): _token(one) for i, one in (settings["added_tokens_decoder"] or {}).items()}
     else:
-        marked = {_content(one) for one in special}
+        marked = {content(one) for one in special}
         decoder = {
             int(i): AddedToken(text, normalized=text not in marked, special=text in marked)
-            for text, i in load_optional_json(directory / "added_tokens.json").items()
+            for text, i in files.added.items()
         }
     present = tokenizer.get_added_tokens_decoder().values()
     same = {repr(token) for token in present}
@@ -179,32 +177,32 @@ def add_missing(directory: Path, tokenizer: Tokenizer) -> None:
     ]
     contents = {token.content for token in (*present, *to_add)}
     for one in special:
-        if _content(one) not in contents:
-            contents.add(str(_content(one)))
+        if content(one) not in contents:
+            contents.add(str(content(one)))
             to_add.append(_token(one, special=True))
     if to_add:
         tokenizer.add_tokens(to_add)
 
 
-def named_tokens(directory: Path) -> list[str]:
+def named_tokens(files: TokenizerFiles) -> list[str]:
     """Texts of the special tokens that tokenizer_config.json and special_tokens_map.json name, in their order."""
-    return list(dict.fromkeys(str(_content(one)) for one in _special_tokens(directory)))
+    return list(dict.fromkeys(str(content(one)) for one in _special_tokens(files)))
 
 
-def _special_tokens(directory: Path) -> list[Any]:
+def _special_tokens(files: TokenizerFiles) -> list[Any]:
     """Named ones, then extra ones, as text or object. Without added_tokens_decoder in tokenizer_config.json
     special_tokens_map.json goes before it."""
-    settings = load_optional_json(directory / "tokenizer_config.json")
-    known = CLASSES.get(_class_name(directory))
+    settings = files.settings
+    known = CLASSES.get(_class_name(files))
     named: dict[str, Any] = {**(known.tokens if known else {}), **_named(settings)}
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     if "added_tokens_decoder" not in settings:
-        special = load_optional_json(directory / "special_tokens_map.json")
+        special = files.special
         named |= _named(special)
         extra = special.get("additional_special_tokens") or special.get("extra_special_tokens") or extra
     if isinstance(extra, Mapping):
         named, extra = {**named, **extra}, []
-    return [one for one in (*named.values(), *extra) if _content(one)]
+    return [one for one in (*named.values(), *extra) if content(one)]
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,13 +216,11 @@ def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, Mapping) else token
-
-
 def _token(entry: Any, special: bool | None = None) -> AddedToken:
     if not isinstance(entry, Mapping):
         return AddedToken(entry, special=bool(special), normalized=not special)
     flags = {key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "special")}
     flags["special"] = flags["special"] if special is None else special
-    return AddedToken(entry["content"], normalized=entry.get("normalized", not flags["special"]), **flags)
+    return AddedToken(
+        entry["content"], normalized=bool(entry.get("normalized", not flags["special"])), **flags
+    )

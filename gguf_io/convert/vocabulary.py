@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 from tokenizers import AddedToken, Tokenizer
 
 from quantmill.gguf_io.convert import tokenizer_files
-from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.sentencepiece_model import read_pieces
+from quantmill.gguf_io.convert.tokenizer_json import KINDS, TokenizerFiles, content
 from quantmill.gguf_io.errors import GGUFError
 
 SPACE = "▁"  # how SentencePiece writes a space
@@ -46,14 +45,18 @@ def looks_special(text: str) -> bool:
     )
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
+def load_tokenizer(files: TokenizerFiles) -> Tokenizer:
     """The tokenizer of a directory, tokens that only other files name included, under transformers' ids.
 
     Raises GGUFError when it cannot be used.
     """
-    path = directory / "tokenizer.json"
-    found = tokenizer_files.definition(directory)
+    path = files.path("tokenizer.json")
+    found = tokenizer_files.definition(files)
     model = found.get("model") or {}
+    if model.get("type", "BPE") != "BPE":
+        raise GGUFError(
+            f"{path}: its vocabulary is {model['type']!r}; llama.cpp's converter takes BPE from such a file"
+        )
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise GGUFError(f"{path}: {key} {model[key]!r}; llama.cpp has no such tokenizer")
@@ -62,20 +65,30 @@ def load_tokenizer(directory: Path) -> Tokenizer:
             Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_str(json.dumps(found))
         )
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for every fault of the file
-        raise GGUFError(f"{path if path.is_file() else directory}: not a tokenizer ({error})") from None
+        raise GGUFError(f"{path if path.is_file() else files.directory}: not a tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer_files.add_missing(directory, tokenizer)
+    tokenizer_files.add_missing(files, tokenizer)
     return tokenizer
 
 
-def byte_level_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+def ids_of(
+    files: TokenizerFiles, tokenizer: Tokenizer, text: str, add_special_tokens: bool = False
+) -> list[int]:
+    """The tokens of a text. Raises GGUFError where the tokenizer has no way to write it."""
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for every fault of the file
+        raise GGUFError(f"{files.directory}: its tokenizer cannot split a text ({error})") from None
+
+
+def byte_level_bpe(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     """The vocabulary of a byte-level BPE tokenizer. Raises GGUFError when it is larger than the model's."""
-    by_id = _texts_by_id(directory, tokenizer)
+    by_id = _texts_by_id(files, tokenizer)
     added = tokenizer.get_added_tokens_decoder()
     if by_id and max(by_id) >= vocab_size:
         raise GGUFError(
-            f"{directory}: the tokenizer has token {max(by_id)}, config.json's vocab_size is {vocab_size}; "
+            f"{files.directory}: the tokenizer has token {max(by_id)}, config.json's vocab_size is {vocab_size}; "
             "the files are not of one model"
         )
     texts, types = [], []
@@ -84,7 +97,7 @@ def byte_level_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vo
         if text is None:
             text, kind = f"[PAD{i}]", TokenType.UNUSED
         elif i in added:
-            text, kind = _added_token(tokenizer, added[i], text)
+            text, kind = _added_token(files, tokenizer, added[i], text)
         else:
             kind = TokenType.NORMAL
         texts.append(text)
@@ -92,43 +105,42 @@ def byte_level_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vo
     return Vocabulary(texts, types)
 
 
-def _texts_by_id(directory: Path, tokenizer: Tokenizer) -> dict[int, str]:
+def _texts_by_id(files: TokenizerFiles, tokenizer: Tokenizer) -> dict[int, str]:
     by_id: dict[int, str] = {}
     for text, token_id in tokenizer.get_vocab().items():
         other = by_id.setdefault(token_id, text)
         if other != text:
             both = " and ".join(sorted((repr(text), repr(other))))
-            raise GGUFError(f"{directory / 'tokenizer.json'}: {both} have the same id {token_id}")
+            raise GGUFError(f"{files.path('tokenizer.json')}: {both} have the same id {token_id}")
     return by_id
 
 
-def _added_token(tokenizer: Tokenizer, token: AddedToken, text: str) -> tuple[str, TokenType]:
+def _added_token(
+    files: TokenizerFiles, tokenizer: Tokenizer, token: AddedToken, text: str
+) -> tuple[str, TokenType]:
     if not token.normalized:  # llama.cpp takes added tokens as already normalized
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        text = tokenizer.decode(ids, skip_special_tokens=False)
+        text = tokenizer.decode(ids_of(files, tokenizer, text), skip_special_tokens=False)
     if token.special or looks_special(text):
         return text, TokenType.CONTROL
     return text.replace(SPACE, " "), TokenType.USER_DEFINED
 
 
-def is_byte_fallback_bpe(directory: Path) -> bool:
+def is_byte_fallback_bpe(files: TokenizerFiles) -> bool:
     """True when tokenizer.json is SentencePiece's BPE in the form of the tokenizers library."""
-    path = directory / "tokenizer.json"
-    tokenizer = load_optional_json(path)
-    model = tokenizer.get("model") or {}
-    decoder = tokenizer.get("decoder") or {}
+    model = files.tokenizer.get("model") or {}
+    decoder = files.tokenizer.get("decoder") or {}
     return (
         model.get("type") == "BPE" and bool(model.get("byte_fallback")) and decoder.get("type") == "Sequence"
     )
 
 
-def byte_fallback_bpe(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+def byte_fallback_bpe(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     """SentencePiece's BPE from tokenizer.json: no scores there, so merges rank by UNSCORED like llama.cpp's."""
-    by_id = _texts_by_id(directory, tokenizer)
-    base = set(load_optional_json(directory / "tokenizer.json")["model"]["vocab"].values())
-    settings = load_optional_json(directory / "tokenizer_config.json")
-    named = {_content(settings.get(f"{kind}_token")) for kind in tokenizer_files.KINDS}
-    named |= {_content(token) for token in settings.get("additional_special_tokens") or []}
+    by_id = _texts_by_id(files, tokenizer)
+    base = set(files.tokenizer["model"]["vocab"].values())
+    settings = files.settings
+    named = {content(settings.get(f"{kind}_token")) for kind in KINDS}
+    named |= {content(token) for token in settings.get("additional_special_tokens") or []}
     vocabulary = _unnamed(vocab_size)
     for i, text in by_id.items():
         if i in base and _is_byte(text):
@@ -145,15 +157,15 @@ def _is_byte(text: str) -> bool:
     return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
-def scored_by_merges(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+def scored_by_merges(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     """SentencePiece's BPE from tokenizer.json, for families that llama.cpp's converter wants tokenizer.model of.
 
     The merges were made from the scores, best first: a token scores by the first merge that makes it.
     """
-    by_id = _texts_by_id(directory, tokenizer)
+    by_id = _texts_by_id(files, tokenizer)
     added = tokenizer.get_added_tokens_decoder()
     made: dict[str, int] = {}
-    for i, merge in enumerate(load_optional_json(directory / "tokenizer.json")["model"]["merges"]):
+    for i, merge in enumerate(files.tokenizer["model"]["merges"]):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         made.setdefault(left + right, i)
     vocabulary = _unnamed(vocab_size)
@@ -169,10 +181,6 @@ def scored_by_merges(directory: Path, tokenizer: Tokenizer, vocab_size: int) -> 
     return vocabulary
 
 
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, Mapping) else token
-
-
 def _unnamed(vocab_size: int) -> Vocabulary:
     return Vocabulary(
         [f"[PAD{i}]" for i in range(vocab_size)],
@@ -181,25 +189,25 @@ def _unnamed(vocab_size: int) -> Vocabulary:
     )
 
 
-def sentencepiece(directory: Path, vocab_size: int, tokenizer_json_too: bool = False) -> Vocabulary:
+def sentencepiece(files: TokenizerFiles, vocab_size: int, tokenizer_json_too: bool = False) -> Vocabulary:
     """The vocabulary of tokenizer.model, added tokens from the JSON files over it.
 
     tokenizer_json_too: those of tokenizer.json as well, and special only by their flag (Phi-3).
     """
     vocabulary = _unnamed(vocab_size)
-    for i, piece in enumerate(read_pieces(directory / "tokenizer.model")):
+    for i, piece in enumerate(read_pieces(files.path("tokenizer.model"))):
         # llama.cpp makes no difference between user-defined and normal pieces of the model itself
         kind = TokenType.NORMAL if piece.kind == TokenType.USER_DEFINED else TokenType(piece.kind)
         _set(vocabulary, i, piece.text, kind, piece.score)
-    for text, i in load_optional_json(directory / "added_tokens.json").items():
+    for text, i in files.added.items():
         _set(vocabulary, i, text, TokenType.USER_DEFINED, UNSCORED)
-    added = load_optional_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    added = files.settings.get("added_tokens_decoder") or {}
     for i, token in added.items():
         _set_added(vocabulary, int(i), token, by_flag_only=tokenizer_json_too)
     if tokenizer_json_too:
-        for token in load_optional_json(directory / "tokenizer.json").get("added_tokens") or []:
+        for token in files.tokenizer.get("added_tokens") or []:
             _set_added(vocabulary, int(token["id"]), token, by_flag_only=True)
-    _add_named(vocabulary, tokenizer_files.named_tokens(directory))
+    _add_named(vocabulary, tokenizer_files.named_tokens(files))
     return vocabulary
 
 
@@ -215,8 +223,8 @@ def _add_named(vocabulary: Vocabulary, texts: list[str]) -> None:
 
 
 def _set_added(vocabulary: Vocabulary, i: int, token: Any, by_flag_only: bool) -> None:
-    text = token["content"]
-    if token.get("special") or (not by_flag_only and looks_special(text)):
+    text = str(content(token))
+    if (isinstance(token, Mapping) and token.get("special")) or (not by_flag_only and looks_special(text)):
         _set(vocabulary, i, text, TokenType.CONTROL, UNSCORED)
     else:
         text = text if by_flag_only else text.replace(SPACE, " ")
