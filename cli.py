@@ -27,6 +27,7 @@ COMMANDS = {
     "imatrix": "Collect, merge and look into importance matrices: which weights matter.",
     "polish": "Train scales and norms of a quantized GGUF against the original: better at the same size.",
     "evaluate": "Measure what quantization lost: perplexity, KL divergence, tasks, speed.",
+    "publish": "Put the files of a squeeze on the Hugging Face hub, with their card.",
     "report": "Show measurements as tables, plots, an HTML page or a model card.",
     "recipe": "Show which type each tensor of a GGUF has, as a recipe that quantize --recipe follows.",
     "types": "List the file types and tensor types, with their bits per weight.",

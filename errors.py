@@ -72,6 +72,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "sentencepiece": "models",
         "google": "models",  # protobuf, which sentencepiece's files are read with
         "triton": "gpu",
+        "pyarrow": "models",
         "matplotlib": "report",
         "xllamacpp": "speed",
         "lm_eval": "lm-eval",

@@ -97,6 +97,10 @@ Revision = Annotated[
     str | None,
     typer.Option("--revision", metavar="TEXT", help="Branch, tag or commit of a model on the hub."),
 ]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", metavar="URL", help="Address of the hub or of a mirror of it."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of tables.")]
 Force = Annotated[
     bool,

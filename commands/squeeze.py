@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import UsageError, command_line, parsing, remark, show, size_text, table_text
-from quantmill.commands.options import Chunks, Device, DryRun, Force, Json, Revision, Threads, at_least
-from quantmill.commands.watching import Shown
+from quantmill.commands.console import (
+    UsageError,
+    bars_are_shown,
+    command_line,
+    parsing,
+    remark,
+    show,
+)
+from quantmill.commands.options import (
+    Chunks,
+    Device,
+    DryRun,
+    Endpoint,
+    Force,
+    Json,
+    Revision,
+    Threads,
+    at_least,
+)
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
-    from quantmill.jobs.squeeze_request import Planned, Result
+    from quantmill.jobs.squeeze_request import Job
+    from quantmill.jobs.texts import TextSource
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -25,8 +42,8 @@ _WIDTH_OF_WEIGHTS = re.compile(r"[-_.](f16|bf16|f32|fp16|fp32)$", re.IGNORECASE)
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def squeeze(
     model: Annotated[
-        str, typer.Argument(help="A GGUF file, a Hugging Face directory or org/name on the hub.")
-    ],
+        str | None, typer.Argument(help="A GGUF file, a Hugging Face directory or org/name on the hub.")
+    ] = None,
     types: Annotated[
         str | None, typer.Option("--types", metavar="TYPE,TYPE", help="File types to make, one file each.")
     ] = None,
@@ -47,12 +64,23 @@ def squeeze(
         ),
     ] = 8192,
     calibration: Annotated[
-        list[Path] | None,
-        typer.Option("--calibration", metavar="TEXT", help="Text to learn from; several times. Required."),
+        list[str] | None,
+        typer.Option(
+            "--calibration",
+            metavar="TEXT",
+            help="Text to learn from, several times: a file, a data set of the hub as org/name:file#column (parquet, "
+            "JSONL, text), or self: what the model itself writes. [default: eaddario/imatrix-calibration:"
+            "combined_en_small.parquet]",
+        ),
     ] = None,
     evaluation: Annotated[
-        Path | None,
-        typer.Option("--evaluation", metavar="TEXT", help="Another text, which decides. Required."),
+        str | None,
+        typer.Option(
+            "--evaluation",
+            metavar="TEXT",
+            help="Another text, which decides. [default: Salesforce/wikitext:wikitext-2-raw-v1/"
+            "test-00000-of-00001.parquet]",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -67,20 +95,77 @@ def squeeze(
             "--imatrix-chunks", callback=at_least(1), help="Chunks of the calibration for importance."
         ),
     ] = None,
+    learn_chunks: Annotated[
+        int | None,
+        typer.Option(
+            "--learn-chunks", callback=at_least(4), help="Chunks of the calibration for codes and polish."
+        ),
+    ] = None,
+    self_tokens: Annotated[
+        int,
+        typer.Option(
+            "--self-tokens", callback=at_least(1024), help="Tokens that --calibration self has written."
+        ),
+    ] = 49152,
+    compensate: Annotated[
+        bool,
+        typer.Option("--compensate", help="Try codes that undo each other's errors, however long it takes."),
+    ] = False,
     polish: Annotated[
         bool,
-        typer.Option("--polish", help="Also train scales and norms on the calibration; kept where better."),
+        typer.Option("--polish", help="Train scales and norms on the calibration, however long it takes."),
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Neither of the two; else both, where --calibration names a text.")
+    ] = False,
+    hours: Annotated[
+        float, typer.Option("--hours", help="What the two may take; what does not fit is left out, and said.")
+    ] = 2.0,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAME,NAME",
+            help="Score hellaswag, winogrande, arc, mmlu, truthfulqa with llama.cpp's files, from the hub.",
+        ),
+    ] = None,
+    n_tasks: Annotated[
+        int, typer.Option("--n-tasks", callback=at_least(1), help="So many of each, drawn as llama.cpp does.")
+    ] = 750,
+    rivals: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rivals",
+            metavar="ORG/NAME",
+            help="A repository whose files of the same types the card compares sizes with; several times.",
+        ),
+    ] = None,
+    measure_rivals: Annotated[
+        bool, typer.Option("--measure-rivals", help="Fetch those files and measure them too.")
+    ] = False,
+    no_speed: Annotated[
+        bool, typer.Option("--no-speed", help="Do not time the files with llama.cpp.")
     ] = False,
     keep_all: Annotated[
         bool, typer.Option("--keep-all", help="Keep files that lost, among the stages.")
     ] = False,
     base_model: Annotated[
-        str | None, typer.Option(help="Repository of the original model, for the card.")
+        str | None,
+        typer.Option(help="Repository of the original model, for the card. [default: as its card says]"),
     ] = None,
-    license_name: Annotated[str | None, typer.Option("--license", help="Licence, for the card.")] = None,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Licence, for the card. [default: as its card says]")
+    ] = None,
     repository: Annotated[
         str | None, typer.Option("--repo", help="Where the files will lie on the hub, for the card.")
     ] = None,
+    status: Annotated[
+        Path | None, typer.Option("--status", metavar="DIR", help="Say where the squeeze in DIR stands.")
+    ] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Stream what happens on stdout, one JSON object a line.")
+    ] = False,
+    endpoint: Endpoint = None,
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -93,49 +178,105 @@ def squeeze(
     Every stage is kept in DIR/.quantmill: after an interrupt, or with one more type or size, the same call goes on from
     what is there.
     """
-    from quantmill.jobs.hub import local_model
-    from quantmill.jobs.squeeze import plan_job, run
-    from quantmill.jobs.squeeze_request import Job
+    if status is not None:
+        _show_status(model, status, as_json)
+        return
+    if model is None:
+        raise UsageError("give a MODEL to squeeze, or --status DIR")
+    if plain and (compensate or polish):
+        raise UsageError("--plain leaves out what --compensate and --polish ask for: give one or the other")
+    if events and as_json:
+        raise UsageError("--events ends with the result; leave out --json")
+    from quantmill.jobs.hub import Hub, local_model
+    from quantmill.jobs.squeeze_request import SPEED_TESTS, Job
+    from quantmill.jobs.texts import CALIBRATION, EVALUATION, text_source
     from quantmill.recipe.sizes import parse_size
 
-    if not calibration or evaluation is None:
-        raise UsageError("give --calibration TEXT to learn from and another --evaluation TEXT that decides")
     with parsing():
         sizes = [parse_size(text, "--size") for text in size or ()]
         memory = parse_size(fit, "--fit") if fit else None
-    source = local_model(model, revision)
+    learned: tuple[TextSource, ...] = tuple(map(text_source, calibration or [CALIBRATION]))
+    decides = text_source(evaluation or EVALUATION)
+    hub = Hub(endpoint)
+    source = local_model(model, revision, hub)
     name = _name_of(model, source)
+    formula = None
     if memory is not None:
-        sizes.append(_size_that_fits(source, memory, ctx))
+        fitting, formula = _size_that_fits(source, memory, ctx)
+        sizes.append(fitting)
+    free = (
+        False if plain or not calibration else None
+    )  # as far as the hours go, on a text that the user chose
     with parsing():
         job = Job(
             model=source,
             name=name,
             directory=output or Path(name),
-            calibration=tuple(calibration),
-            evaluation=evaluation,
+            calibration=learned,
+            evaluation=decides,
             types=tuple(types.split(",")) if types else (),
             sizes=tuple(sizes),
             chunks=chunks,
             imatrix_chunks=imatrix_chunks,
+            learn_chunks=learn_chunks,
+            self_tokens=self_tokens,
             device=device,
             threads=threads or None,
-            polish=polish,
+            compensate=compensate or free,
+            polish=polish or free,
+            hours=hours,
+            tasks=tuple(tasks.split(",")) if tasks else (),
+            n_tasks=n_tasks,
+            rivals=tuple(rivals or ()),
+            measure_rivals=measure_rivals,
+            speed=() if no_speed else SPEED_TESTS,
             keep_all=keep_all,
             force=force,
             command=command_line(),
             version=__version__,
-            base_model=base_model,
+            base_model=base_model or (model if source.is_dir() and not Path(model).exists() else None),
             license_name=license_name,
             repository=repository,
+            fit_note=formula,
+            hub=hub,
         )
     if dry_run:
-        planned = plan_job(job)
-        show(json_text(_plan_object(planned)) if as_json else _plan_text(planned))
+        _show_plan(job, as_json)
+    else:
+        _run(job, events, as_json)
+
+
+def _show_status(model: str | None, directory: Path, as_json: bool) -> None:
+    from quantmill.commands.squeeze_tables import status_object, status_text
+    from quantmill.jobs.squeeze_status import status_of
+
+    if model is not None:
+        raise UsageError(f"--status {directory} asks about a run; leave out {model}")
+    found = status_of(directory)
+    show(json_text(status_object(found)) if as_json else status_text(found))
+
+
+def _show_plan(job: Job, as_json: bool) -> None:
+    from quantmill.commands.squeeze_tables import plan_object, plan_text
+    from quantmill.jobs.squeeze import plan_job
+
+    found = plan_job(job)
+    show(json_text(plan_object(found)) if as_json else plan_text(found))
+
+
+def _run(job: Job, events: bool, as_json: bool) -> None:
+    from quantmill.commands.squeeze_tables import result_object, result_text
+    from quantmill.commands.squeeze_view import Events, Lines, Live
+    from quantmill.jobs.squeeze import run
+
+    if events:
+        with Events() as told:
+            result = run(job, told)
+            told.event("result", result_object(result))
         return
-    with Shown() as watcher:
+    with Live() if bars_are_shown() else Lines() as watcher:
         result = run(job, watcher)
-    show(json_text(_result_object(result)) if as_json else _result_text(result))
+    show(json_text(result_object(result)) if as_json else result_text(result))
 
 
 def _name_of(given: str, source: Path) -> str:
@@ -145,7 +286,7 @@ def _name_of(given: str, source: Path) -> str:
     return _WIDTH_OF_WEIGHTS.sub("", source.stem)
 
 
-def _size_that_fits(source: Path, memory: int, n_ctx: int) -> int:
+def _size_that_fits(source: Path, memory: int, n_ctx: int) -> tuple[int, str]:
     from quantmill.gguf_io import open_source
     from quantmill.recipe.fit import fit
 
@@ -155,68 +296,4 @@ def _size_that_fits(source: Path, memory: int, n_ctx: int) -> int:
     finally:
         opened.close()
     remark(found.formula)
-    return found.file
-
-
-def _plan_text(planned: tuple[Planned, ...]) -> str:
-    rows = [("file", "candidate", "size")]
-    for one in planned:
-        most = "at most " if one.candidate.target is not None else ""
-        rows.append((one.path.name, one.candidate.label, most + size_text(one.n_bytes)))
-    return f"{table_text(rows, right=(2,))}\n\non the disk until the best are chosen: {_most_bytes(planned)}"
-
-
-def _most_bytes(planned: tuple[Planned, ...]) -> str:
-    return size_text(sum(one.n_bytes for one in planned))
-
-
-def _plan_object(planned: tuple[Planned, ...]) -> dict[str, Any]:
-    return {
-        "candidates": [
-            {
-                "file": one.path.name,
-                "label": one.candidate.label,
-                "bytes": one.n_bytes,
-                "is_ceiling": one.candidate.target is not None,
-            }
-            for one in planned
-        ]
-    }
-
-
-def _result_text(result: Result) -> str:
-    rows = [("file", "size", "bpw", "KLD mean", "made as", "instead of")]
-    for one in result.made:
-        chosen = one.chosen
-        others = ", ".join(f"{label} {kld:.6f}" for label, kld in one.instead_of.items())
-        rows.append(
-            (
-                one.path.name,
-                size_text(chosen.n_bytes),
-                f"{chosen.result.file.bits_per_weight:.2f}",
-                f"{chosen.kld:.6f}",
-                chosen.candidate.label if chosen.candidate.target is None else "types found for the size",
-                others or "–",
-            )
-        )
-    stages = f"{result.done} stages done, {result.found} found done, {result.seconds:.0f} s"
-    return f"{table_text(rows, right=(1, 2, 3))}\n\n{stages}\n" + "\n".join(map(str, result.pages))
-
-
-def _result_object(result: Result) -> dict[str, Any]:
-    return {
-        "files": [
-            {
-                "path": str(one.path),
-                "bytes": one.chosen.n_bytes,
-                "kld": one.chosen.kld,
-                "made_as": one.chosen.candidate.label,
-                "instead_of": dict(one.instead_of),
-            }
-            for one in result.made
-        ],
-        "pages": [str(path) for path in result.pages],
-        "stages_done": result.done,
-        "stages_found": result.found,
-        "seconds": result.seconds,
-    }
+    return found.file, found.formula

@@ -41,7 +41,8 @@ N_CHUNKS = 8
 class Request:
     """job: what to quantize and how; its file type is not looked at. text: None for no measuring.
 
-    n_chunks: of N_CTX tokens, from the second half of the text.
+    n_chunks: of N_CTX tokens, from the second half of the text. folder: where measurements are kept, None: with what
+    quantmill keeps between runs.
     """
 
     job: Job
@@ -49,6 +50,7 @@ class Request:
     text: Path | None = None
     n_chunks: int = N_CHUNKS
     limits: Limits = field(default_factory=Limits)
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def run(request: Request, bar: Bar) -> Allocated:
         digests = _digests(request, source)
         cut = ("", "") if not texts else (str(request.n_chunks), str(N_CTX))
         filters = (*job.include_weights, "", *job.exclude_weights)
-        kept = measurements_of(*digests.values(), *cut, *filters)
+        kept = measurements_of(*digests.values(), *cut, *filters, folder=request.folder)
 
         @functools.cache
         def sensitivity() -> Sensitivity:

@@ -42,9 +42,10 @@ class Measurements:
             return
 
 
-def measurements_of(*made_from: str) -> Measurements:
-    """The measurements under the hash of all they were made from."""
-    return Measurements(cache_dir("measurements") / f"{_key((str(VERSION), *made_from))}.json")
+def measurements_of(*made_from: str, folder: Path | None = None) -> Measurements:
+    """The measurements under the hash of all they were made from, in `folder` or in the cache."""
+    name = f"{_key((str(VERSION), *made_from))}.json"
+    return Measurements(cache_dir("measurements") / name if folder is None else folder / f"losses-{name}")
 
 
 def types_key(types: Mapping[str, str]) -> str:

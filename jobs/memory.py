@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from quantmill.gguf_io.partial import write_whole
+from quantmill.jobs.errors import JobError
+
+try:
+    import fcntl as _fcntl
+except ImportError:  # Windows has no flock; there two runs in one folder are not told apart
+    fcntl: ModuleType | None = None
+else:
+    fcntl = _fcntl
 
 VERSION = 1  # of what the facts mean; with another one everything is done anew
 
@@ -43,6 +54,40 @@ class Memory:
 
     def keep(self, key: str, facts: Mapping[str, Any]) -> None:
         write_whole(self.file(key, ".json"), json.dumps(facts, indent=1).encode())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For one run at a time. Raises JobError where another one has it."""
+        with self._lock() as free:
+            if not free:
+                raise JobError(f"{self.directory.parent}: another run is at work there; wait or stop it")
+            yield
+
+    @property
+    def is_held(self) -> bool:
+        if not self.directory.is_dir():
+            return False
+        with self._lock() as free:
+            return not free
+
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """The lock goes with the process, however that ends."""
+        if fcntl is None:
+            yield True
+            return
+        fd = os.open(self.file("lock", ""), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            except OSError:  # a file system without locks
+                yield True
+            else:
+                yield True
+        finally:
+            os.close(fd)
 
     def keys(self) -> list[str]:
         """All stages that are finished, by name."""

@@ -73,7 +73,10 @@ def allocated_text(request: Request, found: Allocated, version: str) -> str:
     made: dict[str, Value] = {"by": f"quantmill {version}", "model": Path(job.source).name}
     made["model_sha256"] = found.digests["model"]
     if job.imatrix:
-        made |= {"imatrix": Path(job.imatrix).name, "imatrix_sha256": found.digests["imatrix"]}
+        made |= {
+            "imatrix": job.imatrix_name or Path(job.imatrix).name,
+            "imatrix_sha256": found.digests["imatrix"],
+        }
     if request.text:
         made |= {"text": request.text.name, "text_sha256": found.digests["text"]}
     made |= {"file_bytes": found.plan.file_bytes, "bpw": round(found.plan.bpw, 4)}

@@ -15,7 +15,7 @@ from quantmill.imatrix.statistics import tensor_statistics
 from quantmill.imatrix.store import load
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.record import from_json
-from quantmill.measure.report import CARD, PAGE, HeatMap, card, collect, page
+from quantmill.measure.report import CARD, NO_SETTING, PAGE, HeatMap, Setting, card, collect, page
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Job:
     """records: what `quantmill evaluate -o` wrote. directory: for index.html and README.md, made when it is not there.
 
     title None: the base's name. imatrix: an importance matrix to show by layer. base_model, license_name, repository:
-    for the card. force: replace a page or card that quantmill did not write.
+    for the card. force: replace a page or card that quantmill did not write. setting: what a squeeze adds.
     """
 
     records: tuple[Path, ...]
@@ -34,6 +34,7 @@ class Job:
     license_name: str | None = None
     repository: str | None = None
     force: bool = False
+    setting: Setting = NO_SETTING
 
 
 def run(job: Job, watcher: Watcher | None = None) -> tuple[Path, ...]:
@@ -48,8 +49,8 @@ def run(job: Job, watcher: Watcher | None = None) -> tuple[Path, ...]:
     maps = [_importance(job.imatrix)] if job.imatrix else []
     report = collect([from_json(path) for path in job.records], job.title, maps)
     texts = {
-        "index.html": page(report),
-        "README.md": card(report, job.base_model, job.license_name, job.repository),
+        "index.html": page(report, job.setting),
+        "README.md": card(report, job.base_model, job.license_name, job.repository, job.setting),
     }
     for output in outputs:
         for warning in output.warnings:

@@ -9,332 +9,257 @@ with one more type or size, the next run goes on from it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from quantmill.gguf_io.filesystem import digest
 from quantmill.gguf_io.kinds import IMATRIX, MODEL
 from quantmill.gguf_io.outputs import check_directory, check_output
 from quantmill.gguf_io.partial import resolved, write_whole
-from quantmill.imatrix.text import Cutting, Text
-from quantmill.jobs import allocate, collect, evaluate, quantize, report
+from quantmill.jobs import squeeze_card, squeeze_texts
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.published import Published
-from quantmill.jobs.squeeze_choice import best_of, candidates_of, compared
-from quantmill.jobs.squeeze_plan import Plans, model_files, require_other_text
-from quantmill.jobs.squeeze_request import (
-    MEMORY,
-    Candidate,
-    Job,
-    Made,
-    Measured,
-    Planned,
-    Result,
-    Wish,
-    wishes_of,
-)
-from quantmill.jobs.squeeze_watch import Unplanned, stage_bar
-from quantmill.jobs.watcher import Silent, Watcher
-from quantmill.measure.record import ModelResult, Run, from_json, to_json
-from quantmill.measure.report import CARD, PAGE
-from quantmill.recipe import Recipe
+from quantmill.jobs.recipe import RECIPE, recipe_path
+from quantmill.jobs.rivals import RivalFile, rival_files
+from quantmill.jobs.source_card import source_card
+from quantmill.jobs.squeeze_candidates import Candidates
+from quantmill.jobs.squeeze_choice import best_of
+from quantmill.jobs.squeeze_costs import COMPENSATE, POLISH, Learning, costs_of, learning_of
+from quantmill.jobs.squeeze_measure import BASE, IMPORTANCE, Measuring
+from quantmill.jobs.squeeze_plan import Outlook, Plans, disk_bytes, model_files, outlook, require_room
+from quantmill.jobs.squeeze_request import MEMORY, Candidate, Job, Made, Measured, Result, Wish, wishes_of
+from quantmill.jobs.squeeze_watch import SilentSqueeze, SqueezeWatcher
+from quantmill.jobs.stages import Noting, Stages
+from quantmill.measure.record import ModelResult, Run
+from quantmill.measure.report import CARD, PAGE, Prediction
 
-N_CTX = 512  # tokens a chunk, of both texts
 _PAGES = ("index.html", "README.md")
 
 
-def run(job: Job, watcher: Watcher | None = None) -> Result:
+def run(job: Job, watcher: SqueezeWatcher | None = None) -> Result:
     """Raises JobError, the packages' own errors or OSError with one plain line. An interrupt loses the stage that it
     falls into, and of a long one less than that."""
-    return _Squeeze(job, watcher or Silent()).run()
+    squeeze = _Squeeze(job, watcher or SilentSqueeze())
+    squeeze.check()
+    with squeeze.memory.held():
+        return squeeze.run()
 
 
-def plan_job(job: Job) -> tuple[Planned, ...]:
-    """What `run` would make, candidate by candidate; reads headers only and writes nothing."""
-    return _Squeeze(job, Silent()).planned()
+def plan_job(job: Job) -> Outlook:
+    """What `run` would make, and about how long that takes; reads headers only and writes nothing."""
+    squeeze = _Squeeze(job, SilentSqueeze())
+    squeeze.check()
+    places = {wish: squeeze.place(wish.label) for wish in squeeze.candidates}
+    return outlook(job, squeeze.plans, squeeze.candidates, places)
 
 
 class _Squeeze:
     """One run: the job, what is finished, and the stages in their order."""
 
-    def __init__(self, job: Job, watcher: Watcher) -> None:
-        self.job, self.watcher = job, watcher
+    def __init__(self, job: Job, watcher: SqueezeWatcher) -> None:
+        self.job = job
         self.memory = Memory(job.directory / MEMORY)
-        self.found = self.done = 0
+        self.watcher: SqueezeWatcher = Noting(watcher, self.memory)
         self.plans = Plans(job.model)
         self.published = Published(self.memory, job.directory)
-        self._makers: dict[str, Callable[[str], Mapping[str, Any]]] = {}  # by the key of the file
-        self.texts = [digest([path]) for path in job.calibration]
-        require_other_text(job, self.texts)
-        self.model = fingerprint(model_files(job.model))
+        about = {"command": job.command, "name": job.name, "started": time.time()}
+        self.stages = Stages(self.memory, job.version, self.watcher, about)
+        self.wishes = wishes_of(job)
+        self.candidates: Mapping[Wish, tuple[Candidate, ...]] = {}
+
+    def check(self) -> None:
+        """All that can be known before the work."""
+        job = self.job
+        squeeze_texts.require_texts(job)
+        self._check_outputs()
+        self.plans.require_possible(self.wishes)
+        self.candidates = self.plans.candidates(job, self.wishes)
+        ours = [*self.memory.directory.glob("*"), *(job.directory / name for name in self.published.names())]
+        there = sum(path.stat().st_size for path in ours if path.is_file())
+        needed = disk_bytes(job, self.plans, self.candidates, costs_of(job.model, 1.0))
+        require_room(job.directory, needed, there)
+        self.rivals = self._rivals()
 
     def run(self) -> Result:
         started = time.perf_counter()
-        wishes = wishes_of(self.job)
-        self._check_outputs(wishes)
-        self.plans.require_possible(wishes)
-        plans = {wish: candidates_of(wish, self.plans.bytes_of_preset) for wish in wishes}
-        base = self._base()
-        self._importance()
-        made = [self._meet(wish, candidates) for wish, candidates in plans.items()]
-        self._remove_losers()
-        write_whole(resolved(self._importance_place()), self.imatrix.read_bytes())
-        pages = self._report(made, base)
-        return Result(tuple(made), pages, self.found, self.done, time.perf_counter() - started)
-
-    def planned(self) -> tuple[Planned, ...]:
-        wishes = wishes_of(self.job)
-        self._check_outputs(wishes)
-        self.plans.require_possible(wishes)
-        return tuple(
-            Planned(candidate, self._place(wish.label), self.plans.bytes_of(candidate))
-            for wish in wishes
-            for candidate in candidates_of(wish, self.plans.bytes_of_preset)
+        job, stages = self.job, self.stages
+        self._expect()
+        model = fingerprint(model_files(job.model))
+        texts = squeeze_texts.fetched(job, stages, model)
+        self.measuring = Measuring(job, texts, stages, model)
+        base, rate = self.measuring.base()
+        imatrix = self.measuring.importance()
+        learning = self._learning(rate)
+        self.made_of = Candidates(job, texts, stages, self.measuring, self.published, imatrix, model)
+        made = [self._meet(wish, some, learning) for wish, some in self.candidates.items()]
+        write_whole(resolved(self._importance_place()), imatrix.read_bytes())
+        recipes = self._recipes(made)
+        made, base = self._scored(made, base)
+        rivals = self._measured_rivals()
+        record = squeeze_card.write_record(job, stages, base, made, rivals)
+        source = source_card(job.model)
+        setting = squeeze_card.setting_of(
+            job, texts, made, self.rivals, self._predictions(made), recipes, source, learning.left_out
         )
+        pages = squeeze_card.write_pages(job, record, imatrix, setting, source, stages)
+        stages.finish({"files": [str(one.path.name) for one in made]})
+        seconds = time.perf_counter() - started
+        return Result(tuple(made), pages, stages.found, stages.done, seconds, learning.left_out)
 
-    def _check_outputs(self, wishes: Sequence[Wish]) -> None:
+    def place(self, label: str) -> Path:
+        return self.job.directory / f"{self.job.name}-{label}.gguf"
+
+    def _importance_place(self) -> Path:
+        return self.job.directory / f"{self.job.name}.imatrix.gguf"
+
+    def _check_outputs(self) -> None:
         """All places that will be written, before the work."""
         job = self.job
         check_directory(job.directory)
         if not job.directory.exists():
             return
-        inputs = [job.model, job.evaluation, *job.calibration]
-        outputs = [check_output(self._place(wish.label), MODEL, inputs, force=job.force) for wish in wishes]
+        inputs = [job.model, *squeeze_texts.local_files(job)]
+        places = [self.place(wish.label) for wish in self.wishes]
+        outputs = [check_output(place, MODEL, inputs, force=job.force) for place in places]
+        outputs += [check_output(recipe_path(place), RECIPE, inputs, force=job.force) for place in places]
         outputs += [
             check_output(job.directory / name, kind, inputs, force=job.force)
             for name, kind in zip(_PAGES, (PAGE, CARD), strict=True)
         ]
         outputs.append(check_output(self._importance_place(), IMATRIX, inputs, force=job.force))
         ours = {*self.published.names(), *([] if self.published.is_new else _PAGES)}
+        ours |= {recipe_path(job.directory / name).name for name in ours}
         for output in outputs:
             if output.replaces and output.path.name not in ours:
                 for warning in output.warnings:
                     self.watcher.warn(warning)
 
-    def _place(self, label: str) -> Path:
-        return self.job.directory / f"{self.job.name}-{label}.gguf"
+    def _rivals(self) -> list[RivalFile]:
+        types = [wish.label for wish in self.wishes if wish.file_type is not None]
+        found = [rival_files(repository, types, self.job.hub) for repository in self.job.rivals]
+        return [file for files in found for file in files.values()]
 
-    def _importance_place(self) -> Path:
-        return self.job.directory / f"{self.job.name}.imatrix.gguf"
+    def _expect(self) -> None:
+        """The stages that are sure to come."""
+        labels = [*squeeze_texts.expected(self.job), BASE, IMPORTANCE]
+        for wish, some in self.candidates.items():
+            for one in some:
+                labels += [f"types for {wish.label}"] if one.is_found else []
+                labels += [one.label, f"{one.label}: divergence"]
+        self.stages.expect(labels)
 
-    def _stage(
-        self, stage: str, made_from: Mapping[str, Any], work: Callable[[str], Mapping[str, Any]]
-    ) -> str:
-        """Do a stage unless it is done; gives its key."""
-        key = self.memory.key(stage, {"version": self.job.version, **made_from})
-        if self.memory.facts(key) is not None:
-            self.found += 1
-            return key
-        facts = work(key)
-        self.memory.keep(key, facts)
-        self.done += 1
-        return key
-
-    def _base(self) -> Run:
-        """The original on the evaluation text; its predictions are kept in the compact form."""
+    def _learning(self, rate: float | None) -> Learning:
+        """Decided once, and kept: a run that goes on must not decide otherwise because it was measured otherwise."""
         job = self.job
+        if not job.learns:
+            return Learning(frozenset(), (), 0.0)
+        made_from = {
+            "wishes": [wish.label for wish in self.wishes],
+            "base": self.measuring.base_key,
+            "asked": [job.compensate, job.polish, job.hours, job.learn_chunks],
+        }
 
         def work(key: str) -> Mapping[str, Any]:
-            evaluate.run(
-                evaluate.Job(
-                    models=(),
-                    base=job.model.resolve(),  # however it was spelled, a stopped run is gone on with
-                    text=job.evaluation.resolve(),
-                    n_ctx=N_CTX,
-                    chunks=job.chunks,
-                    save_base=self.memory.file(key, ".logits"),
-                    device=job.device,
-                    threads=job.threads,
-                    output=self.memory.file(key, ".record.json"),
-                    resume=True,
-                    command=job.command,
-                    version=job.version,
-                ),
-                self.watcher,
-            )
-            return {"text": job.evaluation.name}
+            found = learning_of(job, self.wishes, costs_of(job.model, rate))
+            return {"steps": sorted(found.steps), "left_out": found.left_out, "estimate": found.seconds}
 
-        made_from = {
-            "model": self.model,
-            "text": digest([job.evaluation]),
-            "chunks": job.chunks,
-            "device": job.device,
-        }
-        self.base_key = self._stage("base", made_from, work)
-        return from_json(self.memory.file(self.base_key, ".record.json"))
+        facts = self.memory.facts(self.stages.do("learning", "what fits the hours", made_from, work)) or {}
+        learning = Learning(
+            frozenset((label, what) for label, what in facts["steps"]),
+            tuple(facts["left_out"]),
+            facts["estimate"],
+        )
+        for line in learning.left_out:
+            self.watcher.note(f"left out: {line}")
+        return learning
 
-    def _importance(self) -> None:
-        job = self.job
-
-        def work(key: str) -> Mapping[str, Any]:
-            collect.run(
-                collect.Job(
-                    model=job.model,
-                    name=job.name,
-                    texts=tuple(Text(path.resolve()) for path in job.calibration),
-                    output=self.memory.file(key, ".gguf"),
-                    cutting=Cutting(N_CTX, job.imatrix_chunks),
-                    device=job.device,
-                    threads=job.threads,
-                    resume=True,
-                ),
-                self.watcher,
-            )
-            return {"texts": [path.name for path in job.calibration]}
-
-        made_from = {
-            "model": self.model,
-            "texts": self.texts,
-            "chunks": job.imatrix_chunks,
-            "device": job.device,
-        }
-        self.imatrix_key = self._stage("importance", made_from, work)
-
-    @cached_property
-    def imatrix(self) -> Path:
-        return self.memory.file(self.imatrix_key, ".gguf")
-
-    def _meet(self, wish: Wish, candidates: Sequence[Candidate]) -> Made:
-        measured = [one for candidate in candidates if (one := self._plain(candidate)) is not None]
-        chosen = best_of(measured)
-        if self.job.polish:
-            polished = self._polished(chosen)
-            # Polishing adds keys to the metadata: a file that was close to the ceiling may leave it.
-            if polished is not None and (wish.ceiling is None or polished.n_bytes <= wish.ceiling):
-                measured.append(polished)
-                chosen = min(polished, chosen, key=lambda one: one.kld)
-        path = self._place(wish.label)
+    def _meet(self, wish: Wish, some: Sequence[Candidate], learning: Learning) -> Made:
+        measured = [self.made_of.plain(candidate) for candidate in some]
+        fits = partial(self._fits, wish)
+        if (wish.label, COMPENSATE) in learning.steps:
+            best, _ = best_of(measured)
+            better = self.made_of.compensated(best, self.job.compensate is True)
+            measured += [better] if better is not None and fits(better) else []
+        if (wish.label, POLISH) in learning.steps:
+            best = min(measured, key=lambda one: one.kld)
+            better = self.made_of.polished(best, self.job.polish is True)
+            measured += [better] if better is not None and fits(better) else []
+        chosen, reason = best_of(measured, partial(self._speed, measured))
+        self.watcher.chosen(wish.label, chosen.candidate.label, reason)
+        path = self.place(wish.label)
         if self.published.names().get(path.name) != chosen.key:
-            self.published.give(self._file(chosen.key), chosen.key, path)
+            self.published.give(self.made_of.file(chosen.key), chosen.key, path)
+        if not self.job.keep_all:
+            self.made_of.remove_losers()
         others = {one.candidate.label: one.kld for one in measured if one is not chosen}
-        return Made(wish, chosen, path, others)
+        return Made(wish, chosen, path, others, reason)
 
-    def _plain(self, candidate: Candidate) -> Measured | None:
-        made_from = {
-            "model": self.model,
-            "importance": self.imatrix_key,
-            "type": candidate.file_type,
-            "size": None if candidate.target is None else candidate.target.file_bytes,
-        }
-        return self._measured(candidate, "candidate", made_from, partial(self._quantized, candidate))
+    def _fits(self, wish: Wish, one: Measured) -> bool:
+        """Keys that say how a file was made may bring it over a ceiling."""
+        return wish.ceiling is None or one.n_bytes <= wish.ceiling
 
-    def _polished(self, plain: Measured) -> Measured | None:
-        """None where polish does not help."""
-        candidate = replace(plain.candidate, label=f"{plain.candidate.label}, polished")
-        made_from = {"candidate": plain.key, "texts": self.texts}
-        return self._measured(candidate, "polished", made_from, partial(self._trained, plain.key))
-
-    def _measured(
-        self,
-        candidate: Candidate,
-        stage: str,
-        made_from: Mapping[str, Any],
-        make: Callable[[str], Mapping[str, Any]],
-    ) -> Measured | None:
-        """Make a file and compare it with the base; None where `make` says in its facts that no file came of it."""
-        key = self._stage(stage, made_from, make)
-        self._makers[key] = make
-        n_bytes = (self.memory.facts(key) or {}).get("bytes")
-        if n_bytes is None:
+    def _speed(self, measured: Sequence[Measured], one: Measured) -> float | None:
+        """Tokens per second of a candidate; not measured where others of the same types could not differ."""
+        types = self.made_of.types(one)
+        if all(self.made_of.types(other) == types for other in measured):
             return None
+        file = partial(self.made_of.file, one.key)
+        timed = self.measuring.with_speed(f"{one.candidate.label}: speed", one.key, file, one.result)
+        return timed.speed[-1].mean if timed.speed else None
 
-        def work(record_key: str) -> Mapping[str, Any]:
-            evaluate.run(
-                evaluate.Job(
-                    models=(self._file(key),),
-                    base_file=self.memory.file(self.base_key, ".logits"),
-                    device=self.job.device,
-                    threads=self.job.threads,
-                    output=self.memory.file(record_key, ".record.json"),
-                    resume=True,
-                    command=self.job.command,
-                    version=self.job.version,
-                ),
-                self.watcher,
+    def _scored(self, made: Sequence[Made], base: Run) -> tuple[list[Made], Run]:
+        """What was chosen, and the original, with tasks and speed."""
+        out = []
+        for one in made:
+            key, label = one.chosen.key, one.wish.label
+            file = partial(self.made_of.file, key)
+            result = self.measuring.with_tasks(f"{label}: tasks", key, file, one.chosen.result)
+            result = self.measuring.with_speed(f"{label}: speed", key, file, result)
+            out.append(replace(one, chosen=replace(one.chosen, result=result)))
+        if base.base is not None:
+            scored = self.measuring.with_tasks(
+                f"{BASE}: tasks", self.measuring.base_key, lambda: self.job.model.resolve(), base.base
             )
-            return {"of": key}
+            base = replace(base, base=scored)
+        return out, base
 
-        record_key = self._stage("evaluation", {"of": key, "base": self.base_key}, work)
-        result = from_json(self.memory.file(record_key, ".record.json")).models[0]
-        return Measured(candidate, key, n_bytes, result)
+    def _measured_rivals(self) -> list[ModelResult]:
+        """Others' files on the same text, by the names of their owners."""
+        if not self.job.measure_rivals:
+            return []
+        out = []
+        for rival in self.rivals:
+            owner = rival.repository.partition("/")[0]
+            of = {"repository": rival.repository, "files": rival.files, "bytes": rival.n_bytes}
+            name = f"{self.job.name}-{rival.type}-{owner}"
+            result = self.measuring.against_base(name, of, partial(self._fetched, rival))
+            out.append(replace(result, file=replace(result.file, name=name, path=rival.files[0])))
+        return out
 
-    def _quantized(self, candidate: Candidate, key: str) -> Mapping[str, Any]:
-        """Make the file of a candidate; of a size, find its types first."""
-        job = quantize.Job(
-            str(self.job.model),
-            self.memory.file(key, ".gguf"),
-            Recipe(candidate.file_type or "Q4_K_M"),
-            imatrix=str(self.imatrix),
-            imatrix_name=self._importance_place().name,
-            device=self.job.device,
-            threads=self.job.threads,
-        )
-        if candidate.target is not None:
-            request = allocate.Request(job, candidate.target, self.job.calibration[0])
-            job = allocate.run(request, partial(stage_bar, self.watcher)).job
-        result = quantize.run(job, Unplanned(self.watcher, candidate.label))
-        types = {entry.name: entry.type for entry in result.plan.entries}
-        return {"label": candidate.label, "bytes": result.file_bytes, "types": types}
+    def _fetched(self, rival: RivalFile) -> Path:
+        parts = [self.job.hub.file(rival.repository, file, "model") for file in rival.files]
+        return parts[0]
 
-    def _trained(self, plain_key: str, key: str) -> Mapping[str, Any]:
-        from quantmill.jobs import polish  # torch's share of a squeeze without it is smaller
+    def _recipes(self, made: Sequence[Made]) -> dict[str, str]:
+        """The recipe of each file whose types were found, beside it; by the file's name."""
+        out = {}
+        for one in made:
+            place = recipe_path(one.path)
+            found = self.made_of.recipe_file(one.chosen.candidate)
+            if found is not None:
+                write_whole(resolved(place), found.read_bytes())
+                out[one.path.stem] = place.name
+            elif RECIPE.holds(place):
+                place.unlink()  # of a file that is another one now
+        return out
 
-        job = polish.Job(
-            quant=self._file(plain_key),
-            base=self.job.model,
-            calibration=self.job.calibration,
-            output=self.memory.file(key, ".gguf"),
-            device=self.job.device,
-            threads=self.job.threads,
-            resume=True,
-        )
-        result = polish.run(job, self.watcher)
-        n_bytes = sum(path.stat().st_size for path in result.paths) if result.helped else None
-        return {"bytes": n_bytes, "kld": [result.before.kld.value, result.after.kld.value]}
-
-    def _file(self, key: str) -> Path:
-        """The file of a candidate, made again where it lost once and was removed."""
-        located = self.published.located(key)
-        if located is None:
-            self._makers[key](key)
-        return located or self.memory.file(key, ".gguf")
-
-    def _remove_losers(self) -> None:
-        """Files of candidates that were not chosen, unless they shall stay."""
-        if self.job.keep_all:
-            return
-        for key in self._makers:
-            self.memory.file(key, ".gguf").unlink(missing_ok=True)
-
-    def _report(self, made: Sequence[Made], base: Run) -> tuple[Path, ...]:
-        """One record of all files that were made, the page and the card."""
-        named = [replace(one.chosen, result=_named(one.chosen.result, one.path)) for one in made]
-        ranked = sorted(named, key=lambda one: one.kld)
-        record = replace(
-            base,
-            command=self.job.command,
-            models=tuple(one.result for one in named),
-            ranking=tuple(one.result.file.name for one in ranked),
-            comparisons=compared(named),
-        )
-        path = self.memory.file("record", ".json")
-        write_whole(path, to_json(record).encode())
-        return report.run(
-            report.Job(
-                records=(path,),
-                directory=self.job.directory,
-                imatrix=self.imatrix,
-                base_model=self.job.base_model,
-                license_name=self.job.license_name,
-                repository=self.job.repository,
-                force=self.job.force,
-            ),
-            self.watcher,
-        )
-
-
-def _named(result: ModelResult, path: Path) -> ModelResult:
-    return replace(result, file=replace(result.file, name=path.stem, path=path.name))
+    def _predictions(self, made: Sequence[Made]) -> list[Prediction]:
+        out = []
+        for one in made:
+            for candidate in self.candidates[one.wish]:
+                found = self.made_of.prediction(candidate)
+                if found is not None:
+                    out.append(Prediction(one.path.stem, *found))
+        return out

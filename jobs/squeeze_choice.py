@@ -15,13 +15,18 @@ from quantmill.recipe.budget import Target
 from quantmill.recipe.presets import FILE_TYPES
 
 SURE = 0.05  # p-value below which one file counts as better than another
+SAME_SIZE = 1.005  # times the bytes of another: as large as that one
+FASTER = 1.05  # times its tokens per second: faster than that one
 _PRESETS_TRIED = 2  # of those that fit a size: the largest
 
 
-def candidates_of(wish: Wish, planned_bytes: Callable[[str], int | None]) -> tuple[Candidate, ...]:
+def candidates_of(
+    wish: Wish, planned_bytes: Callable[[str], int | None], reserved: int = 0
+) -> tuple[Candidate, ...]:
     """A file type is its own candidate; a size has the types found for it and the largest presets that fit.
 
-    planned_bytes: the size of the file of a preset, None where there is none. Raises JobError when no preset fits.
+    planned_bytes: the size of the file of a preset, None where there is none. reserved: bytes of a size that stay free
+    for keys of what is learned. Raises JobError when no preset fits.
     """
     if wish.file_type is not None:
         return (Candidate(wish, wish.label, file_type=wish.file_type),)
@@ -29,21 +34,42 @@ def candidates_of(wish: Wish, planned_bytes: Callable[[str], int | None]) -> tup
     sizes = {name: size for name in FILE_TYPES if (size := planned_bytes(name)) is not None}
     fitting = sorted((name for name, size in sizes.items() if size <= wish.ceiling), key=sizes.__getitem__)
     if not fitting:
-        least = min(sizes, key=sizes.__getitem__)
+        least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
         raise JobError(
-            f"{wish.label}: no file type makes this model so small; the least is {least} with {sizes[least]} bytes"
+            f"{wish.label}: no file type makes this model so small; the least is {least} with {sizes[least]} bytes, "
+            f"the most {most} with {sizes[most]}"
         )
     presets = [Candidate(wish, name, file_type=name) for name in fitting[-_PRESETS_TRIED:]]
-    return (Candidate(wish, wish.label, target=Target(wish.ceiling, None)), *presets)
+    ceiling = wish.ceiling - reserved
+    return (Candidate(wish, f"{wish.label}, found types", target=Target(ceiling, None)), *presets)
 
 
-def best_of(measured: Sequence[Measured]) -> Measured:
-    """The least divergence; among those that cannot be told from it, the smallest file."""
+def best_of(
+    measured: Sequence[Measured], speed: Callable[[Measured], float | None] = lambda one: None
+) -> tuple[Measured, str]:
+    """The least divergence, and why; among those that cannot be told from it the smallest, and of those of that size
+    one that is faster by more than 5 %, else the least divergence. speed: tokens per second, None: not known."""
     best = min(measured, key=lambda one: one.kld)
-    if 2 / 2 ** len(best.result.chunk_kld) > SURE:  # too few chunks for any difference to be sure
-        return best
-    equal = [one for one in measured if one is best or _p_value(one, best) >= SURE]
-    return min(equal, key=lambda one: (one.n_bytes, one.kld))
+    others = [one for one in measured if one is not best]
+    if not others:
+        return best, "the only candidate"
+    if 2 / 2 ** len(best.result.chunk_kld) > SURE:
+        return best, "the least divergence; of so few chunks no test can be sure"
+    tests = {id(one): _p_value(one, best) for one in others}
+    equal = [best, *(one for one in others if tests[id(one)] >= SURE)]
+    if len(equal) == 1:
+        nearest = min(others, key=lambda one: one.kld)
+        return best, f"less divergence than {nearest.candidate.label} (p = {tests[id(nearest)]:.2g})"
+    least_bytes = min(one.n_bytes for one in equal)
+    as_small = [one for one in equal if one.n_bytes <= SAME_SIZE * least_bytes]
+    chosen = min(as_small, key=lambda one: (one.kld, one.n_bytes))
+    names = ", ".join(one.candidate.label for one in equal if one is not chosen)
+    rates = {id(one): speed(one) or 0.0 for one in as_small} if len(as_small) > 1 else {}
+    fastest = max(as_small, key=lambda one: rates.get(id(one), 0.0))
+    if rates and rates[id(chosen)] and rates[id(fastest)] > FASTER * rates[id(chosen)]:
+        return fastest, f"the fastest of {len(as_small)} that cannot be told apart and are of one size"
+    what = "the least of those of its size" if len(as_small) > 1 else "the smallest"
+    return chosen, f"cannot be told from {names} and is {what}"
 
 
 def _p_value(a: Measured, b: Measured) -> float:

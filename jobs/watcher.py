@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from quantmill.recipe import Plan
 
-Unit = Literal["bytes", "tokens", "chunks", "tasks", "models"]
+Unit = Literal["bytes", "tokens", "chunks", "tasks", "models", "layers"]
 
 
 class Watcher(Protocol):

@@ -17,14 +17,13 @@ from quantmill.gguf_io import open_source
 from tests.support.measure_models import EXAMPLE, tiny
 
 CALIBRATION, EVALUATION = EXAMPLE / "calibration.txt", EXAMPLE / "evaluation.txt"
-FEW = ("--chunks", "2", "--imatrix-chunks", "2", "--threads", "1")
+FEW = ("--chunks", "2", "--imatrix-chunks", "2", "--threads", "1", "--no-speed")
 
 
-def squeezed(
-    folder: Path, *words: str, evaluation: Path = EVALUATION, chunks: tuple[str, ...] = FEW
-) -> list[str]:
+def squeezed(folder: Path, *words: str, evaluation: Path = EVALUATION, plain: bool = True) -> list[str]:
     texts = ["--calibration", str(CALIBRATION), "--evaluation", str(evaluation)]
-    return ["squeeze", str(EXAMPLE), "-o", str(folder), *texts, *chunks, *words]
+    few = [*FEW, *(["--plain"] if plain else [])]
+    return ["squeeze", str(EXAMPLE), "-o", str(folder), *texts, *few, *words]
 
 
 def results(folder: Path) -> dict[str, str]:
@@ -74,8 +73,8 @@ def test_the_plan_is_shown_and_nothing_written(tmp_path: Path, capsys: pytest.Ca
     planned = run(capsys, *squeezed(folder, "--types", "Q8_0", "--size", "3900000B", "--dry-run"))
     assert not folder.exists()
     sizes = {(one["file"], one["label"]): one["bytes"] for one in planned["candidates"]}  # type: ignore[attr-defined]
-    assert sizes["tiny-qwen3-moe-3.72MiB.gguf", "3.72MiB"] == 3_900_000
-    tried = [label for _, label in sizes if label not in ("Q8_0", "3.72MiB")]
+    assert sizes["tiny-qwen3-moe-3.72MiB.gguf", "3.72MiB, found types"] == 3_900_000
+    tried = [label for _, label in sizes if label not in ("Q8_0", "3.72MiB, found types")]
     assert len(tried) == 2
     assert all(size <= 3_900_000 for (_, label), size in sizes.items() if label in tried)
 

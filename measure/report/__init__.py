@@ -3,5 +3,18 @@
 from quantmill.measure.report.card import CARD, card
 from quantmill.measure.report.collect import HeatMap, Report, collect
 from quantmill.measure.report.page import PAGE, page
+from quantmill.measure.report.setting import NO_SETTING, Prediction, Rival, Setting
 
-__all__ = ["CARD", "PAGE", "HeatMap", "Report", "card", "collect", "page"]
+__all__ = [
+    "CARD",
+    "NO_SETTING",
+    "PAGE",
+    "HeatMap",
+    "Prediction",
+    "Report",
+    "Rival",
+    "Setting",
+    "card",
+    "collect",
+    "page",
+]

@@ -11,6 +11,7 @@ from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import ModelFile
 from quantmill.measure.report import tables
 from quantmill.measure.report.collect import Report, without_paths
+from quantmill.measure.report.setting import NO_SETTING, Setting, reasons, sizes
 from quantmill.measure.report.tables import Table
 
 HUB = "https://huggingface.co/"
@@ -28,6 +29,7 @@ def card(
     base_model: str | None = None,
     license_name: str | None = None,
     repository: str | None = None,
+    setting: Setting = NO_SETTING,
 ) -> str:
     """README.md text. base_model: repository of the original model, license_name: as Hugging Face spells it; both by
     default what the model's metadata says. repository: where the files will lie, for the commands that fetch them."""
@@ -39,29 +41,48 @@ def card(
     base_model = base_model or (origin.removeprefix(HUB) if origin.startswith(HUB) else None)
     license_name = license_name or facts.get("general.license")
     parts: list[str | None] = [
-        _header(base_model, license_name),
+        _header(base_model, license_name, setting),
         f"# {_escaped(report.title)}, quantized to GGUF\n",
     ]
     if base_model:
         parts.append(f"Quantized from [{base_model}]({HUB}{base_model}) with quantmill.\n")
-    parts.append(_part("Files", tables.files(report), report))
+    parts.append(_part("Sizes in GB", sizes(report, setting), report))
     which = _part("Which one", tables.choices(report), report, column=1)
     parts += [which, "A sixth of the memory is left for the context.\n"] if which else []
+    parts += [f"{_escaped(setting.fit)}.\n"] if setting.fit else []
     parts.append(_running(report, repository))
     parts += _quality(report)
     parts.append(_part("Tasks", tables.tasks(report), report))
     parts.append(_part("Tokens per second", tables.speeds(report), report))
     parts.append(_part("Types, share of weights", tables.type_counts(report), report))
+    parts.append(_recipe(report, setting))
+    parts.append(_part("Files", tables.files(report), report))
     parts += _provenance(report)
+    parts.append(_METRICS)
     return "\n".join(part for part in parts if part is not None) + "\n"
 
 
-def _header(base_model: str | None, license_name: str | None) -> str:
+_METRICS = """
+## What the numbers say
+
+* PPL: perplexity of the text, how surprised the model is by each next token; 1 would be not at all. ρ: correlation of
+  its logarithm with the original's, token by token.
+* KLD: Kullback-Leibler divergence of the predictions from the original's, in nats a token; 0 is no loss.
+* RMS Δp: root mean square of the change of the right token's probability.
+* Tasks are scored as llama-perplexity does, by the likelihood of the answers. ± is one standard error.
+"""
+
+
+def _header(base_model: str | None, license_name: str | None, setting: Setting) -> str:
     # JSON strings are YAML strings, whatever characters they hold.
     lines = ["---"]
     lines += [f"base_model: {json.dumps(base_model)}", "base_model_relation: quantized"] if base_model else []
+    for key, names in (("datasets", setting.datasets), ("language", setting.language)):
+        lines += [f"{key}:", *(f"- {json.dumps(name)}" for name in names)] if names else []
     lines += [f"license: {json.dumps(license_name)}"] if license_name else []
-    lines += ["library_name: gguf", "pipeline_tag: text-generation", "tags:"]
+    lines += [f"license_name: {json.dumps(setting.license_file_name)}"] if setting.license_file_name else []
+    lines += [f"license_link: {json.dumps(setting.license_link)}"] if setting.license_link else []
+    lines += ["library_name: gguf", f"pipeline_tag: {json.dumps(setting.pipeline_tag)}", "tags:"]
     lines += [f"- {tag}" for tag in ("gguf", "quantized", "llama.cpp", "quantmill")]
     return "\n".join([*lines, "---", MARK, ""])
 
@@ -75,7 +96,7 @@ def _running(report: Report, repository: str | None) -> str | None:
     name = PurePath(chosen.path).name
     fetch = f"hf download {repository} {name} --local-dir .\n" if repository else ""
     return (
-        f"## How to run\n\n```sh\n{fetch}llama-cli -m {name}       # in the terminal\n"
+        f"## How to download and run\n\n```sh\n{fetch}llama-cli -m {name}       # in the terminal\n"
         f"llama-server -m {name}    # in the browser\n```\n"
     )
 
@@ -94,6 +115,24 @@ def _quality(report: Report) -> list[str]:
     ]
     parts += [f"* {_escaped(line)}" for line in tables.verdicts(report)]
     return [*parts, ""]
+
+
+def _recipe(report: Report, setting: Setting) -> str | None:
+    """How each file came about: why it was chosen, its recipe, the importance."""
+    chosen = reasons(report, setting)
+    if not chosen and setting.importance is None:
+        return None
+    lines = []
+    for name, why in chosen:
+        recipe = setting.recipes.get(name)
+        said = f", [recipe]({quote(recipe)}) for `quantmill quantize --recipe`" if recipe else ""
+        lines.append(f"* {_escaped(name)}: {_escaped(why)}{said}")
+    if setting.importance is not None:
+        file, texts = setting.importance
+        said = ", ".join(f"`{text}`" for text in texts)
+        lines.append(f"* importance matrix of all files: [{_escaped(file)}]({quote(file)}), from {said}")
+    lines += [f"* not tried: {_escaped(line)}" for line in setting.left_out]
+    return "\n".join(["## Recipe\n", *lines, ""])
 
 
 def _provenance(report: Report) -> list[str]:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import PurePath
+from urllib.parse import quote
 
 from quantmill.gguf_io.kinds import containing
 from quantmill.measure.report import tables
 from quantmill.measure.report.collect import HeatMap, Report, without_paths
+from quantmill.measure.report.setting import NO_SETTING, Setting, reasons, sizes
 from quantmill.measure.report.svg import Line, Point, scatter
 from quantmill.measure.report.tables import Table, size
 
@@ -18,11 +20,12 @@ MARK = '<meta name="generator" content="quantmill report">'
 PAGE = containing("a page of quantmill report", b"<!doctype html>", MARK.encode())
 
 
-def page(report: Report) -> str:
+def page(report: Report, setting: Setting = NO_SETTING) -> str:
     """The whole document."""
     style = resources.files("quantmill.measure.report").joinpath("style.css").read_text("utf-8")
-    sections = [_summary(report), _plots(report), _verdicts(report), _quality(report), _tasks(report)]
-    sections += [_speeds(report), _types(report), _origin(report)]
+    sections = [_summary(report), _plots(report), _verdicts(report), _choice(report, setting)]
+    sections += [_quality(report), _tasks(report), _speeds(report), _predictions(setting)]
+    sections += [_types(report), _origin(report)]
     title = escape(report.title)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -123,6 +126,50 @@ def _plots(report: Report) -> str:
         "Quants of one text share its noise, so errors of perplexity are not drawn: compare by divergence.</p>"
     )
     return _section("Size and loss", f'<div class="plots">{"".join(plots)}</div>{note}')
+
+
+def _choice(report: Report, setting: Setting) -> str:
+    """Which file for which memory, sizes beside others', and why each was chosen."""
+    beside = _section("Sizes in GB", _table(sizes(report, setting)))
+    items = "".join(
+        f"<li>{escape(name)}: {escape(why)}"
+        + (
+            f" (<a href='{escape(quote(recipe))}'>recipe</a>)"
+            if (recipe := setting.recipes.get(name))
+            else ""
+        )
+        + "</li>"
+        for name, why in reasons(report, setting)
+    )
+    items += "".join(f"<li>not tried: {escape(line)}</li>" for line in setting.left_out)
+    if not items:
+        return beside
+    which = _table(tables.choices(report))
+    fit = _paragraphs([f"{setting.fit}."] if setting.fit else [])
+    return beside + _section("Which one", f"{which}{fit}<ul class='runs'>{items}</ul>")
+
+
+def _predictions(setting: Setting) -> str:
+    points = [
+        Point(
+            one.predicted,
+            one.measured,
+            0.0,
+            one.name,
+            f"{one.name}: predicted {one.predicted:.5f}, measured {one.measured:.5f}",
+        )
+        for one in setting.predictions
+        if math.isfinite(one.predicted) and math.isfinite(one.measured)
+    ]
+    if not points:
+        return ""
+    plot = scatter(points, "predicted loss, nats", "measured loss, nats", False, equal=True)
+    note = (
+        "<p class='note'>Types that were found for a size: the loss predicted from single tensors against that of all "
+        "together, both KL divergence on held-back chunks of the calibration text. On the line they are equal.</p>"
+    )
+    figure = _figure(plot, "Predicted and measured loss")
+    return _section("Predicted and measured", f'<div class="plots">{figure}</div>{note}')
 
 
 def _figure(svg: str, caption: str) -> str:

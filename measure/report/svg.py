@@ -39,13 +39,24 @@ class Line:
     label: str
 
 
-def scatter(points: Sequence[Point], x_title: str, y_title: str, log: bool, line: Line | None = None) -> str:
-    """An SVG element. Less is better on both axes. log: a logarithmic y axis."""
+def scatter(
+    points: Sequence[Point],
+    x_title: str,
+    y_title: str,
+    log: bool,
+    line: Line | None = None,
+    equal: bool = False,
+) -> str:
+    """An SVG element. Less is better on both axes, and a line joins the points that no other beats; or, with `equal`,
+    the line is where both are the same. log: a logarithmic y axis."""
     ys = [p.y for p in points] + ([line.y] if line else [])
     # A narrow range has no decade to mark.
     log = log and max(ys) > 3 * min(ys) > 0
     spans = [y for p in points for y in (p.y - p.error, p.y + p.error) if not log or y > 0]
-    x_axis = _Axis.linear([p.x for p in points], LEFT, WIDTH - RIGHT)
+    xs = [p.x for p in points]
+    if equal:
+        xs, ys = xs + ys, xs + ys
+    x_axis = _Axis.linear(xs, LEFT, WIDTH - RIGHT)
     limits = ys + spans
     y_axis = (_Axis.logarithmic if log else _Axis.linear)(limits, HEIGHT - BOTTOM, TOP)
     parts = [
@@ -55,12 +66,17 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, log: bool, line
     ]
     places = [(x_axis.at(p.x), y_axis.at(p.y)) for p in points]
     named = [(p.label, *place) for p, place in zip(points, places, strict=True)]
-    front = pareto([(p.x, p.y) for p in points])
+    front = [] if equal else pareto([(p.x, p.y) for p in points])
     blocked = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     if line is not None:
         y = y_axis.at(line.y)
         parts.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         blocked += _along([(LEFT, y), (WIDTH - RIGHT, y)])
+    if equal:
+        ends = [(x_axis.at(v), y_axis.at(v)) for v in (min(xs), max(xs))]
+        blocked += _along(ends)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in ends)
+        parts.append(f'<polyline class="front" points="{path}"/>')
     if len(front) > 1:
         blocked += _along([places[i] for i in front])
         path = " ".join(f"{places[i][0]:.1f},{places[i][1]:.1f}" for i in front)
@@ -69,7 +85,7 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, log: bool, line
         if point.error > 0 and (not log or point.y > point.error):
             low, high = y_axis.at(point.y - point.error), y_axis.at(point.y + point.error)
             parts.append(f'<line class="error" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
-        kind = "best" if i in front else "other"
+        kind = "best" if i in front or equal else "other"
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(point.hint)}</title></circle>'
         )

@@ -51,7 +51,7 @@ def quality(report: Report) -> Table | None:
     divergent = any(r.divergence for r in results)
     # The number that decides comes first, so that a narrow screen shows it.
     head = ["model", *(["KLD mean"] if divergent else []), "size", "bpw", "PPL"]
-    head += ["ln PPL ratio", "KLD 99 %", "RMS Δp %", "same top %"] if divergent else []
+    head += ["ρ PPL %", "ln PPL ratio", "KLD 99 %", "RMS Δp %", "same top %"] if divergent else []
     rows = []
     for result in results:
         file, d = result.file, result.divergence
@@ -59,6 +59,7 @@ def quality(report: Report) -> Table | None:
         row += [size(file.bytes), f"{file.bits_per_weight:.2f}", plus_minus(result.ppl, 4)]
         if d is not None:
             row += [
+                "–" if d.correlation is None else number(100 * d.correlation, 2),
                 plus_minus(d.ln_ratio, 5),
                 number(d.kld_percentiles[99.0], 5),
                 plus_minus(d.p_diff_rms.scaled(100), 3),
@@ -113,19 +114,31 @@ def tasks(report: Report) -> Table | None:
         return None
     chance = {task.kind: task.chance for r in report.results for task in r.tasks}
     counts = {task.kind: len(task.right) for r in report.results for task in r.tasks}
-    head = ("model", *(f"{kind} % (n = {counts[kind]})" for kind in kinds), *metrics)
+    means = ["mean"] if len(kinds) > 1 else []
+    head = ("model", *(f"{kind} % (n = {counts[kind]})" for kind in kinds), *means, *metrics)
     rows = [
-        (r.file.name, *(_accuracy(r, kind) for kind in kinds), *(_metric(r, metric) for metric in metrics))
+        (
+            r.file.name,
+            *(_accuracy(r, kind) for kind in kinds),
+            *(_mean_accuracy(r, kinds) for _ in means),
+            *(_metric(r, metric) for metric in metrics),
+        )
         for r in report.results
         if r.tasks or r.lm_eval
     ]
     if kinds:
-        rows.append(("chance", *(f"{100 * chance[kind]:.2f}" for kind in kinds), *("" for _ in metrics)))
+        by_chance = [f"{100 * chance[kind]:.2f}" for kind in kinds]
+        rows.append(("chance", *by_chance, *("" for _ in (*means, *metrics))))
     return Table(head, tuple(rows))
 
 
 def _accuracy(result: ModelResult, kind: str) -> str:
     return next((plus_minus(task.accuracy.scaled(100), 2) for task in result.tasks if task.kind == kind), "")
+
+
+def _mean_accuracy(result: ModelResult, kinds: Sequence[str]) -> str:
+    found = [task.accuracy.value for task in result.tasks if task.kind in kinds]
+    return f"{100 * sum(found) / len(found):.2f}" if len(found) == len(kinds) else ""
 
 
 def _metric(result: ModelResult, metric: str) -> str:
