@@ -186,7 +186,7 @@ class _Squeeze:
             best = min(measured, key=lambda one: one.kld)
             better = self.made_of.polished(best, self.job.polish is True)
             measured += [better] if better is not None and fits(better) else []
-        chosen, reason = best_of(measured, partial(self._speed, measured))
+        chosen, reason = best_of(measured, self._speeds)
         self.watcher.chosen(wish.label, chosen.candidate.label, reason)
         path = self.place(wish.label)
         if self.published.names().get(path.name) != chosen.key:
@@ -200,14 +200,21 @@ class _Squeeze:
         """Keys that say how a file was made may bring it over a ceiling."""
         return wish.ceiling is None or one.n_bytes <= wish.ceiling
 
-    def _speed(self, measured: Sequence[Measured], one: Measured) -> float | None:
-        """Tokens per second of a candidate; not measured where others of the same types could not differ."""
-        types = self.made_of.types(one)
-        if all(self.made_of.types(other) == types for other in measured):
-            return None
-        file = partial(self.made_of.file, one.key)
-        timed = self.measuring.with_speed(f"{one.candidate.label}: speed", one.key, file, one.result)
-        return timed.speed[-1].mean if timed.speed else None
+    def _speeds(self, some: Sequence[Measured]) -> list[float]:
+        """Tokens per second of candidates, by their last test; the same types have the same speed. Empty: not known."""
+        first: dict[tuple[tuple[str, str], ...], Measured] = {}
+        for one in some:
+            first.setdefault(tuple(sorted(self.made_of.types(one).items())), one)
+        if len(first) == 1:
+            return []
+        rates = {}
+        for types, one in first.items():
+            file = partial(self.made_of.file, one.key)
+            timed = self.measuring.with_speed(f"{one.candidate.label}: speed", one.key, file, one.result)
+            if not timed.speed:
+                return []
+            rates[types] = timed.speed[-1].mean
+        return [rates[tuple(sorted(self.made_of.types(one).items()))] for one in some]
 
     def _scored(self, made: Sequence[Made], base: Run) -> tuple[list[Made], Run]:
         """What was chosen, and the original, with tasks and speed."""

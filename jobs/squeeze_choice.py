@@ -45,10 +45,10 @@ def candidates_of(
 
 
 def best_of(
-    measured: Sequence[Measured], speed: Callable[[Measured], float | None] = lambda one: None
+    measured: Sequence[Measured], speeds: Callable[[Sequence[Measured]], Sequence[float]] = lambda some: ()
 ) -> tuple[Measured, str]:
     """The least divergence, and why; among those that cannot be told from it the smallest, and of those of that size
-    one that is faster by more than 5 %, else the least divergence. speed: tokens per second, None: not known."""
+    one that is faster by more than 5 %, else the least divergence. speeds: tokens per second of some, () if unknown."""
     best = min(measured, key=lambda one: one.kld)
     others = [one for one in measured if one is not best]
     if not others:
@@ -64,10 +64,12 @@ def best_of(
     as_small = [one for one in equal if one.n_bytes <= SAME_SIZE * least_bytes]
     chosen = min(as_small, key=lambda one: (one.kld, one.n_bytes))
     names = ", ".join(one.candidate.label for one in equal if one is not chosen)
-    rates = {id(one): speed(one) or 0.0 for one in as_small} if len(as_small) > 1 else {}
-    fastest = max(as_small, key=lambda one: rates.get(id(one), 0.0))
-    if rates and rates[id(chosen)] and rates[id(fastest)] > FASTER * rates[id(chosen)]:
-        return fastest, f"the fastest of {len(as_small)} that cannot be told apart and are of one size"
+    rates = speeds(as_small) if len(as_small) > 1 else ()
+    if rates:
+        fastest = max(range(len(rates)), key=rates.__getitem__)
+        if rates[fastest] > FASTER * rates[as_small.index(chosen)]:
+            said = f"the fastest of {len(as_small)} that cannot be told apart and are of one size"
+            return as_small[fastest], said
     what = "the least of those of its size" if len(as_small) > 1 else "the smallest"
     return chosen, f"cannot be told from {names} and is {what}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,3 +131,21 @@ def test_the_better_file_wins_and_among_equals_the_smaller() -> None:
     assert (test.a, test.b) == ("good", "bad")
     assert test.difference == pytest.approx(-0.05)
     assert test.p_value == pytest.approx(2 / 256)
+
+
+def test_of_equals_of_one_size_a_faster_one_wins_else_the_least_divergence() -> None:
+    noise = [0.1, 0.2, 0.15, 0.3, 0.12, 0.22, 0.18, 0.25]
+    good = measured("good", 1001, noise)
+    same = measured("same", 1000, [a + d for a, d in zip(noise, [0.01, -0.008] * 4, strict=True)])
+    large = measured("large", 2000, [a + d for a, d in zip(noise, [-0.01, 0.0101] * 4, strict=True)])
+    chosen, reason = best_of([good, same, large])
+    assert (chosen.key, reason) == ("good", "cannot be told from same, large and is the least of those of its size")
+    seen: list[list[str]] = []
+
+    def speeds(some: Sequence[Measured]) -> list[float]:
+        seen.append([one.key for one in some])
+        return [{"good": 100.0, "same": rate}[one.key] for one in some]
+
+    for rate, winner in ((104.0, "good"), (106.0, "same")):
+        assert best_of([good, same, large], speeds)[0].key == winner
+    assert seen == [["good", "same"]] * 2  # only those that could be chosen are timed
