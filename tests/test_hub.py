@@ -103,7 +103,10 @@ def test_texts_that_do_not_serve(served: FakeHub, tmp_path: Path, wanted: HubTex
 
 
 def test_a_parquet_file_without_text(served: FakeHub, tmp_path: Path) -> None:
-    served.repos["dataset", "org/t"] = {"n.parquet": parquet_bytes({"n": [1], "x": [0.5]}), "b.parquet": b"no"}
+    served.repos["dataset", "org/t"] = {
+        "n.parquet": parquet_bytes({"n": [1], "x": [0.5]}),
+        "b.parquet": b"no",
+    }
     with pytest.raises(JobError, match="has no text column; its columns are n, x"):
         text(served, tmp_path, HubText("org/t", "n.parquet"))
     with pytest.raises(JobError, match="is no parquet file"):

@@ -139,13 +139,17 @@ def test_of_equals_of_one_size_a_faster_one_wins_else_the_least_divergence() -> 
     same = measured("same", 1000, [a + d for a, d in zip(noise, [0.01, -0.008] * 4, strict=True)])
     large = measured("large", 2000, [a + d for a, d in zip(noise, [-0.01, 0.0101] * 4, strict=True)])
     chosen, reason = best_of([good, same, large])
-    assert (chosen.key, reason) == ("good", "cannot be told from same, large and is the least of those of its size")
+    assert (chosen.key, reason) == (
+        "good",
+        "cannot be told from same, large and is the least of those of its size",
+    )
     seen: list[list[str]] = []
 
     def speeds(some: Sequence[Measured]) -> list[float]:
         seen.append([one.key for one in some])
-        return [{"good": 100.0, "same": rate}[one.key] for one in some]
+        return [rates[one.key] for one in some]
 
-    for rate, winner in ((104.0, "good"), (106.0, "same")):
+    rates = {"good": 100.0}
+    for rates["same"], winner in ((104.0, "good"), (106.0, "same")):
         assert best_of([good, same, large], speeds)[0].key == winner
     assert seen == [["good", "same"]] * 2  # only those that could be chosen are timed
