@@ -40,19 +40,20 @@ def quantize(
     *,
     device: str | torch.device = "auto",
     threads: int | None = None,
+    search: str = "default",
 ) -> Array:
     """rows [..., n_cols] in float32, float16, bfloat16 (or float64, rounded to float32) → uint8 [..., row_bytes].
 
     numpy in, numpy out; a tensor gives a tensor on its own device. Each row is quantized by itself, so leading
     dimensions (experts) are free. The bytes are those of llama.cpp's quantizer. importance: [n_cols], or for stacked
     matrices a vector each, [..., n_cols]. device "auto" leaves a tensor on a GPU there. threads: of the CPU, None for
-    all cores.
-    Raises QuantmillError: an unknown type or device, a row that is not whole blocks, importance that is missing or of
+    all cores. search: "thorough" gives other blocks of the type, none with a larger Σ importance·(row - decoded)².
+    Raises QuantmillError: an unknown type, device or search, a row that is not whole blocks, importance that is missing or of
     another length, NaN or infinity, weights beyond the type's scales. (ggml.c: ggml_quantize_chunk.)
     """
     from quantmill.qkernels.arrays import quantize_array
 
-    return quantize_array(rows, type, importance, device, threads)
+    return quantize_array(rows, type, importance, device, threads, search)
 
 
 @explained_imports()
@@ -118,6 +119,7 @@ def quantize_model(
     imatrix: Place | None = None,
     tensor_types: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     allow_requantize: bool = False,
+    search: str = "default",
     calibration: Place | Sequence[Place] = (),
     compensate: bool = False,
     effort: str = "normal",
@@ -134,25 +136,29 @@ def quantize_model(
     """A GGUF, a Hugging Face directory or org/name on the hub → a GGUF of a file type such as "Q4_K_M".
 
     imatrix: file of an importance matrix. tensor_types: regular expression → tensor type; the first that matches
-    wins. type: a quantmill.recipe.Recipe instead says all that the command line can (then without the two above it).
+    wins. search: "thorough" finds better blocks of the same types than llama.cpp's quantizer, whose bytes "default"
+    gives. type: a quantmill.recipe.Recipe instead says all that the command line can (then without the three above it).
     compensate: choose codes that undo each other's errors on the texts of `calibration`, needed then; effort ("fast",
     "normal", "thorough"), chunks, alpha, damping, polish and resume are those of `quantmill quantize --compensate`.
     Raises QuantmillError (jobs.errors.PlanError has all `problems`), OSError; then nothing has been written.
     """
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.quantize import Job, run
+    from quantmill.qkernels.types import get_search
     from quantmill.recipe import Recipe, parse_rule
 
     pairs = tuple(tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types)
     recipe = type
     if isinstance(recipe, Recipe):
-        if pairs or allow_requantize:
+        if pairs or allow_requantize or search != "default":
             raise QuantmillError(
-                "tensor_types and allow_requantize belong to a type's name; a Recipe has its own"
+                "tensor_types, allow_requantize and search belong to a type's name; a Recipe has its own"
             )
     else:
         rules = tuple(parse_rule(f"{pattern}={name}") for pattern, name in pairs)
-        recipe = Recipe(recipe, rules=rules, allow_requantize=allow_requantize)
+        recipe = Recipe(
+            recipe, rules=rules, allow_requantize=allow_requantize, search=get_search(search)
+        )
     job = Job(
         str(local_model(str(model), revision)),
         Path(output),

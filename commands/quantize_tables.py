@@ -28,6 +28,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         ],
         "file_bytes": plan.file_bytes,
         "bpw": plan.bpw,
+        "search": plan.recipe.search,
         "fallbacks": [
             {"name": entry.name, "wanted": entry.fallback_from, "type": entry.type}
             for entry in plan.fallbacks
@@ -49,8 +50,10 @@ def plan_text(plan: Plan) -> str:
 
 def _summary(plan: Plan) -> list[tuple[str, str]]:
     counts = Counter(entry.type for entry in plan.entries)
+    search = [] if plan.recipe.search == "default" else [("search", plan.recipe.search)]
     return [
         ("types", ", ".join(f"{count} {type}" for type, count in counts.most_common())),
+        *search,
         ("file", f"{plan.file_bytes} bytes ({size_text(plan.file_bytes)}), metadata and padding included"),
         ("bits per weight", f"{plan.source_bpw:.2f} -> {plan.bpw:.2f}"),
     ]

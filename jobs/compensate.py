@@ -85,7 +85,8 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         kept = _walk(state, loaded, workers)
         walked_s = time.perf_counter() - started
         rest = [entry for entry in plan.entries if entry.name not in state.done]
-        quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads)]
+        search = job.recipe.search
+        quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads, search)]
         line = Line(source, sink, importance, quantizers, watcher, lambda entry: way_out(job, entry))
         line.carry(rest, job.max_buffer_bytes)
         sink.commit()

@@ -97,7 +97,8 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
         opened.enter_context(sink)
         watcher.planned(plan)
         watcher.began(job.recipe.file_type, sum(entry.source_bytes for entry in plan.entries), "bytes")
-        quantizers = [q for engine in ready.engines for q in row_quantizers(engine, job.threads)]
+        search = job.recipe.search
+        quantizers = [q for engine in ready.engines for q in row_quantizers(engine, job.threads, search)]
         line = Line(
             ready.source, sink, ready.importance, quantizers, watcher, lambda entry: way_out(job, entry)
         )

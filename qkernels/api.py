@@ -9,7 +9,7 @@ import numpy as np
 from quantmill.qkernels import plain
 from quantmill.qkernels.checks import checked_importance
 from quantmill.qkernels.engines import engine_row
-from quantmill.qkernels.types import QuantizeError, get_type
+from quantmill.qkernels.types import QuantizeError, get_search, get_type
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +23,15 @@ def quantize(
     importance: Array | None = None,
     engine: str = "cpu",
     threads: int | None = None,
+    search: str = "default",
 ) -> Array:
     """rows f32 [n_rows, n_cols], importance f32 [n_cols] or None → u8 [n_rows, row_bytes], the bytes of llama.cpp.
 
     numpy in, numpy out; tensor in, tensor out on the same device. `engine`: "cpu" (LLVM), "torch" (any device; the
     tensor's own) or "triton" (CUDA, ROCm). `threads`: of the cpu engine, all cores by default. None of them changes
-    the bytes. Types that ignore importance accept it.
-    Raises QuantizeError for an unknown type or engine, a row that is not whole blocks, missing importance, importance
+    the bytes. Types that ignore importance accept it. `search`: "thorough" goes on from llama.cpp's blocks to such with
+    a smaller Σ importance·(row - decoded)², where the type has such a search.
+    Raises QuantizeError for an unknown type, engine or search, a row that is not whole blocks, missing importance, importance
     of another length, NaN or infinity in either, and weights too large for the type's scales.
     (ggml.c: ggml_quantize_chunk.)
     """
@@ -39,7 +41,9 @@ def quantize(
     columns = (
         importance if importance is None or isinstance(importance, np.ndarray) else importance.cpu().numpy()
     )
-    return way.load().quantize(way, rows, row, checked_importance(columns, rows.shape[1], row), threads)
+    wanted = get_search(search)
+    checked = checked_importance(columns, rows.shape[1], row, wanted)
+    return way.load().quantize(way, rows, row, checked, threads, wanted)
 
 
 def dequantize(

@@ -11,17 +11,22 @@ import numpy as np
 from quantmill.qkernels import api
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.rows import row_quantizers
-from quantmill.qkernels.types import QuantizeError, QuantType, get_type
+from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_search, get_type
 
 # Names of element types, numpy's (ml_dtypes' for the third) and torch's → the ggml type as which they are read.
 _STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def quantize_array(
-    rows: Any, type: str | QuantType, importance: Any, device: Any, threads: int | None
+    rows: Any,
+    type: str | QuantType,
+    importance: Any,
+    device: Any,
+    threads: int | None,
+    search: str = "default",
 ) -> Any:
     """What quantmill.quantize does: rows [..., n_cols] → u8 [..., row_bytes], each row by itself."""
-    target = get_type(type)
+    target, wanted = get_type(type), get_search(search)
     array = _as_array(rows)
     if not array.ndim or not array.shape[-1]:
         raise QuantizeError(f"rows of shape {list(array.shape)} have no columns; expected [..., n_cols]")
@@ -34,7 +39,7 @@ def quantize_array(
     )
     weights = _importance_of(importance, tuple(outer[:-1]), n_cols)
     parts = [
-        _quantized(matrix, target, one, engine, threads)
+        _quantized(matrix, target, one, engine, threads, wanted)
         for matrix, one in zip(matrices, weights, strict=True)
     ]
     shape = (*outer, target.row_bytes(n_cols))
@@ -111,14 +116,19 @@ def _importance_of(importance: Any, outer: tuple[int, ...], n_cols: int) -> Iter
 
 
 def _quantized(
-    matrix: Any, type: QuantType, importance: np.ndarray | None, engine: Engine, threads: int | None
+    matrix: Any,
+    type: QuantType,
+    importance: np.ndarray | None,
+    engine: Engine,
+    threads: int | None,
+    search: Search,
 ) -> Any:
     """A matrix [n_rows, n_cols] → u8 [n_rows, row_bytes] of the same kind; a tensor's on the engine's device."""
     if not isinstance(matrix, np.ndarray) and engine.device != "cpu":
         encode: Any = api.quantize  # takes either kind of array
-        return encode(matrix.to(engine.device).float(), type.name, importance, engine.name)
+        return encode(matrix.to(engine.device).float(), type.name, importance, engine.name, search=search)
     stored = _STORED[str(matrix.dtype).removeprefix("torch.")]
-    (quantizer, *_) = row_quantizers(engine, threads)
+    (quantizer, *_) = row_quantizers(engine, threads, search)
     raw = quantizer.load(_bytes_of(matrix), stored)
     done = quantizer.quantize(raw, stored, type.name, importance)
     if isinstance(matrix, np.ndarray):

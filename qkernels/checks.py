@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantmill.qkernels.types import NotFiniteError, QuantizeError, QuantType, TooLargeError
+from quantmill.qkernels.types import NotFiniteError, QuantizeError, QuantType, Search, TooLargeError
 
 
-def checked_importance(importance: np.ndarray | None, n_cols: int, type: QuantType) -> np.ndarray | None:
-    """Importance f32 [n_cols] as the searches of a type read it; None for a type that has no use for it.
+def checked_importance(
+    importance: np.ndarray | None, n_cols: int, type: QuantType, search: Search = "default"
+) -> np.ndarray | None:
+    """Importance f32 [n_cols] as a search of a type reads it; None where it has no use for it.
 
     Raises QuantizeError for rows that are not whole blocks, importance that is missing, of another length, or not
     finite.
@@ -23,7 +25,7 @@ def checked_importance(importance: np.ndarray | None, n_cols: int, type: QuantTy
         return None
     if tuple(importance.shape) != (n_cols,):
         raise QuantizeError(f"importance has shape {list(importance.shape)}, the rows have {n_cols} columns")
-    if type.importance == "none":
+    if not type.reads_importance(search):
         return None
     weights = np.ascontiguousarray(importance, np.float32)
     finite = np.isfinite(weights)

@@ -13,7 +13,7 @@ from quantmill.qkernels.checks import checked_importance, require_finite, requir
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow
-from quantmill.qkernels.types import QuantType, get_type
+from quantmill.qkernels.types import QuantType, Search, get_type
 
 # No more bytes than a page of memory has.
 _PAGE = 4096
@@ -24,19 +24,29 @@ def _count(threads: int | None) -> int:
 
 
 def quantize(
-    engine: EngineRow, rows: Any, type: QuantType, importance: np.ndarray | None, threads: int | None
+    engine: EngineRow,
+    rows: Any,
+    type: QuantType,
+    importance: np.ndarray | None,
+    threads: int | None,
+    search: Search,
 ) -> Any:
     """rows f32 [n_rows, n_cols], an array or a tensor, with checked importance → u8 [n_rows, row_bytes] of the kind."""
     if isinstance(rows, np.ndarray):
-        return _quantized(rows, "F32", type, importance, threads)
+        return _quantized(rows, "F32", type, importance, threads, search)
     import torch
 
-    done = _quantized(rows.cpu().numpy(), "F32", type, importance, threads)
+    done = _quantized(rows.cpu().numpy(), "F32", type, importance, threads, search)
     return torch.from_numpy(done).to(rows.device)
 
 
 def _quantized(
-    rows: np.ndarray, stored: str, type: QuantType, importance: np.ndarray | None, threads: int | None
+    rows: np.ndarray,
+    stored: str,
+    type: QuantType,
+    importance: np.ndarray | None,
+    threads: int | None,
+    search: Search,
 ) -> np.ndarray:
     """`stored`: the type of the rows: F32 as float32, F16 or BF16 as uint16."""
     if type.family == "plain":
@@ -45,14 +55,19 @@ def _quantized(
     else:
         from quantmill.qkernels.lanes import cpu
 
-        encoder = encoder_of(type.name, importance is not None)
+        encoder = encoder_of(type.name, importance is not None, search)
         out = cpu.encode(type, encoder, rows, importance, _count(threads), stored)
     require_finite_scales(out, type)
     return out
 
 
 def quantize_stored(
-    raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None, threads: int | None = None
+    raw: np.ndarray,
+    source_type: str,
+    type: str,
+    importance: np.ndarray | None,
+    threads: int | None = None,
+    search: Search = "default",
 ) -> np.ndarray:
     """Stored rows u8 [n_rows, row_bytes] of any type → u8 [n_rows, row_bytes] of `type`.
 
@@ -60,16 +75,21 @@ def quantize_stored(
     Raises QuantizeError as `quantize` does.
     """
     source, target = get_type(source_type), get_type(type)
-    weights = checked_importance(importance, raw.shape[1] // source.bytes * source.block, target)
+    weights = checked_importance(importance, raw.shape[1] // source.bytes * source.block, target, search)
     if source.family != "plain":
-        return _requantized(raw, source, target, weights, threads)
+        return _requantized(raw, source, target, weights, threads, search)
     if source.name == "F32" or target.family == "plain":
-        return _quantized(plain.widen(raw, source), "F32", target, weights, threads)
-    return _quantized(raw.view("<u2"), source.name, target, weights, threads)
+        return _quantized(plain.widen(raw, source), "F32", target, weights, threads, search)
+    return _quantized(raw.view("<u2"), source.name, target, weights, threads, search)
 
 
 def _requantized(
-    raw: np.ndarray, source: QuantType, type: QuantType, importance: np.ndarray | None, threads: int | None
+    raw: np.ndarray,
+    source: QuantType,
+    type: QuantType,
+    importance: np.ndarray | None,
+    threads: int | None,
+    search: Search,
 ) -> np.ndarray:
     done: np.ndarray | None
     if type.family == "plain":
@@ -78,7 +98,7 @@ def _requantized(
     else:
         from quantmill.qkernels.lanes.cpu_requantize import requantize
 
-        steps = decoders()[source.name], encoder_of(type.name, importance is not None)
+        steps = decoders()[source.name], encoder_of(type.name, importance is not None, search)
         done = requantize(source, steps[0], type, steps[1], raw, importance, _count(threads))
     if done is None:
         rows = dequantize(raw, source, "F32", None, threads)
@@ -121,8 +141,8 @@ def decode(engine: EngineRow, type: QuantType, raw: Any, numbers: Any, to: str) 
 
 
 class _Quantizer:
-    def __init__(self, threads: int | None) -> None:
-        self._threads = threads
+    def __init__(self, threads: int | None, search: Search) -> None:
+        self._threads, self._search = threads, search
 
     def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
         raw.reshape(-1)[::_PAGE].max(initial=0)  # reads the file here, not in the worker
@@ -131,9 +151,9 @@ class _Quantizer:
     def quantize(
         self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
     ) -> np.ndarray:
-        return quantize_stored(loaded, source_type, type, importance, self._threads)
+        return quantize_stored(loaded, source_type, type, importance, self._threads, self._search)
 
 
-def quantizer(engine: Engine, threads: int | None) -> _Quantizer:
+def quantizer(engine: Engine, threads: int | None, search: Search) -> _Quantizer:
     """What an assembly line quantizes with, on `threads` threads."""
-    return _Quantizer(threads)
+    return _Quantizer(threads, search)

@@ -16,7 +16,7 @@ from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow
 from quantmill.qkernels.lanes.tensors import bytes_per_block
-from quantmill.qkernels.types import QuantizeError, QuantType, get_type
+from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type
 
 # Without a GPU small slabs are fastest: their arrays stay in the cache.
 _CPU_SLAB_BYTES = 1 << 23
@@ -27,12 +27,16 @@ _MOST_WEIGHTS = 1 << 22
 
 
 def encode_rows(
-    engine: EngineRow, type: QuantType, rows: torch.Tensor, importance: torch.Tensor | None
+    engine: EngineRow,
+    type: QuantType,
+    rows: torch.Tensor,
+    importance: torch.Tensor | None,
+    search: Search,
 ) -> torch.Tensor:
     """rows [n_rows, n_cols] f32 → [n_rows, row_bytes] u8 on the same device, all at once and unchecked."""
     if type.family == "plain":
         return _narrow(rows, type)
-    encoder = encoder_of(type.name, importance is not None)
+    encoder = encoder_of(type.name, importance is not None, search)
     return engine.lanes(engine.encoder).encode(type, encoder, rows, importance)
 
 
@@ -46,12 +50,14 @@ def _narrow(rows: torch.Tensor, type: QuantType) -> torch.Tensor:
     return rows.to(kinds[type.name]).contiguous().view(torch.uint8)
 
 
-def slab_rows(type: QuantType, n_cols: int, weighted: bool, device: torch.device) -> int:
+def slab_rows(
+    type: QuantType, n_cols: int, weighted: bool, device: torch.device, search: Search = "default"
+) -> int:
     """How many rows of `n_cols` weights to encode at a time on a device."""
     if type.family == "plain":
         per_row = 8 * n_cols
     else:
-        encoder = encoder_of(type.name, weighted)
+        encoder = encoder_of(type.name, weighted, search)
         per_row = n_cols // type.block * bytes_per_block(type, encoder)
     return max(1, min(_slab_bytes(device) // per_row, _MOST_WEIGHTS // n_cols))
 
@@ -85,19 +91,25 @@ def _module(device: torch.device) -> Any:
 
 
 def quantize(
-    engine: EngineRow, rows: Any, type: QuantType, importance: np.ndarray | None, threads: int | None
+    engine: EngineRow,
+    rows: Any,
+    type: QuantType,
+    importance: np.ndarray | None,
+    threads: int | None,
+    search: Search,
 ) -> Any:
     """A tensor stays on its device; an array goes to the first device that the engine serves before the CPU."""
     if isinstance(rows, np.ndarray):
         tensor = torch.tensor(rows, device=_default_device(engine))
-        return quantize(engine, tensor, type, importance, threads).cpu().numpy()
+        return quantize(engine, tensor, type, importance, threads, search).cpu().numpy()
     weights = None if importance is None else torch.tensor(importance, device=rows.device)
     n_rows, n_cols = rows.shape
     out = torch.empty((n_rows, type.row_bytes(n_cols)), dtype=torch.uint8, device=rows.device)
 
     def start(first: int, n: int, turn: int) -> _Slab:
         slab = rows[first : first + n].contiguous()
-        return _Slab(first, encode_rows(engine, type, slab, weights), torch.isfinite(slab).all(), None)
+        blocks = encode_rows(engine, type, slab, weights, search)
+        return _Slab(first, blocks, torch.isfinite(slab).all(), None)
 
     def finish(slab: _Slab) -> None:
         n = len(slab.blocks)
@@ -105,7 +117,8 @@ def quantize(
             require_finite(rows[slab.first : slab.first + n].cpu().numpy(), slab.first)
         out[slab.first : slab.first + n] = slab.blocks
 
-    _in_slabs(n_rows, slab_rows(type, n_cols, weights is not None, rows.device), start, finish)
+    step = slab_rows(type, n_cols, weights is not None, rows.device, search)
+    _in_slabs(n_rows, step, start, finish)
     require_finite_scales(out.cpu().numpy(), type)
     return out
 
@@ -150,8 +163,8 @@ class DeviceQuantizer:
     it comes back. Slabs never change a byte.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, search: Search = "default") -> None:
+        self.engine, self.search = engine, search
         self._device = torch.device(engine.device)
         self._pinned: dict[tuple[str, int], torch.Tensor] = {}
         self._streams: list[Any] = []
@@ -167,14 +180,14 @@ class DeviceQuantizer:
         """
         source, target = get_type(source_type), get_type(type)
         n_rows, n_cols = len(raw), raw.shape[1] // source.bytes * source.block
-        checked = checked_importance(importance, n_cols, target)
+        checked = checked_importance(importance, n_cols, target, self.search)
         weights = None if checked is None else torch.tensor(checked, device=self._device)
         out = np.empty((n_rows, target.row_bytes(n_cols)), np.uint8)
 
         def start(first: int, n: int, turn: int) -> _Slab:
             return self._start(raw[first : first + n], first, turn, source, target, weights)
 
-        step = slab_rows(target, n_cols, weights is not None, self._device)
+        step = slab_rows(target, n_cols, weights is not None, self._device, self.search)
         _in_slabs(n_rows, step, start, lambda slab: self._finish(slab, raw, source, out))
         require_finite_scales(out, target)
         return out
@@ -193,7 +206,7 @@ class DeviceQuantizer:
     ) -> _Slab:
         if not self._streams:
             rows = dequantize(torch.tensor(raw, device=self._device), source.name)
-            blocks = encode_rows(self.engine.row, target, rows, weights)
+            blocks = encode_rows(self.engine.row, target, rows, weights, self.search)
             return _Slab(first, blocks.cpu(), torch.isfinite(rows).all().cpu(), None)
         upload, search, download = self._streams
         module = _module(self._device)
@@ -206,7 +219,7 @@ class DeviceQuantizer:
             with module.stream(search):
                 stored.record_stream(search)
                 rows = dequantize(stored, source.name)
-                blocks = encode_rows(self.engine.row, target, rows, weights)
+                blocks = encode_rows(self.engine.row, target, rows, weights, self.search)
                 finite = torch.isfinite(rows).all().to(torch.uint8).view(1)
             download.wait_stream(search)
             with module.stream(download):
@@ -233,6 +246,6 @@ class DeviceQuantizer:
         return kept[:size]
 
 
-def quantizer(engine: Engine, threads: int | None) -> DeviceQuantizer:
+def quantizer(engine: Engine, threads: int | None, search: Search) -> DeviceQuantizer:
     """What an assembly line quantizes with; a device has threads of its own."""
-    return DeviceQuantizer(engine)
+    return DeviceQuantizer(engine, search)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from quantmill.qkernels.types import QuantizeError, QuantType
+from quantmill.qkernels.types import QuantizeError, QuantType, Search
 
 
 class RowQuantizer(Protocol):
@@ -45,13 +45,14 @@ class EngineModule(Protocol):
         type: QuantType,
         importance: np.ndarray | None,
         threads: int | None,
+        search: Search,
     ) -> Any:
         """rows f32 [n_rows, n_cols] → u8 [n_rows, row_bytes], of the same kind and in the same place."""
 
     def decode(self, engine: EngineRow, type: QuantType, raw: Any, numbers: Any, to: str) -> None:
         """Tensors raw u8 [n_blocks, bytes] → numbers [n_blocks, block] of the type `to`, contiguous, on one device."""
 
-    def quantizer(self, engine: Engine, threads: int | None) -> RowQuantizer:
+    def quantizer(self, engine: Engine, threads: int | None, search: Search) -> RowQuantizer:
         """One of those that share the work of a device."""
 
 

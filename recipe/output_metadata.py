@@ -29,7 +29,8 @@ def output_metadata(
     importance: ImportanceIndex | None,
 ) -> tuple[Metadata, list[str]]:
     """Keys of the first shard in their order; then, each moved to the end: version, file type, overrides,
-    importance, block count. Also gives warnings. The keys split.* belong to the sink (gguf_io.lay_out).
+    importance, search if it is not llama.cpp's, block count. Also gives warnings. The keys split.* belong to the sink
+    (gguf_io.lay_out).
 
     Unlike llama-quantize, keeps strings with a NUL byte whole.
     """
@@ -51,6 +52,8 @@ def output_metadata(
         written = written.set("quantize.imatrix.entries_count", MetaValue(u32, len(importance.n_values)))
         if importance.chunk_count > 0:
             written = written.set("quantize.imatrix.chunks_count", MetaValue(u32, importance.chunk_count))
+    if recipe.search != "default":
+        written = written.set("quantmill.search", MetaValue(GGUFValueType.STRING, recipe.search))
     if pruning.dropped:
         left = facts.n_layer - len(pruning.dropped)
         written = written.set(f"{facts.arch}.block_count", MetaValue(u32, left))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from quantmill.gguf_io import OutputTensor, TensorSpec, lay_out
 from quantmill.gguf_io.metadata import Metadata
-from quantmill.qkernels.types import TYPES
+from quantmill.qkernels.types import TYPES, Search
 from quantmill.recipe.errors import RecipeError
 from quantmill.recipe.mixtures import Mixture
 from quantmill.recipe.model import ModelFacts, model_facts
@@ -150,7 +150,8 @@ def build_plan(
     warnings += [
         *_recipe_warnings(recipe),
         *chooser.unused_rules(),
-        *_missing_importance(entries, importance),
+        *_missing_importance(entries, importance, recipe.search),
+        *_searched_as_by_default(entries, recipe),
     ]
     plan = Plan(recipe, tuple(entries), written, 0, tuple(warnings), tuple(problems))
     layouts = lay_out(
@@ -248,7 +249,30 @@ def _recipe_warnings(recipe: Recipe) -> list[str]:
     ]
 
 
-def _missing_importance(entries: Sequence[PlanEntry], importance: ImportanceIndex | None) -> list[str]:
+def _searched_as_by_default(entries: Sequence[PlanEntry], recipe: Recipe) -> list[str]:
+    """What a thorough search was asked of in vain, by type."""
+    if recipe.search == "default":
+        return []
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        type = TYPES[entry.type]
+        weighted = entry.importance_name is not None
+        if entry.converted and type.family != "plain" and not type.is_searched_thoroughly(weighted):
+            without = " without importance" if type.is_searched_thoroughly(True) else ""
+            found.setdefault(f"{entry.type}{without}", []).append(entry.name)
+    return [
+        f"--search {recipe.search}: {kind} has no such search; {names[0]}{_and_more(names)}: as by default"
+        for kind, names in found.items()
+    ]
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _missing_importance(
+    entries: Sequence[PlanEntry], importance: ImportanceIndex | None, search: Search
+) -> list[str]:
     """Embeddings and output are never collected by default; anything else without an entry is worth a word."""
     if importance is None:
         return []
@@ -257,10 +281,11 @@ def _missing_importance(entries: Sequence[PlanEntry], importance: ImportanceInde
         for entry in entries
         if entry.converted
         and entry.importance_name is None
-        and TYPES[entry.type].importance != "none"
+        and TYPES[entry.type].reads_importance(search)
         and entry.name not in (*TOKEN_EMBEDDINGS, OUTPUT)
     ]
     if not missing:
         return []
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return [f"{importance.file} has no entry for {missing[0]}{more}: quantized without importance"]
+    return [
+        f"{importance.file} has no entry for {missing[0]}{_and_more(missing)}: quantized without importance"
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quantmill.qkernels.types import Search, get_search
 from quantmill.recipe.overrides import Override
 from quantmill.recipe.patterns import TypeRule
 from quantmill.recipe.presets import get_file_type
@@ -14,7 +15,8 @@ from quantmill.recipe.presets import get_file_type
 class Recipe:
     """What the user asked for. `file_type`: a name of recipe.presets.FILE_TYPES, an alias, a number, or COPY.
 
-    Raises RecipeError for any other file type.
+    `search`: "default" gives llama.cpp's blocks, "thorough" better ones of the same types.
+    Raises RecipeError for any other file type, QuantizeError for any other search.
     """
 
     file_type: str
@@ -29,8 +31,10 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     keep_split: bool = False
     split_max_bytes: int | None = None
+    search: Search = "default"
 
     def __post_init__(self) -> None:
+        get_search(self.search)
         object.__setattr__(self, "file_type", get_file_type(self.file_type))
 
 

@@ -71,7 +71,7 @@ def interpret(cases: list[tuple[str, bool]], folder: Path) -> dict[str, np.ndarr
     rows, results = folder / "rows.npz", folder / "results.npz"
     np.savez(rows, rows=hard_rows(8), importance=data_kinds.importance("zeros", 512))
     script = Path(__file__).parent / "support" / "interpret_triton.py"
-    command = [sys.executable, str(script), str(rows), str(results), json.dumps(cases)]
+    command = [sys.executable, str(script), str(rows), str(results), json.dumps(cases), "default"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

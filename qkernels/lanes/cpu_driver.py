@@ -56,7 +56,8 @@ def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tabl
     """The function of an encoder for rows of the type `source`. `tables`: the kinds of its tables, "f32" or "i32"."""
     driver = _Driver(source, layout, tables)
     unit = Unit(driver.b.module)
-    programs = load(encoder.module, WORDS, Program)
+    modules = dict.fromkeys(encoder.module_of(phase) for phase in encoder.phases)
+    programs = {module: load(module, WORDS, Program) for module in modules}
     arrays = {**driver.arrays, **dict(zip(encoder.tables, driver.tables, strict=True))}
     b, block = driver.b, I64(type.block)
     per_row = b.udiv(driver.n_cols, block)
@@ -75,7 +76,7 @@ def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tabl
         for phase in encoder.phases:
             arguments = [arrays[a] if isinstance(a, str) else a for a in phase.arguments]
             with loop(b, I64(0), I64(phase.lanes)) as j:
-                unit.call(b, programs[phase.function], [j, *arguments])
+                unit.call(b, programs[encoder.module_of(phase)][phase.function], [j, *arguments])
         size = I64(type.bytes)
         driver.store_tile(b.mul(first, size), b.mul(apart, size), type.bytes)
     return driver.finish()

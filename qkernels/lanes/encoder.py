@@ -54,6 +54,7 @@ class Encoder:
     `scratch`: name → (elements a block, "f32" | "i32" | "u8"). `tables`: name → maker of a constant array.
     `private`: scratch that each lane `j` of a phase has for itself, because it is not indexed by `j`; an engine that
     runs the lanes one after another gives them all the same.
+    `start`: the encoder whose phases come first, with functions of its own family; made by `continued`.
     """
 
     family: str
@@ -63,6 +64,7 @@ class Encoder:
     tables: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     uses_importance: bool = False
     uses_row_sigma: bool = False
+    start: Encoder | None = None
 
     def __post_init__(self) -> None:
         """Raises TypeError for a phase that names an array which is not there."""
@@ -75,10 +77,46 @@ class Encoder:
                     f"{phase.function} names {', '.join(missing)}, which no array of the encoder is"
                 )
 
+    def module_of(self, phase: Phase) -> str:
+        """Where the function of one of its phases is found."""
+        if self.start is None:
+            return self.module
+        if phase in self.start.phases:
+            return self.start.module_of(phase)
+        return phase.program.__module__.removeprefix("quantmill.qkernels.")
+
     @property
     def module(self) -> str:
-        """Where the functions of its phases are found."""
+        """The module of its family, which imports from that of `start`."""
         return f"programs.{self.family}"
+
+
+def continued(
+    start: Encoder,
+    family: str,
+    phases: tuple[Phase, ...],
+    scratch: Mapping[str, tuple[int, str]],
+    tables: Mapping[str, Callable[[], np.ndarray]],
+    weighted: bool,
+) -> Encoder:
+    """An encoder that goes on where `start` ends: "out" then holds the blocks that `start` makes.
+
+    Scratch of the same name and size is shared.
+    """
+    shared = {*start.scratch} & {*scratch}
+    assert not start.private & shared
+    assert not {*start.tables} & {*tables}
+    assert all(start.scratch[name] == scratch[name] for name in shared)
+    return Encoder(
+        family,
+        (*start.phases, *phases),
+        {**start.scratch, **scratch},
+        start.private,
+        {**start.tables, **tables},
+        weighted,
+        start.uses_row_sigma,
+        start,
+    )
 
 
 def steps(first: float, step: float, count: int, offset: float) -> Callable[[], np.ndarray]:

@@ -282,7 +282,7 @@ def _run(encoder: Encoder, phase: Phase, arrays: dict[str, torch.Tensor], tables
     wrapped = {a: Array(arrays[a], own if a in encoder.private else ...) for a in used}
     operands = {**wrapped, **tables}
     arguments = (operands[a] if isinstance(a, str) else a for a in phase.arguments)
-    programs(encoder.module)[phase.function](j, *arguments)
+    programs(encoder.module_of(phase))[phase.function](j, *arguments)
     arrays.update({name: array.whole for name, array in wrapped.items()})
 
 

@@ -107,7 +107,7 @@ def defined(module: str, name: str, text: str) -> Any:
 
 def kernel_of(encoder: Encoder, phase: Phase) -> Any:
     """The kernel of one phase; encoders that share a program with the same constants share the kernel."""
-    return defined(encoder.module, kernel_name(phase), _text(encoder, phase))
+    return defined(encoder.module_of(phase), kernel_name(phase), _text(encoder, phase))
 
 
 _sum_of_squares = _programs("programs.common")["sum_of_squares"]

@@ -62,6 +62,16 @@ def floor_log2(a, CLIMB):
     return exponent + where((normal & 0x7FFFFF) >= take(CLIMB, exponent + 149), 1, 0)
 
 
+def e8m0_scale(e):
+    """2^(e - 128); the two smallest are sub-normal."""
+    return from_bits(where(e < 2, (e + 1) << 21, (e - 1) << 23))
+
+
+def ue4m3_scale(u):
+    """Half of what a byte 0…126 of E4M3 without sign stands for."""
+    return where(u < 8, i2f(u) * 0.0009765625, from_bits((u << 20) + 0x3B800000))
+
+
 def encode_mxfp4(j, X, LEVELS, CLIMB, OUT):
     """e: exponent of the largest weight less that of the largest level, modulo 256; scale 2^(e-128)."""
     top = largest_magnitude(X, 0, 32)
@@ -69,9 +79,7 @@ def encode_mxfp4(j, X, LEVELS, CLIMB, OUT):
     exponent = floor_log2(where(some, top, full(top, 1.0)), CLIMB)
     e = where(some, (exponent + 125) & 255, 0)
     stb(OUT, 0, e)
-    # the two smallest scales are sub-normal
-    scale = from_bits(where(e < 2, (e + 1) << 21, (e - 1) << 23))
-    pack_fp4(X, 0, scale, LEVELS, OUT, 1, 16)
+    pack_fp4(X, 0, e8m0_scale(e), LEVELS, OUT, 1, 16)
 
 
 def encode_nvfp4(j, X, LEVELS, OUT):
@@ -84,8 +92,7 @@ def encode_nvfp4(j, X, LEVELS, OUT):
         u = where(u >= 120, 126, u)
         u = where(pattern < 0x3C800000, imin(trunc(ideal * 512.0 + 0.5), 7), u)
         stb(OUT, s, u)
-        scale = where(u < 8, i2f(u) * 0.0009765625, from_bits((u << 20) + 0x3B800000))
-        pack_fp4(X, 16 * s, scale, LEVELS, OUT, 4 + 8 * s, 8)
+        pack_fp4(X, 16 * s, ue4m3_scale(u), LEVELS, OUT, 4 + 8 * s, 8)
 
 
 def _climb() -> Callable[[], np.ndarray]:

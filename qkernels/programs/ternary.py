@@ -37,15 +37,18 @@ def five_trits(X, inverse, first, STEP, COUNT):
     return v + (((v * 13 + 242) * 270) >> 16)
 
 
-def encode_tq1_0(j, X, OUT):
-    d = largest_magnitude(X, 0, 256)
-    inverse = inverse_or_zero(d)
+def pack_tq1_0(X, inverse, OUT):
     for m in range(32):
         stb(OUT, m, five_trits(X, inverse, m, 32, 5))
     for m in range(16):
         stb(OUT, 32 + m, five_trits(X, inverse, 160 + m, 16, 5))
     for m in range(4):
         stb(OUT, 48 + m, five_trits(X, inverse, 240 + m, 4, 4))
+
+
+def encode_tq1_0(j, X, OUT):
+    d = largest_magnitude(X, 0, 256)
+    pack_tq1_0(X, inverse_or_zero(d), OUT)
     store_half(OUT, 52, f2h(d))
 
 
@@ -58,12 +61,15 @@ def four_trits(X, inverse, first, STEP, LOST):
     return low | (high << 4)
 
 
-def encode_tq2_0(j, X, OUT):
-    d = largest_magnitude(X, 0, 256)
-    inverse = inverse_or_zero(d)
+def pack_tq2_0(X, inverse, OUT):
     for h in range(2):
         for m in range(32):
             stb(OUT, 32 * h + m, four_trits(X, inverse, 128 * h + m, 32, 1))
+
+
+def encode_tq2_0(j, X, OUT):
+    d = largest_magnitude(X, 0, 256)
+    pack_tq2_0(X, inverse_or_zero(d), OUT)
     store_half(OUT, 64, f2h(d))
 
 
