@@ -48,8 +48,8 @@ def quantize(
     dimensions (experts) are free. The bytes are those of llama.cpp's quantizer. importance: [n_cols], or for stacked
     matrices a vector each, [..., n_cols]. device "auto" leaves a tensor on a GPU there. threads: of the CPU, None for
     all cores. search: "thorough" gives other blocks of the type, none with a larger Σ importance·(row - decoded)².
-    Raises QuantmillError: an unknown type, device or search, a row that is not whole blocks, importance that is missing or of
-    another length, NaN or infinity, weights beyond the type's scales. (ggml.c: ggml_quantize_chunk.)
+    Raises QuantmillError: an unknown type, device or search, a row that is not whole blocks, importance that is missing
+    or of another length, NaN or infinity, weights beyond the type's scales. (ggml.c: ggml_quantize_chunk.)
     """
     from quantmill.qkernels.arrays import quantize_array
 
@@ -144,8 +144,7 @@ def quantize_model(
     """
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.quantize import Job, run
-    from quantmill.qkernels.types import get_search
-    from quantmill.recipe import Recipe, parse_rule
+    from quantmill.recipe import Recipe, get_search, parse_rule
 
     pairs = tuple(tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types)
     recipe = type
@@ -156,9 +155,7 @@ def quantize_model(
             )
     else:
         rules = tuple(parse_rule(f"{pattern}={name}") for pattern, name in pairs)
-        recipe = Recipe(
-            recipe, rules=rules, allow_requantize=allow_requantize, search=get_search(search)
-        )
+        recipe = Recipe(recipe, rules=rules, allow_requantize=allow_requantize, search=get_search(search))
     job = Job(
         str(local_model(str(model), revision)),
         Path(output),

@@ -66,7 +66,9 @@ def _kernel(encoder: Encoder, phase: Phase, block: int) -> Kernel:
     kinds.update({name: kind for name, (_, kind) in encoder.scratch.items()})
     kinds.update({name: str(make().dtype) for name, make in encoder.tables.items()})
     signature = {f"p_{name}": _POINTERS[kinds[name]] for name in pointers(phase)}
-    name = f"{encoder.module_of(phase).removeprefix('programs.')}.{kernel_name(phase).removesuffix('_kernel')}"
+    name = (
+        f"{encoder.module_of(phase).removeprefix('programs.')}.{kernel_name(phase).removesuffix('_kernel')}"
+    )
     signature |= {"n": "i64", "per_row": "i64"}
     return Kernel(name, kernel_of(encoder, phase), signature, n_warps(phase), phase.lanes, block)
 

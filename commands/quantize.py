@@ -191,8 +191,7 @@ def quantize(
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
     from quantmill.jobs.recipe import other_importance, read_recipe
-    from quantmill.qkernels.types import get_search
-    from quantmill.recipe import Recipe, parse_layers, parse_override, parse_type
+    from quantmill.recipe import Recipe, get_search, parse_layers, parse_override, parse_type
 
     size = size_of(target_size, "--target-size") if target_size else None
     target = find_target(size, target_bpw, adds_keys=polish or compensate)

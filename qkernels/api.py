@@ -31,8 +31,8 @@ def quantize(
     tensor's own) or "triton" (CUDA, ROCm). `threads`: of the cpu engine, all cores by default. None of them changes
     the bytes. Types that ignore importance accept it. `search`: "thorough" goes on from llama.cpp's blocks to such with
     a smaller Σ importance·(row - decoded)², where the type has such a search.
-    Raises QuantizeError for an unknown type, engine or search, a row that is not whole blocks, missing importance, importance
-    of another length, NaN or infinity in either, and weights too large for the type's scales.
+    Raises QuantizeError for an unknown type, engine or search, a row that is not whole blocks, missing importance,
+    importance of another length, NaN or infinity in either, and weights too large for the type's scales.
     (ggml.c: ggml_quantize_chunk.)
     """
     row, way = get_type(type), engine_row(engine)

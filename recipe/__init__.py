@@ -1,5 +1,6 @@
 """What each tensor becomes: file types, patterns, pruning, metadata. Touches no data and imports no torch."""
 
+from quantmill.qkernels.types import get_search
 from quantmill.recipe.errors import RecipeError
 from quantmill.recipe.overrides import Override, parse_override
 from quantmill.recipe.patterns import TypeRule, parse_rule, parse_rules, parse_type
@@ -24,6 +25,7 @@ __all__ = [
     "build_plan",
     "find_file_type",
     "get_file_type",
+    "get_search",
     "parse_layers",
     "parse_override",
     "parse_recipe",

@@ -112,7 +112,7 @@ def test_every_other_option_reaches_the_plan(capsys):
 
 def test_the_plan_as_one_object(capsys, tmp_path):
     plan = plan_of(capsys, tiny("F16"), tmp_path / "out.gguf", "Q4_K_M")
-    assert set(plan) == {"tensors", "file_bytes", "bpw", "fallbacks", "problems", "warnings"}
+    assert set(plan) == {"tensors", "file_bytes", "bpw", "search", "fallbacks", "problems", "warnings"}
     assert not list(tmp_path.iterdir())
     with open_source(tiny("F16")) as source:
         shapes = {spec.name: (list(spec.shape), spec.type) for spec in source.specs()}

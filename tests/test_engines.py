@@ -124,7 +124,7 @@ def test_stored_rows_through_a_device(monkeypatch, source, type, weighted):
     ids=lambda v: getattr(v, "device", str(v)),
 )
 def test_two_quantizers_share_a_gpu(monkeypatch, engine, count):
-    monkeypatch.setattr(device, "DeviceQuantizer", lambda engine: engine)
+    monkeypatch.setattr(device, "DeviceQuantizer", lambda engine, search: engine)
     assert len(row_work.row_quantizers(engine, 3)) == count
 
 

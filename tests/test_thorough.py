@@ -1,15 +1,13 @@
-"""`search="thorough"`: never worse than llama.cpp's blocks under Σ importance·(row - decoded)², on every engine alike."""
+"""`search="thorough"`: no block worse than llama.cpp's under Σ importance·(row - decoded)², on every engine alike."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 
 from quantmill import qkernels
 from quantmill.qkernels.encoders import encoders
-from quantmill.qkernels.types import TYPES, QuantizeError, TooLargeError
+from quantmill.qkernels.types import TYPES, TooLargeError
 from tests.support import data_kinds, oracle
 
 CASES = sorted(encoders("thorough"))
@@ -35,7 +33,7 @@ def test_the_rows_of_types_say_which_searches_there_are():
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_no_block_is_worse(case):
-    """All kinds of rows, each with one or two kinds of importance in turn; what float32 cannot tell apart is allowed."""
+    """All kinds of rows, each with two kinds of importance in turn; what float32 cannot tell apart is allowed."""
     type, weighted = case
     kinds = list(data_kinds.IMPORTANCE) if weighted else [None]
     for i, rows_kind in enumerate(data_kinds.ROWS):

@@ -53,7 +53,9 @@ def _encoder(type: str, block: int, weighted: bool, search: Phase) -> Encoder:
 
 
 ENCODERS = {
-    (type, weighted): _encoder(type, block, weighted, Phase(program, {"H": importance(weighted), **tried}, lanes))
+    (type, weighted): _encoder(
+        type, block, weighted, Phase(program, {"H": importance(weighted), **tried}, lanes)
+    )
     for type, block, program, tried, lanes in (
         ("MXFP4", 32, thorough_mxfp4, {"DOWN": 3, "TRIALS": 5}, 1),
         ("NVFP4", 64, thorough_nvfp4, {"DOWN": 12, "TRIALS": 21}, 4),

@@ -163,9 +163,7 @@ _ROWS = {
         (spaced(0.8, 1.02, 24, 127), spaced(1.02, 2.5, 24, 127)),
         Phase(pack_bytes),
     ),
-    "IQ4_NL": _OneScale(
-        32, 0, 0, 0, _either(spaced(0.8, 2.5, 24, 120)), Phase(codebook_codes, {"place": 2})
-    ),
+    "IQ4_NL": _OneScale(32, 0, 0, 0, _either(spaced(0.8, 2.5, 24, 120)), Phase(codebook_codes, {"place": 2})),
     "Q2_0": _OneScale(64, -1, 2, 0, _either(spaced(0.8, 10, 24, 1)), Phase(pack_q2_0)),
     "TQ1_0": _OneScale(256, -1, 1, 52, (spaced(0.7, 10, 24, 1),), Phase(pack_trits_by_five)),
     "TQ2_0": _OneScale(256, -1, 1, 64, (spaced(0.7, 10, 24, 1),), Phase(pack_trits_by_four)),

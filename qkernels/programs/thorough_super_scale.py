@@ -88,7 +88,7 @@ def error_of(X, H, d, SCALES, CELLS, SUBS, N, LOW, HIGH):
 
 
 def common_scale(j, X, H, D, SCALES, WANTED, DIVISORS, CELLS, SUBS, N, LOW, HIGH, LEAST, MOST, TRIALS):
-    """The default's d and scales, or the largest wanted scale over one of DIVISORS and the multiples next to the rest."""
+    """The default's d and scales, or the largest wanted scale over one of DIVISORS, and the multiples next to all."""
     d = ld(D, 0)
     best = error_of(X, H, d, SCALES, CELLS, SUBS, N, LOW, HIGH)
     _, extreme = signed_extreme(WANTED, 0, SUBS)
