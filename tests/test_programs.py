@@ -3,12 +3,6 @@
 The CPU engine, being fast, goes through far more data in test_programs_cpu.py.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,6 +11,7 @@ from quantmill import qkernels
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.types import TYPES
 from tests.support import data_kinds, oracle
+from tests.support.in_triton import case_id, interpret
 
 CASES = list(encoders())
 # Types whose Triton kernels the interpreter runs in every test run: each family, the cheapest of each search.
@@ -35,10 +30,6 @@ QUICK_IN_TRITON = [
     ("IQ2_S", True),
     ("IQ1_M", False),
 ]
-
-
-def case_id(case: tuple[str, bool]) -> str:
-    return f"{case[0]}-{'weighted' if case[1] else 'plain'}"
 
 
 def importance_of(weighted: bool, n_cols: int, kind: str = "zeros") -> np.ndarray | None:
@@ -66,19 +57,6 @@ def test_torch(case):
     assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
 
 
-def interpret(cases: list[tuple[str, bool]], folder: Path) -> dict[str, np.ndarray]:
-    """What Triton's interpreter makes of the hard rows; triton.jit decides to interpret when it is imported."""
-    rows, results = folder / "rows.npz", folder / "results.npz"
-    np.savez(rows, rows=hard_rows(8), importance=data_kinds.importance("zeros", 512))
-    script = Path(__file__).parent / "support" / "interpret_triton.py"
-    command = [sys.executable, str(script), str(rows), str(results), json.dumps(cases), "default"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    with np.load(results) as stored:
-        return dict(stored)
-
-
 def assert_interpreted(case: tuple[str, bool], results: dict[str, np.ndarray]) -> None:
     """16 blocks or more of each hard kind. One call: the interpreter's time goes by operations, not by lanes."""
     type, weighted = case
@@ -88,7 +66,7 @@ def assert_interpreted(case: tuple[str, bool], results: dict[str, np.ndarray]) -
 
 @pytest.fixture(scope="module")
 def quick_in_triton(tmp_path_factory):
-    return interpret(QUICK_IN_TRITON, tmp_path_factory.mktemp("triton"))
+    return interpret(QUICK_IN_TRITON, tmp_path_factory.mktemp("triton"), hard_rows(8))
 
 
 @pytest.mark.parametrize("case", QUICK_IN_TRITON, ids=case_id)
@@ -99,7 +77,7 @@ def test_triton(case, quick_in_triton):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK_IN_TRITON], ids=case_id)
 def test_triton_all(case, tmp_path):
-    assert_interpreted(case, interpret([case], tmp_path))
+    assert_interpreted(case, interpret([case], tmp_path, hard_rows(8)))
 
 
 def test_every_byte_is_written():
