@@ -35,6 +35,9 @@ class Metric:
         """
         return feedback_factor(self.moments, self.order)
 
+    def part(self, matrices: slice) -> Metric:
+        return self if matrices == slice(0, len(self.moments)) else Metric(self.moments[matrices])
+
     def error(self, difference: torch.Tensor) -> torch.Tensor:
         """difference [n_mat, n_rows, n_cols] f32 → tr(E H Eᵀ) [n_mat] f64."""
         return ((difference @ self.moments) * difference).sum((-2, -1), dtype=torch.float64)

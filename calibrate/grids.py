@@ -142,16 +142,30 @@ class _GridState(State):
             self.down[matrix, unit] = chosen.down
 
 
-def _feed_back(state: _GridState, metric: Metric, book: _Book) -> None:
+class UnitFeedback:
+    """What feedback needs of a metric, whatever the rows: the costliest unit first.
+
+    units [n_mat, n_units]: their order; order [n_mat, n_cols]: of the columns; factor: see Metric.feedback; blocks
+    and turn [n_mat, n_units, 8, 8]: the factor's own block of each unit, and what turns its error into feedback.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        moments = metric.moments
+        n_mat, n_cols = moments.shape[:2]
+        cost = metric.diagonal.reshape(n_mat, -1, UNIT).sum(-1)
+        self.units = torch.argsort(cost, dim=-1, descending=True, stable=True)
+        self.order = (self.units[..., None] * UNIT + torch.arange(UNIT, device=moments.device)).flatten(1)
+        self.factor = feedback_factor(moments, self.order)
+        own = self.factor.view(n_mat, n_cols // UNIT, UNIT, n_cols // UNIT, UNIT).diagonal(dim1=1, dim2=3)
+        self.blocks = own.permute(0, 3, 1, 2).contiguous()
+        self.turn = torch.linalg.inv(self.blocks.double()).transpose(-1, -2).float()
+
+
+def _feed_back(state: _GridState, feedback: UnitFeedback, book: _Book) -> None:
     n_mat, n_cols, n_rows = state.target.shape
     device = state.target.device
-    cost = metric.diagonal.view(n_mat, -1, UNIT).sum(-1)
-    units = torch.argsort(cost, dim=-1, descending=True, stable=True)
-    order = (units[..., None] * UNIT + torch.arange(UNIT, device=device)).flatten(1)
-    factor = feedback_factor(metric.moments, order)
-    blocks = factor.view(n_mat, n_cols // UNIT, UNIT, n_cols // UNIT, UNIT).diagonal(dim1=1, dim2=3)
-    factors = _Factors(blocks.permute(0, 3, 1, 2).contiguous(), book.dim)
-    turn = torch.linalg.inv(factors.blocks.double()).transpose(-1, -2).float()
+    units, order, factor, turn = feedback.units, feedback.order, feedback.factor, feedback.turn
+    factors = _Factors(feedback.blocks, book.dim)
     left = state.target.gather(1, order[:, :, None].expand(-1, -1, n_rows))
     matrix = torch.arange(n_mat, device=device)
     for begin in range(0, n_cols, COLUMNS):
@@ -212,7 +226,13 @@ def _descend(state: _GridState, metric: Metric, book: _Book, sweeps: int) -> Non
 
 
 def improved_grid(
-    target: torch.Tensor, blocks: torch.Tensor, metric: Metric, lattice: GridLattice, sweeps: int, rounds: int
+    target: torch.Tensor,
+    blocks: torch.Tensor,
+    metric: Metric,
+    feedback: UnitFeedback,
+    lattice: GridLattice,
+    sweeps: int,
+    rounds: int,
 ) -> torch.Tensor:
     """target f32 [n_mat, n_rows, n_cols], llama.cpp's blocks for it u8 [n_mat, n_rows, row_bytes] → better blocks."""
     n_mat, n_rows, _ = target.shape
@@ -232,7 +252,7 @@ def improved_grid(
         turned(start.entries.long()),
         down,
     )
-    _feed_back(state, metric, book)
+    _feed_back(state, feedback, book)
     _descend(state, metric, book, sweeps)
     for _ in range(rounds):
         refit(state, metric, scales)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,22 +15,24 @@ from quantmill.calibrate.solver import Effort, plain, solvable, solve
 from quantmill.calibrate.targets import NO_SHARES, Shares, target_of
 from quantmill.calibrate.workers import Workers
 from quantmill.models.places import Place
-from quantmill.models.walk import Layer
+from quantmill.models.walked_layer import Layer
 from quantmill.qkernels import dequantize
 
+BLOCK = 256  # columns of the largest block of any type
 EVERY = 6  # of the batches, one is held back
+WIDEST = 16384  # columns; sums of their square, of two parts and two products, take 4 GiB
 STRENGTH = 256  # tokens of the whole layer that every expert's moments are drawn by
 
 
 @dataclass(frozen=True)
 class Settings:
     """alpha: share of the corrections of targets, None: by held-back chunks; damping: of second moments, times their
-    mean; widest: columns above which a matrix is quantized plainly, its square being too large."""
+    mean; widest: columns of the largest square, see `column_parts`."""
 
     effort: Effort
     alpha: float | None = None
     damping: float = 0.01
-    widest: int = 24576
+    widest: int = WIDEST
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,51 @@ def quantize_layer(
     made: list[Made] = []
     held = held_back(len(layer.walk.batches))
     for place in layer.places:
+        parts = column_parts(place.n_cols, settings.widest)
         names = [name for name, _ in place.takers if name in types]
+        if len(parts) > 1:  # a part of the columns must be a part of every row
+            names = [name for name in names if _columns(layer, name) is None]
         if not names:
             continue
-        if place.n_cols > settings.widest:
-            continue
         device = layer.walk.loaded.device
-        moments = layer.visit(place, partial(Moments, place, held, two_streams, device))
-        made += _at_place(layer, place, names, types, settings, moments, workers)
+        found = []
+        for part in parts:
+            only = None if len(parts) == 1 else part
+            moments = layer.visit(place, partial(Moments, place, held, two_streams, device, only))
+            found.append(_at_place(layer, place, names, types, settings, moments, workers, part))
+        made += [_side_by_side(of_one) for of_one in zip(*found, strict=True)]
         if two_streams:
             for one in made[-len(names) :]:
                 layer.change(one.name, one.decoded(device))
     return made
+
+
+def column_parts(n_cols: int, widest: int) -> list[slice]:
+    """All columns, or as few equal parts of whole blocks as keep each at `widest`: what moments are summed of.
+
+    Second moments between parts are taken for zero, so that errors of one part are not made good in another.
+    """
+    count = -(-n_cols // widest)
+    step = -(-n_cols // (count * BLOCK)) * BLOCK if count > 1 else n_cols
+    return [slice(first, min(first + step, n_cols)) for first in range(0, n_cols, step)]
+
+
+def _side_by_side(parts: Sequence[Made]) -> Made:
+    """Columns of one tensor, solved in parts."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def total(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+        return sum(before for before, _ in pairs), sum(after for _, after in pairs)
+
+    return replace(
+        first,
+        blocks=np.concatenate([one.blocks for one in parts], -1),
+        shares=Shares(sum(one.shares.input for one in parts) / len(parts)),
+        fitted=total([one.fitted for one in parts]),
+        held=total([one.held for one in parts]),
+    )
 
 
 def _at_place(
@@ -89,8 +124,9 @@ def _at_place(
     settings: Settings,
     moments: Moments,
     workers: Workers,
+    part: slice,
 ) -> list[Made]:
-    """Tensors of one type that take all columns are solved together: their rows are rows of one matrix."""
+    """Tensors of one type that take the same columns are solved together: their rows are rows of one matrix."""
     groups: dict[tuple[str, bytes], list[str]] = {}
     for name in names:
         index = _columns(layer, name)
@@ -99,8 +135,13 @@ def _at_place(
     found: dict[str, Made] = {}
     for (type, key), members in groups.items():
         index = _columns(layer, members[0])
-        part = moments if not key else moments.columns(torch.from_numpy(index).to(moments.square.device))
-        for one in _solved(layer, place, members, type, settings, part, workers):
+        own = moments if not key else moments.columns(torch.from_numpy(index).to(moments.square.device))
+        weights = [layer.weight(name) for name in members]
+        if place.n_mat == 1:  # heads of one input are rows like any others
+            weights = [matrix.reshape(1, -1, matrix.shape[-1]) for matrix in weights]
+        if not key:
+            weights = [matrix[..., part] for matrix in weights]
+        for one in _solved(weights, members, type, settings, own, workers):
             found[one.name] = one
     return [found[name] for name in names]
 
@@ -116,17 +157,13 @@ def _columns(layer: Layer, name: str) -> np.ndarray | None:
 
 
 def _solved(
-    layer: Layer,
-    place: Place,
+    weights: list[torch.Tensor],
     names: list[str],
     type: str,
     settings: Settings,
     moments: Moments,
     workers: Workers,
 ) -> list[Made]:
-    weights = [layer.weight(name) for name in names]
-    if place.n_mat == 1:  # heads of one input are rows like any others
-        weights = [matrix.reshape(1, -1, matrix.shape[-1]) for matrix in weights]
     sizes = [matrix.shape[1] for matrix in weights]
     whole = torch.cat(weights, 1)
     means = shrunk(moments.square[FITTED], moments.counts[FITTED], STRENGTH)

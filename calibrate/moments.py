@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from quantmill.models.places import Place
-from quantmill.models.walk import Seen
+from quantmill.models.walked_layer import Seen
 
 FITTED, HELD = 0, 1
 
@@ -24,24 +24,41 @@ class Moments:
     """
 
     def __init__(
-        self, place: Place, held: Callable[[int], bool], two_streams: bool, device: torch.device
+        self,
+        place: Place,
+        held: Callable[[int], bool],
+        two_streams: bool,
+        device: torch.device,
+        part: slice | None = None,
     ) -> None:
-        self.square = torch.zeros(2, place.n_mat, place.n_cols, place.n_cols, device=device)
+        """held: whether a batch is held back. part: of these columns only, and without the residual."""
+        self._part = part
+        n_cols = place.n_cols if part is None else part.stop - part.start
+        self.square = torch.zeros(2, place.n_mat, n_cols, n_cols, device=device)
         self.cross = torch.zeros_like(self.square) if two_streams else None
         self.residual: torch.Tensor | None = None
         self.counts = torch.zeros(2, place.n_mat, dtype=torch.int64, device=device)
         self._held = held
 
     def add(self, batch: int, seen: Seen) -> None:
-        part, expert, y = int(self._held(batch)), seen.expert, seen.changed
-        self.square[part, expert].addmm_(y.T, y)
-        self.counts[part, expert] += len(y)
+        part, x, y = int(self._held(batch)), seen.original, seen.changed
+        if self._part is not None:
+            x, y = x[..., self._part], y[..., self._part]
+        products = [(self.square, y)]
         if self.cross is not None:
-            self.cross[part, expert].addmm_((seen.original - y).T, y)
-        if seen.residual is not None:
+            products.append((self.cross, x - y))
+        for sums, left in products:
+            if len(seen.experts) == 1:
+                sums[part, seen.experts[0]].addmm_(left[0].T, y[0])
+            else:
+                experts = torch.tensor(seen.experts, device=y.device)
+                sums[part].index_add_(0, experts, left.mT @ y)
+        for expert, count in zip(seen.experts, seen.counts, strict=True):
+            self.counts[part, expert] += count
+        if seen.residual is not None and self._part is None:
             if self.residual is None:
-                self.residual = y.new_zeros(2, seen.residual.shape[1], y.shape[1])
-            self.residual[part].addmm_(seen.residual.T, y)
+                self.residual = y.new_zeros(2, seen.residual.shape[1], y.shape[2])
+            self.residual[part].addmm_(seen.residual.T, y[0])
 
     def join(self, other: Moments) -> None:
         self.square += other.square

@@ -15,15 +15,20 @@ from typing import Any
 import torch
 
 from quantmill.calibrate.gram import Metric
-from quantmill.calibrate.grids import improved_grid
+from quantmill.calibrate.grids import UnitFeedback, improved_grid
 from quantmill.calibrate.refit import Scales, refit
 from quantmill.calibrate.rounding import Levels, State, descend, feed_back
 from quantmill.calibrate.search import search
 from quantmill.qkernels import quantize
+from quantmill.qkernels.engines import serving
 from quantmill.qkernels.lattices import GRIDS, LATTICES, Choice, lattice_of
 
 ShareOut = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]  # map in threads, in order
-ROWS = 1024  # rows of a matrix that are solved together; part of what decides the bytes
+# Of one piece of work: rows of a matrix, and weights of all its matrices together. Part of what decides the bytes.
+ROWS = {"cpu": 1024}
+ROWS_ON_DEVICE = 1 << 16
+WEIGHTS = {"cpu": 1 << 21}
+WEIGHTS_ON_DEVICE = 1 << 28
 SEARCHED = frozenset({"Q2_K", "Q4_K", "Q8_0", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0"})
 
 
@@ -50,25 +55,65 @@ def solve(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """target f32 [n_mat, n_rows, n_cols], the metric of each matrix → blocks u8 [n_mat, n_rows, row_bytes].
 
-    Two of them: llama.cpp's, by the metric's diagonal, and the solved ones. Rows are solved ROWS at a time, shared
-    out to threads where there are: the bytes do not depend on it.
+    Two of them: llama.cpp's, by the metric's diagonal, and the solved ones. A single matrix is cut into rows, a stack
+    into matrices, shared out to threads where there are: the bytes do not depend on it.
     Raises QuantizeError for a type that is not solvable or weights its scales cannot hold.
     """
-    slabs = target.split(ROWS, 1)
-    _ = metric.feedback  # once, before the threads need it
+    map_all = _one_by_one if share_out is None else share_out
+    stack, rows = _cuts(target)
+    made = []
+    if len(stack) == 1:
+        fed = _feedback(metric, type)
+        made.append(map_all(lambda at: _piece(target[:, at], metric, fed, type, effort), rows))
+    else:
 
-    def one(slab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        start = plain(slab, metric.diagonal, type)
-        return start, _improved(slab, start, metric, type, effort)
+        def one(matrices: slice) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            part = metric.part(matrices)
+            fed = _feedback(part, type)
+            return [_piece(target[matrices, at], part, fed, type, effort) for at in rows]
 
-    made = [one(slab) for slab in slabs] if share_out is None else share_out(one, slabs)
-    starts, solved = zip(*made, strict=True)
-    return torch.cat(starts, 1), torch.cat(solved, 1)
+        made = map_all(one, stack)
+    start, solved = (torch.cat([torch.cat([two[i] for two in part], 1) for part in made]) for i in (0, 1))
+    return start, solved
+
+
+def _one_by_one(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [work(item) for item in items]
+
+
+def _cuts(target: torch.Tensor) -> tuple[list[slice], list[slice]]:
+    """Matrices of a stack that are solved together, and rows."""
+    n_mat, n_rows, n_cols = target.shape
+    kind = target.device.type
+    step = min(n_rows, ROWS.get(kind, ROWS_ON_DEVICE))
+    together = max(1, WEIGHTS.get(kind, WEIGHTS_ON_DEVICE) // (step * n_cols))
+    stack = [slice(first, min(first + together, n_mat)) for first in range(0, n_mat, together)]
+    return stack, [slice(first, min(first + step, n_rows)) for first in range(0, n_rows, step)]
+
+
+def _feedback(metric: Metric, type: str) -> UnitFeedback | None:
+    """What all rows share, worked out once: of the metric itself for scalar types."""
+    if type in GRIDS:
+        return UnitFeedback(metric)
+    _ = metric.feedback
+    return None
+
+
+def _piece(
+    target: torch.Tensor, metric: Metric, feedback: UnitFeedback | None, type: str, effort: Effort
+) -> tuple[torch.Tensor, torch.Tensor]:
+    start = plain(target, metric.diagonal, type)
+    if feedback is not None:
+        grid = GRIDS[type]
+        solved = improved_grid(target, start, metric, feedback, grid, effort.sweeps, effort.rounds)
+    else:
+        solved = _improved(target, start, metric, type, effort)
+    return start, solved
 
 
 def plain(target: torch.Tensor, diagonal: torch.Tensor, type: str) -> torch.Tensor:
     """llama.cpp's blocks of target [n_mat, n_rows, n_cols] f32, weighted by diagonal [n_mat, n_cols]."""
-    engine = "cpu" if target.device.type == "cpu" else "torch"
+    engine = serving(target.device.type).name
     weights = diagonal.float()
     made = [
         quantize(matrix.contiguous(), type, weight.contiguous(), engine, 1)
@@ -80,8 +125,6 @@ def plain(target: torch.Tensor, diagonal: torch.Tensor, type: str) -> torch.Tens
 def _improved(
     target: torch.Tensor, blocks: torch.Tensor, metric: Metric, type: str, effort: Effort
 ) -> torch.Tensor:
-    if type in GRIDS:
-        return improved_grid(target, blocks, metric, GRIDS[type], effort.sweeps, effort.rounds)
     lattice = lattice_of(type)
     n_mat, n_rows, n_cols = target.shape
     levels = Levels(lattice, target.device)

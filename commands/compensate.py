@@ -27,8 +27,16 @@ from quantmill.jobs.compensate_request import DAMPING, EFFORT, Calibration
 from quantmill.jobs.compensated import Compensated
 from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job
+from quantmill.jobs.watcher import Silent
 from quantmill.plain_json import json_text
 from quantmill.recipe import Plan
+
+
+class _Noting(Silent):
+    """What a dry run says beside the plan."""
+
+    def note(self, line: str) -> None:
+        remark(line)
 
 
 class _Shown:
@@ -81,7 +89,9 @@ def ways(
     """How a job is done with compensation, and how it is planned; None: as usual. Raises JobError."""
     damping = DAMPING if damping is None else damping
     calibration = Calibration(texts, effort or EFFORT, chunks, alpha, damping, resume, polish)
-    return partial(compensate_and_show, calibration=calibration), partial(plan_job, calibration=calibration)
+    return partial(compensate_and_show, calibration=calibration), partial(
+        plan_job, calibration=calibration, watcher=_Noting()
+    )
 
 
 def compensate_and_show(

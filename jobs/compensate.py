@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantmill.gguf_io import GGUFSink, open_source
+from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_plan import chunks_of, digest, load_model, plan_of, read
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
 from quantmill.jobs.finished_layers import FinishedLayers
 from quantmill.jobs.line import Line
+from quantmill.jobs.machine import return_free_memory
 from quantmill.jobs.quantize import (
     Job,
     check_outputs,
@@ -37,7 +39,6 @@ from quantmill.recipe import Plan, PlanEntry
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
     from quantmill.models.model import LoadedModel
-    from quantmill.models.walk import Walk
 
 
 @dataclass
@@ -82,6 +83,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         workers = opened.enter_context(working(job.threads or os.cpu_count() or 1))
         state = _Run(job, calibration, watcher, plan, sink, chunks)
         watcher.planned(plan)
+        watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
         kept = _walk(state, loaded, workers)
         walked_s = time.perf_counter() - started
         rest = [entry for entry in plan.entries if entry.name not in state.done]
@@ -126,7 +128,6 @@ def _walk(state: _Run, loaded: LoadedModel, workers: object) -> FinishedLayers:
     walk = Walk(loaded, state.chunks, workers.map, two_streams)
     held = held_back(len(walk.batches))
     state.n_held = sum(len(batch) for i, batch in enumerate(walk.batches) if held(i))
-    state.watcher.note(_needs(walk))
     if calibration.resume:
         state.watcher.note(f"{kept.n_found} of {len(walk.modules)} layers were done before")
     for layer in walk.layers():
@@ -149,6 +150,7 @@ def _walk(state: _Run, loaded: LoadedModel, workers: object) -> FinishedLayers:
             state.done.add(entry.name)
             state.watcher.progressed(entry.source_bytes, entry.name)
         state.made += made
+        return_free_memory()
         state.watcher.layer_done(layer.index + 1, len(walk.modules))
     return kept
 
@@ -198,15 +200,3 @@ def _stored(arrays: dict[str, np.ndarray], entries: dict[str, PlanEntry]) -> lis
         pairs = (errors[0], errors[1]), (errors[2], errors[3])
         made.append(Made(name, blocks, entries[name].type, bool(compensated), Shares(a, b), *pairs))
     return made
-
-
-def _needs(walk: Walk) -> str:
-    """What the run will hold, said before it begins."""
-    n_tokens = sum(batch.numel() for batch in walk.batches)
-    widest, n_mat = walk.widest()
-    streams = 8 * n_tokens * walk.original[0].shape[-1]
-    inputs = 4 * n_tokens * walk.input_columns()
-    squares = 16 * n_mat * widest * widest
-    total = (streams + inputs + squares) / 2**30
-    stack = f" of {n_mat} experts" if n_mat > 1 else ""
-    return f"{n_tokens} tokens; largest square {widest} x {widest}{stack}; about {total:.1f} GiB beside the model"

@@ -16,10 +16,11 @@ from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.text import Cutting, Text, text_argument
+from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_request import N_CTX, Calibration
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.quantize import Job, importance_index, load_importance, sink_of
-from quantmill.jobs.watcher import Silent
+from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.engines import choose_engines
 from quantmill.recipe import ImportanceIndex, Override, Plan, build_plan
 
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 Texts = tuple[Sequence[Text], Mapping[Path, str]]  # and what the plain ones say
 
 
-def plan_job(job: Job, calibration: Calibration) -> Plan:
+def plan_job(job: Job, calibration: Calibration, watcher: Watcher | None = None) -> Plan:
     """What jobs.compensate.run would write, and in `problems` what would stop it; reads the model and the texts.
 
+    The watcher is told what the run would take.
     Raises what `run` raises for a model or a text that does not serve.
     """
     import torch
@@ -49,6 +51,8 @@ def plan_job(job: Job, calibration: Calibration) -> Plan:
             sink_of(job, plan, source, Silent())
         except GGUFError as error:
             plan = replace(plan, problems=(*plan.problems, str(error)))
+        if watcher is not None:
+            watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,9 +83,9 @@ def _mean_ratio(pairs: list[tuple[float, float]]) -> float:
 
 
 def peak_bytes() -> int:
-    """Of this process, 0 where the system does not say."""
+    """Of this process so far, 0 where the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -71,8 +71,11 @@ def by_expert(top_k_index: torch.Tensor, n_experts: int) -> tuple[torch.Tensor, 
     return torch.argsort(chosen, stable=True), ends
 
 
-def entering_down(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
-    """What enters the down matrix: the gated (or only activated) intermediate state."""
+def entering_down(module: Any, expert: int | list[int], x: torch.Tensor) -> torch.Tensor:
+    """What enters the down matrix: the gated (or only activated) intermediate state.
+
+    x [n, n_hidden] of one expert, or [n_experts, n, n_hidden] of several, where the stack gives several at a time.
+    """
     part = "gate_up_proj" if module.has_gate else "up_proj"
     out = _product(module, part, expert, x)
     return module._apply_gate(out) if module.has_gate else module.act_fn(out)
@@ -83,7 +86,10 @@ def _down(module: Any, expert: int, x: torch.Tensor) -> torch.Tensor:
     return module.post_expert_norm(out) if module.has_post_expert_norm else out
 
 
-def _product(module: Any, part: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+def _product(module: Any, part: str, expert: int | list[int], x: torch.Tensor) -> torch.Tensor:
     weight = getattr(module, part)[expert]
     bias = getattr(module, f"{part}_bias")[expert] if module.has_bias else None
-    return F.linear(x, weight.T if module.is_transposed else weight, bias)
+    if weight.ndim == 2:
+        return F.linear(x, weight.T if module.is_transposed else weight, bias)
+    out = x @ (weight if module.is_transposed else weight.mT)
+    return out if bias is None else out + bias[:, None]

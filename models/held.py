@@ -7,8 +7,10 @@ the thread that runs it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,17 +28,24 @@ class Reached(Exception):
 class Pass(threading.local):
     """What the running pass of this thread is: changed: take the matrices as they will be.
 
-    until: the module before whose product the pass ends; seen: what entered each module; outputs: what the layer's
-    parts gave. Both are kept only when `noting`.
+    until: the module before whose product the pass ends; given: what parts of the layer are known to put out, which
+    are then not run; seen: what entered each module, when `noting` of all; outputs: what those parts of the layer
+    put out that hold matrices, by name, in order.
     """
 
     def __init__(self) -> None:
         self.begin(changed=False)
 
-    def begin(self, changed: bool, until: nn.Module | None = None, noting: bool = False) -> None:
-        self.changed, self.until, self.noting = changed, until, noting
+    def begin(
+        self,
+        changed: bool,
+        until: nn.Module | None = None,
+        noting: bool = False,
+        given: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.changed, self.until, self.noting, self.given = changed, until, noting, given
         self.seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]] = []
-        self.outputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, Any] = {}
 
     def enter(self, module: nn.Module, *inputs: torch.Tensor) -> None:
         if self.noting or module is self.until:
@@ -76,8 +85,12 @@ class HeldStack:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, expert: int | torch.Tensor) -> torch.Tensor:
-        return (self.changed if self.run.changed else self.original)[int(expert)]
+    def __getitem__(self, expert: int | torch.Tensor | list[int]) -> torch.Tensor:
+        """Matrices of a list of experts [n, n_rows, n_cols], or the one of a single expert."""
+        stack = self.changed if self.run.changed else self.original
+        if isinstance(expert, list):
+            return stack[expert[0] : expert[0] + 1] if len(expert) == 1 else stack[expert]
+        return stack[int(expert)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +136,26 @@ def hold(layer: nn.Module, prefix: str, run: Pass, dtype: torch.dtype) -> HeldLa
             object.__setattr__(module, "forward", partial(_experts_forward, module, run))
             held.undo.append(partial(object.__delattr__, module, "forward"))
     for name, part in layer.named_children():
-        held.undo.append(part.register_forward_hook(partial(_note_output, run, name)).remove)
+        if _holds_matrices(part):
+            before = vars(part).get("forward")
+            object.__setattr__(part, "forward", partial(_part_forward, part.forward, run, name))
+            held.undo.append(partial(_forward_again, part, before))
     return held
+
+
+def _forward_again(part: nn.Module, before: Any) -> None:
+    if before is None:
+        object.__delattr__(part, "forward")
+    else:
+        object.__setattr__(part, "forward", before)
+
+
+def _holds_matrices(part: nn.Module) -> bool:
+    """Whether products are taken somewhere in this part of a held layer."""
+    return any(
+        isinstance(m, HeldLinear) or any(isinstance(v, HeldStack) for v in vars(m).values())
+        for m in part.modules()
+    )
 
 
 def _put_back(parent: nn.Module, attribute: str, module: nn.Module) -> None:
@@ -143,7 +174,14 @@ def _unseen(which: int, expert: int, x: torch.Tensor) -> None:
     """What enters single experts is worked out by whoever stops at the stack."""
 
 
-def _note_output(run: Pass, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+def _part_forward(forward: Callable[..., Any], run: Pass, name: str, *inputs: Any, **named: Any) -> Any:
+    output = run.given[name] if name in run.given else forward(*inputs, **named)
+    run.outputs[name] = output
+    return output
+
+
+def first_of(output: Any) -> torch.Tensor:
+    """Hidden states, of what a layer or a part of one puts out."""
     first = output[0] if isinstance(output, tuple) else output
-    if isinstance(first, torch.Tensor):
-        run.outputs[name] = first
+    assert isinstance(first, torch.Tensor)
+    return first

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from quantmill.gguf_io.convert.names import Use
-from quantmill.models.held import HeldLayer, HeldLinear, HeldStack
+from quantmill.models.held import HeldLayer, HeldLinear, HeldStack, first_of
 from quantmill.models.model import LoadedModel
 
 
@@ -33,7 +34,7 @@ def find_places(
     hidden: torch.Tensor,
     out: torch.Tensor,
     seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]],
-    outputs: dict[str, torch.Tensor],
+    outputs: dict[str, Any],
 ) -> tuple[Place, ...]:
     """Modules that are given the same tensor one after the other are one place."""
     hf_names = {id(m): name for name, m in held.matrices.items()}
@@ -80,14 +81,11 @@ def _with_writer(
     hidden: torch.Tensor,
     out: torch.Tensor,
     seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]],
-    outputs: dict[str, torch.Tensor],
+    outputs: dict[str, Any],
 ) -> Place:
     """Whether the layer's output is its input plus what its parts give, and this product is one of those."""
-    writers = {
-        name: output
-        for name, output in outputs.items()
-        if output.shape == hidden.shape and _holds_matrices(held.layer.get_submodule(name))
-    }
+    firsts = {name: first_of(output) for name, output in outputs.items()}
+    writers = {name: output for name, output in firsts.items() if output.shape == hidden.shape}
     total = hidden + sum(writers.values())
     if (total - out).norm() > 1e-4 * out.norm() or not isinstance(place.module, HeldLinear):
         return place
@@ -98,13 +96,6 @@ def _with_writer(
         if same and len(place.takers) == 1:
             return Place(place.takers, place.module, place.n_cols, writes=name)
     return place
-
-
-def _holds_matrices(part: nn.Module) -> bool:
-    return any(
-        isinstance(m, HeldLinear) or any(isinstance(v, HeldStack) for v in vars(m).values())
-        for m in part.modules()
-    )
 
 
 def taking(loaded: LoadedModel, hf_name: str) -> list[Use]:

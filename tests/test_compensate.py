@@ -2,6 +2,10 @@
 
 import functools
 import hashlib
+import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import gguf
@@ -248,6 +252,7 @@ def test_a_dry_run_knows_that_importance_is_collected_on_the_way(tmp_path):
         app, ["quantize", str(tiny("F16")), str(tmp_path / "x.gguf"), "IQ2_XXS", *words]
     )
     assert done.exit_code == 0, done.output
+    assert re.search(r"about [\d.]+ GiB beside the model.* minutes, \d+% of them matmuls", done.output)
     assert not list(tmp_path.iterdir())
 
 
@@ -263,3 +268,24 @@ def test_blocks_are_those_of_the_solver_and_not_plain():
         rows = np.array(source[tensor.name].data, np.float32)
         same = np.array_equal(oracle.quantize(rows, tensor.tensor_type.name), tensor.data)
         assert same == (tensor.name == "token_embd.weight")
+
+
+def test_what_it_takes_is_said_before_and_what_is_left_plain_after(tmp_path):
+    arguments = [
+        "--compensate",
+        "--calibration",
+        TEXT,
+        "--chunks",
+        "16",
+        "--effort",
+        "fast",
+        "--threads",
+        "1",
+    ]
+    command = [sys.executable, "-m", "quantmill", "quantize", *arguments, "--json"]
+    command += [str(tiny("F16")), str(tmp_path / "out.gguf"), "Q4_0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = re.search(r"largest square 256 x 256 of 8 experts; .* ([\d.]+) GiB in all", done.stderr)
+    assert said is not None
+    assert float(said[1]) * 2**30 == pytest.approx(json.loads(done.stdout)["peak_bytes"], rel=0.2)
+    assert "without compensation: token_embd.weight" in done.stderr

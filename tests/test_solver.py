@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from quantmill.calibrate import solver
 from quantmill.calibrate.gram import Metric, metric_of, shrunk
+from quantmill.calibrate.layer import column_parts
 from quantmill.calibrate.solver import EFFORTS, Effort, plain, solve
 from quantmill.calibrate.workers import working
 from quantmill.qkernels.lattices import GRIDS, LATTICES
@@ -123,3 +125,22 @@ def test_descent_never_makes_it_worse(type):
         for sweeps, rounds in ((0, 0), (1, 0), (1, 1), (2, 3))
     ]
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("type", ["Q4_0", "IQ2_XS"])
+def test_pieces_of_a_stack_are_solved_as_the_whole(type, monkeypatch):
+    target, metric = weights(n_mat=3), metric_of(correlated(n_mat=3), 0.01)
+    whole = solve(target, metric, type, EFFORTS["fast"])
+    monkeypatch.setitem(solver.ROWS, "cpu", 10)
+    monkeypatch.setitem(solver.WEIGHTS, "cpu", 20 * N_COLS)  # two matrices of ten rows
+    parts = solve(target, metric, type, EFFORTS["fast"])
+    assert torch.equal(whole[0], parts[0])
+    assert (whole[1] != parts[1]).float().mean() < 0.02  # sums of other lengths round otherwise
+
+
+def test_columns_come_in_equal_parts_of_whole_blocks():
+    assert column_parts(16384, 16384) == [slice(0, 16384)]
+    assert column_parts(27648, 16384) == [slice(0, 13824), slice(13824, 27648)]
+    parts = column_parts(3 * 16384 + 512, 16384)
+    assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
+    assert all(part.start % 256 == 0 and part.stop - part.start <= 16384 for part in parts)

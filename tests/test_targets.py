@@ -8,7 +8,7 @@ from quantmill.calibrate.gram import metric_of
 from quantmill.calibrate.moments import FITTED, HELD, Moments
 from quantmill.calibrate.targets import Shares, target_of
 from quantmill.models.places import Place
-from quantmill.models.walk import Seen
+from quantmill.models.walked_layer import Seen
 
 N_COLS, N_ROWS = 24, 10
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def moments_of(fitted, held, residual=True):
     made = Moments(Place((), torch.nn.Identity(), N_COLS), lambda batch: batch == 1, True, CPU)
     for batch, rows in enumerate((fitted, held)):
         x, y, r = (torch.tensor(part, dtype=torch.float32) for part in rows)
-        made.add(batch, Seen(x, y, 0, r if residual else None))
+        made.add(batch, Seen(x[None], y[None], (0,), (len(x),), r if residual else None))
     return made
 
 
@@ -86,8 +86,9 @@ def test_experts_with_few_tokens_keep_their_weights():
     moments = Moments(place, lambda batch: batch == 1, True, CPU)
     for batch, n_tokens in ((0, 500), (1, 500)):
         x, y, _ = (torch.tensor(part, dtype=torch.float32) for part in streams(batch, n_tokens))
-        moments.add(batch, Seen(x, y, 0))
-        moments.add(batch, Seen(x[: 3 * N_COLS], y[: 3 * N_COLS], 1))
+        few = 3 * N_COLS
+        padded = [torch.stack([whole, whole * (torch.arange(n_tokens) < few)[:, None]]) for whole in (x, y)]
+        moments.add(batch, Seen(*padded, (0, 1), (n_tokens, few)))
     w = weights().repeat(2, 1, 1)
     means = moments.square[FITTED] / moments.counts[FITTED].view(-1, 1, 1)
     target, _ = target_of(w, moments, metric_of(means, 0.01), 0, alpha=1.0)

@@ -6,6 +6,7 @@ import torch
 
 from quantmill.calibrate.workers import working
 from quantmill.gguf_io.source import open_source
+from quantmill.models import walked_layer
 from quantmill.models.errors import ModelError
 from quantmill.models.model import from_source
 from quantmill.models.walk import Walk
@@ -73,11 +74,11 @@ def test_what_enters_every_matrix_is_what_hooks_see(path):
             assert names == ["attn_q", "attn_k", "attn_v", "attn_output", *experts]
             for place in layer.places[:2]:
                 seen = layer.visit(place, Rows).seen
-                rows = torch.cat([one.changed for _, one in seen])
+                rows = torch.cat([one.changed[0] for _, one in seen])
                 torch.testing.assert_close(
                     rows, inputs[place.takers[0][1].removesuffix(".weight")], rtol=1e-3, atol=1e-4
                 )
-            n_routed = sum(len(one.changed) for _, one in layer.visit(layer.places[2], Rows).seen)
+            n_routed = sum(sum(one.counts) for _, one in layer.visit(layer.places[2], Rows).seen)
             assert n_routed == chunks.size * judge.config.num_experts_per_tok
 
 
@@ -98,6 +99,61 @@ def test_the_changed_stream_takes_changed_weights():
                 (_, seen), *_ = layer.visit(layer.places[2], Rows).seen
                 assert not torch.equal(seen.original, seen.changed)
     assert not torch.equal(walk.original[0], walk.changed[0])
+
+
+def changed_stream(visiting):
+    loaded = load()
+    with working(1) as workers:
+        walk = Walk(loaded, some_chunks(loaded), workers.map)
+        for layer in walk.layers():
+            for place in layer.places:
+                if visiting:
+                    layer.visit(place, Rows)
+                for name, _ in place.takers:
+                    layer.change(name, layer.weight(name) * 1.1)
+    return torch.cat(walk.changed)
+
+
+def test_what_visits_leave_out_is_what_a_whole_pass_gives():
+    """Parts that ran on the way to a place are not run again: the stream is that of a walk without visits."""
+    assert torch.equal(changed_stream(visiting=True), changed_stream(visiting=False))
+
+
+def test_a_late_change_counts_in_what_was_run_before():
+    loaded = load()
+    with working(1) as workers:
+        ended = []
+        for late in (True, False):
+            walk = Walk(loaded, some_chunks(loaded), workers.map)
+            for layer in walk.layers():
+                name = "blk.0.attn_q.weight"
+                if late and layer.index == 0:
+                    layer.visit(layer.places[2], Rows)
+                if layer.index == 0:
+                    layer.change(name, -layer.weight(name))
+            ended.append(torch.cat(walk.changed))
+    assert torch.equal(*ended)
+
+
+def test_experts_side_by_side_are_seen_as_one_by_one(monkeypatch):
+    loaded = load()
+    found = []
+    for together in (1, 3):
+        monkeypatch.setitem(walked_layer.TOGETHER, "cpu", together)
+        with working(1) as workers:
+            layers = Walk(loaded, some_chunks(loaded), workers.map).layers()
+            layer = next(layers)
+            for place in layer.places[2:4]:
+                rows = {}
+                for batch, seen in layer.visit(place, Rows).seen:
+                    for i, (expert, n) in enumerate(zip(seen.experts, seen.counts, strict=True)):
+                        assert not seen.changed[i, n:].any()
+                        rows[batch, expert] = seen.changed[i, :n]
+                found.append(rows)
+    for one, other in zip(found[:2], found[2:], strict=True):
+        assert one.keys() == other.keys()
+        for key, rows in one.items():
+            torch.testing.assert_close(rows, other[key])
 
 
 def test_rows_do_not_depend_on_threads():

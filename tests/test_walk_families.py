@@ -23,7 +23,7 @@ class Rows:
         self.n = 0
 
     def add(self, batch: int, seen: object) -> None:
-        self.n += len(seen.changed)  # type: ignore[attr-defined]
+        self.n += sum(seen.counts)  # type: ignore[attr-defined]
 
     def join(self, other: Rows) -> None:
         self.n += other.n

@@ -1,0 +1,92 @@
+"""What a compensation will take, said before it begins: memory, operations, and how long a GPU would need for them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quantmill.jobs.compensate_request import Calibration
+from quantmill.jobs.compensated import is_searched, peak_bytes
+from quantmill.jobs.quantize import Job
+from quantmill.recipe import Plan, PlanEntry
+
+if TYPE_CHECKING:
+    from quantmill.calibrate.costs import Work
+    from quantmill.models.model import LoadedModel
+
+
+@dataclass(frozen=True)
+class Needs:
+    """n_tokens: of the text; square: columns of the largest second moments, n_mat: matrices that have such ones.
+
+    layer_bytes: what a layer takes beside the model, at most; total_bytes: with the model and what is held already.
+    work: operations of all layers. cut: tensors whose columns are treated in parts, being more than `widest`.
+    """
+
+    n_tokens: int
+    square: int
+    n_mat: int
+    widest: int
+    layer_bytes: int
+    total_bytes: int
+    work: Work
+    cut: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        from quantmill.calibrate.costs import H100, text_of
+
+        stack = f" of {self.n_mat} experts" if self.n_mat > 1 else ""
+        seconds = H100.seconds(self.work)
+        parts = [
+            f"{self.n_tokens} tokens",
+            f"largest square {self.square} x {self.square}{stack}",
+            f"about {text_of(self.layer_bytes)} beside the model, {text_of(self.total_bytes)} in all",
+            f"{self.work.operations / 1e12:.1f} T operations (one {H100.name} by formula: {seconds / 60:.1f} minutes, "
+            f"{H100.matmuls_s(self.work) / seconds:.0%} of them matmuls)",
+        ]
+        if self.cut:
+            more = f" and {len(self.cut) - 1} more" if len(self.cut) > 1 else ""
+            parts.append(f"columns of {self.cut[0]}{more} are treated in parts of at most {self.widest}")
+        return "; ".join(parts)
+
+
+def needs_of(
+    job: Job, calibration: Calibration, plan: Plan, loaded: LoadedModel, chunks: np.ndarray
+) -> Needs:
+    """Of a run that has its model loaded and its text read."""
+    from quantmill.calibrate.costs import Setting, layer_of, memory_of, total, work_of
+    from quantmill.calibrate.layer import WIDEST
+    from quantmill.calibrate.solver import EFFORTS
+    from quantmill.models.packed import n_bytes
+    from quantmill.models.walk import walked_names
+
+    assert loaded.source is not None
+    config = loaded.model.config.get_text_config()
+    used = loaded.source.metadata.value(f"{loaded.architecture}.expert_used_count", 1)
+    walked = walked_names(loaded)
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    entries: list[PlanEntry] = [e for e in plan.entries if is_searched(e) and e.source in walked]
+    for entry in entries:
+        _, layer, kind = entry.source.split(".", 2)
+        layers.setdefault(layer, {})[kind] = entry.shape
+    threads = job.threads or os.cpu_count() or 1
+    setting = Setting(chunks.size, chunks.shape[1], config.hidden_size, loaded.device.type, threads, WIDEST)
+    shapes = [layer_of(shapes, used) for shapes in layers.values()]
+    two_streams = calibration.effort != "fast"
+    effort = EFFORTS[calibration.effort]
+    square, n_mat = max(((min(e.n_cols, WIDEST), e.n_matrices) for e in entries), default=(0, 1))
+    layer_bytes = max((memory_of(layer, setting, two_streams) for layer in shapes), default=0)
+    return Needs(
+        n_tokens=chunks.size,
+        square=square,
+        n_mat=n_mat,
+        widest=WIDEST,
+        layer_bytes=layer_bytes,
+        total_bytes=layer_bytes + n_bytes(loaded.model) + peak_bytes(),
+        work=total([work_of(layer, setting, effort, two_streams) for layer in shapes]),
+        cut=tuple(entry.name for entry in entries if entry.n_cols > WIDEST),
+    )

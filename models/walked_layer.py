@@ -1,0 +1,263 @@
+"""A layer while it is walked: its weights decoded, what enters its matrices in both streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from quantmill.models.errors import ModelError
+from quantmill.models.experts import by_expert, entering_down
+from quantmill.models.held import HeldLayer, Pass, Reached, first_of, hold
+from quantmill.models.places import Place, find_places
+from quantmill.qkernels import to_float32
+
+if TYPE_CHECKING:
+    from quantmill.models.walk import Walk
+
+SUM_BYTES = 1 << 30  # of second moments being summed at a time, by all threads
+
+
+# Experts whose rows are put side by side, padded to the longest: few launches on a device, no idle sums on a CPU.
+TOGETHER = {"cpu": 1}
+TOGETHER_ON_DEVICE = 16
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What enters a matrix in one batch: rows of both streams, the same tokens in each; of experts several at a time.
+
+    original, changed: [n_experts, n, n_cols] f32; experts with fewer tokens than n have rows of zeros at the end
+    experts, counts: which, and how many tokens of each
+    residual: what both streams carry past the only matrix, [n, n_out] of the original less the changed one; None
+    where the layer does not simply add the product to its stream.
+    """
+
+    original: torch.Tensor
+    changed: torch.Tensor
+    experts: tuple[int, ...]
+    counts: tuple[int, ...]
+    residual: torch.Tensor | None = None
+
+
+class Summing(Protocol):
+    """Sums over batches; `add` is told the batch's number."""
+
+    def add(self, batch: int, seen: Seen) -> None: ...
+    def join(self, other: Any) -> None: ...
+
+
+Sum = TypeVar("Sum", bound=Summing)
+
+
+class Layer:
+    """One layer of a walk, its weights decoded."""
+
+    def __init__(self, walk: Walk, index: int) -> None:
+        self.walk, self.index = walk, index
+        self.run = Pass()
+        loaded = walk.loaded
+        self.held: HeldLayer = hold(walk.modules[index], walk.prefixes[index], self.run, loaded.dtype)
+        self._arguments = walk.calls[index].arguments
+        self._original_inputs: list[dict[int, tuple[torch.Tensor, ...]]] = []
+        self._original_outputs: list[dict[str, Any]] = []
+        # of the changed stream, batch by batch: what parts of the layer are known to put out, and what enters the
+        # matrix that was visited last, if its product is what a part puts out
+        self._given: list[dict[str, Any]] = [{} for _ in walk.batches]
+        self._entering: dict[int, torch.Tensor] = {}
+        self._visited: Place | None = None
+        self._left_out = False
+        self._weights: dict[str, torch.Tensor] = {}  # changed GGUF tensors, [n_mat, n_rows, n_cols]
+        self.places = self._find_places()
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A GGUF tensor as it was: [n_mat, n_rows, n_cols] f32 on the device."""
+        loaded = self.walk.loaded
+        assert loaded.source is not None
+        view = loaded.table.views[name]
+        spec = next(spec for spec in loaded.source.specs() if spec.name == name)
+        values = torch.from_numpy(to_float32(loaded.source.read(name), spec.type).copy())
+        return values.view(view.matrices, -1, view.shape[-1]).to(loaded.device)
+
+    def change(self, name: str, values: torch.Tensor) -> None:
+        """The changed stream takes `values` [n_mat, n_rows, n_cols] f32 for the GGUF tensor `name` from now on."""
+        table = self.walk.loaded.table
+        self._weights[name] = values
+        for hf_name, uses in table.uses.items():
+            if hf_name not in self.held.matrices or all(use.name != name for use in uses):
+                continue
+            holder = self.held.matrices[hf_name]
+            changed = {use.name: self._weights.get(use.name) for use in uses}
+
+            def read(gguf_name: str, changed: dict[str, torch.Tensor | None] = changed) -> np.ndarray:
+                found = changed[gguf_name]
+                found = self.weight(gguf_name) if found is None else found
+                return found.reshape(table.views[gguf_name].shape).cpu().numpy()
+
+            made = torch.from_numpy(table.to_hf(hf_name, read).astype(np.float32))
+            holder.changed = made.to(holder.original)
+            self._part_changed(hf_name)
+
+    @torch.inference_mode()
+    def _part_changed(self, hf_name: str) -> None:
+        """What the part of the layer put out so far counts no more, nor what followed; its product is taken anew."""
+        part = hf_name.removeprefix(f"{self.walk.prefixes[self.index]}.").partition(".")[0]
+        for given in self._given:
+            if part in given:
+                later = list(given)
+                for name in later[later.index(part) :]:
+                    del given[name]
+        visited, self._visited = self._visited, None
+        if visited is None or visited.writes != part or visited.takers[0][1] != hf_name:
+            return
+
+        def one(batch: int) -> None:
+            self.run.begin(changed=True)
+            product, like = visited.module(self._entering.pop(batch)), self._original_outputs[batch][part]
+            self._given[batch][part] = (product, *like[1:]) if isinstance(like, tuple) else product
+
+        self.walk.share_out(one, sorted(self._entering))
+
+    @torch.inference_mode()
+    def visit(self, place: Place, make: Callable[[], Sum]) -> Sum:
+        """Sums of what enters `place` in all batches; several of `make` side by side, joined in order.
+
+        Raises ModelError for a value that is not finite, naming layer and chunk.
+        """
+        n = len(self.walk.batches)
+        bytes_each = 16 * place.n_mat * place.n_cols * place.n_cols
+        n_groups = max(1, min(8, n, SUM_BYTES // bytes_each))
+        if self.walk.loaded.device.type != "cpu":
+            n_groups = 1
+        bounds = [n * i // n_groups for i in range(n_groups + 1)]
+
+        def one(group: int) -> Sum:
+            sums = make()
+            for batch in range(bounds[group], bounds[group + 1]):
+                for seen in self._see(place, batch):
+                    sums.add(batch, seen)
+            return sums
+
+        self._entering.clear()
+        self._visited = place if place.writes is not None and self.walk.two_streams else None
+        first, *rest = self.walk.share_out(one, range(n_groups))
+        for other in rest:
+            first.join(other)
+        return first
+
+    def leave_out(self) -> None:
+        """The changed stream goes round this layer: it is not in the model any more."""
+        self._left_out = True
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Both streams pass the layer, and what was kept of it is forgotten."""
+        walk = self.walk
+
+        def one(batch: int) -> None:
+            original = self._outputs[batch] if self._outputs else self._pass(walk.original[batch])
+            if walk.two_streams and not self._left_out:
+                self.run.begin(changed=True, given=self._given[batch])
+                walk.changed[batch] = self._pass(walk.changed[batch])
+            walk.original[batch] = original
+
+        walk.share_out(one, range(len(walk.batches)))
+        for kept in (self._outputs, self._original_inputs, self._original_outputs, self._given):
+            kept.clear()
+
+    def _pass(self, hidden: torch.Tensor) -> torch.Tensor:
+        return first_of(self.held.layer(hidden, **self._arguments))
+
+    @torch.inference_mode()
+    def _find_places(self) -> tuple[Place, ...]:
+        """Run the original stream through the layer, keep what enters every matrix, and see what writes the stream."""
+        walk = self.walk
+
+        def one(batch: int) -> Any:
+            self.run.begin(changed=False, noting=True)
+            out = self._pass(walk.original[batch])
+            return out, self.run.seen, self.run.outputs
+
+        done = walk.share_out(one, range(len(walk.batches)))
+        self._outputs = [out for out, _, _ in done]
+        self._original_inputs = [{id(m): inputs for m, inputs in seen} for _, seen, _ in done]
+        self._original_outputs = [outputs for _, _, outputs in done]
+        return find_places(walk.loaded, self.held, walk.original[0], *done[0])
+
+    def _see(self, place: Place, batch: int) -> Iterator[Seen]:
+        original = self._original_inputs[batch][id(place.module)]
+        outputs: dict[str, Any] = {}
+        inputs = original
+        if self.walk.two_streams:
+            self.run.begin(changed=True, until=place.module, given=self._given[batch])
+            try:
+                self._pass(self.walk.changed[batch])
+            except Reached:
+                inputs, outputs = self.run.seen[-1][1], self.run.outputs
+            else:
+                raise AssertionError("a place of the original stream was not reached by the changed one")
+            self._given[batch] = outputs  # parts before this place will put out the same
+            if self._visited is not None:
+                self._entering[batch] = inputs[0]
+        for part in (*original, *inputs):
+            if part.is_floating_point() and not bool(part.isfinite().all()):
+                raise self._not_finite(place, batch, part)
+        if place.n_mat == 1:
+            x, y = (stream[0].flatten(0, -2).float()[None] for stream in (original, inputs))
+            yield Seen(x, y, (0,), (x.shape[1],), self._residual(place, batch, outputs))
+        else:
+            yield from self._see_experts(place, original[0], *inputs)
+
+    def _see_experts(
+        self, place: Place, original: torch.Tensor, changed: torch.Tensor, index: torch.Tensor
+    ) -> Iterator[Seen]:
+        """The tokens that the changed stream routes to each expert, in both streams; those with most first."""
+        order, ends = by_expert(index, place.n_mat)
+        begins = [0, *ends[:-1]]
+        counts = [end - begin for begin, end in zip(begins, ends, strict=True)]
+        busiest = sorted(range(place.n_mat), key=lambda expert: (-counts[expert], expert))
+        busy = [expert for expert in busiest if counts[expert]]
+        step = TOGETHER.get(order.device.type, TOGETHER_ON_DEVICE)
+        for first in range(0, len(busy), step):
+            experts = busy[first : first + step]
+            slots = torch.nn.utils.rnn.pad_sequence(
+                [order[begins[e] : ends[e]] for e in experts], batch_first=True, padding_value=-1
+            )
+            real = (slots >= 0).unsqueeze(-1)
+            tokens = slots.clamp_min(0) // index.shape[1]
+            streams = []
+            for hidden, as_changed in ((original, False), (changed, self.walk.two_streams)):
+                rows = hidden[tokens]
+                if place.down:
+                    self.run.begin(changed=as_changed)
+                    rows = entering_down(place.module, experts, rows)
+                streams.append(rows.float() * real)
+            x, y = streams
+            yield Seen(x, y, tuple(experts), tuple(counts[e] for e in experts))
+
+    def _residual(self, place: Place, batch: int, outputs: dict[str, Any]) -> torch.Tensor | None:
+        if place.writes is None or not self.walk.two_streams:
+            return None
+        difference = self.walk.original[batch] - self.walk.changed[batch]
+        for name, output in outputs.items():  # parts that have written before this one
+            if name in self._writers and name != place.writes:
+                before = first_of(self._original_outputs[batch][name])
+                difference = difference + before - first_of(output)
+        return difference.flatten(0, -2).float()
+
+    @property
+    def _writers(self) -> set[str]:
+        return {place.writes for place in self.places if place.writes is not None}
+
+    def _not_finite(self, place: Place, batch: int, part: torch.Tensor) -> ModelError:
+        name = place.takers[0][0]
+        rows = part if part.ndim == 3 else part.view(len(self.walk.batches[batch]), -1, part.shape[-1])
+        bad = ~rows.isfinite().flatten(1).all(1)
+        chunk = int(self.walk.first_chunks[batch]) + int(bad.nonzero()[0])
+        return ModelError(
+            f"{name}: what enters it is not finite in chunk {chunk + 1} (layer {self.index}); the model or its weights "
+            "overflow there: look at the text of that chunk, or choose a wider type for the tensors before it"
+        )
