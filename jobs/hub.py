@@ -40,7 +40,7 @@ class Hub:
 
     def model(self, name: str, revision: str | None = None) -> Path:
         """All files of a model that a conversion reads. Raises JobError."""
-        with explained(name, "neither a path here nor a model on the Hugging Face hub", revision):
+        with _explained(name, "neither a path here nor a model on the Hugging Face hub", revision):
             return Path(
                 self.api.snapshot_download(
                     repo_id=name,
@@ -53,7 +53,7 @@ class Hub:
 
     def file(self, repo: str, file: str, repo_type: str) -> Path:
         """One file of a repository ("model" or "dataset"). Raises JobError."""
-        with explained(f"{repo}:{file}", f"there is no {_KIND[repo_type]} {repo} with this file on the hub"):
+        with _explained(f"{repo}:{file}", f"there is no {_KIND[repo_type]} {repo} with this file on the hub"):
             return Path(
                 self.api.hf_hub_download(
                     repo_id=repo, filename=file, repo_type=repo_type, cache_dir=self.cache
@@ -62,7 +62,7 @@ class Hub:
 
     def files(self, repo: str, repo_type: str) -> Mapping[str, int]:
         """All files of a repository with their sizes in bytes. Raises JobError."""
-        with explained(repo, f"there is no such {_KIND[repo_type]} on the hub"):
+        with _explained(repo, f"there is no such {_KIND[repo_type]} on the hub"):
             found: Any = self.api.list_repo_tree(repo, recursive=True, repo_type=repo_type)
             return {one.path: one.size for one in found if getattr(one, "size", None) is not None}
 
@@ -86,7 +86,7 @@ def local_model(name: str, revision: str | None = None, hub: Hub | None = None) 
 
 
 @contextmanager
-def explained(name: str, not_there: str, revision: str | None = None) -> Iterator[None]:
+def _explained(name: str, not_there: str, revision: str | None = None) -> Iterator[None]:
     """What huggingface_hub raises, in one line that says what to do."""
     from huggingface_hub.errors import (
         EntryNotFoundError,

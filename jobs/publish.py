@@ -5,14 +5,15 @@ Uploads go by huggingface_hub, which does not send again what is there: the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 
 from quantmill.gguf_io.filesystem import digest
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.hub import HUB_NAME, Hub, explained
+from quantmill.jobs.hub import HUB_NAME, Hub
 from quantmill.jobs.memory import Memory
 from quantmill.jobs.recipe import RECIPE, recipe_path
 from quantmill.jobs.squeeze_card import RECORD, read_record
@@ -96,22 +97,32 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     for path in plan.others:
         watcher.note(f"{path}: is not in the card, and not uploaded")
     _require_login(job)
-    with explained(job.repository, "there is no such repository on the hub"):
+    with _explained(job.repository):
         url = job.hub.api.create_repo(job.repository, private=job.private or None, exist_ok=True)
-        try:
-            job.hub.api.upload_folder(
-                repo_id=job.repository,
-                folder_path=job.directory,
-                allow_patterns=_patterns(path.name for path in plan.files),
-                commit_message="Files of quantmill squeeze",
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("what is uploaded stays: the same command goes on") from None
+        job.hub.api.upload_folder(
+            repo_id=job.repository,
+            folder_path=job.directory,
+            allow_patterns=[escape(path.name) for path in plan.files],
+            commit_message="Files of quantmill squeeze",
+        )
     return Result(plan, str(url))
 
 
-def _patterns(names: Iterable[str]) -> list[str]:
-    return [escape(name) for name in names]
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """What stops an upload, in one line that says how to go on."""
+    from huggingface_hub.errors import HTTPError
+
+    left = "what is uploaded stays: the same command goes on"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(left) from None
+    # Of the answers and of the network; of a file that could not be sent; of a card that the hub does not take.
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        causes = (str(error), *([str(error.__cause__)] if error.__cause__ else []))
+        why = " ".join(" ".join(causes).split())
+        raise JobError(f"{repository}: the upload was stopped ({why}); {left}") from None
 
 
 def _require_login(job: Job) -> None:

@@ -102,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._whoami()
         elif path == "/api/repos/create":
             self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         elif match := _LFS.fullmatch(path):
             self._batch(json.loads(body))
         elif path.startswith("/blob/"):
@@ -196,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._json({"files": modes})
         elif what == "commit":
-            self._commit(files, body)
+            self._commit(key[1], files, body)
         elif what == "paths-info":
             self._json([])
         else:
@@ -211,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _oid(data: bytes | None) -> str | None:
         return None if data is None else hashlib.sha256(data).hexdigest()
 
-    def _commit(self, files: dict[str, bytes], body: bytes) -> None:
+    def _commit(self, repo: str, files: dict[str, bytes], body: bytes) -> None:
         for line in body.splitlines():
             one = json.loads(line)
             value = one["value"]
@@ -219,4 +221,4 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif one["key"] == "lfsFile":
                 files[value["path"]] = self.state.blobs[value["oid"]]
-        self._json({"commitUrl": f"{self.state.url}/commit/{COMMIT}", "commitOid": COMMIT})
+        self._json({"commitUrl": f"{self.state.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT})
