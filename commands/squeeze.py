@@ -14,6 +14,7 @@ from quantmill.commands.console import (
     bars_are_shown,
     command_line,
     parsing,
+    print_problems,
     remark,
     show,
 )
@@ -262,6 +263,9 @@ def _show_plan(job: Job, as_json: bool) -> None:
 
     found = plan_job(job)
     show(json_text(plan_object(found)) if as_json else plan_text(found))
+    if found.problems:
+        print_problems(found.problems)
+        raise typer.Exit(1)
 
 
 def _run(job: Job, events: bool, as_json: bool) -> None:

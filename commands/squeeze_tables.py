@@ -46,6 +46,7 @@ def plan_object(found: Outlook) -> dict[str, Any]:
         "stages": [{"label": label, "seconds": seconds} for label, seconds in found.stages],
         "disk_bytes": found.disk,
         "left_out": list(found.left_out),
+        "problems": list(found.problems),
     }
 
 

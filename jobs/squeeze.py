@@ -19,6 +19,7 @@ from quantmill.gguf_io.kinds import IMATRIX, MODEL
 from quantmill.gguf_io.outputs import check_directory, check_output
 from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.jobs import squeeze_card, squeeze_texts
+from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, recipe_path
@@ -43,6 +44,7 @@ def run(job: Job, watcher: SqueezeWatcher | None = None) -> Result:
     falls into, and of a long one less than that."""
     squeeze = _Squeeze(job, watcher or SilentSqueeze())
     squeeze.check()
+    squeeze.require_room()
     with squeeze.memory.held():
         return squeeze.run()
 
@@ -52,7 +54,12 @@ def plan_job(job: Job) -> Outlook:
     squeeze = _Squeeze(job, SilentSqueeze())
     squeeze.check()
     places = {wish: squeeze.place(wish.label) for wish in squeeze.candidates}
-    return outlook(job, squeeze.plans, squeeze.candidates, places)
+    found = outlook(job, squeeze.plans, squeeze.candidates, places)
+    try:
+        squeeze.require_room()
+    except JobError as error:
+        found = replace(found, problems=(str(error),))
+    return found
 
 
 class _Squeeze:
@@ -76,11 +83,16 @@ class _Squeeze:
         self._check_outputs()
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
+        self.rivals = self._rivals()
+
+    def require_room(self) -> None:
+        """On the disk, for all that will be there at once. Raises JobError."""
+        job = self.job
         ours = [*self.memory.directory.glob("*"), *(job.directory / name for name in self.published.names())]
         there = sum(path.stat().st_size for path in ours if path.is_file())
-        needed = disk_bytes(job, self.plans, self.candidates, costs_of(job.model, 1.0))
-        require_room(job.directory, needed, there)
-        self.rivals = self._rivals()
+        require_room(
+            job.directory, disk_bytes(job, self.plans, self.candidates, costs_of(job.model, 1.0)), there
+        )
 
     def run(self) -> Result:
         started = time.perf_counter()

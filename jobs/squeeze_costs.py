@@ -127,17 +127,20 @@ def learning_of(job: Job, wishes: Sequence[Wish], costs: Costs) -> Learning:
     asked = ((COMPENSATE, job.compensate), (POLISH, job.polish))
     estimates = {COMPENSATE: costs.compensate(job.learn_chunks), POLISH: costs.polish(job.learn_chunks)}
     for what, insisted in sorted(asked, key=lambda one: one[1] is None):
-        for wish in wishes:
-            seconds = estimates[what] + costs.tokens(evaluation_tokens(job))
-            if insisted is False:
-                continue
+        seconds = estimates[what] + costs.tokens(evaluation_tokens(job))
+        too_long = []
+        for wish in wishes if insisted is not False else ():
             if insisted or total + seconds <= 3600 * job.hours:
                 steps.append((wish.label, what))
                 total += seconds
             else:
-                left_out.append(
-                    f"{_SAID[what]} of {wish.label}: about {hours_text(seconds)}, over --hours {job.hours:g}"
-                )
+                too_long.append(wish.label)
+        if too_long:
+            each = "" if len(too_long) == 1 else " each"
+            names = ", ".join(too_long)
+            left_out.append(
+                f"{_SAID[what]} of {names}: about {hours_text(seconds)}{each}, over --hours {job.hours:g}"
+            )
     return Learning(frozenset(steps), tuple(left_out), total)
 
 

@@ -78,12 +78,14 @@ class Plans:
 @dataclass(frozen=True)
 class Outlook:
     """A squeeze before the work. candidates: files that will be made, without what is learned; disk: bytes that are
-    needed at most at once, with the stages that are kept. stages: with seconds, about. left_out: see Learning."""
+    needed at most at once, with the stages that are kept. stages: with seconds, about. left_out: see Learning.
+    problems: what would stop the run."""
 
     candidates: tuple[Planned, ...]
     disk: int
     stages: tuple[tuple[str, float], ...]
     left_out: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 def outlook(

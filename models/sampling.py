@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,13 @@ def sample(
     draws = np.stack([np.random.default_rng(seed).random(n) for seed in seeds])
     ids = torch.tensor([list(start)] * len(seeds), device=loaded.device)
     out = np.empty((len(seeds), n), np.int32)
+    # Versions of transformers differ in what they call it.
+    cache = next(name for name in ("cache", "past_key_values") if name in _arguments(loaded))
     past: Any = None
     with torch.no_grad():
         for i in range(n):
-            found = loaded.model(input_ids=ids, past_key_values=past, use_cache=True)
-            past = found.past_key_values
+            found = loaded.model(input_ids=ids, use_cache=True, **{cache: past})
+            past = getattr(found, cache)
             logits = found.logits[:, -1].double().cpu() / temperature
             steps = torch.softmax(logits, dim=-1).cumsum(dim=-1).numpy()
             chosen = [
@@ -37,6 +40,10 @@ def sample(
             out[:, i] = chosen
             ids = torch.from_numpy(out[:, i : i + 1].astype(np.int64)).to(loaded.device)
     return out
+
+
+def _arguments(loaded: LoadedModel) -> Sequence[str]:
+    return list(inspect.signature(loaded.model.forward).parameters)
 
 
 def text_of_tokens(metadata: Metadata, ids: Sequence[int]) -> str:
