@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from quantmill.calibrate.workers import Workers
+
 BETAS = (0.9, 0.98)
 EPSILON = 1e-12
 
@@ -29,27 +31,31 @@ def rate_at(step: int, steps: int) -> float:
 
 
 class Adam:
-    """Kingma and Ba's method (2014), with the correction of both moments' beginning. state: two tensors a knob."""
+    """Kingma and Ba's method (2014), with the correction of both moments' beginning. moments: two tensors a knob."""
 
-    def __init__(self, knobs: Sequence[Knob]) -> None:
-        self.knobs = knobs
+    def __init__(self, knobs: Sequence[Knob], workers: Workers) -> None:
+        self.knobs, self.workers = knobs, workers
         self.moments = [
             (torch.zeros_like(change), torch.zeros_like(change)) for change in map(_change, knobs)
         ]
         self.n_steps = 0
 
-    @torch.no_grad()
-    def step(self, rates: Sequence[float]) -> None:
-        """One step, a rate a knob; the knobs' gradients are used, not cleared."""
+    def step(self, rates: Sequence[float | torch.Tensor]) -> None:
+        """One step; rates: a knob's, one number or what its change can be multiplied with. Gradients are used up."""
         self.n_steps += 1
         first, second = (1 - beta**self.n_steps for beta in BETAS)
-        for knob, (mean, square), rate in zip(self.knobs, self.moments, rates, strict=True):
+
+        def one(number: int) -> None:
+            knob, (mean, square) = self.knobs[number], self.moments[number]
             grad = knob.grad
             assert grad is not None
             mean.lerp_(grad, 1 - BETAS[0])
             square.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
-            spread = (square / second).sqrt_().add_(EPSILON)
-            _change(knob).addcdiv_(mean, spread, value=-rate / first)
+            spread = torch.div(square, second, out=grad).sqrt_().add_(EPSILON)
+            step = torch.div(mean, spread, out=spread).mul_(rates[number])
+            _change(knob).sub_(step, alpha=1 / first)
+
+        self.workers.map(one, range(len(self.knobs)))
 
 
 def _change(knob: Knob) -> torch.Tensor:

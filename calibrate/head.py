@@ -18,7 +18,9 @@ from quantmill.calibrate.modules import ScaledLinear
 from quantmill.calibrate.scales import ScaledTensor
 from quantmill.calibrate.workers import Workers
 
-SLAB = 1 << 21  # logits of one model at a time
+SLAB = 6 << 20  # logits of one model at a time, in the head's dtype
+PART = 1 << 19  # of them at a time in float32
+COMPARED = 1 << 21  # the same where nothing but comparisons is made of them
 
 Compare = Callable[[torch.Tensor, torch.Tensor, slice], Any]
 
@@ -35,7 +37,11 @@ class Head:
 
     def logits(self, hidden: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         """hidden [n, n_hidden] → [n, n_vocab] f32."""
-        out = (hidden.to(self.dtype) @ matrix.T).float()
+        return self.finished(hidden.to(self.dtype) @ matrix.T)
+
+    def finished(self, products: torch.Tensor) -> torch.Tensor:
+        """W h [n, n_vocab] in any dtype → logits f32."""
+        out = products.float()
         if self.bias is not None:
             out += self.bias.float()
         if self.scale != 1.0:
@@ -103,13 +109,13 @@ class Divergence:
         self._teacher_matrix = teacher_matrix
         self._student_matrix: torch.Tensor | None = None
 
-    def _slabs(self, n: int) -> list[slice]:
-        step = max(1, SLAB // self.student.n_vocab)
+    def _slabs(self, n: int, most: int) -> list[slice]:
+        step = max(1, most // self.student.n_vocab)
         return [slice(first, min(first + step, n)) for first in range(0, n, step)]
 
     def _matrix(self) -> torch.Tensor:
         if self._student_matrix is None:
-            self._student_matrix = self.weight.matrix(0, self.student.dtype)
+            self._student_matrix = self.weight.matrix(0)
         return self._student_matrix
 
     def moved(self) -> None:
@@ -117,35 +123,46 @@ class Divergence:
         if self.weight.moves:
             self._student_matrix = None
 
-    def settled(self) -> None:
-        """The student's blocks are others now."""
-        self._student_matrix = None
-
     def loss_and_gradient(self, wanted: torch.Tensor, hidden: torch.Tensor) -> tuple[float, torch.Tensor]:
         """wanted (the teacher's), hidden [n, n_hidden] → mean KL in nats over all positions, and dL/dhidden.
 
         What the loss says of the head's own scales is added to them.
         """
         n, matrix = len(hidden), self._matrix()
-        found = self.workers.map(
-            lambda rows: self._one(wanted[rows], hidden[rows], matrix, n), self._slabs(n)
-        )
-        if self.weight.moves:
-            logits = torch.cat([gradient for _, _, gradient in found if gradient is not None])
-            self.weight.add_product_gradient(0, matrix, logits, hidden.to(self.student.dtype), n)
-        return sum(kl for kl, _, _ in found) / n, torch.cat([back for _, back, _ in found])
+        narrow, wanted = hidden.to(self.student.dtype), wanted.to(self.teacher.dtype)
+        back = torch.empty(n, hidden.shape[1], dtype=torch.float32, device=hidden.device)
+        moves = self.weight.moves
+        every = narrow.new_empty(n, self.student.n_vocab) if moves else None
 
-    def _one(
-        self, wanted: torch.Tensor, hidden: torch.Tensor, matrix: torch.Tensor, n: int
-    ) -> tuple[float, torch.Tensor, torch.Tensor | None]:
-        logits = self.student.logits(hidden, matrix)
-        q = torch.log_softmax(logits, -1)
-        p = torch.log_softmax(self.teacher.logits(wanted, self._teacher_matrix), -1)
-        difference = p - q
-        kl = float(torch.linalg.vecdot(p.exp_(), difference).double().sum())
-        gradient = q.exp_().sub_(p).div_(n)  # of the logits: softmax(student) − softmax(teacher)
-        small = self.student.back(gradient, logits)
-        return kl, (small @ matrix).float(), small if self.weight.moves else None
+        def one(rows: slice) -> float:
+            found = (
+                narrow[rows] @ matrix.T
+                if every is None
+                else torch.mm(narrow[rows], matrix.T, out=every[rows])
+            )
+            kl = self._into_gradient(found, wanted[rows] @ self._teacher_matrix.T, n)
+            back[rows] = found @ matrix
+            return kl
+
+        kl = sum(self.workers.map(one, self._slabs(n, SLAB))) / n
+        if every is not None:
+            self.weight.add_product_gradient(0, matrix, every, narrow, n)
+        return kl, back
+
+    def _into_gradient(self, found: torch.Tensor, wanted: torch.Tensor, n: int) -> float:
+        """Both heads' products [n_rows, n_vocab] → the sum of the rows' KL, and into `found` its gradient over n."""
+        total = 0.0
+        for rows in self._slabs(len(found), PART):
+            logits, asked = self.student.finished(found[rows]), self.teacher.finished(wanted[rows])
+            q, p = torch.softmax(logits, -1), torch.softmax(asked, -1)
+            best = asked.argmax(-1, keepdim=True)
+            # log p − log q at one place is the same as everywhere, less the difference of logits
+            shift = (p.gather(-1, best) / q.gather(-1, best)).log()
+            difference = asked.sub_(logits)
+            kl = torch.linalg.vecdot(p, difference) + (shift - difference.gather(-1, best)).squeeze(-1)
+            total += float(kl.double().sum())
+            found[rows] = self.student.back(q.sub_(p).div_(n), logits)
+        return total
 
     def compared(self, wanted: torch.Tensor, hidden: torch.Tensor, compare: Compare) -> list[Any]:
         """compare(teacher's log p, student's logits, rows) of each slab of positions, [n, n_vocab] f32."""
@@ -155,4 +172,4 @@ class Divergence:
             log_p = torch.log_softmax(self.teacher.logits(wanted[rows], self._teacher_matrix), -1)
             return compare(log_p, self.student.logits(hidden[rows], matrix), rows)
 
-        return self.workers.map(one, self._slabs(len(hidden)))
+        return self.workers.map(one, self._slabs(len(hidden), COMPARED))

@@ -7,15 +7,14 @@ backward, and forgotten there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from quantmill.calibrate.attention import share_out_attention
-from quantmill.calibrate.scales import ScaledPiece, ScaledTensor
+from quantmill.calibrate.scales import ScaledPiece, ScaledTensor, Way
 from quantmill.calibrate.workers import Workers, tiles
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear
 
@@ -23,27 +22,26 @@ TILE_TOKENS = 128  # rows of a product computed at a time
 
 
 class _Product(torch.autograd.Function):
-    """inputs [n, n_cols] times matrix `index` transposed: [n, n_rows] in the inputs' dtype, computed in `dtype`."""
+    """inputs [n, n_cols] times matrix `index` transposed: [n, n_rows] in the inputs' dtype."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def forward(ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int) -> torch.Tensor:
+        way = weight.way
         ctx.weight, ctx.index = weight, index
-        narrow = inputs.to(dtype)
+        narrow = inputs.to(way.dtype)
         ctx.save_for_backward(narrow)  # the matrix is decoded again
-        return product(narrow, weight.matrix(index, dtype).T, weight.workers).to(inputs.dtype)
+        (out,) = way.replay.of(lambda: (product(narrow, weight.matrix(index).T, way.workers),))
+        return out.to(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
         (inputs,) = ctx.saved_tensors
-        matrix = ctx.weight.matrix(ctx.index, inputs.dtype)
+        matrix = ctx.weight.matrix(ctx.index)
         narrow = outputs.to(inputs.dtype)
         if ctx.weight.moves:
             parts = whole_tiles(narrow), whole_tiles(inputs)
             ctx.weight.add_product_gradient(ctx.index, matrix, *parts, len(inputs))
-        back = product(narrow, matrix, ctx.weight.workers).to(outputs.dtype)
-        return back, None, None, None
+        return product(narrow, matrix, ctx.weight.way.workers).to(outputs.dtype), None, None
 
 
 def product(left: torch.Tensor, right: torch.Tensor, workers: Workers) -> torch.Tensor:
@@ -55,7 +53,7 @@ def product(left: torch.Tensor, right: torch.Tensor, workers: Workers) -> torch.
     def one(rows: slice) -> None:
         torch.mm(left[rows], right, out=out[rows])
 
-    workers.map(one, tiles(len(left), TILE_TOKENS))
+    workers.map(one, tiles(len(left), TILE_TOKENS, 32))
     return out[:n]
 
 
@@ -76,28 +74,29 @@ class _Lookup(torch.autograd.Function):
         ctx.weight, ctx.ids = weight, ids
         if weight.plain:
             return weight.pieces[0].decoded(0, ids, anchor.dtype)
-        return weight.matrix(0, anchor.dtype)[ids]
+        return weight.matrix(0)[ids].to(anchor.dtype)
 
     @staticmethod
     def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
         if ctx.weight.moves and ctx.weight.plain:
+            piece = ctx.weight.pieces[0]
             rows, place = torch.unique(ctx.ids, return_inverse=True)
             sums = outputs.new_zeros(len(rows), outputs.shape[-1]).index_add_(0, place, outputs)
-            ctx.weight.pieces[0].add_row_gradients(rows, sums)
+            piece.add_gradient(0, rows, piece.decoded(0, rows, sums.dtype), sums)
         return None, None, None
 
 
 class ScaledLinear(nn.Module):
     """Drops in for PackedLinear."""
 
-    def __init__(self, weight: ScaledTensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, weight: ScaledTensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.weight, self.dtype = weight, dtype
+        self.weight = weight
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = _Product.apply(x.reshape(-1, self.in_features), self.weight, 0, self.dtype)
+        out = _Product.apply(x.reshape(-1, self.in_features), self.weight, 0)
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -120,9 +119,9 @@ class ScaledEmbedding(nn.Module):
 class ScaledExperts(nn.Module):
     """Drops in for PackedExperts: indexed with an expert it gives what stands for that expert's matrix."""
 
-    def __init__(self, weight: ScaledTensor, dtype: torch.dtype) -> None:
+    def __init__(self, weight: ScaledTensor) -> None:
         super().__init__()
-        self.weight, self.dtype = weight, dtype
+        self.weight = weight
         self.shape = weight.shape
 
     @property
@@ -133,14 +132,14 @@ class ScaledExperts(nn.Module):
         return self.shape[0]
 
     def __getitem__(self, expert: int | torch.Tensor) -> ExpertMatrix:
-        return ExpertMatrix(self.weight, int(expert), self.dtype)
+        return ExpertMatrix(self.weight, int(expert))
 
 
 class ExpertMatrix:
     """An expert's matrix that is decoded where it is multiplied: by F.linear, or behind `@`."""
 
-    def __init__(self, weight: ScaledTensor, index: int, dtype: torch.dtype) -> None:
-        self.weight, self.index, self.dtype = weight, index, dtype
+    def __init__(self, weight: ScaledTensor, index: int) -> None:
+        self.weight, self.index = weight, index
 
     @classmethod
     def __torch_function__(
@@ -149,71 +148,57 @@ class ExpertMatrix:
         inputs, matrix, *rest = args
         assert isinstance(matrix, ExpertMatrix), function
         if function is nn.functional.linear:
-            out = _Product.apply(inputs, matrix.weight, matrix.index, matrix.dtype)
+            out = _Product.apply(inputs, matrix.weight, matrix.index)
             bias = rest[0] if rest else (kwargs or {}).get("bias")
             return out if bias is None else out + bias
         assert function in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), function
-        return _TransposedProduct.apply(inputs, matrix.weight, matrix.index, matrix.dtype)
+        return _TransposedProduct.apply(inputs, matrix.weight, matrix.index)
 
 
 class _TransposedProduct(torch.autograd.Function):
     """inputs [n, n_rows] times matrix `index` as it stands: [n, n_cols]."""
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def forward(ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int) -> torch.Tensor:
+        way = weight.way
         ctx.weight, ctx.index = weight, index
-        narrow = inputs.to(dtype)
+        narrow = inputs.to(way.dtype)
         ctx.save_for_backward(narrow)
-        return product(narrow, weight.matrix(index, dtype), weight.workers).to(inputs.dtype)
+        (out,) = way.replay.of(lambda: (product(narrow, weight.matrix(index), way.workers),))
+        return out.to(inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
         (inputs,) = ctx.saved_tensors
-        matrix = ctx.weight.matrix(ctx.index, inputs.dtype)
+        matrix = ctx.weight.matrix(ctx.index)
         narrow = outputs.to(inputs.dtype)
         if ctx.weight.moves:
             parts = whole_tiles(inputs), whole_tiles(narrow)
             ctx.weight.add_product_gradient(ctx.index, matrix, *parts, len(inputs))
-        return product(narrow, matrix.T, ctx.weight.workers).to(outputs.dtype), None, None, None
+        return product(narrow, matrix.T, ctx.weight.way.workers).to(outputs.dtype), None, None
 
 
-def make_trainable(model: nn.Module, dtype: torch.dtype, workers: Workers) -> dict[str, ScaledPiece]:
+def make_trainable(model: nn.Module, way: Way) -> dict[str, ScaledPiece]:
     """Replace the packed modules of a loaded model in place; its pieces by the GGUF's names."""
     pieces: dict[str, ScaledPiece] = {}
     tensors: dict[int, ScaledTensor] = {}  # a tied head has the embedding's
 
     def scaled(packed: Any) -> ScaledTensor:
         if id(packed) not in tensors:
-            tensors[id(packed)] = ScaledTensor(packed, pieces, workers)
+            tensors[id(packed)] = ScaledTensor(packed, pieces, way)
         return tensors[id(packed)]
 
     for name, module in list(model.named_modules()):
         new: nn.Module
         if isinstance(module, PackedLinear):
-            new = ScaledLinear(scaled(module.weight), module.bias, dtype)
+            new = ScaledLinear(scaled(module.weight), module.bias)
         elif isinstance(module, PackedEmbedding):
             new = ScaledEmbedding(scaled(module.weight), module.dtype, module.scale)
         elif isinstance(module, PackedExperts):
-            new = ScaledExperts(scaled(module.weight), dtype)
+            new = ScaledExperts(scaled(module.weight))
         else:
             continue
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, new)
-    # bfloat16 scores cost 1 % of a 4-bit file's divergence, and on a CPU save little.
-    share_out_attention(model, torch.float32, workers)
+    share_out_attention(model, way)
     return pieces
-
-
-def checkpoint_layers(layers: Sequence[nn.Module]) -> None:
-    """Let each layer keep its input only, and run again when its gradient is wanted. The result is the same."""
-    for layer in layers:
-        inner = layer.forward
-
-        def again(*args: Any, _inner: Callable[..., Any] = inner, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():
-                return _inner(*args, **kwargs)
-            return checkpoint(_inner, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-        layer.forward = again  # type: ignore[method-assign]

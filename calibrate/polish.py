@@ -7,7 +7,7 @@ taken over the whole vocabulary and every position, and Adam moves each scale by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,25 @@ import torch
 from quantmill.calibrate.adam import Adam, rate_at
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.head import Divergence, Head, final_hidden, head_of
-from quantmill.calibrate.modules import checkpoint_layers, make_trainable
-from quantmill.calibrate.scales import ScaledPiece
+from quantmill.calibrate.modules import make_trainable
+from quantmill.calibrate.replay import Replay
+from quantmill.calibrate.scales import ScaledPiece, Way
 from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
 from quantmill.calibrate.workers import Workers
 from quantmill.models.model import LoadedModel
 from quantmill.qkernels.scales import is_trainable
 
-N_CTX = 512
-KEPT_BYTES = 256 << 20  # what layers may keep of a step between their forward and their backward
 FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Highest relative change a step, of the scales of each type (by ggml's name) and of vectors; 0: left alone."""
+    """Highest relative change a step, of the scales of each type (by ggml's name), of the whole numbers that stand for
+    the scales of its groups, and of vectors; 0: left alone."""
 
     scales: Mapping[str, float]
     vectors: float
+    sub_scales: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, type: str) -> float:
         return self.scales.get(type, 0.0)
@@ -46,19 +47,19 @@ class Student:
     """
 
     def __init__(self, loaded: LoadedModel, dtype: torch.dtype, workers: Workers) -> None:
-        self.loaded, self.dtype, self.workers = loaded, dtype, workers
-        self.pieces = make_trainable(loaded.model, dtype, workers)
+        self.loaded, self.workers = loaded, workers
+        replay = Replay()
+        self.pieces = make_trainable(loaded.model, Way(dtype, workers, replay))
         self.head, self.head_weight = head_of(loaded.model, dtype)
         self.vectors: list[Vector] = []
         self.moving: list[ScaledPiece] = []
-        layers = list(loaded.model.get_decoder().layers)
-        checkpoint_layers(layers[layers_kept(loaded.model.config.get_text_config()) :])
+        replay.keep(list(loaded.model.get_decoder().layers))
 
     def start(self, rates: Rates) -> None:
         """Let everything move that has a rate."""
         for piece in self.pieces.values():
             if is_trainable(piece.type) and rates.of(piece.type) > 0:
-                piece.start()
+                piece.start(rates.of(piece.type), rates.sub_scales.get(piece.type, 0.0))
                 self.moving.append(piece)
         if rates.vectors > 0:
             types = (
@@ -66,37 +67,35 @@ class Student:
             )
             self.vectors = vectors_of(self.loaded.model, self.loaded.table, lambda name: types[name] == "F32")
 
+    def apply(self) -> None:
+        """Put every change into the model, rounded to what the file can hold."""
+        work = [(piece, *part) for piece in self.moving for part in piece.pieces_of_work()]
+        self.workers.map(lambda one: one[0].write(*one[1:]), work)
+        for vector in self.vectors:
+            vector.apply()
+
     def hidden(self, chunk: np.ndarray) -> torch.Tensor:
         """chunk [n_ctx] → the states that enter the head, [n_ctx, n_hidden] f32."""
         ids = torch.from_numpy(chunk.astype(np.int64))[None].to(self.loaded.device)
         return final_hidden(self.loaded.model, ids)[0]
 
     def settle(self) -> None:
-        """Round what was trained to what the file can hold; experts with too few tokens are set back first."""
+        """Set back the experts that were trained on too few tokens."""
         for piece in self.moving:
             if len(piece.tokens) > 1 and piece.change is not None:
                 piece.change[piece.tokens < FEW_TOKENS] = 0
-            piece.settle()
-        self.moving = []
-        for vector in self.vectors:
-            vector.apply()
+        self.apply()
 
     def changed_tensors(self) -> dict[str, np.ndarray]:
         """After settle: the bytes of every trained tensor of the file, u8 [n_rows, row_bytes], in the file's order."""
         out = {}
         for name, piece in self.pieces.items():
-            if piece.settled:
+            if piece.moves:
                 out[name] = piece.file_blocks(self.loaded.table.views[name].rows)
         vectors = {vector.name: vector.parameter.detach() for vector in self.vectors}
         for name, values in stored_vectors(vectors, self.loaded.table).items():
             out[name] = values.numpy().astype("<f4").reshape(1, -1).view(np.uint8)
         return out
-
-
-def layers_kept(config: Any) -> int:
-    """How many layers keep what they computed, and need not run again for their gradient, within KEPT_BYTES."""
-    width = getattr(config, "intermediate_size", 0) + getattr(config, "moe_intermediate_size", 0)
-    return KEPT_BYTES // (N_CTX * (48 * config.hidden_size + 20 * width))
 
 
 class Training:
@@ -113,10 +112,11 @@ class Training:
     ) -> None:
         self.student, self.divergence = student, divergence
         self.knobs: list[Any] = [*student.moving, *student.vectors]
-        self.rates = [rates.of(piece.type) for piece in student.moving] + [rates.vectors] * len(
-            student.vectors
-        )
-        self.adam = Adam(self.knobs)
+        self.rates: list[float | torch.Tensor] = [
+            *(rate for piece in student.moving if (rate := piece.rates) is not None),
+            *[rates.vectors] * len(student.vectors),
+        ]
+        self.adam = Adam(self.knobs, student.workers)
         rng = np.random.default_rng(seed)
         self.order = np.concatenate([rng.permutation(n_chunks) for _ in range(n_epochs)])
         self.losses: list[float] = []  # of each chunk before it was trained on
@@ -147,8 +147,7 @@ class Training:
         for piece in self.student.moving:
             assert piece.grad is not None
             piece.grad.zero_()
-        for vector in self.student.vectors:
-            vector.apply()
+        self.student.apply()
         self.divergence.moved()
         self.losses.append(loss)
         self.between_steps = True
@@ -173,13 +172,12 @@ class Training:
             square.copy_(state[f"{i}.square"])
         for i, piece in enumerate(self.student.moving):
             piece.tokens.copy_(state[f"{i}.tokens"])
-        for vector in self.student.vectors:
-            vector.apply()
+        self.student.apply()
         self.divergence.moved()
 
 
 def teacher_head(loaded: LoadedModel, dtype: torch.dtype, workers: Workers) -> tuple[Head, torch.Tensor]:
     """Make a loaded original run in `dtype`; its head and the head's decoded matrix."""
-    make_trainable(loaded.model, dtype, workers)
+    make_trainable(loaded.model, Way(dtype, workers, Replay(0)))
     head, weight = head_of(loaded.model, dtype)
-    return head, weight.matrix(0, dtype)
+    return head, weight.matrix(0)

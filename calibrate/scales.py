@@ -1,34 +1,50 @@
-"""A model's tensors on packed blocks whose scales can move: ε, the relative change of every scale, and dL/dε."""
+"""A model's tensors on packed blocks whose scales can move: the relative change of every scale, and the gradient of it.
+
+The blocks always hold what has been trained so far, each scale rounded to its format, so that what is trained is what
+the file will be; the gradient passes as if nothing were rounded (straight through).
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from quantmill.calibrate.workers import Workers, tiles
+from quantmill.calibrate.replay import Replay
+from quantmill.calibrate.workers import Workers, shares, tiles
 from quantmill.gguf_io.convert.rules import Index
 from quantmill.models.packed import PackedTensor, Piece, decode
 from quantmill.qkernels import get_type
-from quantmill.qkernels.scales import gradient, is_continuous, is_trainable, read_scales, scaled, write_scales
+from quantmill.qkernels.scales import gradient, is_trainable, n_values, read_scales, write_scales
 
 TILE_ROWS = 256  # rows of a matrix decoded, multiplied and summed up at a time
 
 
+@dataclass(frozen=True)
+class Way:
+    """How products are computed. dtype: theirs; everything else is float32."""
+
+    dtype: torch.dtype
+    workers: Workers
+    replay: Replay
+
+
 class ScaledPiece:
-    """One GGUF tensor. change, grad: [n_matrices, n_rows, n_blocks, n_scales] f32, None where nothing moves.
+    """One GGUF tensor. first, change, grad: [n_matrices, n_rows, n_blocks, n_values] f32, None where nothing moves.
 
     The rows are the Piece's, which fill.py has put into Hugging Face order where the file has another.
-    tokens: [n_matrices], how many inputs each matrix has been trained on.
+    rates: [n_values] f32, the highest relative change a step. tokens: [n_matrices], inputs each was trained on.
     """
+
+    first: torch.Tensor | None = None
+    change: torch.Tensor | None = None
+    grad: torch.Tensor | None = None
+    rates: torch.Tensor | None = None
 
     def __init__(self, piece: Piece) -> None:
         self.piece = piece
-        self.change: torch.Tensor | None = None
-        self.grad: torch.Tensor | None = None
         self.tokens = torch.zeros(len(piece.blocks), dtype=torch.int64)
-        self.settled = False
 
     @property
     def name(self) -> str:
@@ -38,45 +54,51 @@ class ScaledPiece:
     def type(self) -> str:
         return self.piece.ggml_type
 
-    def start(self) -> None:
-        """Let the scales move, from where they are."""
+    @property
+    def moves(self) -> bool:
+        return self.change is not None
+
+    def start(self, scales: float, sub_scales: float) -> None:
+        """Let the scales move, from where they are, at such rates."""
         assert is_trainable(self.type)
-        row, blocks = get_type(self.type), self.piece.blocks
-        shape = (*blocks.shape[:-1], blocks.shape[-1] // row.bytes, len(row.scales))
-        self.change = torch.zeros(shape, dtype=torch.float32, device=blocks.device)
-        self.grad = torch.zeros_like(self.change)
+        self.piece.blocks = self.piece.blocks.clone()  # of their own: what was read is a view of the file
+        self.first = read_scales(self.piece.blocks, self.type)
+        self.change, self.grad = torch.zeros_like(self.first), torch.zeros_like(self.first)
+        n_scales = len(get_type(self.type).scales)
+        rates = [scales] * n_scales + [sub_scales] * (n_values(self.type) - n_scales)
+        self.rates = torch.tensor(rates, dtype=torch.float32, device=self.first.device)
 
     def decoded(self, matrix: int, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Rows of one matrix as the moved scales make them: [n_rows, n_cols] dtype."""
-        blocks = self.piece.blocks[matrix][rows]
-        if self.change is None:
-            return decode(blocks, self.type, dtype)
-        if not is_continuous(self.type):
-            # Seen as the grid will have it; the gradient passes as if there were none (straight through).
-            values = read_scales(blocks, self.type) * (1 + self.change[matrix][rows])
-            return decode(write_scales(blocks, self.type, values), self.type, dtype)
-        return scaled(blocks, self.type, self.change[matrix][rows]).to(dtype)
+        """Rows of one matrix as they are now: [n_rows, n_cols] dtype."""
+        return decode(self.piece.blocks[matrix][rows], self.type, dtype)
 
-    def add_gradient(self, matrix: int, rows: slice, made: torch.Tensor, weights: torch.Tensor) -> None:
-        """Add what dL/dW [n_rows, n_cols] of these rows says of their scales; made: what `decoded` gave for them."""
-        if self.grad is not None and self.change is not None:
-            blocks, change = self.piece.blocks[matrix][rows], self.change[matrix][rows]
-            self.grad[matrix][rows] += gradient(blocks, self.type, change, made, weights.float())
+    def decode_into(self, matrix: int, rows: slice, out: torch.Tensor) -> None:
+        """The same into contiguous memory [n_rows, n_cols]."""
+        decode(self.piece.blocks[matrix][rows], self.type, out.dtype, out)
 
-    def add_row_gradients(self, rows: torch.Tensor, weights: torch.Tensor) -> None:
-        """The same for rows [n] of the only matrix, each named once."""
-        if self.grad is not None and self.change is not None:
-            blocks, change = self.piece.blocks[0][rows], self.change[0][rows]
-            made = scaled(blocks, self.type, change)
-            self.grad[0][rows] += gradient(blocks, self.type, change, made, weights.float())
+    def add_gradient(
+        self, matrix: int, rows: slice | torch.Tensor, made: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """Add what dL/dW [n_rows, n_cols] of these rows, each named once, says of their scales.
 
-    def settle(self) -> None:
-        """Write the moved scales into the blocks, each rounded to its format; nothing moves any more."""
-        if self.change is not None:
-            values = read_scales(self.piece.blocks, self.type) * (1 + self.change)
-            self.piece.blocks = write_scales(self.piece.blocks, self.type, values)
-            self.change = self.grad = None
-            self.settled = True
+        made: what `decoded` gave for them.
+        """
+        if self.grad is not None:
+            blocks = self.piece.blocks[matrix][rows]
+            # weights are overwritten: a copy where they are float32 already
+            self.grad[matrix][rows] += gradient(blocks, self.type, made, weights.to(torch.float32, copy=True))
+
+    def pieces_of_work(self) -> list[tuple[int, slice]]:
+        """Matrices and rows, in parts that can be written side by side."""
+        n_matrices, n_rows = self.piece.blocks.shape[:2]
+        return [(matrix, rows) for matrix in range(n_matrices) for rows in tiles(n_rows, 4096, 4096)]
+
+    def write(self, matrix: int, rows: slice) -> None:
+        """Put what has been trained into the blocks, each number rounded to its format."""
+        assert self.first is not None
+        assert self.change is not None
+        values = (1 + self.change[matrix][rows]).mul_(self.first[matrix][rows])
+        write_scales(self.piece.blocks[matrix][rows], self.type, values)
 
     def file_blocks(self, rows: Index | None) -> np.ndarray:
         """The blocks u8 [n_matrices · n_rows, row_bytes] in the file's order; rows: what the view takes."""
@@ -89,8 +111,8 @@ class ScaledPiece:
 class ScaledTensor:
     """A Hugging Face tensor over ScaledPieces: its matrices decoded, and their gradients handed to the pieces."""
 
-    def __init__(self, packed: PackedTensor, pieces: dict[str, ScaledPiece], workers: Workers) -> None:
-        self.packed, self.workers = packed, workers
+    def __init__(self, packed: PackedTensor, pieces: dict[str, ScaledPiece], way: Way) -> None:
+        self.packed, self.way = packed, way
         self.shape = packed.shape
         self.pieces = [pieces.setdefault(piece.name, ScaledPiece(piece)) for piece in packed.pieces]
 
@@ -101,21 +123,21 @@ class ScaledTensor:
 
     @property
     def moves(self) -> bool:
-        return any(piece.change is not None for piece in self.pieces)
+        return any(piece.moves for piece in self.pieces)
 
-    def matrix(self, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Matrix `index` of the last two dimensions: [n_rows, n_cols] dtype."""
-        out = torch.empty(self.shape[-2:], dtype=dtype, device=self.packed.device)
+    def matrix(self, index: int) -> torch.Tensor:
+        """Matrix `index` of the last two dimensions: [n_rows, n_cols] in the products' dtype."""
+        out = torch.empty(self.shape[-2:], dtype=self.way.dtype, device=self.packed.device)
         for piece, matrix, part in self._shares(index, out):
             if self.plain:
-                self._decode_into(piece, matrix, part, dtype)
+                self._decode_into(piece, matrix, part)
             else:
                 n_rows, row_bytes = piece.piece.blocks.shape[-2:]
                 row = get_type(piece.type)
                 values = torch.empty(
-                    n_rows, row_bytes // row.bytes * row.block, dtype=dtype, device=out.device
+                    n_rows, row_bytes // row.bytes * row.block, dtype=out.dtype, device=out.device
                 )
-                self._decode_into(piece, matrix, values, dtype)
+                self._decode_into(piece, matrix, values)
                 piece.piece.view.put(part, values)
         return out
 
@@ -133,11 +155,11 @@ class ScaledTensor:
             def one(rows: slice) -> None:
                 piece.add_gradient(matrix, rows, made[rows], outputs[:, rows].T @ inputs)
 
-            self.workers.map(one, tiles(self.shape[-2], TILE_ROWS))
+            self.way.workers.map(one, tiles(self.shape[-2], TILE_ROWS))
             piece.tokens[matrix] += n_tokens
             return
         whole = torch.cat(
-            self.workers.map(lambda rows: outputs[:, rows].T @ inputs, tiles(self.shape[-2], TILE_ROWS))
+            self.way.workers.map(lambda rows: outputs[:, rows].T @ inputs, tiles(self.shape[-2], TILE_ROWS))
         )
         shares = zip(self._shares(index, whole), self._shares(index, made), strict=True)
         for (piece, matrix, part), (_, _, part_made) in shares:
@@ -156,8 +178,8 @@ class ScaledTensor:
                 shares.append((piece, piece.piece._which(index * len(parts) + number), part))
         return shares
 
-    def _decode_into(self, piece: ScaledPiece, matrix: int, out: torch.Tensor, dtype: torch.dtype) -> None:
+    def _decode_into(self, piece: ScaledPiece, matrix: int, out: torch.Tensor) -> None:
         def one(rows: slice) -> None:
-            out[rows] = piece.decoded(matrix, rows, dtype)
+            piece.decode_into(matrix, rows, out[rows])
 
-        self.workers.map(one, tiles(len(out), TILE_ROWS))
+        self.way.workers.map(one, shares(len(out), self.way.workers))

@@ -22,6 +22,7 @@ class Workers:
     """`map` over pieces of work, in `threads` threads of one torch thread each."""
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads, initializer=_alone) if threads > 1 else None
 
     def map(self, work: Callable[[Item], Out], items: Sequence[Item]) -> list[Out]:
@@ -61,8 +62,13 @@ def working(threads: int) -> Iterator[Workers]:
         torch.set_num_threads(before)
 
 
-def tiles(n: int, most: int) -> list[slice]:
-    """0 … n in equal slices: four, or as many more as keep each at `most`; fewer when they would be tiny."""
-    count = max(min(4, n // 32), -(-n // most), 1)
+def tiles(n: int, most: int, least: int = 96) -> list[slice]:
+    """0 … n in equal slices: four, or as many more as keep each at `most`; fewer when they would be under `least`."""
+    count = max(min(4, n // least), -(-n // most), 1)
     step = -(-n // count)
     return [slice(first, min(first + step, n)) for first in range(0, n, step)]
+
+
+def shares(n: int, workers: Workers) -> list[slice]:
+    """0 … n in one slice a thread: for work where each element has a result of its own, however it is cut."""
+    return tiles(n, -(-n // workers.threads), n)

@@ -138,7 +138,7 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     kept.restore(training)
     _train(training, chunks, wanted, kept, watcher)
     student.settle()
-    divergence.settled()
+    divergence.moved()
     watcher.began("after", len(chunks.held_back), "chunks")
     after = _scores(student, divergence, chunks, wanted, watcher)
     test = paired_test(after.kld, before.kld, len(chunks.held_back))

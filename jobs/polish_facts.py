@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quantmill.calibrate.polish import KEPT_BYTES
+from quantmill.calibrate.replay import KEPT_BYTES
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
 from quantmill.jobs.polish_checks import Chunks, quantized_base
 from quantmill.jobs.polish_request import Job, Plan
@@ -22,8 +22,8 @@ from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import is_trainable
 
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
-PER_SCALE = 16  # float32: the change, its gradient, and the two moments
-VERSION = 1  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
+VERSION = 2  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(

@@ -1,8 +1,7 @@
-"""The scales of packed blocks: read, weigh, move and write them, in torch, on any device.
+"""The scales of packed blocks: read, weighed and written, in torch, on any device.
 
-A decoded weight is linear in its block's scales (types.py: `scales`), so what a weight's change does to a model is
-known of a scale too: with ε the relative change of a scale, dL/dε is the sum over its weights of dL/dW times the part
-of the weight that this scale makes.
+A decoded weight is linear in its block's scales (types.py: `scales`) and in the whole numbers that stand for the scales
+of its groups, so what a weight's change does to a model is known of each of them too.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import functools
 import numpy as np
 import torch
 
-from quantmill.qkernels.api import dequantize
+from quantmill.qkernels.lattices.types import LATTICES
+from quantmill.qkernels.subscales import sub_scales_of
 from quantmill.qkernels.types import QuantType, get_type
 
 CONTINUOUS = ("f16", "f16 in nibbles")  # formats so fine that a scale can be moved as a real number
@@ -31,77 +31,67 @@ def is_continuous(type: str) -> bool:
     return is_trainable(type) and all(format in CONTINUOUS for format, _ in row.scales)
 
 
-def parts(blocks: torch.Tensor, type: str, first: int = 0) -> list[torch.Tensor]:
-    """What each scale from `first` on makes of blocks [..., row_bytes] u8: tensors [..., n_cols] f32.
-
-    All of them add up to the decoded weight. One tensor for a type whose scales serve shares of the block in turn.
-    """
-    row = get_type(type)
-    if len(row.scales) == 1 or row.parts:
-        return [dequantize(blocks, type)]
-    fields = _blocks(blocks, row)
-    out = []
-    for kept in range(first, len(row.scales)):
-        alone = fields.clone()
-        for number, (format, place) in enumerate(row.scales):
-            assert format == "f16"
-            if number != kept:
-                alone[..., place : place + 2] = 0
-        out.append(dequantize(alone.view(blocks.shape), type))
-    return out
-
-
-def scaled(blocks: torch.Tensor, type: str, change: torch.Tensor) -> torch.Tensor:
-    """Decoded weights [..., n_cols] f32 with every scale times 1 + change; change [..., n_blocks, n_scales] f32."""
-    row = get_type(type)
-    out = None
-    for number, part in enumerate(parts(blocks, type)):
-        factor = 1 + (change if row.parts else change[..., number : number + 1])
-        part = part.view(*factor.shape, -1).mul_(factor.unsqueeze(-1))
-        out = part if out is None else out.add_(part)
-    assert out is not None
-    return out.view(*blocks.shape[:-1], -1)
-
-
-def gradient(
-    blocks: torch.Tensor, type: str, change: torch.Tensor, made: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """dL/dW [..., n_cols] f32 → dL/dchange [..., n_blocks, n_scales] f32.
-
-    made: what `scaled` gave for blocks and change, in any dtype. weights: overwritten.
-    """
-    row = get_type(type)
-    shape = (*change.shape, -1) if row.parts else (*change.shape[:-1], 1, -1)
-    # The parts that only the last scales make are decoded; the first scale's is what remains of the whole.
-    others = [] if len(row.scales) == 1 or row.parts else parts(blocks, type, 1)
-    sums = [(part.mul_(weights)).view(shape).sum(-1) for part in others]
-    first = weights.mul_(made).view(shape).sum(-1)
-    for number, one in enumerate(sums, 1):
-        first -= one * (1 + change[..., number : number + 1])
-    factor = 1 + (change if row.parts else change[..., :1])
-    return torch.cat([first / factor, *sums], -1)
+def n_values(type: str) -> int:
+    """How many numbers of a block can be moved: its scales, then the scales of its groups, then their minimums."""
+    sub = sub_scales_of(type)
+    return len(get_type(type).scales) + (0 if sub is None else sub.n * (1 if sub.min_range is None else 2))
 
 
 def read_scales(blocks: torch.Tensor, type: str) -> torch.Tensor:
-    """The scales of blocks [..., row_bytes] u8: [..., n_blocks, n_scales] f32."""
-    row = get_type(type)
+    """What can be moved of blocks [..., row_bytes] u8: [..., n_blocks, n_values] f32."""
+    row, sub = get_type(type), sub_scales_of(type)
     fields = _blocks(blocks, row)
-    return torch.stack([_read(fields, format, place) for format, place in row.scales], -1)
+    scales = torch.stack([_read(fields, format, place) for format, place in row.scales], -1)
+    return scales if sub is None else torch.cat([scales, sub.read(fields)], -1)
 
 
-def write_scales(blocks: torch.Tensor, type: str, values: torch.Tensor) -> torch.Tensor:
-    """A copy of blocks [..., row_bytes] u8 with the scales [..., n_blocks, n_scales] f32, each to the nearest of its
-    format. A scale beyond the format becomes its largest; one that was zero stays zero."""
-    row = get_type(type)
-    fields = _blocks(blocks, row).clone()
+def write_scales(blocks: torch.Tensor, type: str, values: torch.Tensor) -> None:
+    """Put values, as `read_scales` gives them, into blocks [..., row_bytes] u8, each the nearest of its format.
+
+    A value beyond the format becomes its largest.
+    """
+    row, sub = get_type(type), sub_scales_of(type)
+    fields = _blocks(blocks, row)
     for number, (format, place) in enumerate(row.scales):
-        old = _read(fields, format, place)
-        _write(fields, format, place, torch.where(old == 0, old, values[..., number].to(fields.device)))
-    return fields.view(blocks.shape)
+        _write(fields, format, place, values[..., number])
+    if sub is not None:
+        sub.write(fields, values[..., len(row.scales) :])
+
+
+def gradient(blocks: torch.Tensor, type: str, made: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """dL/dW [..., n_cols] f32 → [..., n_blocks, n_values] f32: what a relative change of each value does to L.
+
+    made: the decoded blocks, in any dtype. weights: overwritten.
+    """
+    row, sub = get_type(type), sub_scales_of(type)
+    n_groups = sub.n if sub is not None else (len(row.scales) if row.parts else 1)
+    grouped = (*weights.shape[:-1], weights.shape[-1] // row.block, n_groups, row.block // n_groups)
+    low = _minimums(blocks, row)
+    fall = None if low is None else low * weights.view(grouped).sum(-1)
+    rise = weights.mul_(made).view(grouped).sum(-1)
+    if row.parts:
+        return rise
+    if fall is not None:
+        rise += fall  # the scale's part of a weight is the weight and what was subtracted from it
+        fall = -fall
+    kinds = [rise] if fall is None else [rise, fall]
+    if n_groups == 1:
+        return torch.cat(kinds, -1)
+    return torch.cat([kind.sum(-1, keepdim=True) for kind in kinds] + kinds, -1)
+
+
+def _minimums(blocks: torch.Tensor, row: QuantType) -> torch.Tensor | None:
+    """What is subtracted from the weights of each group, [..., n_blocks, n_groups]; None where nothing is."""
+    if row.name not in LATTICES or not LATTICES[row.name].has_min:
+        return None
+    values = read_scales(blocks, row.name)
+    sub = sub_scales_of(row.name)
+    low = LATTICES[row.name].min_sign * values[..., 1:2]
+    return low if sub is None else low * values[..., 2 + sub.n :]
 
 
 def _blocks(blocks: torch.Tensor, row: QuantType) -> torch.Tensor:
-    return blocks.reshape(*blocks.shape[:-1], blocks.shape[-1] // row.bytes, row.bytes)
+    return blocks.unflatten(-1, (blocks.shape[-1] // row.bytes, row.bytes))
 
 
 def _read(fields: torch.Tensor, format: str, place: int) -> torch.Tensor:

@@ -145,6 +145,8 @@ def get_type(name: str | QuantType) -> QuantType:
     if isinstance(name, QuantType):
         return name
     text = str(getattr(name, "name", name))  # gguf.GGMLQuantizationType.Q4_K
+    if text in TYPES:
+        return TYPES[text]
     for row in _ROWS:
         if row.name.lower() == text.lower():
             return row

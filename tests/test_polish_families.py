@@ -70,7 +70,7 @@ def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
 
     with working(2) as workers:
         student = Student(loaded, torch.float32, workers)
-        matrix = student.head_weight.matrix(0, torch.float32)
+        matrix = student.head_weight.matrix(0)
         check_head(loaded.model, student.head, matrix, ids)
         divergence = Divergence(student.head, matrix, student.head, student.head_weight, workers)
         student.start(Rates({TYPE: 1.0}, 1.0))

@@ -36,7 +36,8 @@ def spread(n_threads: int, work: Callable[[Iterator[tuple[int, int]]], None], n:
     finally:
         with lock:
             deque(starts, maxlen=0)  # after an error or an interrupt the others get no more
-        wait(started)
+        if started:
+            wait(started)
     for helper in started:
         helper.result()
 
