@@ -9,7 +9,7 @@ from quantmill.imatrix.text import Cutting
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.watcher import PlanWatcher, Silent
 
-CHUNKS = {"fast": 32, "normal": 48, "thorough": 128}
+CHUNKS = {"fast": 32, "normal": 96, "thorough": 128}
 N_CTX = 512
 EFFORT, DAMPING = "normal", 0.01  # where nothing else is asked for
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from quantmill.gguf_io import open_source
+from quantmill.jobs.compensate_request import CHUNKS
 from quantmill.jobs.squeeze_request import Job, Wish
 from quantmill.jobs.texts import SelfText
 
@@ -27,7 +28,7 @@ _WALKED, _SOLVED = (
     60.0,
 )  # compensation: walks a token, and multiplications a weight and column of its solver
 _TRAINED = 5.0  # polish: forward, backward, and the original's share
-_COMPENSATED_CHUNKS, _POLISHED_CHUNKS = 48, 104
+_COMPENSATED_CHUNKS, _POLISHED_CHUNKS = CHUNKS["normal"], 104
 _QUANTIZED = 20e6  # weights a second, of one thread
 _EFFICIENCY = 0.5  # of a model's products beside one large product
 
