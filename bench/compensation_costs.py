@@ -97,17 +97,21 @@ def rows() -> list[Row]:
             one = work_of(layer, setting, effort, two_streams)
             work = Work(*(value * model.n_layers for value in one.fields()))
             seconds = H100.seconds(work)
-            parts = [part / H100.single for part in (work.passes, work.sums, work.codes)]
             matmuls = H100.matmuls_s(work)
-            memory = memory_of(layer, setting, two_streams) / 2**30
             found.append(
                 Row(
-                    *(model.name, name, setting.n_tokens, work.operations / 1e12, *parts),
-                    work.factors / H100.double,
-                    seconds - matmuls,
-                    seconds / 60,
-                    100 * matmuls / seconds,
-                    memory,
+                    model=model.name,
+                    effort=name,
+                    n_tokens=setting.n_tokens,
+                    operations=work.operations / 1e12,
+                    passes_s=work.passes / H100.single,
+                    moments_s=work.sums / H100.single,
+                    codes_s=work.codes / H100.single,
+                    factors_s=work.factors / H100.double,
+                    columns_s=seconds - matmuls,
+                    minutes=seconds / 60,
+                    matmuls=100 * matmuls / seconds,
+                    memory=memory_of(layer, setting, two_streams) / 2**30,
                 )
             )
     return found

@@ -17,7 +17,7 @@ from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.text import Cutting, Text, text_argument
 from quantmill.jobs.compensate_needs import needs_of
-from quantmill.jobs.compensate_request import N_CTX, Calibration
+from quantmill.jobs.compensate_request import CHUNKS, N_CTX, Calibration
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.quantize import Job, importance_index, load_importance, sink_of
 from quantmill.jobs.watcher import Silent, Watcher
@@ -83,7 +83,7 @@ def chunks_of(found: Texts, calibration: Calibration, loaded: LoadedModel) -> tu
     if len(chunks) < 4:
         raise JobError(
             f"the calibration text has {len(chunks)} chunks of {chunks.shape[1]} tokens; compensation needs at "
-            "least 4, and 48 to serve well: give a longer text, or raise --chunks"
+            f"least 4, and {CHUNKS['normal']} to serve well: give a longer text, or raise --chunks"
         )
     return chunks, n_fresh
 
