@@ -115,7 +115,7 @@ class _Squeeze:
         setting = squeeze_card.setting_of(
             job, texts, made, self.rivals, self._predictions(made), recipes, source, learning.left_out
         )
-        pages = squeeze_card.write_pages(job, record, imatrix, setting, source, stages)
+        pages = squeeze_card.write_pages(job, record, imatrix, setting, source)
         stages.finish({"files": [str(one.path.name) for one in made]})
         seconds = time.perf_counter() - started
         return Result(tuple(made), pages, stages.found, stages.done, seconds, learning.left_out)
@@ -141,7 +141,9 @@ class _Squeeze:
             for name, kind in zip(_PAGES, (PAGE, CARD), strict=True)
         ]
         outputs.append(check_output(self._importance_place(), IMATRIX, inputs, force=job.force))
-        ours = {*self.published.names(), *([] if self.published.is_new else _PAGES)}
+        ours = {*self.published.names()}
+        if not self.published.is_new:
+            ours |= {*_PAGES, self._importance_place().name}
         ours |= {recipe_path(job.directory / name).name for name in ours}
         for output in outputs:
             if output.replaces and output.path.name not in ours:

@@ -14,6 +14,7 @@ from quantmill.jobs.squeeze_choice import compared
 from quantmill.jobs.squeeze_request import Job, Made
 from quantmill.jobs.squeeze_texts import Texts
 from quantmill.jobs.stages import Stages
+from quantmill.jobs.watcher import Silent
 from quantmill.measure.record import ModelResult, Run, from_json, to_json
 from quantmill.measure.report import Prediction, Rival, Setting
 
@@ -48,7 +49,6 @@ def write_pages(
     imatrix: Path,
     setting: Setting,
     source: SourceCard,
-    stages: Stages,
 ) -> tuple[Path, ...]:
     return report.run(
         report.Job(
@@ -61,7 +61,7 @@ def write_pages(
             force=job.force,
             setting=setting,
         ),
-        stages.watcher,
+        Silent(),  # what it replaces was said before the work
     )
 
 

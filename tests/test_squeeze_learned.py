@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bench.synthetic import write_hollow
 from quantmill import cli
@@ -158,6 +159,7 @@ def test_wrong_usage(
 
 
 def test_a_model_writes_from_its_seeds_alone() -> None:
+    torch.set_num_threads(1)
     loaded = load(tiny("F16"))
     start = loaded.tokenizer.encode("The ", add_special=False)
     first = sample(loaded, start, [(1, 0), (1, 1)], 1.0, 12)
@@ -168,8 +170,6 @@ def test_a_model_writes_from_its_seeds_alone() -> None:
     cold = sample(loaded, start, [(1, 5)], 1e-4, 4)[0].tolist()
     ids = list(start)
     for token in cold:
-        import torch
-
         with torch.no_grad():
             assert token == int(loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
         ids.append(token)
