@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from quantmill.commands.watching import Shown
 from quantmill.escape import escaped
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from quantmill.jobs.squeeze_watch import CandidateRow, StageRow
     from quantmill.jobs.watcher import Unit
 
@@ -31,6 +34,10 @@ class Lines(Shown):
 
     def __enter__(self) -> Lines:
         return self
+
+    def began(self, what: str, total: int, unit: Unit) -> None:
+        self._what, self._done, self._total = what, 0, total
+        self._spoke = time.monotonic()
 
     def progressed(self, amount: int, what: str = "") -> None:
         self._done += amount
@@ -55,7 +62,8 @@ class Lines(Shown):
 class Live:
     """Stages, a bar of the one that runs, and the table of candidates, which grows as they are measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
+        """console: stderr's by default."""
         from rich.console import Console
         from rich.live import Live as RichLive
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -71,7 +79,7 @@ class Live:
         self._rows: Sequence[StageRow] = ()
         self._candidates: list[CandidateRow] = []
         self._chosen: dict[str, str] = {}
-        self._live = RichLive(console=Console(stderr=True), refresh_per_second=8, transient=True)
+        self._live = RichLive(console=console or Console(stderr=True), refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Live:
         self._live.__enter__()
@@ -111,11 +119,20 @@ class Live:
         self._chosen[wish] = label
         self._update()
 
+    def shown(self) -> str:
+        """What stands there now, without colours."""
+        with self._live.console.capture() as capture:
+            self._live.console.print(self._parts())
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capture.get())
+
     def _update(self) -> None:
+        self._live.update(self._parts())
+
+    def _parts(self) -> Any:
         from rich.console import Group
 
         parts = [self._stage_lines(), self._progress]
-        self._live.update(Group(*(parts + ([self._table()] if self._candidates else []))))
+        return Group(*(parts + ([self._table()] if self._candidates else [])))
 
     def _stage_lines(self) -> Any:
         """What is done as a count, then the stage that runs and what comes next."""

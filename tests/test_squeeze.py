@@ -14,6 +14,8 @@ import pytest
 
 from quantmill import cli
 from quantmill.gguf_io import open_source
+from quantmill.jobs.memory import Memory
+from quantmill.jobs.squeeze_request import MEMORY
 from tests.support.measure_models import EXAMPLE, tiny
 
 CALIBRATION, EVALUATION = EXAMPLE / "calibration.txt", EXAMPLE / "evaluation.txt"
@@ -27,7 +29,8 @@ def squeezed(folder: Path, *words: str, evaluation: Path = EVALUATION, plain: bo
 
 
 def results(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.gguf")}
+    paths = [*folder.glob("*.gguf"), *folder.glob("*.recipe.toml")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def run(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, object]:
@@ -137,23 +140,48 @@ def test_a_card_of_somebodys_own_is_refused_before_the_work(
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
+def finished(folder: Path) -> dict[str, int]:
+    """Stages that are done, by name, with the time when they were kept."""
+    memory = Memory(folder / MEMORY)
+    keys = memory.keys()
+    return {key: memory.file(key, ".json").stat().st_mtime_ns for key in keys}
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_files(tmp_path: Path) -> None:
+    """kill -9 at 50 moments: the same files and recipes in the end, and no stage that was finished is done again."""
     command = [sys.executable, "-m", "quantmill"]
+    learned = ("--compensate", "--polish", "--learn-chunks", "12")
+    few = tuple(word for word in FEW if word != "--no-speed")
+    words = ("--types", "Q4_K_M", "--size", "4MiB", *learned, *few)
+
+    def squeeze(folder: Path) -> list[str]:
+        texts = ["--calibration", str(CALIBRATION), "--evaluation", str(EVALUATION)]
+        return [*command, "squeeze", str(EXAMPLE), "-o", str(folder), *texts, *words, "--json"]
+
     whole = tmp_path / "whole"
-    words = ("--types", "Q4_K_M", "--size", "4MiB", "--polish")
     started = time.monotonic()
-    subprocess.run([*command, *squeezed(whole, *words)], check=True, capture_output=True)
+    subprocess.run(squeeze(whole), check=True, capture_output=True)
     length = time.monotonic() - started
     killed, moments = tmp_path / "killed", random.Random(1)
+    kept: dict[str, int] = {}
     for _ in range(50):
-        process = subprocess.Popen(
-            [*command, *squeezed(killed, *words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(squeeze(killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
             process.wait(moments.uniform(0, length / 4))
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-    subprocess.run([*command, *squeezed(killed, *words)], check=True, capture_output=True)
+        assert process.stderr is not None
+        errors = process.stderr.read()
+        assert process.wait() in (0, -9), errors
+        now = finished(killed)
+        assert kept.items() <= now.items()  # what was finished is as it was
+        kept = now
+    done = subprocess.run(squeeze(killed), check=True, capture_output=True)
+    assert kept.items() <= finished(killed).items()
     assert results(killed) == results(whole)
+    assert finished(killed).keys() == finished(whole).keys()
+    result = json.loads(done.stdout)
+    again = json.loads(subprocess.run(squeeze(killed), check=True, capture_output=True).stdout)
+    assert again["stages_done"] == 0
+    assert again["files"] == result["files"]  # tokens per second too: what was measured is not measured again

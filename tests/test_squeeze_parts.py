@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from quantmill.commands.squeeze_view import Events, Lines, Live
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.squeeze_choice import best_of, candidates_of, compared
 from quantmill.jobs.squeeze_request import Candidate, Job, Measured, Wish, size_label, wishes_of
+from quantmill.jobs.squeeze_watch import CandidateRow, SqueezeWatcher, StageRow
 from quantmill.measure.divergence import TokenScores, summarize
 from quantmill.measure.record import ModelFile, ModelResult
 from quantmill.recipe import RecipeError
@@ -153,3 +157,47 @@ def test_of_equals_of_one_size_a_faster_one_wins_else_the_least_divergence() -> 
     for rates["same"], winner in ((104.0, "good"), (106.0, "same")):
         assert best_of([good, same, large], speeds)[0].key == winner
     assert seen == [["good", "same"]] * 2  # only those that could be chosen are timed
+
+
+ROWS = (StageRow("the original", "done", 3.2), StageRow("importance", "running"), StageRow("Q4_0", "waiting"))
+MEASURED = CandidateRow("Q4_0", "Q4_0, compensated", 2 << 20, 0.0123, 0.0004, 28.5)
+
+
+def watched(watcher: SqueezeWatcher) -> None:
+    watcher.stages(ROWS)
+    watcher.began("importance", 4, "chunks")
+    watcher.progressed(1, "PPL 3")
+    watcher.note("a \x1b[31mremark")
+    watcher.measured(MEASURED)
+    watcher.chosen("Q4_0", "Q4_0, compensated", "the only candidate")
+
+
+def test_the_view_on_a_terminal_holds_stages_bar_and_table() -> None:
+    out = io.StringIO()
+    with Live(Console(file=out, force_terminal=True, width=110)) as view:
+        watched(view)
+        shown = view.shown()
+    assert "1 of 3 stages done" in shown
+    for line in (" ✓ the original  3 s", " ▸ importance", " · Q4_0"):
+        assert line in shown
+    assert "1/4" in shown
+    assert "PPL 3" in shown
+    table = shown[shown.index("candidate") :]
+    for cell in ("✓", "Q4_0, compensated", "2.00 MiB", "0.012300 ± 0.000400", "28.5000"):
+        assert cell in table
+    assert "a \\x1b[31mremark" in out.getvalue()  # what comes from files does not steer the terminal
+
+
+def test_lines_and_events_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines() as lines:
+        watched(lines)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "importance"
+    assert "Q4_0, compensated: 2.00 MiB, KLD 0.012300 ± 0.000400" in said
+    assert said[-1] == "Q4_0: Q4_0, compensated, the only candidate"
+    with Events() as events:
+        watched(events)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["event"] for one in told] == ["stages", "began", "note", "measured", "chosen"]
+    assert told[0]["stages"][0] == {"label": "the original", "state": "done", "seconds": 3.2}
+    assert (told[3]["kld"], told[3]["bytes"]) == (0.0123, 2 << 20)
