@@ -12,7 +12,13 @@ from quantmill.qkernels.types import Search
 # The modules of programs that belong to a search.
 _FAMILIES: Mapping[Search, tuple[str, ...]] = {
     "default": ("rounding", "scale", "scale_min", "ternary", "fp4", "codebook", "grid", "ternary_grid"),
-    "thorough": ("thorough_scale", "thorough_super_scale", "thorough_scale_min", "thorough_fp4"),
+    "thorough": (
+        "thorough_scale",
+        "thorough_super_scale",
+        "thorough_scale_min",
+        "thorough_fp4",
+        "thorough_grid",
+    ),
 }
 
 

@@ -44,7 +44,7 @@ def test_no_block_is_worse(case):
     kinds = list(data_kinds.IMPORTANCE) if weighted else [None]
     for i, rows_kind in enumerate(data_kinds.ROWS):
         rows = data_kinds.rows(rows_kind, 20, _COLUMNS, seed=i)
-        for kind in (kinds[i % len(kinds)], kinds[(i + 3) % len(kinds)]):
+        for kind in {kinds[i % len(kinds)], kinds[(i + 3) % len(kinds)]}:
             importance = None if kind is None else data_kinds.importance(kind, _COLUMNS, seed=i)
             try:
                 start = qkernels.quantize(rows, type, importance)
@@ -77,7 +77,24 @@ def few_found(type: str, weighted: bool, engine: str) -> np.ndarray:
 
 # One for each program, the cheapest.
 @pytest.mark.parametrize(
-    "case", quick({"Q4_0", "Q8_0", "Q1_0", "Q2_0", "TQ2_0", "Q3_K", "Q6_K", "Q5_1", "Q2_K", "MXFP4", "NVFP4"})
+    "case",
+    quick(
+        {
+            "Q4_0",
+            "Q8_0",
+            "Q1_0",
+            "Q2_0",
+            "TQ2_0",
+            "Q3_K",
+            "Q6_K",
+            "Q5_1",
+            "Q2_K",
+            "MXFP4",
+            "NVFP4",
+            "IQ2_XS",
+            "IQ3_S",
+        }
+    ),
 )
 def test_torch_gives_the_same_bytes(case):
     type, weighted = case

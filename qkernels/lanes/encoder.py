@@ -98,20 +98,21 @@ def continued(
     scratch: Mapping[str, tuple[int, str]],
     tables: Mapping[str, Callable[[], np.ndarray]],
     weighted: bool,
+    private: frozenset[str] = frozenset(),
 ) -> Encoder:
     """An encoder that goes on where `start` ends: "out" then holds the blocks that `start` makes.
 
     Scratch of the same name and size is shared.
     """
     shared = {*start.scratch} & {*scratch}
-    assert not start.private & shared
+    assert not (start.private | private) & shared
     assert not {*start.tables} & {*tables}
     assert all(start.scratch[name] == scratch[name] for name in shared)
     return Encoder(
         family,
         (*start.phases, *phases),
         {**start.scratch, **scratch},
-        start.private,
+        start.private | private,
         {**start.tables, **tables},
         weighted,
         start.uses_row_sigma,

@@ -80,6 +80,12 @@ def _take(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, index.reshape(-1)).view(index.shape)
 
 
+def _cst(table: torch.Tensor, index: int) -> torch.Tensor | int:
+    """An integer may be an index."""
+    value = table[index]
+    return value if value.dtype == torch.float32 else int(value)
+
+
 def _zeros(like: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(like, dtype=torch.float32)
 
@@ -231,7 +237,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "st": _st,
     "ldb": _ldb,
     "stb": _stb,
-    "cst": lambda table, index: table[index],
+    "cst": _cst,
     "take": _take,
     "pick": lambda table, first, index: _take(table, (index & 31) + first),
     "zeros": _zeros,
