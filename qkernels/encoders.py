@@ -18,6 +18,7 @@ _FAMILIES: Mapping[Search, tuple[str, ...]] = {
         "thorough_scale_min",
         "thorough_fp4",
         "thorough_grid",
+        "thorough_ternary_grid",
     ),
 }
 

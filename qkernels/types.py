@@ -55,15 +55,17 @@ class QuantType:
     fallback: str | None = None
     scales: tuple[tuple[str, int], ...] = ()
     parts: bool = False
-    thorough: ImportanceUse | None = None
+    optimal: bool = False
 
     def reads_importance(self, search: Search) -> bool:
         """Whether a search of this type has a use for importance."""
-        return self.importance != "none" or (search == "thorough" and self.thorough is not None)
+        return self.importance != "none" or (search == "thorough" and self.family != "plain")
 
     def is_searched_thoroughly(self, weighted: bool) -> bool:
         """Whether there is a thorough search, with or without importance."""
-        return self.thorough == "optional" or (self.thorough == "required" and weighted)
+        if self.family == "plain":
+            return False
+        return weighted or not (self.optimal or self.importance == "required")
 
     @property
     def bits_per_weight(self) -> float:
@@ -88,42 +90,31 @@ _ROWS = (
     QuantType("F32", 0, 1, 4, "plain"),
     QuantType("F16", 1, 1, 2, "plain", scales=_f16(0)),
     QuantType("BF16", 30, 1, 2, "plain", scales=(("bf16", 0),)),
-    QuantType("Q4_0", 2, 32, 18, "scale", "optional", "F16", scales=_f16(0), thorough="optional"),
-    QuantType("Q4_1", 3, 32, 20, "scale_min", "optional", "F16", scales=_f16(0, 2), thorough="optional"),
-    QuantType("Q5_0", 6, 32, 22, "scale", "optional", "F16", scales=_f16(0), thorough="optional"),
-    QuantType("Q5_1", 7, 32, 24, "scale_min", "optional", "F16", scales=_f16(0, 2), thorough="optional"),
-    QuantType("Q8_0", 8, 32, 34, "rounding", "none", "F16", scales=_f16(0), thorough="optional"),
-    QuantType("Q2_K", 10, 256, 84, "scale_min", "optional", "Q4_0", scales=_f16(80, 82), thorough="optional"),
-    QuantType("Q3_K", 11, 256, 110, "scale", "optional", "Q4_0", scales=_f16(108), thorough="optional"),
-    QuantType("Q4_K", 12, 256, 144, "scale_min", "optional", "Q5_0", scales=_f16(0, 2), thorough="optional"),
-    QuantType("Q5_K", 13, 256, 176, "scale_min", "optional", "Q5_1", scales=_f16(0, 2), thorough="optional"),
-    QuantType("Q6_K", 14, 256, 210, "scale", "optional", "Q8_0", scales=_f16(208), thorough="optional"),
-    QuantType("IQ2_XXS", 16, 256, 66, "grid", "required", "IQ4_NL", scales=_f16(0), thorough="required"),
-    QuantType("IQ2_XS", 17, 256, 74, "grid", "required", "IQ4_NL", scales=_f16(0), thorough="required"),
-    QuantType("IQ3_XXS", 18, 256, 98, "grid", "optional", "IQ4_NL", scales=_f16(0), thorough="optional"),
+    QuantType("Q4_0", 2, 32, 18, "scale", "optional", "F16", scales=_f16(0)),
+    QuantType("Q4_1", 3, 32, 20, "scale_min", "optional", "F16", scales=_f16(0, 2)),
+    QuantType("Q5_0", 6, 32, 22, "scale", "optional", "F16", scales=_f16(0)),
+    QuantType("Q5_1", 7, 32, 24, "scale_min", "optional", "F16", scales=_f16(0, 2)),
+    QuantType("Q8_0", 8, 32, 34, "rounding", "none", "F16", scales=_f16(0)),
+    QuantType("Q2_K", 10, 256, 84, "scale_min", "optional", "Q4_0", scales=_f16(80, 82)),
+    QuantType("Q3_K", 11, 256, 110, "scale", "optional", "Q4_0", scales=_f16(108)),
+    QuantType("Q4_K", 12, 256, 144, "scale_min", "optional", "Q5_0", scales=_f16(0, 2)),
+    QuantType("Q5_K", 13, 256, 176, "scale_min", "optional", "Q5_1", scales=_f16(0, 2)),
+    QuantType("Q6_K", 14, 256, 210, "scale", "optional", "Q8_0", scales=_f16(208)),
+    QuantType("IQ2_XXS", 16, 256, 66, "grid", "required", "IQ4_NL", scales=_f16(0)),
+    QuantType("IQ2_XS", 17, 256, 74, "grid", "required", "IQ4_NL", scales=_f16(0)),
+    QuantType("IQ3_XXS", 18, 256, 98, "grid", "optional", "IQ4_NL", scales=_f16(0)),
     QuantType("IQ1_S", 19, 256, 50, "ternary_grid", "required", "IQ4_NL", scales=_f16(0)),
-    QuantType("IQ4_NL", 20, 32, 18, "codebook", "optional", "F16", scales=_f16(0), thorough="optional"),
-    QuantType("IQ3_S", 21, 256, 110, "grid", "optional", "IQ4_NL", scales=_f16(0), thorough="optional"),
-    QuantType("IQ2_S", 22, 256, 82, "grid", "optional", "IQ4_NL", scales=_f16(0), thorough="optional"),
-    QuantType("IQ4_XS", 23, 256, 136, "codebook", "optional", "IQ4_NL", scales=_f16(0), thorough="optional"),
+    QuantType("IQ4_NL", 20, 32, 18, "codebook", "optional", "F16", scales=_f16(0)),
+    QuantType("IQ3_S", 21, 256, 110, "grid", "optional", "IQ4_NL", scales=_f16(0)),
+    QuantType("IQ2_S", 22, 256, 82, "grid", "optional", "IQ4_NL", scales=_f16(0)),
+    QuantType("IQ4_XS", 23, 256, 136, "codebook", "optional", "IQ4_NL", scales=_f16(0)),
     QuantType("IQ1_M", 29, 256, 56, "ternary_grid", "optional", "IQ4_NL", scales=(("f16 in nibbles", 48),)),
-    QuantType("TQ1_0", 34, 256, 54, "ternary", "none", "Q4_0", scales=_f16(52), thorough="optional"),
-    QuantType("TQ2_0", 35, 256, 66, "ternary", "none", "Q4_0", scales=_f16(64), thorough="optional"),
-    QuantType("MXFP4", 39, 32, 17, "fp4", "none", "F16", scales=(("e8m0", 0),), thorough="optional"),
-    QuantType(
-        "NVFP4",
-        40,
-        64,
-        36,
-        "fp4",
-        "none",
-        None,
-        scales=_at("ue4m3", 0, 1, 2, 3),
-        parts=True,
-        thorough="optional",
-    ),
-    QuantType("Q1_0", 41, 128, 18, "ternary", "none", None, scales=_f16(0), thorough="required"),
-    QuantType("Q2_0", 42, 64, 18, "ternary", "none", "Q4_0", scales=_f16(0), thorough="optional"),
+    QuantType("TQ1_0", 34, 256, 54, "ternary", "none", "Q4_0", scales=_f16(52)),
+    QuantType("TQ2_0", 35, 256, 66, "ternary", "none", "Q4_0", scales=_f16(64)),
+    QuantType("MXFP4", 39, 32, 17, "fp4", "none", "F16", scales=(("e8m0", 0),)),
+    QuantType("NVFP4", 40, 64, 36, "fp4", "none", None, scales=_at("ue4m3", 0, 1, 2, 3), parts=True),
+    QuantType("Q1_0", 41, 128, 18, "ternary", "none", None, scales=_f16(0), optimal=True),
+    QuantType("Q2_0", 42, 64, 18, "ternary", "none", "Q4_0", scales=_f16(0)),
 )
 
 TYPES: Mapping[str, QuantType] = MappingProxyType({row.name: row for row in _ROWS})

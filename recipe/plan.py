@@ -255,14 +255,12 @@ def _searched_as_by_default(entries: Sequence[PlanEntry], recipe: Recipe) -> lis
         return []
     found: dict[str, list[str]] = {}
     for entry in entries:
-        type = TYPES[entry.type]
-        weighted = entry.importance_name is not None
-        if entry.converted and type.family != "plain" and not type.is_searched_thoroughly(weighted):
-            without = " without importance" if type.is_searched_thoroughly(True) else ""
-            found.setdefault(f"{entry.type}{without}", []).append(entry.name)
+        if entry.converted and TYPES[entry.type].optimal and entry.importance_name is None:
+            found.setdefault(entry.type, []).append(entry.name)
     return [
-        f"--search {recipe.search}: {kind} has no such search; {names[0]}{_and_more(names)}: as by default"
-        for kind, names in found.items()
+        f"--search {recipe.search}: for {type} without importance the default's search is the best there is: "
+        f"{names[0]}{_and_more(names)}"
+        for type, names in found.items()
     ]
 
 

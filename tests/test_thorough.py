@@ -91,7 +91,7 @@ def few_found(type: str, weighted: bool, engine: str) -> np.ndarray:
             "Q2_K",
             "MXFP4",
             "NVFP4",
-            "IQ2_XS",
+            "IQ2_XXS",
             "IQ3_S",
         }
     ),
@@ -190,7 +190,7 @@ def test_the_plan_says_what_is_searched_as_by_default(capsys):
     assert plan["search"] == "thorough"
     (warning,) = [text for text in plan["warnings"] if "--search" in text]
     assert re.match(
-        r"--search thorough: Q1_0 without importance has no such search; .* as by default", warning
+        r"--search thorough: for Q1_0 without importance the default's .*: \S+ and \d+ more$", warning
     )
     assert planned("--search", "thorough", tiny("F16"), "Q4_0")["warnings"] == []
     assert planned(tiny("F16"), "Q4_0")["search"] == "default"

@@ -46,7 +46,7 @@ class _Grid:
     reach: tuple[int, ...] = (3, 1)
 
 
-def _values(name: str) -> Callable[[], np.ndarray]:
+def values_of(name: str) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
         book = codebook(name)
         return book.values[book.digits].reshape(-1)
@@ -54,7 +54,7 @@ def _values(name: str) -> Callable[[], np.ndarray]:
     return make
 
 
-def _pairs(name: str) -> Callable[[], np.ndarray]:
+def pairs_of(name: str) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
         book = codebook(name)
         levels = len(book.values)
@@ -90,7 +90,7 @@ def _encoder(name: str, row: _Grid, weighted: bool) -> Encoder:
     fit = Phase(fitted_d, {**h, "SUBS": subs, "N": row.n}, 1)
     rounds: list[Phase] = []
     for reach in row.reach:
-        shape = {**h, "DIM": dim, "GROUPS": groups, "REACH": reach, **parity}
+        shape = {**h, "DIM": dim, "GROUPS": groups, "MOST": 15, "REACH": reach, **parity}
         shift = (row.n // dim).bit_length() - 1
         rounds += [
             Phase(every_entry, {**shape, "LEVELS": levels, "ENTRIES": entries, "SHIFT": shift}, groups),
@@ -117,6 +117,7 @@ def _encoder(name: str, row: _Grid, weighted: bool) -> Encoder:
             **scratch_of(weighted, 256),
             "d": (1, "f32"),
             "q": (256, "f32"),
+            "v": (256, "f32"),
             "natural": (32, "i32"),
             **dict.fromkeys(("found", "found_odd"), (tried, "i32")),
             **dict.fromkeys(("lost", "lost_odd"), (tried, "f32")),
@@ -124,8 +125,8 @@ def _encoder(name: str, row: _Grid, weighted: bool) -> Encoder:
             "one": (4 * levels, "f32"),
         },
         {
-            "values": _values(name),
-            "pairs": _pairs(name),
+            "values": values_of(name),
+            "pairs": pairs_of(name),
             "digits": lambda: codebook(name).values,
             "unit": constants(row.unit),
         },

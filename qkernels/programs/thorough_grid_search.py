@@ -42,11 +42,13 @@ def read_iq3_s(j, OUT, D, ENTRY, SIGN):
             st(SIGN, 4 * b + k, ldb(OUT, 74 + 4 * b + k))
 
 
-def natural_signs(j, X, NATURAL):
-    """Bit i is set where weight i of group j of eight is negative."""
+def natural_signs(j, X, V, NATURAL):
+    """Magnitudes, and a number whose bit i is set where weight i of group j of eight is negative."""
     sign = izeros(ld(X, 8 * j))
     for i in range(8):
-        sign = sign | (where(ld(X, 8 * j + i) < 0.0, izeros(sign) + 1, izeros(sign)) << i)
+        x = ld(X, 8 * j + i)
+        sign = sign | (where(x < 0.0, izeros(sign) + 1, izeros(sign)) << i)
+        st(V, 8 * j + i, fabs(x))
     st(NATURAL, j, sign)
 
 
@@ -96,15 +98,19 @@ def fitted_d(j, X, H, D, LEVEL, Q, UNIT, SUBS, N):
     st(D, 0, where(total < error, trial, d))
 
 
+def near_level(level, away, MOST):
+    return imin(imax(level + away, 0), MOST)
+
+
 def smaller(a, b):
     return where(a < b, a, b)
 
 
-def pair_tables(X, H, first, step, COST, FLIP, ONE, DIGITS, DIM, LEVELS, PARITY):
+def pair_tables(V, H, first, step, COST, FLIP, ONE, DIGITS, DIM, LEVELS, PARITY):
     """For each pair of weights and each pair of digits: the error, and what turning the cheaper sign adds to it."""
     for p in range(DIM // 2):
         for side in range(2):
-            x = fabs(ld(X, first + 2 * p + side))
+            x = ld(V, first + 2 * p + side)
             h = ld(H, first + 2 * p + side)
             for v in range(LEVELS):
                 value = step * cst(DIGITS, v)
@@ -123,7 +129,7 @@ def pair_tables(X, H, first, step, COST, FLIP, ONE, DIGITS, DIM, LEVELS, PARITY)
 
 def every_entry(
     j,
-    X,
+    V,
     H,
     D,
     LEVEL,
@@ -142,6 +148,7 @@ def every_entry(
     ENTRIES,
     GROUPS,
     SHIFT,
+    MOST,
     REACH,
     PARITY,
 ):
@@ -153,8 +160,8 @@ def every_entry(
     level = ld(LEVEL, j >> SHIFT)
     d = ld(D, 0)
     for t in range(2 * REACH + 1):
-        step = step_of(d, imin(imax(level + (t - REACH), 0), 15), UNIT)
-        pair_tables(X, H, j * DIM, step, COST, FLIP, ONE, DIGITS, DIM, LEVELS, PARITY)
+        step = step_of(d, near_level(level, t - REACH, MOST), UNIT)
+        pair_tables(V, H, j * DIM, step, COST, FLIP, ONE, DIGITS, DIM, LEVELS, PARITY)
         best = full(step, 3.4028234663852886e38)
         found = izeros(step)
         best_odd = best
@@ -213,6 +220,7 @@ def turned_half(LOST, LOST_ODD, at, odd, DIM, PARITY):
 def best_level(
     j,
     X,
+    V,
     H,
     D,
     LEVEL,
@@ -229,6 +237,7 @@ def best_level(
     DIM,
     GROUPS,
     N,
+    MOST,
     REACH,
     PARITY,
 ):
@@ -247,7 +256,7 @@ def best_level(
         best = where(up, total, best)
         chosen = where(up, t, chosen)
     up = chosen >= 0
-    st(LEVEL, j, where(up, imin(imax(level + (chosen - REACH), 0), 15), level))
+    st(LEVEL, j, where(up, near_level(level, chosen - REACH, MOST), level))
     for t in range(2 * REACH + 1):
         here = chosen == t
         for g in range(N // 8):
@@ -265,7 +274,7 @@ def best_level(
                     for i in range(DIM):
                         k = half * DIM + i
                         h = ld(H, 8 * eight + k)
-                        cost = 4.0 * h * (take(VALUES, entry * DIM + i) * fabs(ld(X, 8 * eight + k)))
+                        cost = 4.0 * h * (take(VALUES, entry * DIM + i) * ld(V, 8 * eight + k))
                         less = cost < least
                         least = where(less, cost, least)
                         flip = where(less, izeros(flip) + (1 << k), flip)
