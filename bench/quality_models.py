@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,17 +44,14 @@ class Bench:
 
     def tool(self, name: str, *arguments: object) -> str:
         """Run one of llama.cpp's programs; what it wrote to both streams. Raises RuntimeError when it fails."""
-        done = subprocess.run(
-            [str(self.llama / name), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        command = [str(self.llama / name), *map(str, arguments)]
+        with tempfile.TemporaryFile() as said:  # into a pipe its last lines are lost now and then
+            done = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, check=False)
+            said.seek(0)
+            text = said.read().decode(errors="replace")
         if done.returncode:
-            raise RuntimeError(f"{name} ended with {done.returncode}: {done.stdout[-2000:]}")
-        return done.stdout
+            raise RuntimeError(f"{name} ended with {done.returncode}: {text[-2000:]}")
+        return text
 
     def quantize(self, type: str, output: Path, *options: object) -> list[str]:
         """The command by which quantmill writes a file of the layout that `type` stands for."""
