@@ -29,6 +29,7 @@ _KLD = re.compile(r"Mean\s+KLD:\s+(\S+)")
 _PPL = re.compile(r"Mean PPL\(Q\)\s+:\s+(\S+)")
 _TOP = re.compile(r"Same top p:\s+(\S+)")
 _NOT_BETTER = 3
+_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,10 @@ def judged(bench: Bench, file: Path, text: Path, keep: bool = False) -> Judged:
         bench.tool("llama-perplexity", "-m", bench.f16, "-f", text, *common, "--save-all-logits", partial)
         partial.rename(logits)
     divergence = ("--kl-divergence", "--kl-divergence-base", logits)
-    said = bench.tool("llama-perplexity", "-m", file, *common, *divergence)
+    for _ in range(_TRIES):  # now and then its last lines are lost
+        said = bench.tool("llama-perplexity", "-m", file, *common, *divergence)
+        if all(pattern.search(said) for pattern in (_KLD, _PPL, _TOP)):
+            break
     if keep:
         kept.write_text(said, encoding="utf-8")
     return _heard(said)
