@@ -37,6 +37,7 @@ from quantmill.measure.record import ModelResult, Run
 from quantmill.measure.report import CARD, PAGE, Prediction
 
 _PAGES = ("index.html", "README.md")
+_RIVALS = "rivals"  # a stage
 
 
 def run(job: Job, watcher: SqueezeWatcher | None = None) -> Result:
@@ -79,7 +80,7 @@ class _Squeeze:
     def check(self) -> None:
         """All that can be known before the work."""
         job = self.job
-        squeeze_texts.require_texts(job)
+        squeeze_texts.require_texts(job, self.stages)
         self._check_outputs()
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
@@ -101,6 +102,7 @@ class _Squeeze:
         model = fingerprint(model_files(job.model))
         texts = squeeze_texts.fetched(job, stages, model)
         self.measuring = Measuring(job, texts, stages, model)
+        self._keep_rivals()
         base, rate = self.measuring.base()
         imatrix = self.measuring.importance()
         learning = self._learning(rate)
@@ -151,9 +153,25 @@ class _Squeeze:
                     self.watcher.warn(warning)
 
     def _rivals(self) -> list[RivalFile]:
+        """Others' files of the types that are wanted; asked for once."""
         types = [wish.label for wish in self.wishes if wish.file_type is not None]
-        found = [rival_files(repository, types, self.job.hub) for repository in self.job.rivals]
-        return [file for files in found for file in files.values()]
+        out: list[RivalFile] = []
+        for repository in self.job.rivals:
+            facts = self.memory.facts(self.stages.key(_RIVALS, {"repository": repository, "types": types}))
+            if facts is None:
+                out += rival_files(repository, types, self.job.hub).values()
+            else:
+                out += [RivalFile(repository, type, tuple(files), n) for type, files, n in facts["files"]]
+        return out
+
+    def _keep_rivals(self) -> None:
+        types = [wish.label for wish in self.wishes if wish.file_type is not None]
+        for repository in self.job.rivals:
+            files = [
+                [one.type, one.files, one.n_bytes] for one in self.rivals if one.repository == repository
+            ]
+            made_from = {"repository": repository, "types": types}
+            self.stages.do(_RIVALS, f"files of {repository}", made_from, lambda key, f=files: {"files": f})  # type: ignore[misc]
 
     def _expect(self) -> None:
         """The stages that are sure to come."""

@@ -23,11 +23,9 @@ N_CTX = 512  # tokens a chunk
 _BYTES_A_TOKEN = 4  # of text
 _UNKNOWN_TOKENS = 300_000  # in a text that is not here yet
 _SENSITIVITY_TOKENS = 8 * 256
-_WALKED, _SOLVED = (
-    3.5,
-    60.0,
-)  # compensation: walks a token, and multiplications a weight and column of its solver
-_TRAINED = 5.0  # polish: forward, backward, and the original's share
+_WALKED = 3.5  # compensation: passes of a token, second moments included
+_SOLVED = 60.0  # and multiplications of its solver, a weight and column
+_TRAINED = 3.0  # polish: forward, backward, and the original's share
 _COMPENSATED_CHUNKS, _POLISHED_CHUNKS = CHUNKS["normal"], 104
 _QUANTIZED = 20e6  # weights a second, of one thread
 _EFFICIENCY = 0.5  # of a model's products beside one large product

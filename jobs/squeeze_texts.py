@@ -15,6 +15,8 @@ from quantmill.jobs.squeeze_request import Job
 from quantmill.jobs.stages import Stages
 from quantmill.jobs.texts import HubText, SelfText, TextSource
 
+_STAGE = "text"
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -33,8 +35,9 @@ def local_files(job: Job) -> list[Path]:
     return [text for text in (*job.calibration, job.evaluation) if isinstance(text, Path)]
 
 
-def require_texts(job: Job) -> None:
-    """Whether the texts are there, and not the same; asks the hub, fetches nothing. Raises JobError."""
+def require_texts(job: Job, stages: Stages) -> None:
+    """Whether the texts are there, and not the same; asks the hub for those that were not fetched, fetches nothing.
+    Raises JobError."""
     for text in (*job.calibration, job.evaluation):
         if isinstance(text, Path) and not text.is_file():
             raise JobError(f"{text}: no such file")
@@ -48,7 +51,7 @@ def require_texts(job: Job) -> None:
             if digest([file]) == judge:
                 raise JobError(_same(job.evaluation, file))
     for text in (*job.calibration, job.evaluation):
-        if isinstance(text, HubText):
+        if isinstance(text, HubText) and not stages.is_done(_STAGE, _made_from(text)):
             data_sets.found_file(text, job.hub)
 
 
@@ -87,7 +90,7 @@ def _file(job: Job, text: TextSource, stages: Stages, model: Sequence[Any]) -> P
     if isinstance(text, SelfText):
         from quantmill.jobs import self_text  # torch
 
-        made_from = {
+        made_from: Mapping[str, Any] = {
             "model": model,
             "tokens": job.self_tokens,
             "version": self_text.VERSION,
@@ -98,7 +101,7 @@ def _file(job: Job, text: TextSource, stages: Stages, model: Sequence[Any]) -> P
             written = self_text.self_text(job.model, job.device, job.self_tokens, stages.watcher)
             return _kept(stages, key, "written-by-the-model.txt", written)
     else:
-        made_from = {"repo": text.repo, "file": text.file, "column": text.column}
+        made_from = _made_from(text)
 
         def write(key: str) -> Mapping[str, Any]:
             name = data_sets.found_file(text, job.hub)
@@ -106,8 +109,12 @@ def _file(job: Job, text: TextSource, stages: Stages, model: Sequence[Any]) -> P
             display = f"{text.repo.replace('/', '-')}-{PurePosixPath(name).stem}.txt"
             return _kept(stages, key, display, data_sets.text_of(there, name, text))
 
-    key = stages.do("text", _label(text), made_from, write)
+    key = stages.do(_STAGE, _label(text), made_from, write)
     return stages.memory.file(key, "") / str((stages.memory.facts(key) or {})["file"])
+
+
+def _made_from(text: HubText) -> dict[str, str | None]:
+    return {"repo": text.repo, "file": text.file, "column": text.column}
 
 
 def _kept(stages: Stages, key: str, name: str, text: str) -> Mapping[str, Any]:

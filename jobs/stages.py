@@ -51,6 +51,9 @@ class Stages:
     def key(self, stage: str, made_from: Mapping[str, Any]) -> str:
         return self.memory.key(stage, {"version": self._version, **made_from})
 
+    def is_done(self, stage: str, made_from: Mapping[str, Any]) -> bool:
+        return self.memory.facts(self.key(stage, made_from)) is not None
+
     def do(self, stage: str, label: str, made_from: Mapping[str, Any], work: Work) -> str:
         """Do a stage unless it is done; gives its key."""
         key = self.key(stage, made_from)

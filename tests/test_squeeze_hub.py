@@ -95,16 +95,39 @@ def test_all_that_the_hub_gives_is_in_the_card(
 def test_nothing_is_asked_twice(served: FakeHub, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After the run before: texts, tasks and files are there, so that no network is needed."""
     served.requests.clear()
-    assert cli.main([*command(served, folder), "--json"]) == 0
+    further = [
+        "--tasks",
+        "arc,winogrande",
+        "--n-tasks",
+        "4",
+        "--rivals",
+        "bart/tiny-GGUF",
+        "--measure-rivals",
+    ]
+    assert cli.main([*command(served, folder, *further), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["stages_done"] == 0
-    assert [line for line in served.requests if "resolve" in line] == []
+    assert served.requests == []
     assert cli.main(["squeeze", "--status", str(folder), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["state"], status["progress"]) == ("finished", None)
     assert {row["state"] for row in status["stages"]} == {"found"}
     assert cli.main(["squeeze", "--status", str(folder)]) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_a_model_of_the_hub_is_fetched_and_named(
+    served: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [path for path in EXAMPLE.iterdir() if path.suffix in (".json", ".safetensors", ".txt")]
+    served.repos["model", "org/tiny"] = {path.name: path.read_bytes() for path in names}
+    monkeypatch.chdir(tmp_path)
+    words = command(served, tmp_path / "out")
+    words[1] = "org/tiny"
+    assert cli.main([*words, "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["candidates"][0]["file"] == "tiny-Q4_0.gguf"
+    assert [stage["label"] for stage in planned["stages"]] == ["the original", "importance", "Q4_0"]
 
 
 @pytest.mark.parametrize(

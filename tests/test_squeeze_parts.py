@@ -16,11 +16,13 @@ from quantmill.commands.squeeze_view import Events, Lines, Live
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
+from quantmill.jobs.source_card import SourceCard, source_card
 from quantmill.jobs.squeeze_choice import best_of, candidates_of, compared
 from quantmill.jobs.squeeze_request import Candidate, Job, Measured, Wish, size_label, wishes_of
 from quantmill.jobs.squeeze_watch import CandidateRow, SqueezeWatcher, StageRow
 from quantmill.measure.divergence import TokenScores, summarize
-from quantmill.measure.record import ModelFile, ModelResult
+from quantmill.measure.record import ModelFile, ModelResult, Run
+from quantmill.measure.report import Prediction, Setting, collect, page
 from quantmill.recipe import RecipeError
 from quantmill.recipe.fit import BUFFER_BYTES, fit
 from quantmill.recipe.presets import FILE_TYPES
@@ -201,3 +203,45 @@ def test_lines_and_events_say_the_same(capsys: pytest.CaptureFixture[str]) -> No
     assert [one["event"] for one in told] == ["stages", "began", "note", "measured", "chosen"]
     assert told[0]["stages"][0] == {"label": "the original", "state": "done", "seconds": 3.2}
     assert (told[3]["kld"], told[3]["bytes"]) == (0.0123, 2 << 20)
+
+
+CARD = """---
+license: other
+license_name: tiny-licence
+license_link: https://example.org/licence
+language:
+- en
+- de
+base_model: [org/base, org/other]
+---
+# A model
+"""
+
+
+def test_the_card_of_the_original_says_its_licence_and_languages(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    assert source_card(snapshot) == SourceCard("org/name")
+    (snapshot / "README.md").write_text(CARD)
+    found = source_card(snapshot)
+    assert (found.license, found.license_name) == ("other", "tiny-licence")
+    assert (found.language, found.base_model) == (("en", "de"), "org/base")
+    (snapshot / "README.md").write_text("---\nlicense: [\n---\n")  # no YAML
+    assert source_card(snapshot) == SourceCard("org/name")
+    (snapshot / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    assert source_card(snapshot) == SourceCard("org/name")
+    assert source_card(tmp_path / "model.gguf") == SourceCard()
+
+
+def test_predictions_are_drawn_against_what_was_measured() -> None:
+    file = ModelFile("m-4MiB", "m-4MiB.gguf", 4 << 20, 1, 4.0, "a", "llama", ())
+    result = replace(measured("m-4MiB", 4 << 20, [0.1] * 8).result, file=file)
+    report = collect([Run("0", "quantmill squeeze m", "now", "here", "cpu", (result,))])
+    setting = Setting(
+        predictions=(Prediction("m-4MiB", 0.02, 0.018),), reasons={"m-4MiB": "less than others"}
+    )
+    shown = page(report, setting)
+    assert "measured loss, nats against predicted loss, nats" in shown
+    assert "m-4MiB: predicted 0.02000, measured 0.01800" in shown
+    assert "<li>m-4MiB: less than others</li>" in shown
+    assert "predicted loss" not in page(report)

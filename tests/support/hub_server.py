@@ -41,6 +41,7 @@ class FakeHub:
     uploads: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     stop_after: int | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @contextmanager
@@ -171,13 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"transfer": "basic", "objects": objects})
 
     def _blob(self, oid: str, body: bytes) -> None:
-        if self.state.stop_after is not None and len(self.state.uploads) >= self.state.stop_after:
-            self._json({"error": "the line is down"}, 400)
-            return
         assert hashlib.sha256(body).hexdigest() == oid
-        self.state.blobs[oid] = body
-        self.state.uploads.append(oid)
-        self._json({})
+        with self.state.lock:  # uploads come side by side
+            stopped = self.state.stop_after is not None and len(self.state.uploads) >= self.state.stop_after
+            if not stopped:
+                self.state.blobs[oid] = body
+                self.state.uploads.append(oid)
+        self._json({"error": "the line is down"} if stopped else {}, 400 if stopped else 200)
 
     def _api(self, key: Key, what: str | None, body: bytes) -> None:
         files = self.state.repos.get(key)
