@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import (
-    UsageError,
-    bars_are_shown,
-    command_line,
-    parsing,
-    print_problems,
-    remark,
-    show,
-)
+from quantmill.commands.console import UsageError, command_line, parsing, remark
 from quantmill.commands.options import (
     Chunks,
     Device,
@@ -29,10 +21,9 @@ from quantmill.commands.options import (
     Threads,
     at_least,
 )
-from quantmill.plain_json import json_text
+from quantmill.commands.squeeze_run import run_and_show, show_plan, show_status
 
 if TYPE_CHECKING:
-    from quantmill.jobs.squeeze_request import Job
     from quantmill.jobs.texts import TextSource
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -180,7 +171,7 @@ def squeeze(
     what is there.
     """
     if status is not None:
-        _show_status(model, status, as_json)
+        show_status(model, status, as_json)
         return
     if model is None:
         raise UsageError("give a MODEL to squeeze, or --status DIR")
@@ -242,45 +233,9 @@ def squeeze(
             hub=hub,
         )
     if dry_run:
-        _show_plan(job, as_json)
+        show_plan(job, as_json)
     else:
-        _run(job, events, as_json)
-
-
-def _show_status(model: str | None, directory: Path, as_json: bool) -> None:
-    from quantmill.commands.squeeze_tables import status_object, status_text
-    from quantmill.jobs.squeeze_status import status_of
-
-    if model is not None:
-        raise UsageError(f"--status {directory} asks about a run; leave out {model}")
-    found = status_of(directory)
-    show(json_text(status_object(found)) if as_json else status_text(found))
-
-
-def _show_plan(job: Job, as_json: bool) -> None:
-    from quantmill.commands.squeeze_tables import plan_object, plan_text
-    from quantmill.jobs.squeeze import plan_job
-
-    found = plan_job(job)
-    show(json_text(plan_object(found)) if as_json else plan_text(found))
-    if found.problems:
-        print_problems(found.problems)
-        raise typer.Exit(1)
-
-
-def _run(job: Job, events: bool, as_json: bool) -> None:
-    from quantmill.commands.squeeze_tables import result_object, result_text
-    from quantmill.commands.squeeze_view import Events, Lines, Live
-    from quantmill.jobs.squeeze import run
-
-    if events:
-        with Events() as told:
-            result = run(job, told)
-            told.event("result", result_object(result))
-        return
-    with Live() if bars_are_shown() else Lines() as watcher:
-        result = run(job, watcher)
-    show(json_text(result_object(result)) if as_json else result_text(result))
+        run_and_show(job, events, as_json)
 
 
 def _name_of(given: str, source: Path) -> str:

@@ -23,7 +23,6 @@ from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, recipe_path
-from quantmill.jobs.rivals import RivalFile, rival_files
 from quantmill.jobs.source_card import source_card
 from quantmill.jobs.squeeze_candidates import Candidates
 from quantmill.jobs.squeeze_choice import best_of
@@ -31,13 +30,13 @@ from quantmill.jobs.squeeze_costs import COMPENSATE, POLISH, Learning, costs_of,
 from quantmill.jobs.squeeze_measure import BASE, IMPORTANCE, Measuring
 from quantmill.jobs.squeeze_plan import Outlook, Plans, disk_bytes, model_files, outlook, require_room
 from quantmill.jobs.squeeze_request import MEMORY, Candidate, Job, Made, Measured, Result, Wish, wishes_of
+from quantmill.jobs.squeeze_rivals import Rivals
 from quantmill.jobs.squeeze_watch import SilentSqueeze, SqueezeWatcher
 from quantmill.jobs.stages import Noting, Stages
-from quantmill.measure.record import ModelResult, Run
+from quantmill.measure.record import Run
 from quantmill.measure.report import CARD, PAGE, Prediction
 
 _PAGES = ("index.html", "README.md")
-_RIVALS = "rivals"  # a stage
 
 
 def run(job: Job, watcher: SqueezeWatcher | None = None) -> Result:
@@ -84,7 +83,7 @@ class _Squeeze:
         self._check_outputs()
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
-        self.rivals = self._rivals()
+        self.rivals = Rivals(job, self.stages, [w.label for w in self.wishes if w.file_type is not None])
 
     def require_room(self) -> None:
         """On the disk, for all that will be there at once. Raises JobError."""
@@ -102,7 +101,7 @@ class _Squeeze:
         model = fingerprint(model_files(job.model))
         texts = squeeze_texts.fetched(job, stages, model)
         self.measuring = Measuring(job, texts, stages, model)
-        self._keep_rivals()
+        self.rivals.keep()
         base, rate = self.measuring.base()
         imatrix = self.measuring.importance()
         learning = self._learning(rate)
@@ -111,11 +110,11 @@ class _Squeeze:
         write_whole(resolved(self._importance_place()), imatrix.read_bytes())
         recipes = self._recipes(made)
         made, base = self._scored(made, base)
-        rivals = self._measured_rivals()
+        rivals = self.rivals.measured(self.measuring) if job.measure_rivals else []
         record = squeeze_card.write_record(job, stages, base, made, rivals)
         source = source_card(job.model)
         setting = squeeze_card.setting_of(
-            job, texts, made, self.rivals, self._predictions(made), recipes, source, learning.left_out
+            job, texts, made, self.rivals.files, self._predictions(made), recipes, source, learning.left_out
         )
         pages = squeeze_card.write_pages(job, record, imatrix, setting, source)
         stages.finish({"files": [str(one.path.name) for one in made]})
@@ -151,27 +150,6 @@ class _Squeeze:
             if output.replaces and output.path.name not in ours:
                 for warning in output.warnings:
                     self.watcher.warn(warning)
-
-    def _rivals(self) -> list[RivalFile]:
-        """Others' files of the types that are wanted; asked for once."""
-        types = [wish.label for wish in self.wishes if wish.file_type is not None]
-        out: list[RivalFile] = []
-        for repository in self.job.rivals:
-            facts = self.memory.facts(self.stages.key(_RIVALS, {"repository": repository, "types": types}))
-            if facts is None:
-                out += rival_files(repository, types, self.job.hub).values()
-            else:
-                out += [RivalFile(repository, type, tuple(files), n) for type, files, n in facts["files"]]
-        return out
-
-    def _keep_rivals(self) -> None:
-        types = [wish.label for wish in self.wishes if wish.file_type is not None]
-        for repository in self.job.rivals:
-            files = [
-                [one.type, one.files, one.n_bytes] for one in self.rivals if one.repository == repository
-            ]
-            made_from = {"repository": repository, "types": types}
-            self.stages.do(_RIVALS, f"files of {repository}", made_from, lambda key, f=files: {"files": f})  # type: ignore[misc]
 
     def _expect(self) -> None:
         """The stages that are sure to come."""
@@ -263,23 +241,6 @@ class _Squeeze:
             )
             base = replace(base, base=scored)
         return out, base
-
-    def _measured_rivals(self) -> list[ModelResult]:
-        """Others' files on the same text, by the names of their owners."""
-        if not self.job.measure_rivals:
-            return []
-        out = []
-        for rival in self.rivals:
-            owner = rival.repository.partition("/")[0]
-            of = {"repository": rival.repository, "files": rival.files, "bytes": rival.n_bytes}
-            name = f"{self.job.name}-{rival.type}-{owner}"
-            result = self.measuring.against_base(name, of, partial(self._fetched, rival))
-            out.append(replace(result, file=replace(result.file, name=name, path=rival.files[0])))
-        return out
-
-    def _fetched(self, rival: RivalFile) -> Path:
-        parts = [self.job.hub.file(rival.repository, file, "model") for file in rival.files]
-        return parts[0]
 
     def _recipes(self, made: Sequence[Made]) -> dict[str, str]:
         """The recipe of each file whose types were found, beside it; by the file's name."""
