@@ -27,7 +27,7 @@ from quantmill.qkernels.lanes.triton import (
     pointers,
     row_sigma_kernel,
 )
-from quantmill.qkernels.types import TYPES, QuantType
+from quantmill.qkernels.types import TYPES, QuantType, readable_type
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -103,7 +103,7 @@ def all_kernels() -> Iterator[Kernel]:
                 seen.add(kernel.function)
                 yield kernel
     for type_name, decoder in decoders().items():
-        yield decoding_kernel(TYPES[type_name], decoder, "*fp32")
+        yield decoding_kernel(readable_type(type_name), decoder, "*fp32")
 
 
 def compile_for(kernel: Kernel, target: GPUTarget) -> Compiled:

@@ -36,6 +36,9 @@ def convert(
     type: Annotated[
         str, typer.Option("--type", "--outtype", help=f"{', '.join(_TYPES[1:])}, or auto: as the checkpoint.")
     ] = "auto",
+    fp8_as_q8: Annotated[
+        bool, typer.Option("--fp8-as-q8", help="Weights stored as FP8 become Q8_0, whatever --type says.")
+    ] = False,
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -56,7 +59,7 @@ def convert(
 
     target = output or outfile
     assert target is not None
-    wanted = Conversion(local_model(model, revision), target, type, device, threads or None, force)
+    wanted = Conversion(local_model(model, revision), target, type, device, threads or None, force, fp8_as_q8)
     if dry_run:
         _show_plan(target, plan_conversion(wanted), as_json)
     else:

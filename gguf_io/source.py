@@ -116,6 +116,11 @@ class GGUFSource:
         spec, start, size = self._range(name, first_row, n_rows)
         return self._files[spec.shard].bytes[start : start + size].reshape(-1, spec.row_bytes)
 
+    def fetch(self, name: str, first_row: int = 0, n_rows: int | None = None) -> tuple[np.ndarray, str]:
+        """The same, and its type."""
+        rows = self.read(name, first_row, n_rows)
+        return rows, self._specs[name].type
+
     def release(self, name: str, first_row: int = 0, n_rows: int | None = None) -> None:
         """Drop the pages of these rows from this process (see TensorSource.release)."""
         spec, start, size = self._range(name, first_row, n_rows)

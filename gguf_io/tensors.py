@@ -23,7 +23,8 @@ class TensorSpec:
     """A tensor of a file. shape: ggml order, columns first, trailing 1s dropped, at least one dimension.
 
     `type` is ggml's name, `shard` counts the files of a split model from 0, `offset` is the position of the
-    first byte in that file.
+    first byte in that file. `original`: quantized as the model was published, so that there is nothing better to start
+    from.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TensorSpec:
     type: str
     shard: int
     offset: int
+    original: bool = False
 
     @property
     def n_cols(self) -> int:
@@ -81,6 +83,10 @@ class TensorSource(Protocol):
         A read-only view of the mapped file where possible. Raises GGUFError for an unknown tensor or rows it
         does not have.
         """
+
+    def fetch(self, name: str, first_row: int = 0, n_rows: int | None = None) -> tuple[np.ndarray, str]:
+        """As `read`, or the same values in other blocks, which are nearer to the file, and the type of these: one of
+        qkernels' CHECKPOINT_TYPES. What is quantized next is decoded where it is searched."""
 
     def release(self, name: str, first_row: int = 0, n_rows: int | None = None) -> None:
         """Give the memory of rows that were used back, so that it does not grow with the model.

@@ -11,7 +11,6 @@ from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.jobs import quantize
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.watcher import PlanWatcher
-from quantmill.qkernels.types import TYPES
 from quantmill.recipe import Plan, Recipe
 from quantmill.recipe.overrides import Override
 from quantmill.recipe.patterns import parse_rule
@@ -21,7 +20,7 @@ from quantmill.recipe.patterns import parse_rule
 class Conversion:
     """`model`: a Hugging Face directory. `type`: f16, bf16, f32, q8_0, or auto for what the checkpoint is in.
 
-    `threads`, `device`, `force`: as in jobs.quantize.Job.
+    `threads`, `device`, `force`: as in jobs.quantize.Job. `fp8_as_q8`: what was FP8 becomes Q8_0, the rest `type`.
     """
 
     model: Path
@@ -30,6 +29,7 @@ class Conversion:
     device: str = "auto"
     threads: int | None = None
     force: bool = False
+    fp8_as_q8: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _job(conversion: Conversion) -> tuple[quantize.Job, str]:
     job = quantize.Job(
         str(conversion.model),
         conversion.output,
-        conversion_recipe(checkpoint),
+        conversion_recipe(checkpoint, conversion.fp8_as_q8),
         device=conversion.device,
         threads=conversion.threads,
         force=conversion.force,
@@ -67,14 +67,16 @@ def _job(conversion: Conversion) -> tuple[quantize.Job, str]:
     return job, checkpoint.outtype
 
 
-def conversion_recipe(checkpoint: Checkpoint) -> Recipe:
-    """The recipe of a plain conversion: one type for the weights; blocks the checkpoint came with stay as they are."""
-    kept = [spec for spec in checkpoint.specs() if TYPES[spec.type].family != "plain"]
-    if not kept:
+def conversion_recipe(checkpoint: Checkpoint, fp8_as_q8: bool = False) -> Recipe:
+    """The recipe of a plain conversion: one type for the weights; MXFP4 and NVFP4 stay as they are, and on demand what
+    was FP8 becomes Q8_0."""
+    wanted = dict.fromkeys(checkpoint.of_fp8(), "Q8_0") if fp8_as_q8 else {}
+    wanted |= {spec.name: spec.type for spec in checkpoint.specs() if spec.name in checkpoint.kept()}
+    if not wanted:
         return Recipe(checkpoint.outtype)
     # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.
     file_type = int(checkpoint.metadata.value("general.file_type"))
-    names = [f"^{re.escape(spec.name)}$={spec.type}" for spec in kept]
+    names = [f"^{re.escape(name)}$={type}" for name, type in wanted.items()]
     return Recipe(
         "Q8_0",
         rules=tuple(parse_rule(rule) for rule in (*names, f".*={checkpoint.outtype}")),

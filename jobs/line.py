@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import cycle
 from threading import Lock
 
@@ -43,6 +44,15 @@ class Clock:
         finally:
             with self._lock:
                 self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Read:
+    """Rows of a slab in some type, and what weighs their columns."""
+
+    rows: np.ndarray
+    type: str
+    importance: np.ndarray | None = None
 
 
 class Line:
@@ -85,15 +95,16 @@ class Line:
             for written in under_way:
                 written.result()
 
-    def _read(self, slab: Slab, quantizer: RowQuantizer) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(self, slab: Slab, quantizer: RowQuantizer) -> Read:
         """The rows as the next step wants them, and their importance."""
         with self.clock("read"):
             entry = slab.entry
-            raw = self._source.read(entry.source, slab.first_row, slab.n_rows)
             if not entry.converted:
+                raw = self._source.read(entry.source, slab.first_row, slab.n_rows)
                 _require_sound(slab, raw)
-                return raw, None
-            return quantizer.load(raw, entry.source_type), self._importance_of(slab)
+                return Read(raw, entry.source_type)
+            raw, type = self._source.fetch(entry.source, slab.first_row, slab.n_rows)
+            return Read(quantizer.load(raw, type), type, self._importance_of(slab))
 
     def _importance_of(self, slab: Slab) -> np.ndarray | None:
         name = slab.entry.importance_name
@@ -105,29 +116,27 @@ class Line:
         columns = self._columns[1]
         return None if columns is None else columns[slab.matrix]
 
-    def _make(
-        self, slab: Slab, quantizer: RowQuantizer, read: Future[tuple[np.ndarray, np.ndarray | None]]
-    ) -> np.ndarray:
-        loaded, importance = read.result()
+    def _make(self, slab: Slab, quantizer: RowQuantizer, read: Future[Read]) -> np.ndarray:
+        found = read.result()
         entry = slab.entry
         if not entry.converted:
-            return loaded
+            return found.rows
         with self.clock("quantize"):
             try:
-                return quantizer.quantize(loaded, entry.source_type, entry.type, importance)
+                return quantizer.quantize(found.rows, found.type, entry.type, found.importance)
             except QuantizeError as error:
-                raise self._explained(error, slab, loaded, importance) from error
+                raise self._explained(error, slab, found) from error
 
-    def _explained(
-        self, error: QuantizeError, slab: Slab, loaded: np.ndarray, importance: np.ndarray | None
-    ) -> JobError:
+    def _explained(self, error: QuantizeError, slab: Slab, read: Read) -> JobError:
         """The error of an engine, which knows the rows of a slab, in the words of the model: tensor and row."""
         entry = slab.entry
         if isinstance(error, NotFiniteError):
             return _damaged(error, slab)
         if isinstance(error, TooLargeError):
-            weights = to_float32(loaded[error.row : error.row + 1], entry.source_type)[0]
-            return unfit_row(entry, slab.first_row + error.row, weights, importance, self._way_out(entry))
+            weights = to_float32(read.rows[error.row : error.row + 1], read.type)[0]
+            return unfit_row(
+                entry, slab.first_row + error.row, weights, read.importance, self._way_out(entry)
+            )
         return JobError(f"{entry.name}: {error}")
 
     def _write(self, slab: Slab, made: Future[np.ndarray]) -> None:

@@ -96,6 +96,8 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
             watcher.warn(warning)
         opened.enter_context(sink)
         watcher.planned(plan)
+        for note in kept_notes(plan):
+            watcher.note(note)
         watcher.began(job.recipe.file_type, sum(entry.source_bytes for entry in plan.entries), "bytes")
         search = job.recipe.search
         quantizers = [q for engine in ready.engines for q in row_quantizers(engine, job.threads, search)]
@@ -125,6 +127,15 @@ def check_outputs(job: Job) -> None:
 
 def _inputs(job: Job) -> tuple[str, ...]:
     return (job.source, *([job.imatrix] if job.imatrix else []), *job.inputs)
+
+
+def kept_notes(plan: Plan) -> list[str]:
+    """What is to be said of tensors that are packed in the checkpoint as the output wants them."""
+    types = [entry.type for entry in plan.entries if entry.original and not entry.converted]
+    return [
+        f"{types.count(type)} tensors are {type} in the checkpoint and are kept exactly"
+        for type in dict.fromkeys(types)
+    ]
 
 
 def require_sound(plan: Plan) -> None:

@@ -120,8 +120,13 @@ class Filler:
         return next(name for name, uses in self.table.uses.items() if uses[0].name == "token_embd.weight")
 
     def _piece(self, name: str, matrix: int | None) -> Piece:
-        blocks, view = held_blocks(self.source.read(name), self.table.views[name])
-        return Piece(name, self.specs[name].type, blocks.to(self.device), view, matrix)
+        raw, type = self.source.fetch(name)
+        blocks, view = held_blocks(raw, self.table.views[name])
+        return Piece(name, type, blocks.to(self.device), view, matrix, self._factors(name))
+
+    def _factors(self, name: str) -> tuple[float, ...] | None:
+        spec = self.specs.get(name.removesuffix("weight") + "scale")
+        return None if spec is None else tuple(to_float32(self.source.read(spec.name), spec.type)[0].tolist())
 
     def _dense(self, name: str) -> torch.Tensor:
         def read(gguf_name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantmill.gguf_io.convert import is_packed
 from quantmill.gguf_io.convert.config import load_json
 from quantmill.gguf_io.convert.facts import Facts
 from quantmill.gguf_io.convert.families import RUNNABLE, family_of, family_of_gguf
@@ -124,8 +125,9 @@ def load(
     if tokenizer_path and not Path(tokenizer_path).is_dir():
         raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
     given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
-    if path.is_dir():
+    if path.is_dir() and not is_packed(path):
         return _load_directory(path, target, compute, given)
+    # What is packed runs as the GGUF that it becomes: transformers needs a library or a GPU for each kind of packing.
     return from_source(open_source(path), path, target, compute, given)
 
 

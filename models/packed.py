@@ -32,25 +32,40 @@ def decode(
 class Piece(nn.Module):
     """One GGUF tensor: blocks [n_matrices, n_rows, row_bytes] u8 and the view that made it from its origin.
 
-    `matrix`: the Hugging Face tensor is this one of the GGUF's matrices; None: it holds them all.
+    `matrix`: the Hugging Face tensor is this one of the GGUF's matrices; None: it holds them all. `factors`: what each
+    matrix is multiplied with (NVFP4's `.scale`).
     """
 
     blocks: torch.Tensor
 
-    def __init__(self, name: str, ggml_type: str, blocks: torch.Tensor, view: View, matrix: int | None):
+    def __init__(
+        self,
+        name: str,
+        ggml_type: str,
+        blocks: torch.Tensor,
+        view: View,
+        matrix: int | None,
+        factors: tuple[float, ...] | None = None,
+    ):
         super().__init__()
         self.name, self.ggml_type, self.view, self.matrix = name, ggml_type, view, matrix
+        self.factors = factors
         self.register_buffer("blocks", blocks, persistent=False)
 
     def decoded(self, index: int, dtype: torch.dtype) -> torch.Tensor:
         """Matrix `index` of the Hugging Face tensor's share: [n_rows, n_cols]."""
-        return decode(self.blocks[self._which(index)], self.ggml_type, dtype)
+        return self._multiplied(index, decode(self.blocks[self._which(index)], self.ggml_type, dtype), None)
 
     def rows(
         self, rows: slice | torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Some rows of the only matrix."""
-        return decode(self.blocks[self._which(0)][rows], self.ggml_type, dtype, out)
+        return self._multiplied(0, decode(self.blocks[self._which(0)][rows], self.ggml_type, dtype, out), out)
+
+    def _multiplied(self, index: int, values: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        return (
+            values if self.factors is None else torch.mul(values, self.factors[self._which(index)], out=out)
+        )
 
     def _which(self, index: int) -> int:
         return index if self.matrix is None else self.matrix

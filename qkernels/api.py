@@ -9,7 +9,7 @@ import numpy as np
 from quantmill.qkernels import plain
 from quantmill.qkernels.checks import checked_importance
 from quantmill.qkernels.engines import engine_row
-from quantmill.qkernels.types import QuantizeError, get_search, get_type
+from quantmill.qkernels.types import QuantizeError, get_search, get_type, readable_type
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def dequantize(
     `threads`: for numpy, all cores by default; tensors on the CPU take torch's number. None of them changes a bit.
     Raises QuantizeError for an unknown type, blocks that are not bytes, a row that ends inside a block.
     """
-    row = get_type(type)
+    row = readable_type(type)
     if str(blocks.dtype).removeprefix("torch.") != "uint8":
         raise QuantizeError(f"{row.name} blocks must be uint8, not {blocks.dtype}")
     if not blocks.ndim or blocks.shape[-1] % row.bytes:
@@ -83,5 +83,5 @@ def dequantize(
 
 def to_float32(raw: np.ndarray, type: str) -> np.ndarray:
     """Stored rows u8 [n_rows, row_bytes] of any type → f32 [n_rows, n_cols]; rows in F32 are seen, not copied."""
-    row = get_type(type)
+    row = readable_type(type)
     return plain.widen(raw, row) if row.family == "plain" else dequantize(raw, type)

@@ -13,7 +13,7 @@ from quantmill.qkernels.checks import checked_importance, require_finite, requir
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow
-from quantmill.qkernels.types import QuantType, Search, get_type
+from quantmill.qkernels.types import QuantType, Search, get_type, readable_type
 
 # No more bytes than a page of memory has.
 _PAGE = 4096
@@ -74,7 +74,7 @@ def quantize_stored(
     `quantize` of the same rows as float32, without making them: each thread widens or decodes what it searches.
     Raises QuantizeError as `quantize` does.
     """
-    source, target = get_type(source_type), get_type(type)
+    source, target = readable_type(source_type), get_type(type)
     weights = checked_importance(importance, raw.shape[1] // source.bytes * source.block, target, search)
     if source.family != "plain":
         return _requantized(raw, source, target, weights, threads, search)

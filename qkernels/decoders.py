@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 from quantmill.qkernels.lanes.decoder import Decoder
 
-_FAMILIES = ("small", "super_blocks", "codebook", "grid", "ternary")
+_FAMILIES = ("small", "super_blocks", "codebook", "grid", "ternary", "checkpoint")
 
 
 @functools.cache
 def decoders() -> Mapping[str, Decoder]:
-    """Type name → decoder, for every type that is not F32, F16 or BF16."""
+    """Type name → decoder, for every type that is not F32, F16 or BF16, of checkpoints too."""
     table: dict[str, Decoder] = {}
     for family in _FAMILIES:
         table.update(importlib.import_module(f"quantmill.qkernels.decode.{family}").DECODERS)

@@ -16,7 +16,7 @@ from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow
 from quantmill.qkernels.lanes.tensors import bytes_per_block
-from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type
+from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type, readable_type
 
 # Without a GPU small slabs are fastest: their arrays stay in the cache.
 _CPU_SLAB_BYTES = 1 << 23
@@ -178,7 +178,7 @@ class DeviceQuantizer:
 
         Raises QuantizeError as `qkernels.quantize` does.
         """
-        source, target = get_type(source_type), get_type(type)
+        source, target = readable_type(source_type), get_type(type)
         n_rows, n_cols = len(raw), raw.shape[1] // source.bytes * source.block
         checked = checked_importance(importance, n_cols, target, self.search)
         weights = None if checked is None else torch.tensor(checked, device=self._device)

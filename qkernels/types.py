@@ -119,6 +119,20 @@ _ROWS = (
 
 TYPES: Mapping[str, QuantType] = MappingProxyType({row.name: row for row in _ROWS})
 
+# Blocks of no ggml type, which are read and never written: what checkpoints store, each block with its own scale in
+# F32. FP8: the scale, 32 codes. INT: the scale, the code of 0 as 16 bits, 32 codes, two in a byte or one.
+CHECKPOINT_TYPES: Mapping[str, QuantType] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            QuantType("FP8_E4M3", -1, 32, 36, "checkpoint"),
+            QuantType("FP8_E5M2", -2, 32, 36, "checkpoint"),
+            QuantType("INT4", -3, 32, 22, "checkpoint"),
+            QuantType("INT8", -4, 32, 38, "checkpoint"),
+        )
+    }
+)
+
 
 def get_search(name: str) -> Search:
     """A search by its name. Raises QuantizeError with the known names."""
@@ -142,3 +156,9 @@ def get_type(name: str | QuantType) -> QuantType:
         if row.name.lower() == text.lower():
             return row
     raise QuantizeError(f"unknown type {text!r}; {choices(text, TYPES)}")
+
+
+def readable_type(name: str | QuantType) -> QuantType:
+    """The row of a type that can be decoded: also of one that only checkpoints have. Raises as `get_type`."""
+    row = CHECKPOINT_TYPES.get(name) if isinstance(name, str) else None
+    return row or get_type(name)

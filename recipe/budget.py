@@ -177,7 +177,8 @@ def _candidates(
     if _is_pinned(entry.name, recipe):
         return Candidates(entry, (entry.type,), True)
     source = entry.source_type
-    if source not in TYPES or (TYPES[source].family != "plain" and not recipe.allow_requantize):
+    free = entry.original or recipe.allow_requantize
+    if source not in TYPES or (TYPES[source].family != "plain" and not free):
         return Candidates(entry, (source,), False)  # what is quantized stays as it is
     weighed = (
         importance is not None and importance.n_values.get(entry.source) == entry.n_cols * entry.n_matrices

@@ -26,7 +26,8 @@ LOW_BIT = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 class PlanEntry:
     """One output tensor. `shape` in ggml order; `source` is its name in the input.
 
-    `importance_name`: the entry that weighs its search; `fallback_from`: the type that its shape ruled out.
+    `importance_name`: the entry that weighs its search; `fallback_from`: the type that its shape ruled out. `original`:
+    its source type is the one it was published in.
     """
 
     source: str
@@ -37,6 +38,7 @@ class PlanEntry:
     importance_name: str | None
     shard: int
     fallback_from: str | None = None
+    original: bool = False
 
     @property
     def converted(self) -> bool:
@@ -140,6 +142,7 @@ def build_plan(
             importance_name=None,
             shard=item.shard,
             fallback_from=choice.substitute_for,
+            original=item.spec.original,
         )
         if entry.converted:
             problems += _conversion_problems(entry, recipe)
@@ -202,7 +205,8 @@ def _chooser(recipe: Recipe, facts: ModelFacts, kept: Sequence[_Kept], importanc
 def _conversion_problems(entry: PlanEntry, recipe: Recipe) -> list[str]:
     if entry.source_type not in TYPES:
         return [f"{entry.name}: holds {entry.source_type}, which cannot be converted to {entry.type}"]
-    if TYPES[entry.source_type].family != "plain" and not recipe.allow_requantize:
+    quantized = TYPES[entry.source_type].family != "plain"
+    if quantized and not (entry.original or recipe.allow_requantize):
         return [
             f"{entry.name}: is already quantized to {entry.source_type}, and converting it to {entry.type} loses "
             "quality twice; start from an F16, BF16 or F32 model, or insist with --allow-requantize"

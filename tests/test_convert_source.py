@@ -13,7 +13,7 @@ import torch
 from quantmill.gguf_io.convert import open_checkpoint, tensor_table
 from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.rules import Part, Rule, Values
-from quantmill.gguf_io.convert.stored import FP8_VALUES
+from quantmill.gguf_io.convert.storage.numbers import FP8_VALUES
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.source import open_source
 from tests.support.convert_models import DATA, MODELS, edit, tensors, write_model, write_shards

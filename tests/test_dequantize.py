@@ -16,18 +16,39 @@ from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.lanes import torch_decode
 from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.encoder import constants
-from quantmill.qkernels.types import TYPES, QuantizeError
+from quantmill.qkernels.types import CHECKPOINT_TYPES, TYPES, QuantizeError, readable_type
 from tests.support import oracle
 
 QUANTIZED = sorted(name for name, type in TYPES.items() if type.family != "plain")
+DECODED = [*QUANTIZED, *CHECKPOINT_TYPES]
 # gguf 0.19 has no decoder for these
 NOT_IN_GGUF = {"Q1_0", "Q2_0"}
 INTERPRETER = Path(__file__).parent / "support" / "interpret_triton_decoders.py"
 
 
 def random_blocks(type: str, n_rows: int, n_blocks: int) -> np.ndarray:
-    rng = np.random.default_rng(TYPES[type].id)
-    return rng.integers(0, 256, (n_rows, n_blocks * TYPES[type].bytes), np.uint8)
+    row = readable_type(type)
+    rng = np.random.default_rng(abs(row.id))
+    return rng.integers(0, 256, (n_rows, n_blocks * row.bytes), np.uint8)
+
+
+FLOATS = {"FP8_E4M3": torch.float8_e4m3fn, "FP8_E5M2": torch.float8_e5m2}
+
+
+def exact(blocks: np.ndarray, type: str) -> np.ndarray:
+    """ggml's float32; of blocks that only checkpoints have, torch's casts and one product by definition."""
+    if type in TYPES:
+        return oracle.dequantize(blocks, type)
+    fields = blocks.reshape(*blocks.shape[:-1], -1, CHECKPOINT_TYPES[type].bytes)
+    scales, codes = np.ascontiguousarray(fields[..., :4]).view("<f4"), np.ascontiguousarray(fields[..., 4:])
+    if type in FLOATS:
+        numbers = torch.from_numpy(codes).view(FLOATS[type]).float().numpy()
+    else:
+        zeros, codes = codes[..., :2].copy().view("<u2").astype(np.int64), codes[..., 2:]
+        pairs = np.stack((codes & 15, codes >> 4), -1).reshape(*codes.shape[:-1], -1)
+        numbers = ((pairs if type == "INT4" else codes) - zeros).astype(np.float32)
+    with np.errstate(all="ignore"):
+        return (numbers * scales).reshape(*blocks.shape[:-1], -1)
 
 
 def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -50,6 +71,12 @@ def test_equals_ggml(type):
     assert_same_bits(dequantize(blocks, type), oracle.dequantize(blocks, type))
 
 
+@pytest.mark.parametrize("type", CHECKPOINT_TYPES)
+def test_blocks_of_checkpoints(type):
+    blocks = random_blocks(type, 96, 8)
+    assert_same_bits(dequantize(blocks, type), exact(blocks, type))
+
+
 @pytest.mark.parametrize("type", sorted(set(TYPES) - NOT_IN_GGUF))
 def test_equals_gguf(type):
     blocks = random_blocks(type, 96, 8)
@@ -62,9 +89,9 @@ def test_equals_gguf(type):
 def test_halves_are_the_nearest(type):
     """numpy's and torch's own roundings of ggml's values, sub-normal and infinite ones included."""
     blocks = random_blocks(type, 40, 8)
-    exact = oracle.dequantize(blocks, type) if type != "F32" else blocks.view("<f4")
-    assert_same_bits(dequantize(blocks, type, to="F16"), halves(exact))
-    brain = torch.from_numpy(exact).to(torch.bfloat16)
+    numbers = oracle.dequantize(blocks, type) if type != "F32" else blocks.view("<f4")
+    assert_same_bits(dequantize(blocks, type, to="F16"), halves(numbers))
+    brain = torch.from_numpy(numbers).to(torch.bfloat16)
     found = torch.from_numpy(dequantize(blocks, type, to="BF16")).view(torch.bfloat16)
     assert torch.equal(found.nan_to_num(1.5), brain.nan_to_num(1.5))
     tensor = dequantize(torch.from_numpy(blocks), type, to="BF16")
@@ -72,14 +99,15 @@ def test_halves_are_the_nearest(type):
     assert torch.equal(tensor.nan_to_num(1.5), brain.nan_to_num(1.5))
 
 
-@pytest.mark.parametrize("type", QUANTIZED)
+@pytest.mark.parametrize("type", DECODED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_torch_operations(type, dtype):
     """What a device without Triton does, here on the CPU."""
     blocks = random_blocks(type, 1, 96).reshape(96, -1)
-    out = torch.full((96, TYPES[type].block), float("nan"), dtype=dtype)
-    torch_decode.decode(TYPES[type], decoders()[type], torch.from_numpy(blocks), out)
-    expected = torch.from_numpy(oracle.dequantize(blocks, type)).to(dtype)
+    row = readable_type(type)
+    out = torch.full((96, row.block), float("nan"), dtype=dtype)
+    torch_decode.decode(row, decoders()[type], torch.from_numpy(blocks), out)
+    expected = torch.from_numpy(exact(blocks, type)).to(dtype)
     if dtype == torch.float32:
         assert_same_bits(out.numpy(), expected.numpy())
     assert torch.equal(out.nan_to_num(1.5), expected.nan_to_num(1.5))
@@ -90,7 +118,7 @@ def interpreted(tmp_path_factory) -> dict[str, np.ndarray]:
     """What Triton's interpreter makes of some blocks; triton.jit decides to interpret when it is imported."""
     folder = tmp_path_factory.mktemp("triton")
     blocks, results = folder / "blocks.npz", folder / "results.npz"
-    np.savez(blocks, **{type: random_blocks(type, 1, 41).reshape(41, -1) for type in QUANTIZED})
+    np.savez(blocks, **{type: random_blocks(type, 1, 41).reshape(41, -1) for type in DECODED})
     command = [sys.executable, str(INTERPRETER), str(blocks), str(results)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -99,18 +127,19 @@ def interpreted(tmp_path_factory) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-@pytest.mark.parametrize("type", QUANTIZED)
+@pytest.mark.parametrize("type", DECODED)
 def test_triton(type, interpreted):
     """bfloat16 is left to the compiled kernel (test_triton_compile.py): the interpreter cuts it off."""
-    expected = oracle.dequantize(random_blocks(type, 1, 41).reshape(41, -1), type)
+    expected = exact(random_blocks(type, 1, 41).reshape(41, -1), type)
     assert_same_bits(interpreted[f"{type}-float32"], expected)
     assert_same_bits(interpreted[f"{type}-float16"], halves(expected))
 
 
 def test_every_quantized_type_has_a_decoder():
-    assert sorted(decoders()) == QUANTIZED
+    assert set(decoders()) == set(DECODED)
     for name, decoder in decoders().items():
-        assert TYPES[name].block % (16 * decoder.lanes) == 0
+        assert readable_type(name).block % (16 * decoder.lanes) == 0
+    for name in QUANTIZED:
         assert oracle.type_traits(name)[1:] == (TYPES[name].block, TYPES[name].bytes)
 
 

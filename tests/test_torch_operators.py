@@ -14,7 +14,7 @@ from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.lanes import torch as torch_lanes
 from quantmill.qkernels.lanes import torch_decode
-from quantmill.qkernels.types import TYPES
+from quantmill.qkernels.types import readable_type
 from tests.support import data_kinds
 
 # Composite operations are made of others, which the recording below sees when they are not views.
@@ -92,7 +92,7 @@ def encoding() -> Recorder:
 def decoding() -> Recorder:
     with Recorder() as recorder:
         for name, decoder in decoders().items():
-            row = TYPES[name]
+            row = readable_type(name)
             blocks = torch.zeros(3, row.bytes, dtype=torch.uint8)
             torch_decode.decode(row, decoder, blocks, torch.empty(3, row.block))
     return recorder

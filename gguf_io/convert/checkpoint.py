@@ -10,20 +10,31 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGUFValueType, GGUFWriter
+from gguf import GGUFWriter
 
 from quantmill.gguf_io.convert import general, keys, rope
 from quantmill.gguf_io.convert.config import load_json, load_optional_json
 from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.convert.rules import Config, Index
-from quantmill.gguf_io.convert.stored import Reader, check_values, packing_of, readers, to_float32
+from quantmill.gguf_io.convert.storage.fp8 import FP8
+from quantmill.gguf_io.convert.storage.numbers import to_float32
+from quantmill.gguf_io.convert.storage.reader import Reader, check_values
+from quantmill.gguf_io.convert.stored import readers
+from quantmill.gguf_io.convert.types_said import (
+    KEPT,
+    file_type,
+    output_type,
+    recorded,
+    write_precision,
+)
 from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
 from quantmill.gguf_io.convert.view import View
 from quantmill.gguf_io.errors import GGUFError
-from quantmill.gguf_io.metadata import Metadata, MetaValue
-from quantmill.gguf_io.safetensors import StoredTensor, open_shards
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.gguf_io.safetensors import open_shards
 from quantmill.gguf_io.tensors import TensorSpec, checked_shape
+from quantmill.gguf_io.types import GGML_TYPES
 
 # Small tensors that llama.cpp computes with in F32 whatever the file type is.
 ALWAYS_F32 = (
@@ -32,19 +43,14 @@ ALWAYS_F32 = (
     "ssm_conv1d.weight",
     "shortconv.conv.weight",
 )
-FILE_TYPES = {
-    "F32": gguf.LlamaFileType.ALL_F32,
-    "F16": gguf.LlamaFileType.MOSTLY_F16,
-    "BF16": gguf.LlamaFileType.MOSTLY_BF16,
-    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-}
 
 
 class Checkpoint:
     """A TensorSource over safetensors. specs: GGUF names, shapes and the types the values have in the checkpoint.
 
     Norms, biases, routers and RoPE tables are F32, as llama.cpp's converter makes them; the rest keeps F32, F16 or
-    BF16, block-scaled FP8 becomes F32, MXFP4 experts stay MXFP4.
+    BF16. What is packed has the type of ggml whose blocks hold its values without loss (MXFP4, NVFP4, Q4_0, Q8_0), else
+    F32; `fetch` then gives it packed all the same.
     """
 
     def __init__(self, directory: Path, outtype: str) -> None:
@@ -55,28 +61,30 @@ class Checkpoint:
         config["tokenizer_size"] = config["vocab_size"]
         warnings += _negative_ids(directory, config)
         stored = open_shards(directory, warnings.append)
-        self._readers = readers(config, stored)
+        self._readers = readers(config, stored, warnings.append)
+        kept = frozenset(name for name, reader in self._readers.items() if _is_kept(reader))
         self._table = tensor_table(
-            family, config, {name: reader.shape for name, reader in self._readers.items()}
+            family, config, {name: reader.shape for name, reader in self._readers.items()}, kept
         )
         _check_values(directory, self._table, self._readers)
         warnings += _further_tokens(self._table.left_out, config["num_hidden_layers"])
-        self.outtype = _outtype(outtype, stored)
-        config["file_type"] = _file_type(config, self.outtype)
-        self._rope = family.tables(config)
-        shapes = {name: table.shape for name, table in self._rope.items()}
-        shapes |= {name: view.shape for name, view in self._table.views.items()}
-        self._specs = {name: self._spec(name, shape) for name, shape in shapes.items()}
+        self.outtype = output_type(outtype, stored)
+        tables = family.tables(config)
+        self._made: dict[str, np.ndarray] = dict(tables)
+        self._specs = dict(self._described(tables))
+        config["file_type"] = file_type({spec.type for spec in self._specs.values()}, self.outtype)
         writer = GGUFWriter(None, family.name)
         for row in family.table_keys:
             keys.add(writer, family.name, row.write(config))
-        general.write(writer, directory, general.parameter_counts(shapes.items()), warnings.append)
+        shapes = [(name, spec.shape[::-1]) for name, spec in self._specs.items()]
+        general.write(writer, directory, general.parameter_counts(shapes), warnings.append)
         for row in family.keys:
             keys.add(writer, family.name, row.write(config))
-        warnings += rope.ignored(config, self._rope, _written(writer, f"{family.name}.rope.scaling.type"))
+        warnings += rope.ignored(config, tables, _written(writer, f"{family.name}.rope.scaling.type"))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        write_precision(writer, config, self._table, self._specs)
         family.vocabulary(writer, TokenizerFiles(directory, warnings.append), config)
-        self._metadata = _recorded(writer)
+        self._metadata = recorded(writer)
         self._paths = tuple(dict.fromkeys(tensor.path for tensor in stored.values()))
         self._warnings = tuple(warnings)
 
@@ -95,19 +103,39 @@ class Checkpoint:
     def specs(self) -> tuple[TensorSpec, ...]:
         return tuple(self._specs.values())
 
+    def kept(self) -> tuple[str, ...]:
+        """The tensors that llama.cpp's converter takes over as blocks."""
+        return tuple(name for name, spec in self._specs.items() if spec.type in KEPT)
+
+    def of_fp8(self) -> tuple[str, ...]:
+        """The matrices whose values were FP8."""
+        return tuple(
+            name
+            for name, spec in self._specs.items()
+            if len(spec.shape) > 1 and any(isinstance(reader, FP8) for reader in self._sources(name))
+        )
+
     def read(self, name: str, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
         """uint8 [n_rows, row_bytes]: a view of the file where nothing is changed on the way."""
-        spec = self._specs.get(name)
-        if spec is None:
-            raise GGUFError(f"there is no tensor {name!r}")
+        spec = self._spec_of(name)
         n_rows = spec.wanted_rows(first_row, n_rows)
         if not n_rows:
             return np.empty((0, spec.row_bytes), np.uint8)
-        if name in self._rope:
-            values = self._rope[name]
+        if name in self._made:
+            values = self._made[name]
         else:
             values = self._rows(self._table.views[name], spec, first_row, first_row + n_rows)
         return np.ascontiguousarray(values).view(np.uint8).reshape(n_rows, spec.row_bytes)
+
+    def fetch(self, name: str, first_row: int = 0, n_rows: int | None = None) -> tuple[np.ndarray, str]:
+        """As `read`, but F32 that is made of packed values comes as their blocks, with the type of these."""
+        spec = self._spec_of(name)
+        forms = self._forms(name) if spec.type == "F32" and _keeps_type(name) else ()
+        n_rows = spec.wanted_rows(first_row, n_rows)
+        if not forms or not n_rows:
+            return self.read(name, first_row, n_rows), spec.type
+        parts = self._matrix_parts(self._table.views[name], forms[0], first_row, first_row + n_rows)
+        return np.concatenate(list(parts)), forms[0]
 
     def release(self, name: str, first_row: int = 0, n_rows: int | None = None) -> None:
         """Nothing to do: every read maps its tensor anew, and the map goes with the last view."""
@@ -121,24 +149,67 @@ class Checkpoint:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _spec_of(self, name: str) -> TensorSpec:
+        spec = self._specs.get(name)
+        if spec is None:
+            raise GGUFError(f"there is no tensor {name!r}")
+        return spec
+
+    def _described(self, tables: rope.Tables) -> Iterator[tuple[str, TensorSpec]]:
+        """All tensors in the order of llama.cpp's converter: kept blocks with their factors, then RoPE tables."""
+        specs = {name: self._spec(name, view.shape) for name, view in self._table.views.items()}
+        behind = {name: spec for name, spec in specs.items() if spec.type not in KEPT}
+        for name, spec in specs.items():
+            if spec.type in KEPT:
+                yield name, spec
+                factors = self._factors(name) if spec.type == "NVFP4" else {}
+                self._made |= factors
+                yield from ((other, self._spec(other, values.shape)) for other, values in factors.items())
+        yield from ((name, self._spec(name, table.shape)) for name, table in tables.items())
+        yield from behind.items()
+
+    def _factors(self, name: str) -> dict[str, np.ndarray]:
+        """Tensors beside the blocks of a tensor: a factor for each expert; where all are 1 there is none."""
+        found = {}
+        for key in ("scale", "input_scale"):
+            values = np.array([reader.factors[key] for reader in self._sources(name)], np.float32)
+            near = np.allclose(values, 1, atol=1e-6) if len(values) > 1 else abs(values[0] - 1) < 1e-6
+            if not near:
+                found[name.removesuffix("weight") + key] = values
+        return found
+
+    def _sources(self, name: str) -> list[Reader]:
+        view = self._table.views.get(name)
+        return [self._readers[source] for source in view.sources] if view else []
+
+    def _forms(self, name: str) -> tuple[str, ...]:
+        """The blocks in which rows of a tensor can be had: those that all of its sources have."""
+        view = self._table.views.get(name)
+        if view is None or len(view.shape) < 2 or view.transpose or view.columns is not None:
+            return ()
+        first, *others = (reader.forms for reader in self._sources(name))
+        return tuple(form for form in first if all(form in forms for forms in others))
+
     def _spec(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
         kind = "F32"
         if name in self._table.views and len(shape) > 1 and _keeps_type(name):
-            kinds = {self._readers[source].type for source in self._table.views[name].sources}
-            kind = kinds.pop() if len(kinds) == 1 else "F32"  # experts that differ meet in F32
-        return TensorSpec(name, checked_shape(name, shape[::-1], kind), kind, 0, 0)
+            plain = {reader.plain for reader in self._sources(name)}
+            kind = plain.pop() if len(plain) == 1 else "F32"  # experts that differ meet in F32
+            kind = next((form for form in self._forms(name) if form in GGML_TYPES), kind)
+        packed = kind not in ("F32", "F16", "BF16")
+        return TensorSpec(name, checked_shape(name, shape[::-1], kind), kind, 0, 0, original=packed)
 
     def _rows(self, view: View, spec: TensorSpec, first: int, end: int) -> np.ndarray:
         if len(view.shape) == 1:  # one row, made of a matrix of one column
             reader = self._readers[view.sources[0]]
-            values = reader.rows(slice(None), slice(None))
-            values = to_float32(values, "BF16") if reader.type == "BF16" else values
+            values = reader.values(slice(None), slice(None))
+            values = to_float32(values, "BF16") if reader.plain == "BF16" else values
             return to_float32(view.take(values), "F32").ravel()
         parts = list(self._matrix_parts(view, spec.type, first, end))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _matrix_parts(self, view: View, kind: str, first: int, end: int) -> Iterator[np.ndarray]:
-        """The wanted rows, matrix after matrix."""
+        """The wanted rows, matrix after matrix, in blocks of `kind` or as its numbers."""
         assert view.values is None, "values of vectors only are changed"
         per_matrix = view.shape[-2]
         n_source_rows = view.source_matrix[0]
@@ -154,9 +225,12 @@ class Checkpoint:
             else:
                 rows = rows[wanted]
             start = 0 if one_each else matrix * n_source_rows
-            values = reader.rows(_as_slice(rows + start), _as_slice(columns))
+            if kind in reader.forms:
+                yield reader.blocks(_as_slice(rows + start), kind)
+                continue
+            values = reader.values(_as_slice(rows + start), _as_slice(columns))
             values = values.T if view.transpose else values
-            yield to_float32(values, reader.type) if kind != reader.type else values
+            yield to_float32(values, reader.plain) if kind != reader.plain else values
 
 
 def open_checkpoint(path: str | PathLike[str], outtype: str = "auto") -> Checkpoint:
@@ -166,6 +240,13 @@ def open_checkpoint(path: str | PathLike[str], outtype: str = "auto") -> Checkpo
     themselves come in their own types. Raises GGUFError naming file, tensor or key and the way out.
     """
     return Checkpoint(Path(path), outtype.upper())
+
+
+def is_packed(directory: Path) -> bool:
+    """Whether a model's configuration says that its weights are quantized. Raises GGUFError when it cannot be read."""
+    raw = _configuration(directory)
+    parts = (raw, raw.get("text_config"))
+    return any(isinstance(part, Mapping) and bool(part.get("quantization_config")) for part in parts)
 
 
 def _keeps_type(name: str) -> bool:
@@ -183,21 +264,8 @@ def _as_slice(index: np.ndarray) -> Index:
     return index
 
 
-def _outtype(asked: str, stored: Mapping[str, StoredTensor]) -> str:
-    """The type asked for; auto goes by the first matrix, as config.json's dtype is often wrong."""
-    if asked in FILE_TYPES:
-        return asked
-    if asked != "AUTO":
-        raise GGUFError(f"type {asked.lower()}: a conversion gives f32, f16, bf16, q8_0 or auto")
-    first = next((tensor.dtype for tensor in stored.values() if len(tensor.shape) > 1), "F16")
-    return first if first in ("F16", "BF16") else "F16"
-
-
-def _file_type(config: Mapping[str, Any], outtype: str) -> gguf.LlamaFileType:
-    """general.file_type of a conversion to `outtype`."""
-    if packing_of(config).method == "mxfp4" and outtype != "Q8_0":
-        return gguf.LlamaFileType.MOSTLY_MXFP4_MOE
-    return FILE_TYPES[outtype]
+def _is_kept(reader: Reader) -> bool:
+    return any(form in KEPT for form in reader.forms)
 
 
 def _configuration(directory: Path) -> dict[str, Any]:
@@ -205,10 +273,11 @@ def _configuration(directory: Path) -> dict[str, Any]:
     raw = load_json(directory / "config.json")
     beside = load_optional_json(directory / "hf_quant_config.json")
     settings, producer = beside.get("quantization"), beside.get("producer")
-    if not raw.get("quantization_config") and isinstance(settings, Mapping):
-        method = producer.get("name") if isinstance(producer, Mapping) else None
-        return {**raw, "quantization_config": {"quant_method": method or "modelopt", **settings}}
-    return raw
+    own = raw.get("quantization_config") or {}
+    if not isinstance(settings, Mapping) or not isinstance(own, Mapping):
+        return raw
+    method = producer.get("name") if isinstance(producer, Mapping) else None
+    return {**raw, "quantization_config": {"quant_method": method or "modelopt", **settings, **own}}
 
 
 def _negative_ids(directory: Path, config: Config) -> Iterator[str]:
@@ -232,23 +301,12 @@ def _written(writer: GGUFWriter, key: str) -> Any:
     return None if found is None else found.value
 
 
-def _recorded(writer: GGUFWriter) -> Metadata:
-    """What the writer's methods recorded, key by key."""
-    items: dict[str, MetaValue] = {}
-    for key, found in writer.kv_data[0].items():
-        element = None
-        if found.type == GGUFValueType.ARRAY:
-            element = found.sub_type or GGUFValueType.get_type(found.value[0])
-        items[key] = MetaValue(found.type, found.value, element)
-    return Metadata(items)
-
-
 def _check_values(directory: Path, table: TensorTable, found: Mapping[str, Reader]) -> None:
     """What can be wrong with the values, before a byte of them is converted."""
     for source in table.uses:
         check_values(source, found[source])
     for name in table.must_be_zero:
-        if found[name].rows(slice(None), slice(None)).any():
+        if found[name].values(slice(None), slice(None)).any():
             raise GGUFError(
                 f"{directory}: {name} is not zero; the architecture has no such tensor in llama.cpp"
             )

@@ -21,7 +21,7 @@ Arrays are numpy or torch; dimension order is Hugging Face's: rows before column
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,8 +34,6 @@ from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.rules import Config, Index, Part, Rule
 from quantmill.gguf_io.convert.view import Shape, View, chosen
 from quantmill.gguf_io.errors import GGUFError
-
-MXFP4_VALUES = 32  # values in one MXFP4 block
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,15 @@ class TensorTable:
         return out
 
 
-def tensor_table(family: Family, config: Config, shapes: Mapping[str, Shape]) -> TensorTable:
-    """The table for a model of these tensors.
+def tensor_table(
+    family: Family, config: Config, shapes: Mapping[str, Shape], first: Set[str] = frozenset()
+) -> TensorTable:
+    """The table for a model of these tensors. first: those that llama.cpp's converter writes before all others.
 
     Raises GGUFError: a tensor without a GGUF name, one that is missing or of another shape than config says, missing
     experts.
     """
-    builder = _Builder(family, config, dict(shapes))
+    builder = _Builder(family, config, dict(shapes), first)
     for position, name in enumerate(shapes):
         builder.place(position, name)
     return builder.finish()
@@ -102,13 +102,13 @@ def _stack(matrices: list[Any]) -> Any:
 class _Builder:
     """Collects views in the converter's order: an expert stack appears where its block's last expert does."""
 
-    def __init__(self, family: Family, config: Config, shapes: dict[str, Shape]):
-        self.family, self.config, self.shapes = family, config, shapes
+    def __init__(self, family: Family, config: Config, shapes: dict[str, Shape], first: Set[str]):
+        self.family, self.config, self.shapes, self.first = family, config, shapes, first
         self.rules = tuple((re.compile(rule.pattern), rule) for rule in (*rules.COMMON, *family.rules))
         self.expected = family.expected(config)
         self.map = gguf.get_tensor_name_map(family.arch, config["num_hidden_layers"])
         self.views: dict[str, View] = {}
-        self.order: dict[str, tuple[int, int, str]] = {}
+        self.order: dict[str, tuple[bool, int, int, str]] = {}
         self.experts: dict[str, dict[int, str]] = {}
         self.expert_block_end: dict[str, int] = {}
         self.left_out: list[str] = []
@@ -121,17 +121,16 @@ class _Builder:
             (self.must_be_zero if rule.zero else self.left_out).append(name)
             return
         if rule is None or match is None:
-            self._add(position, name, self._gguf_name(name, cleaned), Part(), None)
+            self._add(position, name, self._gguf_name(name, cleaned), Part())
             return
         for part in rule.parts:
             renamed = cleaned[: match.start()] + match.expand(part.name) + cleaned[match.end() :]
             target = self._gguf_name(name, renamed)
             if "expert" in match.groupdict():
                 self._add_expert(position, name, target, int(match["expert"]))
-                self.order[target] = (position, rule.order, match.expand(part.name))
+                self.order[target] = (True, position, rule.order, match.expand(part.name))
             else:
-                scales = rule.scales and name[: -len(match[0])] + rule.scales
-                self._add(position, name, target, part, scales)
+                self._add(position, name, target, part)
 
     def _rule_for(self, name: str) -> tuple[re.Match[str] | None, Rule | None]:
         for pattern, rule in self.rules:
@@ -156,21 +155,16 @@ class _Builder:
                 return f"{name}.{suffix}"
         return None
 
-    def _add(self, position: int, name: str, target: str, part: Part, scales: str | None) -> None:
+    def _add(self, position: int, name: str, target: str, part: Part) -> None:
         if target in self.views:
             raise GGUFError(f"{name}: {target} is already made of {self.views[target].sources[0]}")
-        if scales is not None and scales not in self.shapes:
-            raise GGUFError(f"{name}: its block exponents {scales} are missing")
-        self.views[target] = self._view(name, target, part, scales)
-        # MXFP4 stacks are written before all other tensors.
-        self.order[target] = (-1 if scales else position, 0, "")
+        self.views[target] = self._view(name, target, part)
+        self.order[target] = (name not in self.first, position, 0, "")
 
-    def _view(self, name: str, target: str, part: Part, scales: str | None) -> View:
+    def _view(self, name: str, target: str, part: Part) -> View:
         shape = self.shapes[name] or (1,)
         if part.squeeze:
             shape = tuple(n for n in shape if n != 1)
-        if scales is not None:
-            shape = (*shape[:-2], shape[-2] * MXFP4_VALUES)
         vector = len(shape) == 1
         n_rows, n_columns = (shape[0], 1) if vector else shape[-2:]
         leading = shape[:-2]
@@ -184,7 +178,7 @@ class _Builder:
         taken = (chosen(rows, n_rows), chosen(columns, n_columns))
         taken = taken[::-1] if part.transpose else taken
         shape = taken[:1] if vector else (*leading, *taken)
-        return View((name,), (n_rows, n_columns), shape, rows, columns, part.transpose, part.values, scales)
+        return View((name,), (n_rows, n_columns), shape, rows, columns, part.transpose, part.values)
 
     def _choose(self, name: str, target: str, choice: rules.Choice | None, n: int) -> Index | None:
         if choice is None:
@@ -216,8 +210,7 @@ class _Builder:
     def finish(self) -> TensorTable:
         for target, of_tensor in self.experts.items():
             self.views[target] = self._expert_stack(target, of_tensor)
-            end = self.expert_block_end[target.rpartition(".ffn_")[0]]
-            self.order[target] = (end, *self.order[target][1:])
+            self.order[target] = self._place_of_stack(target, of_tensor)
         views = {name: self.views[name] for name in sorted(self.views, key=lambda name: self.order[name])}
         uses: dict[str, tuple[Use, ...]] = {}
         for target, view in views.items():
@@ -228,6 +221,13 @@ class _Builder:
         layout.check(self.expected, found, self.config["num_hidden_layers"], self._usual_name)
         left_out, must_be_zero = tuple(self.left_out), tuple(self.must_be_zero)
         return TensorTable(self.family, views, uses, left_out, must_be_zero, self.shapes)
+
+    def _place_of_stack(self, target: str, of_tensor: dict[int, str]) -> tuple[bool, int, int, str]:
+        """Behind the last expert of its block; what comes before all others, behind its own last."""
+        _, last, order, name = self.order[target]
+        behind = not set(of_tensor.values()) <= self.first
+        end = self.expert_block_end[target.rpartition(".ffn_")[0]] if behind else last
+        return (behind, end, order, name)
 
     def _expert_stack(self, target: str, of_tensor: dict[int, str]) -> View:
         named = (self.config.get(key) for key in EXPERT_COUNTS)
@@ -240,7 +240,7 @@ class _Builder:
         shapes = {self.shapes[name] for name in of_tensor.values()}
         if len(shapes) > 1:
             raise GGUFError(f"{target}: experts differ in shape: {sorted(shapes)}")
-        one = self._view(of_tensor[0], target, Part(), None)
+        one = self._view(of_tensor[0], target, Part())
         sources = tuple(of_tensor[i] for i in range(n_experts))
         return replace(one, sources=sources, shape=(n_experts, *one.shape))
 

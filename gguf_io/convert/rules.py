@@ -53,15 +53,13 @@ class Part:
 class Rule:
     """pattern: searched in the Hugging Face name. No parts: the tensor is left out of the GGUF.
 
-    A group named `expert` makes the match one matrix of a stacked tensor. `scales` names (as a template) the
-    tensor of block exponents that belongs to MXFP4 codes. `when` narrows the rule by config and match.
+    A group named `expert` makes the match one matrix of a stacked tensor. `when` narrows the rule by config and match.
     `zero` marks tensors that may be left out only because every value is zero. `order`: of the stacks of experts in
     one layer, where llama.cpp's converter has another order than that of their names.
     """
 
     pattern: str
     parts: tuple[Part, ...] = ()
-    scales: str | None = None
     when: Callable[[Config, re.Match[str]], bool] | None = None
     zero: bool = False
     order: int = 0

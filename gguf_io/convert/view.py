@@ -17,7 +17,6 @@ class View:
     """sources: one tensor, or one per matrix (experts in order). source_matrix: (rows, columns) of one source
     matrix (a vector is a matrix of one column). shape: of the result, Hugging Face dimension order. Of every
     source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `values` change.
-    scales: the tensor of block exponents when the source holds MXFP4 codes.
     """
 
     sources: tuple[str, ...]
@@ -27,7 +26,6 @@ class View:
     columns: Index | None = None
     transpose: bool = False
     values: Values | None = None
-    scales: str | None = None
 
     @property
     def matrices(self) -> int:
@@ -36,9 +34,7 @@ class View:
     @property
     def plain(self) -> bool:
         """True when the values are those of the source in the source's order."""
-        return (
-            self.rows is None and self.columns is None and not (self.transpose or self.values or self.scales)
-        )
+        return self.rows is None and self.columns is None and not (self.transpose or self.values)
 
     def take(self, matrix: Any) -> Any:
         """[rows, columns] of one source matrix → the matrix of the GGUF tensor."""

@@ -8,7 +8,7 @@ import torch
 
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.lanes import triton, triton_decode
-from quantmill.qkernels.types import TYPES
+from quantmill.qkernels.types import readable_type
 
 
 def main(blocks_path: str, results_path: str) -> None:
@@ -18,7 +18,7 @@ def main(blocks_path: str, results_path: str) -> None:
     results: dict[str, np.ndarray] = {}
     with np.load(blocks_path) as stored:
         for name, blocks in stored.items():
-            type = TYPES[name]
+            type = readable_type(name)
             for to in ("float32", "float16"):
                 out = torch.empty((len(blocks), type.block), dtype=getattr(torch, to))
                 triton_decode.decode(type, decoders()[name], torch.from_numpy(blocks), out)

@@ -12,20 +12,14 @@ from quantmill.gguf_io.convert.rules import Part, Rule, every_second
 
 EXPERTS = (
     Rule(r"sinks$", (Part("sinks.weight"),)),
-    Rule(r"_scales$"),
     Rule(
         r"experts\.gate_up_proj_blocks$",
         (
             Part("experts.gate_proj.weight", rows=every_second(0)),
             Part("experts.up_proj.weight", rows=every_second(1)),
         ),
-        scales="experts.gate_up_proj_scales",
     ),
-    Rule(
-        r"experts\.down_proj_blocks$",
-        (Part("experts.down_proj.weight"),),
-        scales="experts.down_proj_scales",
-    ),
+    Rule(r"experts\.down_proj_blocks$", (Part("experts.down_proj.weight"),)),
     Rule(
         r"experts\.gate_up_proj_bias$",
         (

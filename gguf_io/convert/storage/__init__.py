@@ -1,0 +1,1 @@
+"""How checkpoints store matrices, a file for each kind of storage, and which methods of quantization use which."""

@@ -1,0 +1,358 @@
+"""Tiny models whose matrices are stored packed, in every form that checkpoints have: random codes and scales.
+
+Packed by the definitions of the formats, without torch, so that all machines write the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support.convert_models import MODELS, edit, shapes_of, tensors, write_model, write_shards
+
+Random = np.random.RandomState
+Stored = dict[str, tuple[str, np.ndarray]]
+Pack = Callable[[Random, str, tuple[int, int]], Stored]
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """base: the model whose projections are packed by `pack`, given a weight's name without ".weight" and its shape.
+    settings: config.json's quantization_config. options: of llama.cpp's converter; none: it does not read this."""
+
+    base: str
+    settings: dict[str, Any]
+    pack: Pack
+    options: tuple[str, ...] | None = ("--outtype", "f32")
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def bf16(values: np.ndarray) -> tuple[str, np.ndarray]:
+    return "BF16", (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def uniform(random: Random, shape: Any, low: float = 1e-3, high: float = 4e-3) -> np.ndarray:
+    return random.uniform(low, high, shape).astype(np.float32)
+
+
+def fp8_codes(random: Random, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
+    return "F8_E4M3", (random.randint(0, 127, shape) | random.randint(0, 2, shape) << 7).astype(np.uint8)
+
+
+def words(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes [rows, n] → I32 [rows, ceil(n · bits / 32)], one after another from the lowest bit on."""
+    as_bits = (codes[..., None] >> np.arange(bits) & 1).reshape(len(codes), -1)
+    padded = np.pad(as_bits, ((0, 0), (0, -as_bits.shape[1] % 32))).astype(np.uint8)
+    return np.packbits(padded, axis=1, bitorder="little").view("<i4")
+
+
+def fp8(scale: str, blocks: tuple[int, int] | None, kind: str = "F32") -> Pack:
+    """`scale`: what follows the weight's name without ".weight". No blocks: one scale without dimensions."""
+
+    def pack(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+        size = () if blocks is None else (-(-shape[0] // blocks[0]), -(-shape[1] // blocks[1]))
+        scales = ("F32", np.asarray(uniform(random, size), np.float32))
+        if kind == "F8_E8M0":
+            scales = (kind, random.randint(115, 122, size).astype(np.uint8))
+        return {f"{name}.weight": fp8_codes(random, shape), f"{name}{scale}": scales}
+
+    return pack
+
+
+def fp8_mistral(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+    act = ("BF16", np.zeros((), np.uint16))
+    return {**fp8(".qscale_weight", None)(random, name, shape), f"{name}.qscale_act": act}
+
+
+def fp8_modelopt(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+    inputs = ("F32", np.float32(0.5).reshape(()))
+    return {**fp8(".weight_scale", None)(random, name, shape), f"{name}.input_scale": inputs}
+
+
+def mxfp4(codes: str, scale: str, kind: str = "U8") -> Pack:
+    def pack(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+        packed = random.randint(0, 256, (shape[0], shape[1] // 2)).astype(np.uint8)
+        exponents = random.randint(115, 122, (shape[0], shape[1] // 32)).astype(np.uint8)
+        code_type = "I8" if kind == "F8_E8M0" else "U8"
+        return {
+            f"{name}{codes}": (code_type, packed.view(np.int8) if code_type == "I8" else packed),
+            f"{name}{scale}": (kind, exponents),
+        }
+
+    return pack
+
+
+def nvfp4_modelopt(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+    return {
+        f"{name}.weight": ("U8", random.randint(0, 256, (shape[0], shape[1] // 2)).astype(np.uint8)),
+        f"{name}.weight_scale": (
+            "F8_E4M3",
+            random.randint(0, 127, (shape[0], shape[1] // 16)).astype(np.uint8),
+        ),
+        f"{name}.weight_scale_2": ("F32", uniform(random, ())),
+        f"{name}.input_scale": ("F32", uniform(random, ())),
+    }
+
+
+def nvfp4_compressed_tensors(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+    parts = nvfp4_modelopt(random, name, shape)
+    return {
+        f"{name}.weight_packed": parts[f"{name}.weight"],
+        f"{name}.weight_scale": parts[f"{name}.weight_scale"],
+        f"{name}.weight_global_scale": ("F32", uniform(random, (1,), 100, 4000)),
+        f"{name}.input_global_scale": ("F32", uniform(random, (1,), 100, 4000)),
+    }
+
+
+def mixed_modelopt(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+    return (nvfp4_modelopt if "mlp" in name else fp8_modelopt)(random, name, shape)
+
+
+def packed_int(
+    bits: int, group: int | None, zeros: bool = False, order: bool = False, exact: bool = True
+) -> Pack:
+    """compressed-tensors' pack-quantized. exact: scales are halves too."""
+
+    def pack(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+        rows, columns = shape
+        groups = columns // group if group else 1
+        codes = random.randint(0, 1 << bits, shape)
+        scales = uniform(random, (rows, groups)) * (1 if exact else 1e-6)
+        found: Stored = {
+            f"{name}.weight_packed": ("I32", words(codes, bits)),
+            f"{name}.weight_scale": bf16(scales),
+            f"{name}.weight_shape": ("I64", np.array(shape, np.int64)),
+        }
+        if zeros:
+            packed = words(random.randint(0, 1 << bits, (groups, rows)), bits).T
+            found[f"{name}.weight_zero_point"] = ("I32", np.ascontiguousarray(packed))
+        if order:
+            found[f"{name}.weight_g_idx"] = ("I32", random.randint(0, groups, columns).astype(np.int32))
+        return found
+
+    return pack
+
+
+def int8(strategy: str, zeros: bool = False) -> Pack:
+    """compressed-tensors' int-quantized."""
+
+    def pack(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+        size = {"channel": (shape[0], 1), "tensor": (1,), "group": (shape[0], shape[1] // 64)}[strategy]
+        found: Stored = {
+            f"{name}.weight": ("I8", random.randint(-128, 128, shape).astype(np.int8)),
+            f"{name}.weight_scale": bf16(uniform(random, size)),
+        }
+        if zeros:
+            found[f"{name}.weight_zero_point"] = ("I8", random.randint(-20, 20, size).astype(np.int8))
+        return found
+
+    return pack
+
+
+def gptq(bits: int, group: int, symmetric: bool = False, order: bool = False) -> Pack:
+    def pack(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+        rows, columns = shape
+        groups = columns // group
+        zeros = np.full((groups, rows), (1 << bits - 1) - 1)
+        zeros = zeros if symmetric else random.randint(0, 1 << bits, (groups, rows))
+        index = random.randint(0, groups, columns) if order else np.arange(columns) // group
+        return {
+            f"{name}.g_idx": ("I32", index.astype(np.int32)),
+            f"{name}.qweight": (
+                "I32",
+                np.ascontiguousarray(words(random.randint(0, 1 << bits, (rows, columns)), bits).T),
+            ),
+            f"{name}.qzeros": ("I32", words(zeros, bits)),
+            f"{name}.scales": ("F16", uniform(random, (groups, rows)).astype(np.float16)),
+        }
+
+    return pack
+
+
+def bitnet(random: Random, name: str, shape: tuple[int, int]) -> Stored:
+    digits = random.randint(0, 3, (4, shape[0] // 4, shape[1])) << np.array([0, 2, 4, 6])[:, None, None]
+    return {
+        f"{name}.weight": ("U8", digits.sum(0).astype(np.uint8)),
+        f"{name}.weight_scale": bf16(uniform(random, (1,), 20, 90)),
+    }
+
+
+def compressed(format: str, **weights: Any) -> dict[str, Any]:
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "config_groups": groups,
+        "ignore": ["lm_head"],
+    }
+
+
+def _gptq_settings(bits: int, **settings: Any) -> dict[str, Any]:
+    return {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": False, **settings}
+
+
+_INT = {"type": "int", "symmetric": True}
+_FP8 = {"type": "float", "num_bits": 8, "symmetric": True}
+_FP4 = {"type": "float", "num_bits": 4, "symmetric": True}
+_W4A16 = {
+    f"model.layers.{i}.mlp.{part}_proj": {"quant_algo": "W4A16_NVFP4"}
+    for i in range(2)
+    for part in ("up", "down")
+}
+PACKED: Mapping[str, PackedModel] = {
+    "fp8-blocks-of-powers": PackedModel(
+        "qwen3",
+        {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"},
+        fp8(".weight_scale_inv", (128, 128), "F8_E8M0"),
+    ),
+    "fp8-cut-blocks": PackedModel(
+        "qwen3",
+        {"quant_method": "fp8", "weight_block_size": [96, 64]},
+        fp8(".weight_scale_inv", (96, 64)),
+    ),
+    "fp8-tensor": PackedModel("qwen3", {"quant_method": "fp8"}, fp8(".weight_scale_inv", None)),
+    "fp8-mistral": PackedModel("mistral", {"quant_method": "fp8"}, fp8_mistral),
+    "fp8-as-q8": PackedModel(
+        "mistral", {"quant_method": "fp8"}, fp8_mistral, ("--outtype", "bf16", "--fp8-as-q8")
+    ),
+    "modelopt-fp8": PackedModel("llama", {"quant_method": "modelopt", "quant_algo": "FP8"}, fp8_modelopt),
+    "float-blocks": PackedModel(
+        "llama",
+        compressed("float-quantized", strategy="block", block_structure=[128, 128], **_FP8),
+        fp8(".weight_scale", (128, 128)),
+    ),
+    "float-tensor": PackedModel(
+        "llama", compressed("float-quantized", strategy="tensor", **_FP8), fp8(".weight_scale", None), None
+    ),
+    "naive-float": PackedModel(
+        "llama", compressed("naive-quantized", strategy="channel", **_FP8), fp8(".weight_scale", (1, 1 << 20))
+    ),
+    "mxfp8": PackedModel(
+        "qwen3",
+        compressed("mxfp8-quantized", strategy="group", group_size=32, **_FP8),
+        lambda random, name, shape: {
+            key: ("U8" if kind == "F8_E8M0" else kind, values)
+            for key, (kind, values) in fp8(".weight_scale", (1, 32), "F8_E8M0")(random, name, shape).items()
+        },
+        None,
+    ),
+    "mxfp4-deepseek-v4": PackedModel(
+        "qwen3",
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        lambda random, name, shape: (
+            mxfp4(".weight", ".scale", "F8_E8M0") if "mlp" in name else fp8(".scale", (128, 128), "F8_E8M0")
+        )(random, name, shape),
+        None,
+    ),
+    "mxfp4-pack": PackedModel(
+        "qwen3-moe",
+        compressed("mxfp4-pack-quantized", strategy="group", group_size=32, **_FP4),
+        mxfp4(".weight_packed", ".weight_scale"),
+        None,
+    ),
+    "nvfp4-modelopt": PackedModel(
+        "llama", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4_modelopt
+    ),
+    "nvfp4-modelopt-experts": PackedModel(
+        "qwen3-moe", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4_modelopt
+    ),
+    "modelopt-mixed": PackedModel(
+        "qwen3",
+        {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": _W4A16},
+        mixed_modelopt,
+    ),
+    "nvfp4-pack": PackedModel(
+        "qwen3-moe",
+        compressed("nvfp4-pack-quantized", strategy="tensor_group", group_size=16, **_FP4),
+        nvfp4_compressed_tensors,
+    ),
+    "int4-g32": PackedModel(
+        "qwen3-moe",
+        compressed("pack-quantized", strategy="group", group_size=32, num_bits=4, **_INT),
+        packed_int(4, 32),
+    ),
+    "int4-g32-not-halves": PackedModel(
+        "llama",
+        compressed("pack-quantized", strategy="group", group_size=32, num_bits=4, **_INT),
+        packed_int(4, 32, exact=False),
+    ),
+    "int4-g128-zeros": PackedModel(
+        "qwen3",
+        compressed(
+            "pack-quantized", strategy="group", group_size=128, num_bits=4, type="int", symmetric=False
+        ),
+        packed_int(4, 128, zeros=True),
+    ),
+    "int8-g64": PackedModel(
+        "llama",
+        compressed("pack-quantized", strategy="group", group_size=64, num_bits=8, **_INT),
+        packed_int(8, 64),
+    ),
+    "int3-rows": PackedModel(
+        "llama",
+        compressed("pack-quantized", strategy="channel", num_bits=3, **_INT),
+        packed_int(3, None),
+        None,
+    ),
+    "int4-reordered": PackedModel(
+        "llama",
+        compressed("pack-quantized", strategy="group", group_size=32, num_bits=4, actorder="group", **_INT),
+        packed_int(4, 32, order=True),
+        None,
+    ),
+    "int-channel": PackedModel(
+        "llama", compressed("int-quantized", strategy="channel", num_bits=8, **_INT), int8("channel")
+    ),
+    "int-groups-zeros": PackedModel(
+        "llama",
+        compressed("int-quantized", strategy="group", group_size=64, num_bits=8, type="int", symmetric=False),
+        int8("group", zeros=True),
+        None,
+    ),
+    "gptq-4": PackedModel("llama", _gptq_settings(4), gptq(4, 32)),
+    "gptq-4-symmetric": PackedModel("qwen3-moe", _gptq_settings(4, sym=True), gptq(4, 128, symmetric=True)),
+    "gptq-4-reordered": PackedModel("qwen3", _gptq_settings(4, desc_act=True), gptq(4, 64, order=True)),
+    "gptq-8": PackedModel("llama", _gptq_settings(8), gptq(8, 64)),
+    "gptq-2-version-2": PackedModel("llama", _gptq_settings(2, checkpoint_format="gptq_v2"), gptq(2, 64)),
+    "gptq-3": PackedModel("llama", _gptq_settings(3), gptq(3, 64), None),
+    # lazily llama.cpp's converter fails on it
+    "bitnet": PackedModel("llama", {"quant_method": "bitnet"}, bitnet, ("--outtype", "f32", "--no-lazy")),
+    "bitnet-auto": PackedModel(
+        "llama", {"quant_method": "bitnet", "linear_class": "autobitlinear"}, bitnet, None
+    ),
+}
+
+
+def packed_tensors(name: str) -> Stored:
+    """What the checkpoint stores, in the order of names."""
+    return dict(_packed_tensors(name))
+
+
+@functools.cache
+def _packed_tensors(name: str) -> Stored:
+    model = PACKED[name]
+    random = Random(sum(name.encode()))
+    found: Stored = {}
+    for tensor, stored in tensors(model.base).items():
+        shape = tuple(shapes_of(model.base)[tensor])
+        if tensor.endswith("_proj.weight"):
+            found |= model.pack(random, tensor.removesuffix(".weight"), (shape[0], shape[1]))
+        else:
+            found[tensor] = stored
+    return dict(sorted(found.items()))
+
+
+def write_packed(name: str, directory: Path) -> Path:
+    """Write the model `name` into `directory` and return it."""
+    model = PACKED[name]
+    write_model(model.base, directory)
+    edit(directory / "config.json", quantization_config=model.settings)
+    for file in directory.glob("model*"):
+        file.unlink()
+    write_shards(directory, packed_tensors(name), MODELS[model.base].shards)
+    return directory

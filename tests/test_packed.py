@@ -1,0 +1,355 @@
+"""Packed checkpoints against llama.cpp's converter (data/packed/make.py) and against the libraries that define them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.gguf_io.source import GGUFSource
+from quantmill.jobs import convert, quantize
+from quantmill.qkernels import to_float32
+from quantmill.recipe import Recipe
+from tests.support.packed_models import PACKED, packed_tensors, write_packed
+from tests.test_convert_golden import _as_float32, _digest, _without_trailing_ones
+
+GOLDEN = json.loads((Path(__file__).parent / "data" / "packed" / "golden.json").read_text(encoding="utf-8"))
+# What is stored as a GGUF type without loss: its blocks may be kept.
+EXACT = {
+    "int4-g32": "Q4_0",
+    "gptq-4-symmetric": "Q4_0",
+    "int3-rows": "Q4_0",
+    "int8-g64": "Q8_0",
+    "int-channel": "Q8_0",
+}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A model is written once, under the directory name that general.name comes from."""
+    written = {}
+
+    def model(name):
+        if name not in written:
+            written[name] = write_packed(name, tmp_path_factory.mktemp(name) / "Tiny-Model-1B-Instruct")
+        return written[name]
+
+    return model
+
+
+@pytest.fixture(scope="module")
+def opened(packed):
+    """The source of a model, opened once."""
+    sources = {}
+
+    def open_once(name):
+        if name not in sources:
+            sources[name] = open_checkpoint(packed(name), "bf16" if name == "fp8-as-q8" else "f32")
+        return sources[name]
+
+    return open_once
+
+
+def test_every_form_that_llama_cpp_reads_has_its_golden_digests():
+    assert list(GOLDEN) == [name for name, model in PACKED.items() if model.options is not None]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_metadata_is_llama_cpps(name, opened):
+    ours = opened(name).metadata
+    found = {}
+    for key, value in ours.items():
+        kinds = [value.type.name] + ([value.element_type.name] if value.element_type is not None else [])
+        plain = list(value.value) if value.element_type is not None else value.value
+        shown = plain if len(str(plain)) < 200 else _digest(json.dumps(plain).encode())
+        found[key] = [":".join(kinds), _as_float32(":".join(kinds), shown)]
+    expected = {
+        key: [kinds, _as_float32(kinds, value)] for key, (kinds, value) in GOLDEN[name]["metadata"].items()
+    }
+    assert found == expected
+    assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name != "fp8-as-q8"])
+def test_tensors_are_llama_cpps(name, opened):
+    """Names, order, shapes, blocks; what is not kept in blocks, as float32."""
+    source = opened(name)
+    expected = GOLDEN[name]["tensors"]
+    assert [spec.name for spec in source.specs()] == list(expected)
+    for spec in source.specs():
+        kind, shape, digest = expected[spec.name]
+        assert list(spec.shape) == _without_trailing_ones(shape), spec.name
+        rows = source.read(spec.name)
+        rows = rows if kind == spec.type else to_float32(rows, spec.type)
+        assert kind in (spec.type, "F32"), spec.name
+        assert _digest(rows.tobytes()) == digest, spec.name
+
+
+def test_fp8_as_q8(packed, tmp_path):
+    """The file that `convert --type bf16 --fp8-as-q8` writes has llama.cpp's tensors."""
+    out = tmp_path / "out.gguf"
+    convert.run(convert.Conversion(packed("fp8-as-q8"), out, "bf16", fp8_as_q8=True))
+    expected = GOLDEN["fp8-as-q8"]["tensors"]
+    with GGUFSource(out) as file:
+        kinds = {spec.name: spec.type for spec in file.specs()}
+        assert kinds == {name: kind for name, (kind, _, _) in expected.items()}
+        assert {"Q8_0", "BF16"} < set(kinds.values())
+        for name, (_, _, digest) in expected.items():
+            assert _digest(file.read(name).tobytes()) == digest, name
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_blocks_decode_to_the_values(name, opened):
+    """What the search gets, blocks decoded by a lane program, is bit for bit what `read` gives, slab by slab too."""
+    source = opened(name)
+    types = set()
+    for spec in source.specs():
+        rows, type = source.fetch(spec.name)
+        types.add(type)
+        values = to_float32(source.read(spec.name), spec.type)
+        assert np.array_equal(to_float32(rows, type).view(np.uint32), values.view(np.uint32)), spec.name
+        first = spec.n_rows // 3
+        part, part_type = source.fetch(spec.name, first, min(5, spec.n_rows - first))
+        assert part_type == type
+        assert part.tobytes() == rows[first : first + 5].tobytes(), spec.name
+    by_name = {"reordered": {"BF16", "F32"}}
+    wanted = next((kinds for text, kinds in by_name.items() if text in name), None)
+    assert (
+        types == wanted if wanted else types & {"FP8_E4M3", "INT4", "INT8", "MXFP4", "NVFP4", "Q4_0", "Q8_0"}
+    )
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_a_type_of_ggml_holds_exactly_is_kept(name, opened, packed, tmp_path):
+    """Quantizing to that type copies the codes and scales: the values are those of the checkpoint, and it is said."""
+    notes = _Notes()
+    out = tmp_path / "out.gguf"
+    source = opened(name)
+    result = quantize.run(quantize.Job(str(packed(name)), out, Recipe(EXACT[name])), notes)
+    kept = [spec for spec in source.specs() if spec.original]
+    assert len(kept) == 14
+    assert {spec.type for spec in kept} == {EXACT[name]}
+    assert f"14 tensors are {EXACT[name]} in the checkpoint and are kept exactly" in notes.lines
+    assert not [entry for entry in result.plan.entries if entry.original and entry.converted]
+    with GGUFSource(out) as file:
+        for spec in kept:
+            exact = _values(source, spec.name)
+            assert np.array_equal(to_float32(file.read(spec.name), spec.type), exact), spec.name
+
+
+def test_mxfp4_stays_mxfp4(opened, packed, tmp_path):
+    out = tmp_path / "out.gguf"
+    quantize.run(quantize.Job(str(packed("mxfp4-pack")), out, Recipe("MXFP4_MOE")))
+    source = opened("mxfp4-pack")
+    with GGUFSource(out) as file:
+        experts = [spec for spec in file.specs() if "_exps" in spec.name]
+        assert experts
+        assert {spec.type for spec in experts} == {"MXFP4"}
+        for spec in experts:
+            assert file.read(spec.name).tobytes() == source.read(spec.name).tobytes()
+
+
+class _Notes:
+    def __init__(self):
+        self.lines = []
+
+    def note(self, line):
+        self.lines.append(line)
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+def _values(source, name):
+    readers = source._sources(name)
+    view = source._table.views[name]
+    rows = [reader.values(slice(None), slice(None)) for reader in readers]
+    return np.concatenate([part if view.rows is None else part[view.rows] for part in rows])
+
+
+ONE_PASS = [
+    "fp8-cut-blocks",
+    "float-tensor",
+    "int4-g128-zeros",
+    "gptq-4-reordered",
+    "gptq-8",
+    "bitnet",
+    "modelopt-mixed",
+]
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_one_pass_is_the_bytes_of_two(name, packed, tmp_path):
+    """Straight from the packed directory, as through a GGUF in float32."""
+    convert.run(convert.Conversion(packed(name), tmp_path / "f32.gguf", "f32"))
+    for file_type in ("Q4_K_M", "Q8_0"):
+        recipe = Recipe(file_type, allow_requantize=True)
+        for source, out in ((packed(name), "one.gguf"), (tmp_path / "f32.gguf", "two.gguf")):
+            quantize.run(quantize.Job(str(source), tmp_path / out, recipe, force=True))
+        one, two = (GGUFSource(tmp_path / out) for out in ("one.gguf", "two.gguf"))
+        assert [spec.name for spec in one.specs()] == [spec.name for spec in two.specs()]
+        for spec in one.specs():
+            assert one.read(spec.name).tobytes() == two.read(spec.name).tobytes(), spec.name
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "mxfp4-pack", "nvfp4-pack"])
+def test_packed_weights_may_be_quantized_without_insisting(name, packed, tmp_path):
+    """They are the original: there is nothing better to start from. The GGUF made of it says so no more."""
+    plan = quantize.plan_job(quantize.Job(str(packed(name)), tmp_path / "out.gguf", Recipe("Q3_K_S")))
+    assert not plan.problems
+    assert {entry.type for entry in plan.entries if entry.original} == {"Q3_K"}
+
+
+COMPRESSED = [
+    name
+    for name, model in PACKED.items()
+    if model.settings["quant_method"] == "compressed-tensors" and name != "int4-reordered"
+]
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_values_are_compressed_tensors(name, opened, packed):
+    """Every weight against the library's own decompression, in float32."""
+    library = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    settings = PACKED[name].settings
+    scheme = library.quantization.QuantizationScheme(targets=["Linear"], **_scheme(settings))
+    compressor = library.compressors.BaseCompressor.get_value_from_registry(settings["format"])
+    stored = {
+        key: value for file in packed(name).glob("*.safetensors") for key, value in load_file(file).items()
+    }
+    source = opened(name)
+    modules = sorted({key.rpartition(".")[0] for key in stored if key.endswith(".weight_scale")})
+    assert len(modules) > 10
+    for module in modules:
+        state = {
+            key.removeprefix(f"{module}."): value
+            for key, value in stored.items()
+            if key.startswith(f"{module}.")
+        }
+        state = {
+            key: value.float() if value.dtype == torch.bfloat16 else value for key, value in state.items()
+        }
+        expected = _decompressed(compressor, state, scheme)
+        found = source._readers[f"{module}.weight"].values(slice(None), slice(None))
+        if (
+            "nvfp4" in name
+        ):  # the library divides by the factor where we multiply with its reciprocal, as llama.cpp
+            np.testing.assert_allclose(found, expected, rtol=3e-7)
+        else:
+            assert np.array_equal(found, expected), module
+
+
+def _scheme(settings):
+    weights = dict(settings["config_groups"]["group_0"]["weights"])
+    weights["scale_dtype"] = torch.uint8 if settings["format"].startswith("mx") else None
+    return {"weights": {**weights, "observer": "minmax"}}
+
+
+def _decompressed(compressor, state, scheme):
+    """In float32; the library computes NVFP4 in bfloat16 unless it is told otherwise."""
+    if "weight_global_scale" not in state:
+        return compressor.decompress(state, scheme)["weight"].float().numpy()
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+
+    n_rows, half = state["weight_packed"].shape
+    codes = unpack_fp4_from_uint8(state["weight_packed"], n_rows, 2 * half, dtype=torch.float32)
+    factor, scales = state["weight_global_scale"], state["weight_scale"].float()
+    return dequantize(codes, scales, args=scheme.weights, global_scale=factor, dtype=torch.float32).numpy()
+
+
+def test_columns_in_groups_of_their_own(opened, packed):
+    """weight_g_idx, which the library wrote for some years and reads no more: column i has the scale it names."""
+    helpers = pytest.importorskip(
+        "compressed_tensors.compressors.pack_quantized.helpers", reason="compressed-tensors is not installed"
+    )
+    stored = load_file(packed("int4-reordered") / "model.safetensors")
+    source = opened("int4-reordered")
+    for key, words in stored.items():
+        if key.endswith("_packed"):
+            base = key.removesuffix("_packed")
+            codes = helpers.unpack_from_int32(words, 4, torch.Size(stored[f"{base}_shape"].tolist()))
+            expected = codes.float() * stored[f"{base}_scale"].float()[:, stored[f"{base}_g_idx"].long()]
+            assert np.array_equal(source._readers[base].values(slice(None), slice(None)), expected.numpy())
+
+
+def test_values_are_bitnets(opened, packed):
+    """transformers' unpacking, and BitLinear's division by the scale or AutoBitLinear's multiplication."""
+    from transformers.integrations.bitnet import unpack_weights
+
+    for name in ("bitnet", "bitnet-auto"):
+        stored = load_file(packed(name) / "model.safetensors")
+        source = opened(name)
+        for key, scale in stored.items():
+            if key.endswith(".weight_scale"):
+                weight = key.removesuffix("_scale")
+                digits = unpack_weights(stored[weight], torch.float32)
+                expected = digits / scale.float() if name == "bitnet" else digits * scale.float()
+                found = source._readers[weight].values(slice(None), slice(None))
+                assert np.array_equal(found, expected.numpy()), key
+
+
+def test_values_are_transformers_mxfp4(opened, packed):
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    stored = load_file(packed("mxfp4-deepseek-v4") / "model.safetensors")
+    source = opened("mxfp4-deepseek-v4")
+    for key, codes in stored.items():
+        if codes.dtype == torch.int8:
+            blocks = codes.view(torch.uint8).view(1, codes.shape[0], -1, 16)
+            exponents = stored[key.replace(".weight", ".scale")].view(torch.uint8).unsqueeze(0)
+            # transformers gives the experts transposed
+            expected = convert_moe_packed_tensors(blocks, exponents, dtype=torch.float32)[0].T.numpy()
+            assert np.array_equal(source._readers[key].values(slice(None), slice(None)), expected), key
+
+
+@pytest.mark.parametrize("name", ["fp8-blocks-of-powers", "fp8-cut-blocks", "fp8-mistral", "modelopt-fp8"])
+def test_values_of_fp8_are_torchs(name, opened, packed):
+    """torch's casts, and scales repeated over their blocks."""
+    stored = load_file(packed(name) / "model.safetensors")
+    source = opened(name)
+    block = PACKED[name].settings.get("weight_block_size") or [1 << 20, 1 << 20]
+    checked = 0
+    for key, codes in stored.items():
+        if codes.dtype == torch.float8_e4m3fn:
+            base = key.removesuffix("weight")
+            ends = ("weight_scale_inv", "qscale_weight", "weight_scale")
+            scale = next(stored[base + end] for end in ends if base + end in stored).float()
+            scale = scale.view(1, 1) if scale.dim() < 2 else scale
+            for dimension, size in enumerate(block):
+                scale = scale.repeat_interleave(min(size, 1024), dimension)
+            expected = codes.float() * scale[: codes.shape[0], : codes.shape[1]]
+            assert np.array_equal(source._readers[key].values(slice(None), slice(None)), expected.numpy()), (
+                key
+            )
+            checked += 1
+    assert checked == 14
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if name.startswith("gptq")])
+def test_values_of_gptq_follow_its_definition(name, opened):
+    """One code at a time, as AutoGPTQ packs them: scale · (code - (zero + 1)), version 2 without the 1."""
+    settings = PACKED[name].settings
+    bits, offset = settings["bits"], settings.get("checkpoint_format") != "gptq_v2"
+    source = opened(name)
+    stored = {key: values for key, (_, values) in packed_tensors(name).items()}
+    random = np.random.default_rng(0)
+    for key in [key for key in stored if key.endswith(".qweight")][:6]:
+        base = key.removesuffix("qweight")
+        values = source._readers[f"{base}weight"].values(slice(None), slice(None))
+        for row, column in random.integers(0, values.shape, (200, 2)).tolist():
+            group = stored[f"{base}g_idx"][column]
+            code = _code(stored[key][:, row], column, bits)
+            zero = _code(stored[f"{base}qzeros"][group], row, bits) + offset
+            expected = np.float32(stored[f"{base}scales"][group, row]) * np.float32(code - zero)
+            assert values[row, column] == expected
+
+
+def _code(words, i, bits):
+    """Number i of a run of codes, out of one great integer."""
+    return int.from_bytes(np.ascontiguousarray(words).tobytes(), "little") >> i * bits & (1 << bits) - 1
