@@ -39,8 +39,9 @@ class FP8:
 
     def values(self, rows: Index, columns: Index) -> np.ndarray:
         codes = matrix(self.codes)[rows][:, columns]
+        values = np.take(FP8_VALUES[self.codes.dtype], codes)
         with np.errstate(over="ignore", invalid="ignore"):  # found where finite numbers are asked for
-            return FP8_VALUES[self.codes.dtype][codes] * self.scales.spread(rows, columns)
+            return np.multiply(values, self.scales.spread(rows, columns), out=values)
 
     def blocks(self, rows: Index, form: str) -> np.ndarray:
         """Blocks of a scale, F32, and 32 codes."""

@@ -57,10 +57,11 @@ class Integers(ABC):
     def values(self, rows: Index, columns: Index) -> np.ndarray:
         groups = self.group_of_column[columns]
         zeros = self.zeros_of(rows)
-        zeros = zeros if isinstance(zeros, int) else zeros[:, groups].astype(np.int16)
+        if not isinstance(zeros, int):
+            zeros = np.take(zeros, groups, axis=1)
+        codes = np.subtract(self.codes_of(rows)[:, columns], zeros, dtype=np.int16).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            codes = self.codes_of(rows)[:, columns].astype(np.int16)
-            return self.scales_of(rows)[:, groups] * (codes - zeros).astype(np.float32)
+            return np.multiply(codes, np.take(self.scales_of(rows), groups, axis=1), out=codes)
 
     @cached_property
     def forms(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class Scales:
 
     def spread(self, rows: Index, columns: Index) -> np.ndarray:
         """f32 [n_rows, n_columns], one for each value."""
-        return self.of_rows(rows)[:, self.of_column[columns]]
+        return np.take(self.of_rows(rows), self.of_column[columns], axis=1)
 
 
 def require_type(scales: StoredTensor, types: Sequence[str]) -> None:
