@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.convert_models import MODELS, write_model
+from tests.support.convert_models import MODELS, write_model, write_sparse
 
 ROOT = Path(__file__).parents[1]
 LIMIT_BYTES = 700 << 20
@@ -24,20 +22,6 @@ code = cli.main(["convert", *sys.argv[1:]])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 raise SystemExit(code)
 """
-
-
-def sparse_safetensors(path, shapes):
-    """All zeros, without taking the space: the data is a hole in the file."""
-    header, position = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    raw = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(raw)) + raw)
-        file.truncate(8 + len(raw) + position)
-    return position
 
 
 @pytest.mark.slow
@@ -68,7 +52,8 @@ def test_stacked_experts_of_two_gigabytes(tmp_path):
             prefix + "mlp.experts.gate_up_proj": [EXPERTS, 2 * FEED_FORWARD, HIDDEN],
             prefix + "mlp.experts.down_proj": [EXPERTS, HIDDEN, FEED_FORWARD],
         }
-    assert sparse_safetensors(directory / "model.safetensors", shapes) > 2 << 30
+    stored = {name: ("BF16", tuple(shape)) for name, shape in shapes.items()}
+    assert write_sparse(directory / "model.safetensors", stored, {}) > 2 << 30
     child = subprocess.run(
         [sys.executable, "-c", CONVERT, directory, tmp_path / "out.gguf", "--type", "q8_0"],
         cwd=ROOT,

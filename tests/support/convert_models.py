@@ -7,6 +7,7 @@ by data/convert/make.py); config.json is as the hub has it, short, so that the f
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from quantmill.gguf_io import GGUFSink, OutputTensor
 from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.gguf_io.safetensors import DTYPES
 from quantmill.qkernels import to_float32
 from tests.support.convert_tokenizers import write_tokenizer
 
@@ -177,6 +179,27 @@ def write_safetensors(path: Path, found: dict[str, tuple[str, np.ndarray]]) -> N
         file.write(struct.pack("<Q", len(raw)) + raw)
         for _, values in found.values():
             file.write(np.ascontiguousarray(values).tobytes())
+
+
+def write_sparse(
+    path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]], kept: dict[str, np.ndarray]
+) -> int:
+    """name → (dtype, shape), all zeros but for the tensors `kept`, without taking the space: the data is a hole in the
+    file. Returns the bytes of the data."""
+    header: dict[str, Any] = {}
+    position = 0
+    for name, (dtype, shape) in shapes.items():
+        size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    raw = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + position)
+        for name, values in kept.items():
+            file.seek(8 + len(raw) + header[name]["data_offsets"][0])
+            file.write(values.tobytes())
+    return position
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -46,9 +46,13 @@ def fp8_codes(random: Random, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
 
 def words(codes: np.ndarray, bits: int) -> np.ndarray:
     """Codes [rows, n] → I32 [rows, ceil(n · bits / 32)], one after another from the lowest bit on."""
-    as_bits = (codes[..., None] >> np.arange(bits) & 1).reshape(len(codes), -1)
-    padded = np.pad(as_bits, ((0, 0), (0, -as_bits.shape[1] % 32))).astype(np.uint8)
-    return np.packbits(padded, axis=1, bitorder="little").view("<i4")
+    found = []
+    for first in range(0, len(codes), 256):
+        digits = codes[first : first + 256, :, None].astype(np.uint8) >> np.arange(bits, dtype=np.uint8) & 1
+        digits = digits.reshape(len(digits), -1)
+        padded = np.pad(digits, ((0, 0), (0, -digits.shape[1] % 32)))
+        found.append(np.packbits(padded, axis=1, bitorder="little").view("<i4"))
+    return np.concatenate(found)
 
 
 def fp8(scale: str, blocks: tuple[int, int] | None, kind: str = "F32") -> Pack:
