@@ -16,18 +16,18 @@ from quantmill.gguf_io.convert import general, keys, rope
 from quantmill.gguf_io.convert.config import load_json, load_optional_json
 from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
-from quantmill.gguf_io.convert.rules import Config, Index
-from quantmill.gguf_io.convert.storage.fp8 import FP8
-from quantmill.gguf_io.convert.storage.numbers import to_float32
-from quantmill.gguf_io.convert.storage.reader import Reader, check_values
-from quantmill.gguf_io.convert.stored import readers
-from quantmill.gguf_io.convert.types_said import (
+from quantmill.gguf_io.convert.output_types import (
     KEPT,
     file_type,
     output_type,
     recorded,
     write_precision,
 )
+from quantmill.gguf_io.convert.rules import Config, Index
+from quantmill.gguf_io.convert.storage.fp8 import FP8
+from quantmill.gguf_io.convert.storage.numbers import to_float32
+from quantmill.gguf_io.convert.storage.reader import Reader, check_values
+from quantmill.gguf_io.convert.stored import readers
 from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
 from quantmill.gguf_io.convert.view import View
 from quantmill.gguf_io.errors import GGUFError

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Set
-from pathlib import Path
 
 import gguf
 from gguf import GGUFValueType, GGUFWriter
 
-from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.errors import GGUFError
