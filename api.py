@@ -284,18 +284,20 @@ def polish(
     epochs: int = 1,
     lr: float | None = None,
     only: str | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     dtype: str | None = None,
     threads: int | None = None,
     resume: bool = False,
     force: bool = False,
 ) -> PolishResult:
-    """Train the scales and norms of a quantized GGUF against its original on plain texts; same size, same format.
+    """Train the scales and norms of a quantized GGUF against its original; same size, same format.
 
-    Result.helped tells whether the held-back chunks came out better and a file was written, by default
-    QUANT-polished.gguf. only: "scales" or "norms". dtype: of products, None for what suits the file; unlike threads it
-    changes the bytes. Raises QuantmillError, OSError.
+    calibration: texts, plain or .jsonl conversations, each FILE or "FILE=WEIGHT". Result.helped tells whether the
+    held-back chunks came out better and a file was written, by default QUANT-polished.gguf. only: "scales" or "norms".
+    dtype: of products, None for what suits the file; unlike threads it changes the bytes.
+    Raises QuantmillError, OSError.
     """
+    from quantmill.imatrix.text import text_argument
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.polish import Job, run
 
@@ -303,7 +305,7 @@ def polish(
     job = Job(
         Path(quant),
         local_model(str(base)),
-        tuple(map(Path, texts)),
+        tuple(text_argument(str(text)) for text in texts),
         None if output is None else Path(output),
         n_chunks=chunks,
         n_epochs=epochs,

@@ -6,6 +6,7 @@ taken over the whole vocabulary and every position, and Adam moves each scale by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from quantmill.models.model import LoadedModel
 from quantmill.qkernels.scales import is_trainable
 
 FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales
+PATIENCE = 2  # looks at held-back chunks in a row that found nothing better end a training
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Training:
         rng = np.random.default_rng(seed)
         self.order = np.concatenate([rng.permutation(n_chunks) for _ in range(n_epochs)])
         self.losses: list[float] = []  # of each chunk before it was trained on
+        self.looks: list[float] = []  # the divergence of held-back chunks, where it was looked at
+        self.best: list[torch.Tensor] = []  # the knobs' changes at the lowest of them
         self.between_steps = True  # in the middle of one the state is neither the old nor the new
 
     @property
@@ -147,15 +151,41 @@ class Training:
         for piece in self.student.moving:
             assert piece.grad is not None
             piece.grad.zero_()
-        self.student.apply()
-        self.divergence.moved()
+        self._apply()
         self.losses.append(loss)
         self.between_steps = True
         return loss
 
+    def looked(self, divergence: float) -> None:
+        """Note the divergence of held-back chunks."""
+        if divergence < min(self.looks, default=math.inf):
+            self.best = [knob.change.clone() for knob in self.knobs]
+        self.looks.append(divergence)
+
+    @property
+    def improves(self) -> bool:
+        """Whether the held-back chunks have become better lately."""
+        return not self.looks or len(self.looks) - self.looks.index(min(self.looks)) <= PATIENCE
+
+    def back_to_best(self) -> None:
+        """Set everything back to where the held-back chunks were lowest."""
+        for knob, change in zip(self.knobs, self.best, strict=True):
+            knob.change.copy_(change)
+        self._apply()
+
+    def settle(self) -> None:
+        """Set back what was trained on too little."""
+        self.student.settle()
+        self.divergence.moved()
+
+    def _apply(self) -> None:
+        self.student.apply()
+        self.divergence.moved()
+
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next steps depend on."""
-        out = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        out = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "looks")}
+        out |= {f"{i}.best": change for i, change in enumerate(self.best)}
         for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
             out |= {f"{i}.change": knob.change, f"{i}.mean": mean, f"{i}.square": square}
         for i, piece in enumerate(self.student.moving):
@@ -164,7 +194,8 @@ class Training:
 
     def resume(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on where `state` was taken."""
-        self.losses = state["losses"].tolist()
+        self.losses, self.looks = state["losses"].tolist(), state["looks"].tolist()
+        self.best = [state[f"{i}.best"] for i in range(len(self.knobs) if self.looks else 0)]
         self.adam.n_steps = self.n_done
         for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
             knob.change.copy_(state[f"{i}.change"])
@@ -172,8 +203,7 @@ class Training:
             square.copy_(state[f"{i}.square"])
         for i, piece in enumerate(self.student.moving):
             piece.tokens.copy_(state[f"{i}.tokens"])
-        self.student.apply()
-        self.divergence.moved()
+        self._apply()
 
 
 def teacher_head(loaded: LoadedModel, dtype: torch.dtype, workers: Workers) -> tuple[Head, torch.Tensor]:

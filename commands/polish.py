@@ -38,7 +38,11 @@ def polish(
         ),
     ],
     calibration: Annotated[
-        list[Path], typer.Option(metavar="TEXT", help="Plain text to learn and to judge on; repeatable.")
+        list[str],
+        typer.Option(
+            metavar="TEXT",
+            help="Text to learn and to judge on, or conversations (.jsonl); FILE=WEIGHT for a share; repeatable.",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: QUANT-polished.gguf]")
@@ -54,7 +58,7 @@ def polish(
     only: Annotated[
         str | None, typer.Option(metavar="scales|norms", help="Train only these. [default: both]")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +79,7 @@ def polish(
     original predicts. Chunks of the text that are held back from training decide: where the result is not better on
     them, nothing is written and the exit code is 3.
     """
+    from quantmill.imatrix.text import text_argument
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.polish import Job, plan_job, run
     from quantmill.jobs.polish_facts import plan_text
@@ -83,7 +88,7 @@ def polish(
         job = Job(
             quant=quant,
             base=local_model(base),
-            calibration=tuple(calibration),
+            calibration=tuple(map(text_argument, calibration)),
             output=output,
             n_chunks=chunks,
             n_epochs=epochs,
@@ -119,7 +124,7 @@ def polish_made(
     from quantmill.imatrix.text import text_argument
     from quantmill.jobs.polish import Job, polish_in_place
 
-    calibration = tuple(text_argument(text).path for text in texts)
+    calibration = tuple(text_argument(text) for text in texts)
     with Shown() as watcher:
         result = polish_in_place(
             Job(paths[0], base, calibration, threads=threads, device=device.split(",")[0], resume=resume),

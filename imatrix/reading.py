@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from quantmill.imatrix.text import Cutting, Render, Text, chunks_of, read_conver
 
 if TYPE_CHECKING:
     from quantmill.models.model import LoadedModel
+    from quantmill.models.tokenizer import Tokenizer
 
 
 def read_texts(texts: Sequence[Text]) -> dict[Path, str]:
@@ -33,17 +34,32 @@ def read_chunks(
 
     Raises ImatrixError for a text that is too short, not UTF-8 or not what its suffix says.
     """
+    return chunks_of(
+        read_tokens(
+            texts, plain, loaded.tokenizer, lambda: _renderer(loaded, tokenizer_directory), parse_special
+        ),
+        cutting,
+    )
+
+
+def read_tokens(
+    texts: Sequence[Text],
+    plain: Mapping[Path, str],
+    tokenizer: Tokenizer,
+    renderer: Callable[[], Render],
+    parse_special: bool = False,
+) -> list[tuple[Text, list[int]]]:
+    """The tokens of every text. renderer: called when there is a .jsonl file, which holds conversations."""
     render: Render | None = None
     tokens = []
     for text in texts:
         if text.path.suffix == ".jsonl":
-            render = render or _renderer(loaded, tokenizer_directory)
+            render = render or renderer()
             rendered = read_conversations(text.path, render)
-            tokens.append((text, loaded.tokenizer.encode(rendered, add_special=False, parse_special=True)))
+            tokens.append((text, tokenizer.encode(rendered, add_special=False, parse_special=True)))
         else:
-            encoded = loaded.tokenizer.encode(plain[text.path], parse_special=parse_special)
-            tokens.append((text, encoded))
-    return chunks_of(tokens, cutting)
+            tokens.append((text, tokenizer.encode(plain[text.path], parse_special=parse_special)))
+    return tokens
 
 
 def _renderer(loaded: LoadedModel, tokenizer_directory: Path | None) -> Render:

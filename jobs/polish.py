@@ -1,6 +1,6 @@
 """One polish from request to file: the original listens first, then the quantized model is trained, judged, written.
 
-    result = run(Job(Path("model-Q4_0.gguf"), Path("model"), Path("text.txt")), watcher)
+    result = run(Job(Path("model-Q4_0.gguf"), Path("model"), (Text(Path("text.txt")),)), watcher)
 
 Chunks that are held back from training decide: where the trained model is not better on them, nothing is written.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside
+from quantmill.imatrix import chat
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_checks import Chunks, bits_per_weight, check_base, chunks_of
 from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
@@ -38,6 +40,7 @@ from quantmill.models.tokenizer import from_metadata
 
 __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 
+LOOK_STEPS = 96  # between two looks at the held-back chunks
 ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
 WORSE_BASE = (
     1.05  # a base whose perplexity on the held-back chunks is this many times the quant's is not its original
@@ -115,8 +118,14 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     stack.callback(quant.close)
     stack.callback(base.close)
     check_base(quant, base)
-    chunks = chunks_of(job.calibration, from_metadata(quant.metadata), job.n_chunks, job.skip_chunks)
-    inputs = (*quant.paths, *base.paths, job.base, *job.calibration)
+    chunks = chunks_of(
+        job.calibration,
+        from_metadata(quant.metadata),
+        lambda: chat.from_metadata(quant.metadata, str(job.quant)),
+        job.n_chunks,
+        job.skip_chunks,
+    )
+    inputs = (*quant.paths, *base.paths, job.base, *job.text_files)
     dtype = _dtype(job, quant)
     output = job.output or default_output(job.quant)
     warnings = _sink(job, quant, output, quant.metadata, inputs).warnings
@@ -136,11 +145,7 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     student.start(job.rates)
     training = Training(student, divergence, job.rates, len(chunks.trained), job.n_epochs)
     kept.restore(training)
-    _train(training, chunks, wanted, kept, watcher)
-    student.settle()
-    divergence.moved()
-    watcher.began("after", len(chunks.held_back), "chunks")
-    after = _scores(student, divergence, chunks, wanted, watcher)
+    after = _trained(training, chunks, wanted, kept, watcher)
     test = paired_test(after.kld, before.kld, len(chunks.held_back))
     first, last = summarize(before), summarize(after)
     paths: tuple[Path, ...] = ()
@@ -170,12 +175,46 @@ def _listened(
     return head, matrix, wanted
 
 
-def _train(training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept, watcher: Watcher) -> None:
+def _trained(
+    training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept, watcher: Watcher
+) -> TokenScores:
+    """Train, and go back to the best that was seen on the way; the held-back chunks' scores then."""
+
+    def scores(what: str) -> TokenScores:
+        watcher.began(what, len(chunks.held_back), "chunks")
+        return _scores(training.student, training.divergence, chunks, wanted, watcher)
+
+    _train(training, chunks, wanted, kept, watcher, lambda: float(scores("held back").kld.mean()))
+    training.settle()
+    after = scores("after")
+    if training.looks and min(training.looks) < float(after.kld.mean()):
+        training.back_to_best()
+        training.settle()
+        after = scores("after")
+    return after
+
+
+def _train(
+    training: Training,
+    chunks: Chunks,
+    wanted: HiddenStates,
+    kept: Kept,
+    watcher: Watcher,
+    look: Callable[[], float],
+) -> None:
+    """All steps, or as many as `look` at the held-back chunks, every LOOK_STEPS, says are worth while."""
     n_held = len(chunks.held_back)
     watcher.began("training", len(training.order), "chunks")
     watcher.progressed(training.n_done)
     try:
         while training.n_done < len(training.order):
+            if training.n_done // LOOK_STEPS > len(training.looks):
+                training.looked(look())
+                watcher.began("training", len(training.order), "chunks")
+                watcher.progressed(training.n_done)
+            if not training.improves:
+                watcher.note(f"stopped after {training.n_done} steps: the held-back chunks no longer improve")
+                break
             training.step(chunks.trained, _From(wanted, n_held))
             recent = training.losses[-16:]
             watcher.progressed(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from quantmill.gguf_io import TensorSource, TensorSpec
-from quantmill.imatrix.text import read_text
+from quantmill.imatrix.reading import read_texts, read_tokens
+from quantmill.imatrix.text import Cutting, Render, Text
+from quantmill.imatrix.text import chunks_of as by_weight
 from quantmill.jobs.errors import JobError
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.qkernels import TYPES, to_float32
@@ -39,19 +40,26 @@ class Chunks:
 
 
 def chunks_of(
-    paths: Sequence[Path], tokenizer: Tokenizer, n_chunks: int | None, skip_chunks: int = 0
+    texts: Sequence[Text],
+    tokenizer: Tokenizer,
+    renderer: Callable[[], Render],
+    n_chunks: int | None,
+    skip_chunks: int = 0,
 ) -> Chunks:
     """Cut texts into chunks and take n_chunks of them, evenly spread over all; every so many is held back.
 
-    skip_chunks: so many at the beginning are left out. Raises JobError for texts that are too short, and as
-    imatrix.text.read_text does.
+    renderer: of conversations. skip_chunks: so many at the beginning are left out. Raises JobError for texts that are
+    too short, and as imatrix.reading.read_tokens does.
     """
-    tokens = [tokenizer.encode(_plain(path)) for path in paths]
-    pieces = [ids[: len(ids) // N_CTX * N_CTX] for ids in tokens]
-    chunks = np.array([token for piece in pieces for token in piece], np.int32).reshape(-1, N_CTX)[
-        skip_chunks:
-    ]
-    there, n_tokens = len(chunks), sum(map(len, tokens))
+    tokens = read_tokens(texts, read_texts(texts), tokenizer, renderer)
+    if any(text.weight is not None for text in texts):
+        chunks = by_weight(tokens, Cutting(N_CTX))[skip_chunks:]
+    else:
+        pieces = [ids[: len(ids) // N_CTX * N_CTX] for _, ids in tokens]
+        chunks = np.array([token for piece in pieces for token in piece], np.int32).reshape(-1, N_CTX)[
+            skip_chunks:
+        ]
+    there, n_tokens = len(chunks), sum(len(ids) for _, ids in tokens)
     wanted = min(there, n_chunks or DEFAULT_CHUNKS)
     if wanted < FEWEST_HELD_BACK + FEWEST_TRAINED:
         fewest = FEWEST_HELD_BACK + FEWEST_TRAINED
@@ -60,7 +68,7 @@ def chunks_of(
                 f"--chunks {n_chunks}: at least {fewest} are needed, {FEWEST_HELD_BACK} to judge by"
             )
         raise JobError(
-            f"{paths[0]}: has {n_tokens} tokens; to train and to judge takes at least {fewest} chunks of {N_CTX}, "
+            f"{texts[0].path}: has {n_tokens} tokens; to train and to judge takes at least {fewest} chunks of {N_CTX}, "
             f"{fewest * N_CTX} tokens: give a longer text"
         )
     chunks = chunks[np.arange(wanted) * there // wanted]
@@ -70,12 +78,6 @@ def chunks_of(
     held = np.zeros(wanted, bool)
     held[(np.arange(n_held) * 2 + 1) * wanted // (2 * n_held)] = True
     return Chunks(chunks[~held], chunks[held])
-
-
-def _plain(path: Path) -> str:
-    if path.suffix == ".jsonl":
-        raise JobError(f"{path}: polish learns on plain text; give one instead of conversations")
-    return read_text(path)
 
 
 def check_base(quant: TensorSource, base: TensorSource) -> None:

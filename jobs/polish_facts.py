@@ -117,7 +117,7 @@ def facts(
     values = {
         "base": MetaValue(text, job.base.name),
         "base.sha256": MetaValue(text, digest(list(base.paths))),
-        "text.sha256": MetaValue(text, digest(list(job.calibration))),
+        "text.sha256": MetaValue(text, digest(list(job.text_files))),
         "tokens": MetaValue(u32, n_steps * chunks.trained.shape[1]),
         "chunks": MetaValue(u32, len(chunks.trained)),
         "epochs": MetaValue(u32, job.n_epochs),

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from quantmill.calibrate.polish import Rates
 from quantmill.calibrate.rates import default_rates
+from quantmill.imatrix.text import Text
 from quantmill.jobs.errors import JobError
 from quantmill.measure.divergence import Divergence, PairedTest
 
 
 @dataclass(frozen=True)
 class Job:
-    """quant: any quantized GGUF. base: the original, a GGUF or a Hugging Face directory. calibration: plain texts.
+    """quant: any quantized GGUF. base: the original, a GGUF or a Hugging Face directory. calibration: texts, plain or
+    .jsonl conversations.
 
     output: None for QUANT-polished.gguf. n_chunks of 512 tokens behind the first skip_chunks, n_epochs over them.
     rate: highest relative change a step, None for the measured one of each type. only: "scales" or "norms" (all F32
@@ -23,14 +25,14 @@ class Job:
 
     quant: Path
     base: Path
-    calibration: tuple[Path, ...]
+    calibration: tuple[Text, ...]
     output: Path | None = None
     n_chunks: int | None = None
     skip_chunks: int = 0
     n_epochs: int = 1
     rate: float | None = None
     only: str | None = None
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str | None = None
     threads: int | None = None
     resume: bool = False
@@ -49,6 +51,10 @@ class Job:
             raise JobError(f"--only {self.only}: choose scales or norms")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise JobError(f"--dtype {self.dtype}: choose float32, bfloat16 or float16")
+
+    @property
+    def text_files(self) -> tuple[Path, ...]:
+        return tuple(text.path for text in self.calibration)
 
     @property
     def rates(self) -> Rates:

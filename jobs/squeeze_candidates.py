@@ -230,6 +230,7 @@ class Candidates:
 
     def _polish(self, n_fitted: int, quant: Path, output: Path) -> polish_request.Job:
         """n_fitted: chunks that codes were fitted to; fresh ones are trained on where there are enough, gently."""
+        from quantmill.imatrix.text import Text
         from quantmill.jobs import polish_request
         from quantmill.jobs.thorough import FEWEST, RATE
 
@@ -238,7 +239,7 @@ class Candidates:
         return polish_request.Job(
             quant=quant,
             base=self._job.model,
-            calibration=self._texts.calibration,
+            calibration=tuple(map(Text, self._texts.calibration)),
             output=output,
             n_chunks=self._job.learn_chunks,
             skip_chunks=skip,

@@ -44,7 +44,7 @@ def polish_fresh(
     request = polish.Job(
         output,
         Path(job.source),
-        tuple(text_argument(text).path for text in calibration.texts),
+        tuple(text_argument(text) for text in calibration.texts),
         n_chunks=min(n_fresh, max(FEWEST, n_used)),
         skip_chunks=n_used,
         rate=RATE,

@@ -15,15 +15,18 @@ import pytest
 import torch
 
 import quantmill as quantmill_api
+from quantmill.calibrate.polish import Training
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import PartialFile
-from quantmill.jobs import evaluate, polish
+from quantmill.imatrix.text import Text
+from quantmill.jobs import evaluate, polish, polish_checks
 from quantmill.jobs.polish import Job, plan_job, run
 from quantmill.jobs.polish_request import default_output
 from quantmill.jobs.polish_state import Kept
 from quantmill.jobs.watcher import Silent
+from quantmill.models.tokenizer import from_metadata
 from quantmill.qkernels.types import TYPES
 from tests.support.measure_models import EXAMPLE, tiny
 
@@ -32,7 +35,7 @@ CHUNKS = 14
 
 
 def job(output: Path, quant: Path | None = None, **settings) -> Job:
-    return Job(quant or tiny("Q4_0"), EXAMPLE, (TEXT,), output, n_chunks=CHUNKS, threads=2, **settings)
+    return Job(quant or tiny("Q4_0"), EXAMPLE, (Text(TEXT),), output, n_chunks=CHUNKS, threads=2, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +95,7 @@ def test_says_what_was_done(polished: Path) -> None:
 
 
 def test_threads_do_not_change_the_bytes(polished: Path, tmp_path: Path) -> None:
-    one = Job(tiny("Q4_0"), EXAMPLE, (TEXT,), tmp_path / "one.gguf", n_chunks=CHUNKS, threads=1)
+    one = Job(tiny("Q4_0"), EXAMPLE, (Text(TEXT),), tmp_path / "one.gguf", n_chunks=CHUNKS, threads=1)
     run(one)
     assert (tmp_path / "one.gguf").read_bytes() == polished.read_bytes()
 
@@ -129,6 +132,79 @@ def _wait_for(true) -> None:
         time.sleep(0.05)
 
 
+class Stops(Silent):
+    """Interrupts when so many chunks have been trained on."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+        self._trains = False
+
+    def began(self, what: str, total: int, unit: str) -> None:
+        self._trains = what == "training"
+
+    def progressed(self, n: int, note: str = "") -> None:
+        self._left -= bool(note) and self._trains
+        if not self._left:
+            raise KeyboardInterrupt
+
+
+def test_looks_at_held_back_chunks_do_not_change_the_bytes(
+    polished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking every three steps, stopped in between and gone on with."""
+    monkeypatch.setattr(polish, "LOOK_STEPS", 3)
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        run(job(tmp_path / "out.gguf"), Stops(5))
+    run(job(tmp_path / "out.gguf", resume=True))
+    assert (tmp_path / "out.gguf").read_bytes() == polished.read_bytes()
+
+
+def test_training_ends_when_held_back_chunks_no_longer_improve(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Some(Training):
+        def __init__(self) -> None:
+            self.knobs = [SimpleNamespace(change=torch.zeros(1))]
+            self.student = self.divergence = SimpleNamespace(apply=lambda: None, moved=lambda: None)
+            self.order, self.losses, self.looks, self.best = np.arange(20), [], [], []
+
+        def step(self, *arguments: object) -> float:
+            self.losses.append(0.0)
+            self.knobs[0].change += 1
+            return 0.0
+
+    monkeypatch.setattr(polish, "LOOK_STEPS", 2)
+    training, kept = Some(), SimpleNamespace(save=lambda training, soon=False: None)
+    chunks = SimpleNamespace(held_back=[], trained=[])
+    found = iter([0.9, 0.5, 0.7, 0.6, 0.1])
+    for _ in range(2):  # gone on with, it stays ended
+        polish._train(training, chunks, None, kept, Silent(), lambda: next(found))  # type: ignore[arg-type]
+        assert training.n_done == 8
+        assert training.looks == [0.9, 0.5, 0.7, 0.6]
+    training.back_to_best()
+    assert training.knobs[0].change == 4
+
+
+def test_conversations_and_weights_of_texts(tmp_path: Path) -> None:
+    """A share of a text in chunks is what imatrix takes of it."""
+    text = TEXT.read_text()
+    (tmp_path / "a.txt").write_text(text[:60_000])
+    lines = [
+        {"messages": [{"role": "user", "content": text[i : i + 2000]}]} for i in range(60_000, 180_000, 2000)
+    ]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    texts = (Text(tmp_path / "a.txt", 3), Text(tmp_path / "b.jsonl", 1))
+    metadata = open_source(tiny("Q4_0")).metadata
+    tokenizer = from_metadata(metadata)
+    found = polish_checks.chunks_of(
+        texts, tokenizer, lambda: lambda messages: f"<{messages[0]['content']}>", None
+    )
+    plain = tokenizer.encode(text[:60_000])
+    first = sum(
+        chunk.tolist() == plain[: 512 * 40][512 * i :][:512] for i in range(40) for chunk in found.all
+    )
+    assert len(found.all) > 16
+    assert first == pytest.approx(0.75 * len(found.all), abs=1)
+
+
 def test_polished_again_is_not_worse(polished: Path, tmp_path: Path) -> None:
     result = run(job(tmp_path / "again.gguf", quant=polished))
     assert result.after.kld.value <= result.before.kld.value or not result.helped
@@ -161,7 +237,7 @@ def test_a_split_model(polished: Path, tmp_path: Path) -> None:
         sink.commit()
     quant = tmp_path / "model-00001-of-00002.gguf"
     assert default_output(quant) == tmp_path / "model-polished"
-    result = run(Job(quant, EXAMPLE, (TEXT,), n_chunks=CHUNKS))
+    result = run(Job(quant, EXAMPLE, (Text(TEXT),), n_chunks=CHUNKS))
     assert [path.name for path in result.paths] == [f"model-polished-0000{i}-of-00002.gguf" for i in (1, 2)]
     one, two = open_source(polished), open_source(result.paths[0])
     assert all(np.array_equal(one.read(s.name), two.read(s.name)) for s in specs)
@@ -211,7 +287,7 @@ def test_another_models_base(tmp_path: Path) -> None:
 
     random_model(tmp_path, *FAMILIES["qwen3, yarn"])
     with pytest.raises(QuantmillError, match="different models: architecture"):
-        plan_job(Job(tiny("Q4_0"), tmp_path, (TEXT,), tmp_path / "out.gguf"))
+        plan_job(Job(tiny("Q4_0"), tmp_path, (Text(TEXT),), tmp_path / "out.gguf"))
 
 
 def test_the_first_tensor_that_differs(tmp_path: Path) -> None:
@@ -226,13 +302,13 @@ def test_the_first_tensor_that_differs(tmp_path: Path) -> None:
             sink.write(spec.name, raw[::-1].copy() if spec.name == "blk.1.attn_k.weight" else raw)
         sink.commit()
     with pytest.raises(QuantmillError, match=r"blk\.1\.attn_k\.weight"):
-        plan_job(Job(tiny("Q4_0"), tmp_path / "base.gguf", (TEXT,), tmp_path / "out.gguf"))
+        plan_job(Job(tiny("Q4_0"), tmp_path / "base.gguf", (Text(TEXT),), tmp_path / "out.gguf"))
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(QuantmillError, match="nothing to learn"):
-        plan_job(Job(tiny("Q4_0"), tiny("Q4_0"), (TEXT,), tmp_path / "out.gguf"))
-    plan = plan_job(Job(tiny("Q4_0"), tiny("Q8_0"), (TEXT,), tmp_path / "out.gguf"))
+        plan_job(Job(tiny("Q4_0"), tiny("Q4_0"), (Text(TEXT),), tmp_path / "out.gguf"))
+    plan = plan_job(Job(tiny("Q4_0"), tiny("Q8_0"), (Text(TEXT),), tmp_path / "out.gguf"))
     assert "quantized itself (Q8_0)" in plan.warnings[0]
 
 
@@ -250,7 +326,7 @@ def test_a_base_that_is_worse(tmp_path: Path) -> None:
             sink.write(spec.name, (raw.view("<f4") * np.float32(0.2)).view("u1") if spoiled else raw)
         sink.commit()
     with pytest.raises(QuantmillError, match="predicts the held-back text worse"):
-        run(Job(tiny("Q4_0"), tmp_path / "base.gguf", (TEXT,), tmp_path / "out.gguf", n_chunks=CHUNKS))
+        run(Job(tiny("Q4_0"), tmp_path / "base.gguf", (Text(TEXT),), tmp_path / "out.gguf", n_chunks=CHUNKS))
     assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
 
 
@@ -275,7 +351,7 @@ def test_an_output_is_no_input(tmp_path: Path) -> None:
     quant = tmp_path / "q.gguf"
     quant.write_bytes(tiny("Q4_0").read_bytes())
     with pytest.raises(QuantmillError, match="is an input"):
-        plan_job(Job(quant, EXAMPLE, (TEXT,), quant))
+        plan_job(Job(quant, EXAMPLE, (Text(TEXT),), quant))
 
 
 def test_quantize_and_polish_in_one_go(tmp_path: Path) -> None:
@@ -359,10 +435,18 @@ def test_an_interrupt_inside_a_step_saves_no_half_step(between_steps: bool) -> N
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    training = SimpleNamespace(n_done=0, order=[0], losses=[], step=interrupted, between_steps=between_steps)
+    training = SimpleNamespace(
+        n_done=0,
+        order=[0],
+        losses=[],
+        looks=[],
+        improves=True,
+        step=interrupted,
+        between_steps=between_steps,
+    )
     saved: list[bool] = []
     kept = SimpleNamespace(save=lambda training, soon=False: saved.append(soon))
     chunks = SimpleNamespace(held_back=[], trained=[])
     with pytest.raises(KeyboardInterrupt):
-        polish._train(training, chunks, None, kept, Silent())  # type: ignore[arg-type]
+        polish._train(training, chunks, None, kept, Silent(), lambda: 0.0)  # type: ignore[arg-type]
     assert saved == [True] * between_steps
