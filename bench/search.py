@@ -74,7 +74,7 @@ _SPEEDS = (
     tables.Column("thorough / default", "times_default", "{:.1f}"),
     tables.Column("thorough / llama.cpp", "times_llama", "{:.2f}"),
 )
-_TIMED_ROWS, _TIMED_COLUMNS = 128, 4096
+_TIMED_ROWS, _TIMED_COLUMNS = 64, 4096
 
 
 @dataclass(frozen=True)
