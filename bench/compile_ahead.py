@@ -27,7 +27,7 @@ from quantmill.qkernels.lanes.triton import (
     pointers,
     row_sigma_kernel,
 )
-from quantmill.qkernels.types import TYPES, QuantType, readable_type
+from quantmill.qkernels.types import TYPES, QuantType, Search, readable_type
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -94,14 +94,19 @@ def decoding_kernel(type: QuantType, decoder: Decoder, numbers: str) -> Kernel:
     return Kernel(name, function, signature, triton_decode.N_WARPS, decoder.lanes, type.block)
 
 
-def all_kernels() -> Iterator[Kernel]:
-    """Every kernel once."""
+def searching_kernels(search: Search = "default") -> Iterator[Kernel]:
+    """Every kernel that encodes, once."""
     seen: set[Any] = set()
-    for (type_name, _), encoder in encoders().items():
+    for (type_name, _), encoder in encoders(search).items():
         for kernel in kernels_of(encoder, TYPES[type_name].block):
             if kernel.function not in seen:
                 seen.add(kernel.function)
                 yield kernel
+
+
+def all_kernels() -> Iterator[Kernel]:
+    """Every kernel of the default searches and of decoding, once."""
+    yield from searching_kernels()
     for type_name, decoder in decoders().items():
         yield decoding_kernel(readable_type(type_name), decoder, "*fp32")
 

@@ -11,13 +11,34 @@ from pathlib import Path
 import pytest
 import triton
 
-from bench.compile_ahead import TARGETS, Compiled, all_kernels, compile_for, decoding_kernel
+from bench.compile_ahead import (
+    TARGETS,
+    Compiled,
+    all_kernels,
+    compile_for,
+    decoding_kernel,
+    searching_kernels,
+)
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.types import TYPES
 
 TABLE = Path(__file__).with_name("data") / "triton_registers.json"
 MOST_REGISTERS = 168
 KERNELS = {kernel.name: kernel for kernel in all_kernels()}
+
+
+def inexact(result: Compiled, target: str) -> set[str]:
+    """What in the code does not round as the reference does."""
+    if target.startswith("sm_"):
+        return set(
+            re.findall(
+                r"\bfma\.rn\S*|\bdiv\.(?!rn\.f32)\S*f32|\bsqrt\.(?!rn\.f32)\S*|\S*\.ftz\S*", result.text
+            )
+        )
+    # the machine code's v_fma are the steps of exact division and root; what could fuse is in the LLVM IR
+    return set(
+        re.findall(r"llvm\.fma\S*|llvm\.fmuladd\S*|\bcontract\b|\bfast\b|\bafn\b|\barcp\b", result.llir)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +64,8 @@ def test_nothing_is_fused(compiled):
     """Two roundings stay two: no fused multiply-add, no approximate division or root, no flushed sub-normals."""
     target, results = compiled
     for name, result in results.items():
-        if target.startswith("sm_"):
-            wrong = re.findall(
-                r"\bfma\.rn\S*|\bdiv\.(?!rn\.f32)\S*f32|\bsqrt\.(?!rn\.f32)\S*|\S*\.ftz\S*", result.text
-            )
-        else:
-            # the machine code's v_fma are the steps of exact division and root; what could fuse is in the LLVM IR
-            wrong = re.findall(
-                r"llvm\.fma\S*|llvm\.fmuladd\S*|\bcontract\b|\bfast\b|\bafn\b|\barcp\b", result.llir
-            )
-        assert not wrong, f"{name} on {target}: {set(wrong)}"
+        wrong = inexact(result, target)
+        assert not wrong, f"{name} on {target}: {wrong}"
 
 
 def test_nothing_spills(compiled):
@@ -67,6 +80,17 @@ def test_registers_are_those_of_the_table(compiled):
     assert recorded["triton"] == triton.__version__, "the table is for another Triton"
     table = {name: row[target] for name, row in recorded["registers"].items()}
     assert {name: result.registers for name, result in results.items()} == table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_the_kernels_of_thorough_searches_too(own_cache, target):
+    """They go through what the default's kernels go through, but for the table of registers."""
+    for kernel in searching_kernels("thorough"):
+        if kernel.name not in KERNELS:
+            result = compile_for(kernel, TARGETS[target])
+            assert not inexact(result, target), kernel.name
+            assert (result.spills, result.registers <= MOST_REGISTERS) == (0, True), kernel.name
 
 
 @pytest.mark.parametrize(("numbers", "conversion"), [("*fp16", "cvt.rn.f16"), ("*bf16", "cvt.rn.bf16")])

@@ -26,10 +26,13 @@ from quantmill.qkernels.programs.thorough_grid_search import (
     best_level,
     every_entry,
     fitted_d,
+    kept_d,
     natural_signs,
     read_d,
     read_iq3_s,
     signed_values,
+    trial_error,
+    value_sums,
     write_d,
 )
 
@@ -81,13 +84,31 @@ _ROWS = {
 }
 
 
+def fitting(weighted: bool, n: int) -> tuple[Phase, ...]:
+    """The phases that fit d to the values of weights, in sub-blocks of n."""
+    subs = 256 // n
+    h: dict[str, str | int] = {"H": importance(weighted), "N": n}
+    return (
+        Phase(value_sums, h, subs),
+        Phase(fitted_d, {"SUBS": subs}),
+        Phase(trial_error, h, subs),
+        Phase(kept_d, {"SUBS": subs}),
+    )
+
+
+def fitting_scratch(subs: int) -> dict[str, tuple[int, str]]:
+    """What those phases need."""
+    per_sub = dict.fromkeys(("sxq", "sqq", "error", "changed"), (subs, "f32"))
+    return {**per_sub, "d": (1, "f32"), "trial_d": (1, "f32"), "q": (256, "f32")}
+
+
 def _encoder(name: str, row: _Grid, weighted: bool) -> Encoder:
     dim, levels, entries = _SHAPES[name]
     subs, groups = 256 // row.n, 256 // dim
     h: dict[str, str | int] = {"H": importance(weighted)}
     parity = {"PARITY": row.parity}
     values = Phase(signed_values, {"DIM": dim, **parity}, 32)
-    fit = Phase(fitted_d, {**h, "SUBS": subs, "N": row.n}, 1)
+    fit = fitting(weighted, row.n)
     rounds: list[Phase] = []
     for reach in row.reach:
         shape = {**h, "DIM": dim, "GROUPS": groups, "MOST": 15, "REACH": reach, **parity}
@@ -96,7 +117,7 @@ def _encoder(name: str, row: _Grid, weighted: bool) -> Encoder:
             Phase(every_entry, {**shape, "LEVELS": levels, "ENTRIES": entries, "SHIFT": shift}, groups),
             Phase(best_level, {**shape, "N": row.n}, subs),
             values,
-            fit,
+            *fit,
         ]
     tried = groups * (2 * max(row.reach) + 1)
     pairs = dim // 2 * levels * levels
@@ -108,15 +129,14 @@ def _encoder(name: str, row: _Grid, weighted: bool) -> Encoder:
             Phase(row.read),
             Phase(natural_signs, lanes=32),
             values,
-            fit,
+            *fit,
             *rounds,
             Phase(write_d, {"SUBS": subs}),
             row.pack,
         ),
         {
             **scratch_of(weighted, 256),
-            "d": (1, "f32"),
-            "q": (256, "f32"),
+            **fitting_scratch(subs),
             "v": (256, "f32"),
             "natural": (32, "i32"),
             **dict.fromkeys(("found", "found_odd"), (tried, "i32")),

@@ -76,26 +76,43 @@ def values_error(X, H, Q, first, step, N):
     return error
 
 
-def fitted_d(j, X, H, D, LEVEL, Q, UNIT, SUBS, N):
-    """d by least squares for what the weights are, where that lowers the error."""
+def value_sums(j, X, H, D, LEVEL, Q, SXQ, SQQ, ERROR, UNIT, N):
+    """Of sub-block j: Σ h·x·q and Σ h·q² with q in units of d, and its error."""
+    level = ld(LEVEL, j)
     d = ld(D, 0)
+    unit = step_of(full(d, 1.0), level, UNIT)
     sxq = zeros(d)
     sqq = zeros(d)
-    error = zeros(d)
-    for b in range(SUBS):
-        level = ld(LEVEL, b)
-        unit = step_of(full(d, 1.0), level, UNIT)
-        for i in range(N):
-            q = unit * ld(Q, b * N + i)
-            hq = ld(H, b * N + i) * q
-            sxq = sxq + hq * ld(X, b * N + i)
-            sqq = sqq + hq * q
-        error = error + values_error(X, H, Q, b * N, step_of(d, level, UNIT), N)
-    trial = h2f(f2h(div(sxq, sqq)))
-    total = zeros(d)
-    for b in range(SUBS):
-        total = total + values_error(X, H, Q, b * N, step_of(trial, ld(LEVEL, b), UNIT), N)
-    st(D, 0, where(total < error, trial, d))
+    for i in range(N):
+        q = unit * ld(Q, j * N + i)
+        hq = ld(H, j * N + i) * q
+        sxq = sxq + hq * ld(X, j * N + i)
+        sqq = sqq + hq * q
+    st(SXQ, j, sxq)
+    st(SQQ, j, sqq)
+    st(ERROR, j, values_error(X, H, Q, j * N, step_of(d, level, UNIT), N))
+
+
+def total_of(A, SUBS):
+    total = ld(A, 0)
+    for b in range(1, SUBS):
+        total = total + ld(A, b)
+    return total
+
+
+def fitted_d(j, SXQ, SQQ, TRIAL_D, SUBS):
+    """d by least squares for what the weights are."""
+    st(TRIAL_D, 0, h2f(f2h(div(total_of(SXQ, SUBS), total_of(SQQ, SUBS)))))
+
+
+def trial_error(j, X, H, TRIAL_D, LEVEL, Q, CHANGED, UNIT, N):
+    st(CHANGED, j, values_error(X, H, Q, j * N, step_of(ld(TRIAL_D, 0), ld(LEVEL, j), UNIT), N))
+
+
+def kept_d(j, D, TRIAL_D, ERROR, CHANGED, SUBS):
+    """The fitted d where it lowers the error."""
+    up = total_of(CHANGED, SUBS) < total_of(ERROR, SUBS)
+    st(D, 0, where(up, ld(TRIAL_D, 0), ld(D, 0)))
 
 
 def near_level(level, away, MOST):

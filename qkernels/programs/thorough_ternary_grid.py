@@ -27,10 +27,9 @@ from quantmill.qkernels.lanes.vocabulary import (
 from quantmill.qkernels.programs.layout import store_half
 from quantmill.qkernels.programs.ternary_grid import ENCODERS as TERNARY_GRID
 from quantmill.qkernels.programs.thorough import begun, importance, scratch_of
-from quantmill.qkernels.programs.thorough_grid import pairs_of, values_of
+from quantmill.qkernels.programs.thorough_grid import fitting, fitting_scratch, pairs_of, values_of
 from quantmill.qkernels.programs.thorough_grid_search import (
     every_entry,
-    fitted_d,
     near_level,
     step_of,
     values_error,
@@ -146,7 +145,7 @@ def _encoder(name: str, n: int, shared: int, read: Phase, write: Phase, weighted
     subs = 256 // n
     h: dict[str, str | int] = {"H": importance(weighted)}
     values = Phase(shifted_values, lanes=32)
-    fit = Phase(fitted_d, {**h, "SUBS": subs, "N": n})
+    fit = fitting(weighted, n)
     shape = {
         "DIM": 8,
         "LEVELS": 3,
@@ -164,17 +163,16 @@ def _encoder(name: str, n: int, shared: int, read: Phase, write: Phase, weighted
             Phase(every_entry, {**entry, **down}, 32),
             Phase(best_shifted_level, {**h, "N": n, "SHARED": shared, "MOST": 7, "REACH": reach}, subs),
             values,
-            fit,
+            *fit,
         ]
     tried = 32 * (2 * max(_REACH) + 1)
     return continued(
         TERNARY_GRID[name, weighted],
         "thorough_ternary_grid",
-        (*begun(weighted, 256), read, values, fit, *rounds, write),
+        (*begun(weighted, 256), read, values, *fit, *rounds, write),
         {
             **scratch_of(weighted, 256),
-            "d": (1, "f32"),
-            "q": (256, "f32"),
+            **fitting_scratch(subs),
             "level": (subs, "i32"),
             **dict.fromkeys(("entry", "down"), (32, "i32")),
             **dict.fromkeys(("found", "found_odd"), (tried, "i32")),
