@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from quantmill.calibrate.errors import naming
 from quantmill.calibrate.gram import metric_of, shrunk
 from quantmill.calibrate.moments import FITTED, HELD, Moments
 from quantmill.calibrate.solver import Effort, plain, solvable, solve
@@ -141,8 +142,9 @@ def _at_place(
             weights = [matrix.reshape(1, -1, matrix.shape[-1]) for matrix in weights]
         if not key:
             weights = [matrix[..., part] for matrix in weights]
-        for one in _solved(weights, members, type, settings, own, workers):
-            found[one.name] = one
+        with naming(*members):
+            solved = _solved(weights, members, type, settings, own, workers)
+        found |= {one.name: one for one in solved}
     return [found[name] for name in names]
 
 

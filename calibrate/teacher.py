@@ -11,6 +11,7 @@ import torch
 
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.head import final_hidden
+from quantmill.gguf_io.errors import GGUFError
 
 BATCH = 4  # chunks run together; a constant, for another would round otherwise
 
@@ -27,11 +28,14 @@ class HiddenStates:
         return self.path.stat().st_size // self._chunk_bytes if self.path.exists() else 0
 
     def append(self, states: torch.Tensor) -> None:
-        """states [n, n_ctx, n_hidden]."""
+        """states [n, n_ctx, n_hidden]. Raises GGUFError where the disk does not take them."""
         done = len(self)
-        with open(self.path, "r+b" if self.path.exists() else "wb") as file:
-            file.seek(done * self._chunk_bytes)
-            file.write(states.float().cpu().contiguous().numpy().tobytes())
+        try:
+            with open(self.path, "r+b" if self.path.exists() else "wb") as file:
+                file.seek(done * self._chunk_bytes)
+                file.write(states.float().cpu().contiguous().numpy().tobytes())
+        except OSError as error:
+            raise GGUFError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def __getitem__(self, chunk: int) -> torch.Tensor:
         """[n_ctx, n_hidden] f32."""

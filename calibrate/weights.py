@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantmill.calibrate.errors import naming
 from quantmill.gguf_io import TensorSource, TensorSpec
 from quantmill.qkernels import to_float32
 from quantmill.qkernels.rows import RowQuantizer
@@ -37,7 +38,8 @@ def quantized(source: TensorSource, subject: Subject, type: str, quantizer: RowQ
     parts = []
     for m in range(subject.n_matrices):
         loaded = quantizer.load(source.read(spec.name, m * n_rows, n_rows), spec.type)
-        parts.append(quantizer.quantize(loaded, spec.type, type, _of_matrix(subject, m)))
+        with naming(spec.name):
+            parts.append(quantizer.quantize(loaded, spec.type, type, _of_matrix(subject, m)))
     return np.concatenate(parts)
 
 
@@ -64,7 +66,9 @@ def sampled_errors(
             if type == spec.type:
                 continue
             loaded = quantizer.load(raw, spec.type)
-            difference = weights - to_float32(quantizer.quantize(loaded, spec.type, type, importance), type)
+            with naming(spec.name):
+                blocks = quantizer.quantize(loaded, spec.type, type, importance)
+            difference = weights - to_float32(blocks, type)
             lost[type] += float(((difference * difference) @ h).sum(dtype=np.float64))
     return {type: error / whole if whole else 0.0 for type, error in lost.items()}
 

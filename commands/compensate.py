@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill.commands.console import (
+    parsing,
     print_line,
     print_warnings,
     remark,
@@ -88,7 +89,8 @@ def ways(
 ) -> tuple[Callable[..., None], Callable[[Job], Plan]]:
     """How a job is done with compensation, and how it is planned; None: as usual. Raises JobError."""
     damping = DAMPING if damping is None else damping
-    calibration = Calibration(texts, effort or EFFORT, chunks, alpha, damping, resume, polish)
+    with parsing():
+        calibration = Calibration(texts, effort or EFFORT, chunks, alpha, damping, resume, polish)
     return partial(compensate_and_show, calibration=calibration), partial(
         plan_job, calibration=calibration, watcher=_Noting()
     )

@@ -272,4 +272,5 @@ def quantize(
 def _text_files(texts: list[str]) -> list[str]:
     from quantmill.imatrix.text import text_argument
 
-    return [str(text_argument(text).path) for text in texts]
+    with parsing():
+        return [str(text_argument(text).path) for text in texts]

@@ -100,13 +100,14 @@ def default_output(source: str, file_type: str, suffix: str) -> Path:
 
 
 def rules_of(texts: list[str]) -> tuple[TypeRule, ...]:
+    from quantmill.gguf_io.filesystem import read_whole
     from quantmill.recipe import parse_rule, parse_rules
 
     rules: list[TypeRule] = []
     for text in texts:
         if text.startswith(FILE_MARK):
             path = Path(text.removeprefix(FILE_MARK))
-            rules += parse_rules(path.read_text(encoding="utf-8-sig", errors="surrogateescape"), str(path))
+            rules += parse_rules(read_whole(path).decode("utf-8-sig", "surrogateescape"), str(path))
         else:
             with parsing():
                 rules.append(parse_rule(text))

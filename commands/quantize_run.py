@@ -77,7 +77,7 @@ def reach_and_show(request: Request, dry_run: bool, as_json: bool, make: Make) -
     from quantmill.jobs.recipe import check_recipe_output, write_recipe
 
     if not dry_run:  # what is measured for hours must have a place to go
-        check_outputs(request.job)
+        check_outputs(request.job, request.target.file_bytes)
         output = check_recipe_output(request)
         print_warnings(output.warnings)
     found = find(request)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from quantmill.gguf_io.errors import GGUFError
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # What file systems answer to a call that they do not know (network, FUSE, FAT, WSL), beside the work failing.
@@ -18,11 +22,38 @@ _NAME_BYTES = 255  # the longest name where the file system does not say
 _COPY_BYTES = 4 << 20
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file to read at any place, opened without waiting for the other end of a pipe.
+
+    Raises GGUFError for a pipe, a device or a directory, OSError for what cannot be opened.
+    """
+    file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise GGUFError(f"{path}: not a regular file")
+    return file
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_whole(path: Path) -> bytes:
+    """What is in a file, or comes out of a pipe (`<(cat a b)`).
+
+    Raises GGUFError for a device, which may never end, OSError for what cannot be read.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode) and not stat.S_ISDIR(mode):
+        raise GGUFError(f"{path}: neither a file nor a pipe")
+    return path.read_bytes()
+
+
 def digest(paths: Sequence[Path]) -> str:
-    """sha256 of files, one after the other."""
+    """sha256 of files, one after the other. Raises GGUFError for what can be read once only or never ends."""
     found = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_COPY_BYTES):
                 found.update(block)
     return found.hexdigest()

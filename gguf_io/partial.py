@@ -37,7 +37,7 @@ def resolved(final: Path) -> Path:
     Raises GGUFError otherwise, or when its directory does not exist.
     """
     target = Path(os.path.realpath(final))
-    if target.exists() and not target.is_file():
+    if final.exists() and not final.is_file():  # not by the target: that of /dev/stdout may have no name
         raise GGUFError(f"{final}: is there already and is not a regular file; choose another output")
     if not target.parent.is_dir():
         raise GGUFError(f"{final}: there is no directory {target.parent}; create it or choose another output")

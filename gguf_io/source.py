@@ -5,12 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import reprlib
-import stat
 from pathlib import Path
 
 import numpy as np
 
 from quantmill.gguf_io.errors import GGUFError, quoted
+from quantmill.gguf_io.filesystem import open_regular
 from quantmill.gguf_io.header import parse_header
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
@@ -36,11 +36,8 @@ class _MappedFile:
 
     def __init__(self, path: Path, shard: int) -> None:
         self.path = path
-        with open(path, "rb", opener=_open_nonblocking) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise GGUFError(f"{path}: not a regular file")
-            if not status.st_size:
+        with open_regular(path) as file:
+            if not os.fstat(file.fileno()).st_size:
                 raise GGUFError(f"{path}: not a GGUF file: it is empty")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.bytes = np.frombuffer(self._map, dtype=np.uint8)
@@ -52,11 +49,6 @@ class _MappedFile:
         # Whole pages, outwards: a neighbour's part of a page comes back from the file when it is needed.
         first_page = start - start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, first_page, start + size - first_page)
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe, so that a pipe is refused and does not hang."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class GGUFSource:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantmill.gguf_io.filesystem import open_regular
 from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix, checked_entry
 
 # No tensor name is longer than 63 bytes in ggml; a dataset is a path.
@@ -61,7 +62,7 @@ def read_dat(path: Path, chunk_size: int) -> ImportanceMatrix:
     An entry of zero calls, which llama-quantize reads as plain values, counts as one call.
     Raises ImatrixError for anything that is not a complete file, OSError when it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise ImatrixError(f"{path}: not an importance matrix: the file is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

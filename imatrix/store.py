@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from quantmill.gguf_io.filesystem import open_regular
 from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.imatrix.dat_format import encode_dat, read_dat
 from quantmill.imatrix.gguf_format import read_gguf, write_gguf
@@ -25,7 +26,7 @@ def load(path: str | os.PathLike[str], legacy_chunk_size: int = LEGACY_CHUNK_SIZ
     Raises ImatrixError or GGUFError for a file that is neither or is damaged, OSError when unreadable.
     """
     path = Path(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         is_gguf = file.read(4) == b"GGUF"
     return read_gguf(path) if is_gguf else read_dat(path, legacy_chunk_size)
 

@@ -5,6 +5,7 @@ Source: tools/imatrix/imatrix.cpp: compute_imatrix, common/arg.cpp (--file).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +29,24 @@ class Text:
     path: Path
     weight: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise ImatrixError(f"{self.path}={self.weight}: the weight of a text must be a positive number")
+
 
 def text_argument(argument: str) -> Text:
-    """FILE or FILE=WEIGHT; a file whose own name ends in =number is taken as it is when it exists."""
+    """FILE or FILE=WEIGHT; a file whose own name ends in =number is taken as it is when it exists.
+
+    Raises ImatrixError for a weight that is no share.
+    """
     path, equals, weight = argument.rpartition("=")
-    if equals and path and not Path(argument).exists():
-        try:
-            return Text(Path(path), float(weight))
-        except ValueError:
-            pass
-    return Text(Path(argument))
+    if not (equals and path) or Path(argument).exists():
+        return Text(Path(argument))
+    try:
+        share = float(weight)
+    except ValueError:
+        return Text(Path(argument))
+    return Text(Path(path), share)
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,6 @@ def chunks_of(texts: Sequence[tuple[Text, list[int]]], cutting: Cutting) -> np.n
 
 def _weighted(texts: list[Text], pieces: list[np.ndarray], n_chunks: int | None) -> list[np.ndarray]:
     weights = np.array([1.0 if text.weight is None else text.weight for text in texts])
-    if not (np.isfinite(weights) & (weights > 0)).all():
-        raise ImatrixError(f"weights of texts must be positive numbers, not {weights.tolist()}")
     shares = weights / weights.sum()
     total = min(len(piece) / share for piece, share in zip(pieces, shares, strict=True))
     if n_chunks is not None:

@@ -129,9 +129,6 @@ class _Progress:
 
 @contextmanager
 def _loaded(job: Job, watcher: Watcher) -> Iterator[LoadedModel]:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # it warns of long texts, which are cut here
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     device = usable_device(job.device)

@@ -39,7 +39,7 @@ from quantmill.measure.task_files import Kind, read_tasks, unasked
 from quantmill.measure.tasks import TaskResult, prepared
 from quantmill.models.model import LoadedModel, load, usable_device
 from quantmill.models.scoring import cut, targets
-from quantmill.models.text import read_text
+from quantmill.models.text import read_text_and_digest
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,8 @@ def _text(
         return [ModelResult(NOTHING)] * len(quants), None, ()
     if base_file is None and job.text is None:
         return [ModelResult(NOTHING)] * (len(quants) + 1), None, ()
-    chunks, source = _chunks(job, base, base_file, quants)
-    info = TextInfo(str(source), digest([source]), chunks.shape[1], chunks.shape[0], targets(chunks).size)
+    chunks, source, sha256 = _chunks(job, base, base_file, quants)
+    info = TextInfo(str(source), sha256, chunks.shape[1], chunks.shape[0], targets(chunks).size)
     if against is None:
         found = alone(quants, chunks, saved, watcher)
         return [ModelResult(NOTHING, perplexity(nll)) for nll in found], info, ()
@@ -250,17 +250,17 @@ def _text(
 
 def _chunks(
     job: Job, base: LoadedModel | None, base_file: LogitsFile | None, quants: Sequence[LoadedModel]
-) -> tuple[np.ndarray, Path]:
-    """[n_chunk, n_ctx] i32 tokens, and the file that they come from."""
+) -> tuple[np.ndarray, Path, str]:
+    """[n_chunk, n_ctx] i32 tokens, the file that they come from and its sha256."""
     if base_file is not None:
         compare.check_base_file(base_file, quants, job.n_ctx)
-        return base_file.tokens[: job.chunks], base_file.path
+        return base_file.tokens[: job.chunks], base_file.path, digest([base_file.path])
     assert job.text is not None
     first = base or quants[0]
-    words = read_text(job.text)
+    words, sha256 = read_text_and_digest(job.text)
     compare.check_vocabularies(first, quants, words)
     tokens = first.tokenizer.encode(words, parse_special=job.parse_special)
-    return cut(tokens, job.n_ctx or 512, job.chunks), job.text
+    return cut(tokens, job.n_ctx or 512, job.chunks), job.text, sha256
 
 
 def _writers(

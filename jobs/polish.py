@@ -79,7 +79,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept.advice) from None
         except GGUFError:  # a full disk: what was trained is not lost
-            watcher.note(kept.advice)
+            watcher.warn(kept.advice)
             raise
         except QuantmillError:
             kept.remove()  # it would fail again

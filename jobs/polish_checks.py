@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantmill.gguf_io import TensorSource, TensorSpec
+from quantmill.gguf_io.filesystem import open_regular
 from quantmill.imatrix.reading import read_texts, read_tokens
 from quantmill.imatrix.text import Cutting, Render, Text
 from quantmill.imatrix.text import chunks_of as by_weight
@@ -51,6 +52,8 @@ def chunks_of(
     renderer: of conversations. skip_chunks: so many at the beginning are left out. Raises JobError for texts that are
     too short, and as imatrix.reading.read_tokens does.
     """
+    for text in texts:  # the result names their digests: they are read again at the end
+        open_regular(text.path).close()
     tokens = read_tokens(texts, read_texts(texts), tokenizer, renderer)
     if any(text.weight is not None for text in texts):
         chunks = by_weight(tokens, Cutting(N_CTX))[skip_chunks:]

@@ -119,10 +119,17 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
     )
 
 
-def check_outputs(job: Job) -> None:
-    """The output rule for a job whose plan is not known yet; `run` looks again, at the space too. Raises GGUFError."""
+def check_outputs(job: Job, n_bytes: int | None = None) -> None:
+    """The output rule for a job whose plan is not known yet; `run` looks again. Raises GGUFError.
+
+    n_bytes: what is wanted of the disk, as far as that is known; never more than the source has.
+    """
+    if n_bytes is not None:
+        source = open_source(job.source)
+        source.close()
+        n_bytes = min(n_bytes, sum(path.stat().st_size for path in source.paths))
     if not job.recipe.keep_split and job.recipe.split_max_bytes is None:
-        check_output(job.output, MODEL, _inputs(job), force=job.force)
+        check_output(job.output, MODEL, _inputs(job), force=job.force, n_bytes=n_bytes)
 
 
 def _inputs(job: Job) -> tuple[str, ...]:

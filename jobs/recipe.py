@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantmill.gguf_io.filesystem import beside, digest
+from quantmill.gguf_io.filesystem import beside, digest, read_whole
 from quantmill.gguf_io.kinds import containing
 from quantmill.gguf_io.outputs import Output, check_output
 from quantmill.gguf_io.partial import write_whole
@@ -22,7 +22,7 @@ _ESTIMATE = "estimated from the error of the weights; to compare recipes of one 
 
 def read_recipe(path: Path) -> RecipeFile:
     """The recipe in a file. Raises RecipeError or JobError for what it holds, OSError when unreadable."""
-    raw = path.read_bytes()
+    raw = read_whole(path)
     try:
         return parse_recipe(raw.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:

@@ -46,7 +46,12 @@ def run(job: Job, watcher: SqueezeWatcher | None = None) -> Result:
     squeeze.check()
     squeeze.require_room()
     with squeeze.memory.held():
-        return squeeze.run()
+        try:
+            return squeeze.run()
+        except KeyboardInterrupt:  # a stage's own advice is about its own options
+            raise KeyboardInterrupt(
+                f"the same call goes on from what is in {squeeze.memory.directory}"
+            ) from None
 
 
 def plan_job(job: Job) -> Outlook:

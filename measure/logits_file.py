@@ -31,6 +31,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from quantmill.gguf_io.filesystem import open_regular
 from quantmill.gguf_io.outputs import require_space
 from quantmill.gguf_io.partial import PartialFile, resolved
 from quantmill.measure.divergence import TokenScores
@@ -202,7 +203,7 @@ class LogitsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             self.header = _read_header(path, file.read(28))
             start = len(self.header.encoded())
             h = self.header

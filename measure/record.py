@@ -17,7 +17,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from pathlib import Path, PurePath
 from typing import Any
 
-from quantmill.gguf_io.filesystem import digest
+from quantmill.gguf_io.filesystem import digest, read_whole
 from quantmill.gguf_io.kinds import Kind, json_object, starting_with
 from quantmill.gguf_io.outputs import Output
 from quantmill.gguf_io.partial import write_whole
@@ -204,7 +204,7 @@ def to_json(run: Run) -> str:
 def from_json(path: Path) -> Run:
     """Read a record. Raises MeasureError when the file is not one."""
     try:
-        data = json.loads(path.read_text("utf-8-sig"))
+        data = json.loads(read_whole(path).decode("utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MeasureError(f"{path}: not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantmill.gguf_io.filesystem import open_regular
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.task_rows import KINDS, Kind, Task, task_of
 from quantmill.models.text import BYTE_ORDER_MARK, json_lines
@@ -28,7 +29,8 @@ def read_tasks(path: Path, kind: Kind, n_tasks: int | None = None) -> list[Task]
     `.jsonl` files hold one object a line, as task_rows reads it. Raises MeasureError for a file that is not of
     its kind, ModelError for one that is not UTF-8 or JSON; both name the line.
     """
-    raw = path.read_bytes()
+    with open_regular(path) as file:
+        raw = file.read()
     if n_tasks is not None and n_tasks < 1:
         raise MeasureError(f"--tasks {n_tasks}: at least one task must be scored")
     if path.suffix == ".jsonl":

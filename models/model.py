@@ -30,6 +30,7 @@ from quantmill.models import tokenizer
 from quantmill.models.errors import ModelError
 from quantmill.models.fill import Filler, skeleton, stretch_rotation
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
+from quantmill.models.quiet import quiet_transformers
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.qkernels import to_float32
 
@@ -159,11 +160,10 @@ def _load_directory(
     path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None
 ) -> LoadedModel:
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: transformers cannot load this directory ({error})") from error
     model = model.to(device).eval()
@@ -200,7 +200,8 @@ def from_source(
     )
     family = _family(facts)
     settings = family.settings(facts)
-    model = skeleton(family.model_type, settings, dtype)
+    with quiet_transformers():
+        model = skeleton(family.model_type, settings, dtype)
     table = _table(family, family.completed(settings), model)
     Filler(model, table, source, specs, device, dtype).fill()
     if "rope_freqs.weight" in specs:

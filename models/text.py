@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from quantmill.gguf_io.filesystem import read_whole
 from quantmill.models.errors import ModelError
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -15,11 +17,16 @@ BYTE_ORDER_MARK = "\ufeff"
 def read_text(path: Path) -> str:
     """A text as llama.cpp's --file reads it: all of it but the last line feed; a byte-order mark is text too.
 
-    Raises ModelError when it is not UTF-8 (naming the byte), OSError when it cannot be read.
+    Raises ModelError when it is not UTF-8 (naming the byte), GGUFError for a device, OSError when it cannot be read.
     """
-    raw = path.read_bytes()
+    return read_text_and_digest(path)[0]
+
+
+def read_text_and_digest(path: Path) -> tuple[str, str]:
+    """The text, and sha256 of the file, which may be a pipe and then cannot be read again."""
+    raw = read_whole(path)
     try:
-        return raw.decode("utf-8").removesuffix("\n")
+        return raw.decode("utf-8").removesuffix("\n"), hashlib.sha256(raw).hexdigest()
     except UnicodeDecodeError as error:
         raise ModelError(
             f"{path}: byte {error.start} ({raw[error.start]:#04x}) is not UTF-8; convert the text, "

@@ -1,99 +1,18 @@
-"""The families quantmill converts and runs, one file each."""
+"""The families quantmill converts and runs, one file each: every module here has a FAMILY."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
+from importlib import import_module
 
 from quantmill.gguf_io.convert.facts import Facts
-from quantmill.gguf_io.convert.families import (
-    arcee,
-    cohere2,
-    deepseek2,
-    deepseek3,
-    dots1,
-    ernie4_5,
-    ernie4_5_moe,
-    exaone4,
-    exaone_moe,
-    gemma2,
-    gemma3,
-    glm4,
-    glm4_moe,
-    glm4_moe_lite,
-    gpt_oss,
-    granite,
-    granite_moe,
-    lfm2,
-    lfm2_moe,
-    llama,
-    minimax_m2,
-    ministral3,
-    mistral,
-    mistral3,
-    mixtral,
-    olmo2,
-    olmo3,
-    olmoe,
-    phi3,
-    qwen2,
-    qwen2_moe,
-    qwen3,
-    qwen3_5,
-    qwen3_5_moe,
-    qwen3_moe,
-    qwen3_next,
-    seed_oss,
-    smollm3,
-    starcoder2,
-)
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.errors import GGUFError
 
-FAMILIES = tuple(
-    module.FAMILY
-    for module in (
-        arcee,
-        cohere2,
-        deepseek2,
-        deepseek3,
-        dots1,
-        ernie4_5,
-        ernie4_5_moe,
-        exaone4,
-        exaone_moe,
-        gemma2,
-        gemma3,
-        glm4,
-        glm4_moe,
-        glm4_moe_lite,
-        gpt_oss,
-        granite,
-        granite_moe,
-        lfm2,
-        lfm2_moe,
-        llama,
-        minimax_m2,
-        ministral3,
-        mistral,
-        mistral3,
-        mixtral,
-        olmo2,
-        olmo3,
-        olmoe,
-        phi3,
-        qwen2,
-        qwen2_moe,
-        qwen3,
-        qwen3_5,
-        qwen3_5_moe,
-        qwen3_moe,
-        qwen3_next,
-        seed_oss,
-        smollm3,
-        starcoder2,
-    )
-)
+_NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
+FAMILIES: tuple[Family, ...] = tuple(import_module(f"{__name__}.{name}").FAMILY for name in _NAMES)
 
 SUPPORTED = tuple(sorted(name for family in FAMILIES for name in family.classes))
 RUNNABLE = tuple(sorted({family.name for family in FAMILIES}))
