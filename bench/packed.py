@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,20 +26,10 @@ from quantmill.gguf_io.convert.stored import readers
 from quantmill.gguf_io.safetensors import read_header
 from quantmill.qkernels import dequantize, quantize
 from quantmill.qkernels.cpu_engine import quantize_stored
-from tests.support.convert_models import edit, write_model, write_safetensors, write_sparse
-from tests.support.packed_models import PACKED
+from tests.support.convert_models import write_safetensors
+from tests.support.packed_models import PACKED, PEAK, write_zeros
 
 _SHAPE = (1024, 4096)
-_CHILD = """
-import sys, time
-from pathlib import Path
-from quantmill import cli
-code = cli.main(sys.argv[1:])
-# Of this program alone, mapped pages of files included; getrusage remembers what started it.
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print("peak", int(status["VmHWM"].split()[0]) // 1024, "MiB,", round(time.process_time(), 1), "CPU s")
-raise SystemExit(code)
-"""
 
 
 @dataclass(frozen=True)
@@ -117,50 +106,15 @@ def measure(form: str, directory: Path, rounds: int) -> Row | None:
 
 
 def peak(form: str, gigabytes: float, work: Path, file_type: str) -> str:
-    """Quantize a checkpoint of zeros of Llama 8B's shape and as many layers as make the size."""
-    model = PACKED[form]
-    hidden, inner, narrow = 4096, 14336, 1024
-    shapes = {
-        "self_attn.q": (hidden, hidden),
-        "self_attn.k": (narrow, hidden),
-        "self_attn.v": (narrow, hidden),
-    }
-    shapes |= {"self_attn.o": (hidden, hidden), "mlp.gate": (inner, hidden), "mlp.up": (inner, hidden)}
-    shapes |= {"mlp.down": (hidden, inner)}
-    layer: dict[str, tuple[str, np.ndarray]] = {}
-    random = np.random.RandomState(0)
-    for name, shape in shapes.items():
-        layer |= model.pack(random, f"{name}_proj", shape)
-    n_bytes = sum(values.nbytes for _, values in layer.values())
-    n_layers = max(1, round(gigabytes * 1e9 / n_bytes))
-    directory = write_model("llama", work / "model")
-    config: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": 32}
-    config |= {"num_key_value_heads": 8, "num_hidden_layers": n_layers, "quantization_config": model.settings}
-    edit(directory / "config.json", **config)
-    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
-    stored |= {
-        "model.embed_tokens.weight": ("BF16", (512, hidden)),
-        "lm_head.weight": ("BF16", (512, hidden)),
-    }
-    stored |= {"model.norm.weight": ("BF16", (hidden,))}
-    kept = {}
-    for i in range(n_layers):
-        prefix = f"model.layers.{i}."
-        for name, (dtype, values) in layer.items():
-            stored[prefix + name] = (dtype, values.shape)
-            if values.size <= 2:  # a stated shape, a factor
-                kept[prefix + name] = values
-        for norm in ("input", "post_attention"):
-            stored[f"{prefix}{norm}_layernorm.weight"] = ("BF16", (hidden,))
-    size = write_sparse(directory / "model.safetensors", stored, kept)
+    """Quantize a checkpoint of zeros of that size to `file_type`, in a process of its own."""
+    directory = work / "model"
+    size = write_zeros(form, directory, gigabytes)
     words = ["quantize", str(directory), str(work / "out.gguf"), file_type, "--threads", "1", "--force"]
-    child = subprocess.run(
-        [sys.executable, "-c", _CHILD, *words], capture_output=True, text=True, check=False
-    )
+    child = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True, check=False)
     if child.returncode:
         raise SystemExit(child.stderr)
-    last = child.stdout.strip().splitlines()[-1]
-    return f"{form}, {size / 1e9:.2f} GB, to {file_type}: {last}"
+    mebibytes, seconds = child.stdout.split()[-2:]
+    return f"{form}, {size / 1e9:.2f} GB, to {file_type}: peak {mebibytes} MiB, {seconds} CPU s"
 
 
 def main(arguments: list[str]) -> int:

@@ -40,8 +40,12 @@ Further = Callable[[Sequence[Path]], "Added"]  # a step after the file is made, 
 
 def show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     """The plan; problems and exit code are those of the run."""
+    from quantmill.jobs.quantize import kept_notes
+
     show(json_text({**plan_object(plan), **(more or {})}) if as_json else plan_text(plan))
     print_warnings([*fallback_warning(plan), *plan.warnings])
+    for note in kept_notes(plan):
+        remark(note)
     if plan.problems:
         print_problems(plan.problems)
         raise typer.Exit(1)

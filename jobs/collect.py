@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from quantmill.gguf_io.convert import is_packed
 from quantmill.gguf_io.kinds import IMATRIX
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix import coverage, store
@@ -152,8 +153,8 @@ def _loaded(job: Job, watcher: Watcher) -> Iterator[LoadedModel]:
 def _fits(path: Path, device: torch.device, dtype: str) -> bool:
     """Whether the weights take less than three quarters of the free memory; the rest is for activations."""
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    # a GGUF is held as its blocks, a checkpoint (mostly of 16 bits) in the type asked for
-    growth = 2 if path.is_dir() and dtype == "float32" else 1
+    # blocks are held as they are, a checkpoint in 16 bits in the type asked for
+    growth = 2 if path.is_dir() and dtype == "float32" and not is_packed(path) else 1
     free, _ = torch.cuda.mem_get_info(device)
     return growth * sum(file.stat().st_size for file in files) < 0.75 * free
 

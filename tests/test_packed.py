@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quantmill.cli import main
 from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.gguf_io.convert.storage.scales import scales_of
+from quantmill.gguf_io.safetensors import StoredTensor
 from quantmill.gguf_io.source import GGUFSource
 from quantmill.jobs import convert, quantize
 from quantmill.qkernels import to_float32
@@ -91,9 +94,9 @@ def test_tensors_are_llama_cpps(name, opened):
 
 
 def test_fp8_as_q8(packed, tmp_path):
-    """The file that `convert --type bf16 --fp8-as-q8` writes has llama.cpp's tensors."""
+    """The command's file has llama.cpp's tensors."""
     out = tmp_path / "out.gguf"
-    convert.run(convert.Conversion(packed("fp8-as-q8"), out, "bf16", fp8_as_q8=True))
+    assert main(["convert", str(packed("fp8-as-q8")), str(out), "--type", "bf16", "--fp8-as-q8"]) == 0
     expected = GOLDEN["fp8-as-q8"]["tensors"]
     with GGUFSource(out) as file:
         kinds = {spec.name: spec.type for spec in file.specs()}
@@ -329,6 +332,36 @@ def test_values_of_fp8_are_torchs(name, opened, packed):
             )
             checked += 1
     assert checked == 14
+
+
+STACKS = {
+    "one for all": ((3, 10, 8), (), None),
+    "one for each matrix": ((3, 10, 8), (3,), None),
+    "one for each matrix, dimensions kept": ((3, 10, 8), (3, 1, 1), None),
+    "rows": ((3, 10, 8), (3, 10, 1), None),
+    "rows of one matrix": ((10, 8), (10,), None),
+    "blocks cut off": ((3, 10, 8), (3, 3, 2), (4, 6)),
+    "ModelOpt's dimensions": ((10, 8), (3, 1, 2, 1), (4, 6)),
+}
+
+
+@pytest.mark.parametrize("case", STACKS)
+def test_a_scale_serves_its_block(case, tmp_path):
+    """Also in stacks of matrices, where blocks end with each."""
+    shape, scale_shape, block = STACKS[case]
+    numbers = np.arange(1, 1 + int(np.prod(scale_shape)), dtype=np.float32).reshape(scale_shape)
+    (tmp_path / "numbers").write_bytes(numbers.tobytes())
+    codes = StoredTensor("codes", "F8_E4M3", shape, tmp_path / "codes", 0)
+    found = scales_of(codes, shape, StoredTensor("s", "F32", scale_shape, tmp_path / "numbers", 0), (block,))
+    down, across = block or (1, 8)
+    if block:
+        grid = numbers.reshape(*shape[:-2], -(-shape[-2] // down), -(-shape[-1] // across))
+        expected = grid.repeat(down, -2)[..., : shape[-2], :].repeat(across, -1)[..., : shape[-1]]
+    else:
+        expected = numbers.reshape(*scale_shape, *(1,) * (len(shape) - len(scale_shape)))
+    expected = np.broadcast_to(expected, shape).reshape(-1, shape[-1])
+    np.testing.assert_array_equal(found.spread(slice(None), slice(None)), expected)
+    np.testing.assert_array_equal(found.spread(slice(3, 9), slice(2, 7)), expected[3:9, 2:7])
 
 
 @pytest.mark.parametrize("name", [name for name in PACKED if name.startswith("gptq")])

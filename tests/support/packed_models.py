@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.convert_models import MODELS, edit, shapes_of, tensors, write_model, write_shards
+from tests.support.convert_models import (
+    MODELS,
+    edit,
+    shapes_of,
+    tensors,
+    write_model,
+    write_shards,
+    write_sparse,
+)
 
 Random = np.random.RandomState
 Stored = dict[str, tuple[str, np.ndarray]]
@@ -349,6 +357,54 @@ def _packed_tensors(name: str) -> Stored:
         else:
             found[tensor] = stored
     return dict(sorted(found.items()))
+
+
+# Runs quantmill and prints its peak memory in MiB, mapped pages of files included, and its CPU seconds. Linux tells it
+# of this program alone; getrusage remembers what started it.
+PEAK = """
+import sys, time
+from pathlib import Path
+from quantmill import cli
+code = cli.main(sys.argv[1:])
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) // 1024, round(time.process_time(), 1))
+raise SystemExit(code)
+"""
+
+
+def write_zeros(name: str, directory: Path, gigabytes: float) -> int:
+    """A checkpoint of matrices of Llama 8B's shapes, all zeros, and as many layers as make the size: a hole in a file,
+    read as any other. Returns the bytes of its tensors."""
+    model, random = PACKED[name], Random(0)
+    hidden, inner, narrow = 4096, 14336, 1024
+    shapes = {
+        "self_attn.q": (hidden, hidden),
+        "self_attn.k": (narrow, hidden),
+        "self_attn.v": (narrow, hidden),
+    }
+    shapes |= {"self_attn.o": (hidden, hidden), "mlp.gate": (inner, hidden), "mlp.up": (inner, hidden)}
+    layer: Stored = {}
+    for part, shape in {**shapes, "mlp.down": (hidden, inner)}.items():
+        layer |= model.pack(random, f"{part}_proj", shape)
+    n_layers = max(1, round(gigabytes * 1e9 / sum(values.nbytes for _, values in layer.values())))
+    write_model("llama", directory)
+    config: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": inner, "num_attention_heads": 32}
+    config |= {"num_key_value_heads": 8, "num_hidden_layers": n_layers, "quantization_config": model.settings}
+    edit(directory / "config.json", **config)
+    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
+    stored |= {f"{part}.weight": ("BF16", (512, hidden)) for part in ("model.embed_tokens", "lm_head")}
+    stored["model.norm.weight"] = ("BF16", (hidden,))
+    kept = {}
+    for i in range(n_layers):
+        prefix = f"model.layers.{i}."
+        for part, (dtype, values) in layer.items():
+            stored[prefix + part] = (dtype, values.shape)
+            if values.size <= 2:  # a stated shape, a factor
+                kept[prefix + part] = values
+        stored |= {
+            f"{prefix}{norm}_layernorm.weight": ("BF16", (hidden,)) for norm in ("input", "post_attention")
+        }
+    return write_sparse(directory / "model.safetensors", stored, kept)
 
 
 def write_packed(name: str, directory: Path) -> Path:
