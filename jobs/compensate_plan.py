@@ -16,6 +16,7 @@ from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.text import Cutting, Text, text_argument
+from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_request import CHUNKS, N_CTX, Calibration
 from quantmill.jobs.errors import JobError
@@ -100,6 +101,7 @@ def plan_of(
     from quantmill.models.walk import walked_names
 
     specs = {spec.name: spec for spec in source.specs()}
+    require_no_factors(specs.values(), "compensation")
     index = importance_index(job, importance)
     if index is None:
         # what the walk collects on its way

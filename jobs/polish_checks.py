@@ -12,6 +12,7 @@ from quantmill.gguf_io.filesystem import open_regular
 from quantmill.imatrix.reading import read_texts, read_tokens
 from quantmill.imatrix.text import Cutting, Render, Text
 from quantmill.imatrix.text import chunks_of as by_weight
+from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.errors import JobError
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.qkernels import TYPES, to_float32
@@ -85,6 +86,7 @@ def chunks_of(
 
 def check_base(quant: TensorSource, base: TensorSource) -> None:
     """Raises JobError, naming the first tensor that differs, unless `base` is a finer copy of the model of `quant`."""
+    require_no_factors(quant.specs(), "polish")
     names = f"{quant.paths[0]} and the base {base.paths[0]}"
     ours, theirs = (source.metadata.value("general.architecture") for source in (quant, base))
     if ours != theirs:

@@ -150,11 +150,11 @@ def test_org_name_is_downloaded_once_named(model, tmp_path, monkeypatch):
     model.rename(snapshot)
     asked = {}
 
-    def snapshot_download(**options):
+    def snapshot_download(self, **options):
         asked.update(options)
         return str(snapshot)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "snapshot_download", snapshot_download)
     assert run("convert", "example-org/Tiny-Model", tmp_path / "out.gguf", "--revision", "v2") == 0
     assert (asked["repo_id"], asked["revision"]) == ("example-org/Tiny-Model", "v2")
     assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
@@ -183,10 +183,10 @@ def _http_error(kind):
 def test_hub_errors_are_one_line(kind, message, tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
-    def snapshot_download(**options):
+    def snapshot_download(self, **options):
         raise _http_error(kind)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "snapshot_download", snapshot_download)
     assert run("convert", "example-org/none", tmp_path / "out.gguf", "--revision", "v9") == 1
     error = capsys.readouterr().err
     assert message in error

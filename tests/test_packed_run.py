@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from quantmill.cli import main
 from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.imatrix.store import load as load_imatrix
-from quantmill.jobs import convert
+from quantmill.jobs import convert, quantize
 from quantmill.models.model import load
+from quantmill.recipe import Recipe
 from tests.support.convert_models import edit
 from tests.support.llama_model import LlamaModel
 from tests.support.packed_models import write_packed
@@ -80,3 +81,18 @@ def test_imatrix_and_evaluate_take_a_packed_directory(tmp_path, capsys):
     for name, entry in sums[0].entries.items():
         np.testing.assert_allclose(entry.in_sum2, sums[1].entries[name].in_sum2, rtol=1e-6)
     assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-6)
+
+
+def test_what_learns_refuses_factors(tmp_path, capsys):
+    """Rather than leave them out."""
+    directory = write_packed("nvfp4-modelopt", tmp_path / "packed")
+    convert.run(convert.Conversion(directory, tmp_path / "base.gguf"))
+    quantize.run(quantize.Job(str(directory), tmp_path / "small.gguf", Recipe("Q4_0")))
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 900)
+    learn = ["--calibration", str(text)]
+    polish = ["polish", str(tmp_path / "small.gguf"), "--base", str(tmp_path / "base.gguf"), *learn]
+    compensate = ["quantize", str(directory), str(tmp_path / "out.gguf"), "Q4_0", "--compensate", *learn]
+    for words in (polish, compensate):
+        assert main(words) == 1
+        assert "does not know the factors of NVFP4 weights" in capsys.readouterr().err
