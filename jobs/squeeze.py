@@ -119,7 +119,15 @@ class _Squeeze:
         record = squeeze_card.write_record(job, stages, base, made, rivals)
         source = source_card(job.model)
         setting = squeeze_card.setting_of(
-            job, texts, made, self.rivals.files, self._predictions(made), recipes, source, learning.left_out
+            job,
+            texts,
+            made,
+            self.rivals.files,
+            self._predictions(made),
+            recipes,
+            source,
+            learning.left_out,
+            [one.file.name for one in rivals],
         )
         pages = squeeze_card.write_pages(job, record, imatrix, setting, source)
         stages.finish({"files": [str(one.path.name) for one in made]})

@@ -32,7 +32,7 @@ def write_record(
         command=job.command,
         models=(*(one.result for one in named), *rivals),
         ranking=tuple(one.result.file.name for one in ranked),
-        comparisons=compared(named),
+        comparisons=compared([*(one.result for one in named), *rivals]),
     )
     path = stages.memory.file(RECORD, ".json")
     write_whole(path.resolve(), to_json(record).encode())
@@ -74,7 +74,9 @@ def setting_of(
     recipes: dict[str, str],
     source: SourceCard,
     left_out: Sequence[str],
+    others: Sequence[str],
 ) -> Setting:
+    """others: names of files that are not ours."""
     own = {one.wish.label: one.path.stem for one in made}
     repositories = {
         rival: {own[one.type]: one.n_bytes for one in rivals if one.repository == rival}
@@ -94,6 +96,7 @@ def setting_of(
         pipeline_tag=source.pipeline_tag or "text-generation",
         fit=job.fit_note,
         left_out=tuple(left_out),
+        others=frozenset(others),
     )
 
 

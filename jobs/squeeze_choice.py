@@ -10,7 +10,7 @@ from quantmill.jobs.comparisons import divergence_tests
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.squeeze_request import Candidate, Measured, Wish
 from quantmill.measure.divergence import paired_test
-from quantmill.measure.record import Comparison
+from quantmill.measure.record import Comparison, ModelResult
 from quantmill.recipe.budget import Target
 from quantmill.recipe.presets import FILE_TYPES
 
@@ -80,7 +80,7 @@ def _p_value(a: Measured, b: Measured) -> float:
     ).p_value
 
 
-def compared(chosen: Sequence[Measured]) -> tuple[Comparison, ...]:
+def compared(results: Sequence[ModelResult]) -> tuple[Comparison, ...]:
     """Paired tests of all pairs, by the names of their files."""
-    divergences = [np.array(one.result.chunk_kld) for one in chosen]
-    return tuple(divergence_tests([one.result.file.name for one in chosen], divergences, len(divergences[0])))
+    divergences = [np.array(one.chunk_kld) for one in results]
+    return tuple(divergence_tests([one.file.name for one in results], divergences, len(divergences[0])))

@@ -69,7 +69,7 @@ class Inside:
 
     def began(self, what: str, total: int, unit: Unit) -> None:
         self._watcher.began(
-            self._label if unit in ("bytes", "tokens") else f"{self._label}, {what}", total, unit
+            self._label if unit in ("bytes", "tokens", "models") else f"{self._label}, {what}", total, unit
         )
 
     def planned(self, plan: Plan) -> None:

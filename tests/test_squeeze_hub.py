@@ -81,7 +81,9 @@ def test_all_that_the_hub_gives_is_in_the_card(
     row = f"| {theirs / 1e9:.4f} | {ours / 1e9:.4f} | {100 * (theirs - ours) / theirs:.1f} % |"
     assert row in card
     assert "| model | bart | here | shrinkage |" in card
-    assert "tiny-qwen3-moe-Q4\\_0-bart" in card
+    assert "| tiny-qwen3-moe-Q4\\_0-bart | " in card  # measured, but no link and no choice
+    assert "tiny-Q4_0.gguf" not in card
+    assert card.count("-bart") == 3  # quality, percentiles, and a verdict
     for column in ("ARC % (n = 4)", "WinoGrande % (n = 4)", "mean", "ρ PPL %", "RMS Δp %"):
         assert column in card
     assert "`org-texts-calibration.txt`" in card

@@ -133,7 +133,7 @@ def test_the_better_file_wins_and_among_equals_the_smaller() -> None:
     assert best_of([good, same, bad])[0].key == "same"
     few = [measured("small", 1, [0.9] * 5), measured("good", 2, [0.1] * 5)]
     assert best_of(few)[0].key == "good"  # of five chunks no test can be sure
-    (test,) = compared([good, bad])
+    (test,) = compared([good.result, bad.result])
     assert (test.a, test.b) == ("good", "bad")
     assert test.difference == pytest.approx(-0.05)
     assert test.p_value == pytest.approx(2 / 256)

@@ -11,7 +11,7 @@ from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import ModelFile
 from quantmill.measure.report import tables
 from quantmill.measure.report.collect import Report, without_paths
-from quantmill.measure.report.setting import NO_SETTING, Setting, reasons, sizes
+from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, sizes
 from quantmill.measure.report.tables import Table
 
 HUB = "https://huggingface.co/"
@@ -36,6 +36,7 @@ def card(
     for value in (base_model, license_name, repository):
         if value is not None and (not value.strip() or "\n" in value):
             raise MeasureError(f"{value!r} cannot stand in a model card's header")
+    ours = own(report, setting)
     facts = (report.base or report.models[0]).file.facts
     origin = facts.get("general.base_model.0.repo_url", "")
     base_model = base_model or (origin.removeprefix(HUB) if origin.startswith(HUB) else None)
@@ -46,18 +47,18 @@ def card(
     ]
     if base_model:
         parts.append(f"Quantized from [{base_model}]({HUB}{base_model}) with quantmill.\n")
-    parts.append(_part("Sizes in GB", sizes(report, setting), report))
-    which = _part("Which one", tables.choices(report), report, column=1)
+    parts.append(_part("Sizes in GB", sizes(ours, setting), ours))
+    which = _part("Which one", tables.choices(ours), ours, column=1)
     parts += [which, "A sixth of the memory is left for the context.\n"] if which else []
     parts += [f"{_escaped(setting.fit)}.\n"] if setting.fit else []
-    parts.append(_running(report, repository))
-    parts += _quality(report)
-    parts.append(_part("Tasks", tables.tasks(report), report))
-    parts.append(_part("Tokens per second", tables.speeds(report), report))
-    parts.append(_part("Types, share of weights", tables.type_counts(report), report))
-    parts.append(_recipe(report, setting))
-    parts.append(_part("Files", tables.files(report), report))
-    parts += _provenance(report)
+    parts.append(_running(ours, repository))
+    parts += _quality(report, ours)
+    parts.append(_part("Tasks", tables.tasks(report), ours))
+    parts.append(_part("Tokens per second", tables.speeds(report), ours))
+    parts.append(_part("Types, share of weights", tables.type_counts(ours), ours))
+    parts.append(_recipe(ours, setting))
+    parts.append(_part("Files", tables.files(ours), ours))
+    parts += _provenance(ours)
     parts.append(_METRICS)
     return "\n".join(part for part in parts if part is not None) + "\n"
 
@@ -101,7 +102,8 @@ def _running(report: Report, repository: str | None) -> str | None:
     )
 
 
-def _quality(report: Report) -> list[str]:
+def _quality(report: Report, ours: Report) -> list[str]:
+    """ours: whose files have links."""
     text = next((run.text for run in report.runs if run.text), None)
     if text is None:
         return []
@@ -111,7 +113,7 @@ def _quality(report: Report) -> list[str]:
         f"({text.n_chunks} chunks of {text.n_ctx} tokens, {text.n_scored} scored).\n"
     ]
     parts += [
-        _markdown(table, report) for table in (tables.quality(report), tables.percentiles(report)) if table
+        _markdown(table, ours) for table in (tables.quality(report), tables.percentiles(report)) if table
     ]
     parts += [f"* {_escaped(line)}" for line in tables.verdicts(report)]
     return [*parts, ""]

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from quantmill.gguf_io.kinds import containing
 from quantmill.measure.report import tables
 from quantmill.measure.report.collect import HeatMap, Report, without_paths
-from quantmill.measure.report.setting import NO_SETTING, Setting, reasons, sizes
+from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, sizes
 from quantmill.measure.report.svg import Line, Point, scatter
 from quantmill.measure.report.tables import Table, size
 
@@ -23,7 +23,7 @@ PAGE = containing("a page of quantmill report", b"<!doctype html>", MARK.encode(
 def page(report: Report, setting: Setting = NO_SETTING) -> str:
     """The whole document."""
     style = resources.files("quantmill.measure.report").joinpath("style.css").read_text("utf-8")
-    sections = [_summary(report), _plots(report), _verdicts(report), _choice(report, setting)]
+    sections = [_summary(report), _plots(report), _verdicts(report), _choice(own(report, setting), setting)]
     sections += [_quality(report), _tasks(report), _speeds(report), _predictions(setting)]
     sections += [_types(report), _origin(report)]
     title = escape(report.title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quantmill.measure.report.collect import Report
 from quantmill.measure.report.tables import Table
@@ -37,7 +37,7 @@ class Prediction:
 class Setting:
     """reasons: why each file was chosen, by its name. recipes: its recipe's file, by its name. importance: file of the
     importance matrix, and the texts it is from. datasets, language, license_name, license_link, pipeline_tag: for the
-    card's header. fit: how a size was found for a memory."""
+    card's header. fit: how a size was found for a memory. others: names of files that are not ours, measured beside."""
 
     rivals: tuple[Rival, ...] = ()
     predictions: tuple[Prediction, ...] = ()
@@ -51,9 +51,15 @@ class Setting:
     pipeline_tag: str = "text-generation"
     fit: str | None = None
     left_out: tuple[str, ...] = ()
+    others: frozenset[str] = frozenset()
 
 
 NO_SETTING = Setting()
+
+
+def own(report: Report, setting: Setting) -> Report:
+    """The report without files that are not ours: what can be chosen, downloaded and linked."""
+    return replace(report, models=tuple(r for r in report.models if r.file.name not in setting.others))
 
 
 def sizes(report: Report, setting: Setting) -> Table | None:
