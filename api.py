@@ -97,17 +97,19 @@ def convert(
     device: str | torch.device = "auto",
     threads: int | None = None,
     force: bool = False,
+    fp8_as_q8: bool = False,
 ) -> ConversionResult:
     """A Hugging Face directory, or org/name on the hub → a GGUF in f32, f16, bf16 or q8_0 ("auto": as it is stored).
 
     The file equals what llama.cpp's convert_hf_to_gguf.py writes, tensors and keys. force: replace a file of another
-    kind. Raises QuantmillError, OSError; then nothing has been written.
+    kind. fp8_as_q8: what is stored as FP8 becomes Q8_0, the rest `type`. Raises QuantmillError, OSError; then nothing
+    has been written.
     """
     from quantmill.jobs.convert import Conversion, run
     from quantmill.jobs.hub import local_model
 
     place = local_model(str(model), revision)
-    return run(Conversion(place, Path(output), type, str(device), threads, force))
+    return run(Conversion(place, Path(output), type, str(device), threads, force, fp8_as_q8))
 
 
 @explained_imports()
