@@ -19,7 +19,7 @@ from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.head import Divergence, Head, final_hidden, head_of
 from quantmill.calibrate.modules import make_trainable
 from quantmill.calibrate.replay import Replay
-from quantmill.calibrate.scales import ScaledPiece, Way
+from quantmill.calibrate.scales import Factors, ScaledPiece, Way
 from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
 from quantmill.calibrate.workers import Workers
 from quantmill.models.model import LoadedModel
@@ -55,6 +55,7 @@ class Student:
         self.head, self.head_weight = head_of(loaded.model, dtype)
         self.vectors: list[Vector] = []
         self.moving: list[ScaledPiece] = []
+        self.factors: list[Factors] = []
         replay.keep(list(loaded.model.get_decoder().layers))
 
     def start(self, rates: Rates) -> None:
@@ -63,6 +64,8 @@ class Student:
             if is_trainable(piece.type) and rates.of(piece.type) > 0:
                 piece.start(rates.of(piece.type), rates.sub_scales.get(piece.type, 0.0))
                 self.moving.append(piece)
+                if piece.piece.factors is not None and rates.vectors > 0:
+                    self.factors.append(Factors(piece))
         if rates.vectors > 0:
             types = (
                 {spec.name: spec.type for spec in self.loaded.source.specs()} if self.loaded.source else {}
@@ -73,6 +76,8 @@ class Student:
         """Put every change into the model, rounded to what the file can hold."""
         work = [(piece, *part) for piece in self.moving for part in piece.pieces_of_work()]
         self.workers.map(lambda one: one[0].write(*one[1:]), work)
+        for factors in self.factors:
+            factors.apply()
         for vector in self.vectors:
             vector.apply()
 
@@ -95,7 +100,9 @@ class Student:
             if piece.moves:
                 out[name] = piece.file_blocks(self.loaded.table.views[name].rows)
         vectors = {vector.name: vector.parameter.detach() for vector in self.vectors}
-        for name, values in stored_vectors(vectors, self.loaded.table).items():
+        stored = stored_vectors(vectors, self.loaded.table)
+        stored |= {factors.name: factors.values() for factors in self.factors}
+        for name, values in stored.items():
             out[name] = values.numpy().astype("<f4").reshape(1, -1).view(np.uint8)
         return out
 
@@ -113,10 +120,10 @@ class Training:
         seed: int = 0,
     ) -> None:
         self.student, self.divergence = student, divergence
-        self.knobs: list[Any] = [*student.moving, *student.vectors]
+        self.knobs: list[Any] = [*student.moving, *student.factors, *student.vectors]
         self.rates: list[float | torch.Tensor] = [
             *(rate for piece in student.moving if (rate := piece.rates) is not None),
-            *[rates.vectors] * len(student.vectors),
+            *[rates.vectors] * (len(student.factors) + len(student.vectors)),
         ]
         self.adam = Adam(self.knobs, student.workers)
         rng = np.random.default_rng(seed)
@@ -146,6 +153,8 @@ class Training:
                 "a lower --lr may help, and --dtype float32"
             )
         hidden.backward(back)
+        for factors in self.student.factors:
+            factors.collect()
         share = rate_at(self.n_done, len(self.order))
         self.adam.step([rate * share for rate in self.rates])
         for piece in self.student.moving:

@@ -15,6 +15,13 @@ _COARSE, _FINE = 2e-3, 1e-3
 # no step with the codes held can pay, so MXFP4 keeps its scales.
 _GRID = {"NVFP4": 4e-3, "MXFP4": 0.0}
 
+# The whole numbers that stand for the scales of a group of weights. A change is seen when it crosses half a step,
+# which is a larger share of a number of four bits than of one of six. On the small mixture of experts, 40 chunks.
+_SUB_SCALES = {
+    "Q2_K": 4e-3,
+    "Q3_K": 4e-3,
+}
+
 
 def rate_of(type: str) -> float:
     """The default rate of a type's scales."""
@@ -27,6 +34,8 @@ def rate_of(type: str) -> float:
 def default_rates(scales: bool = True, vectors: bool = True, rate: float | None = None) -> Rates:
     """Rates of every type; `rate` instead of the measured ones where something moves at all."""
     found = {name: rate_of(name) for name in TYPES if scales and is_trainable(name)}
+    within = dict(_SUB_SCALES) if scales else {}
     if rate is not None:
         found = {name: rate if own else 0.0 for name, own in found.items()}
-    return Rates(found, (VECTORS if rate is None else rate) if vectors else 0.0)
+        within = {name: rate * own / rate_of(name) for name, own in within.items()}
+    return Rates(found, (VECTORS if rate is None else rate) if vectors else 0.0, within)

@@ -70,11 +70,14 @@ class ScaledPiece:
 
     def decoded(self, matrix: int, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Rows of one matrix as they are now: [n_rows, n_cols] dtype."""
-        return decode(self.piece.blocks[matrix][rows], self.type, dtype)
+        found = decode(self.piece.blocks[matrix][rows], self.type, dtype)
+        return found if self.piece.factors is None else found * self.piece.factors[matrix]
 
     def decode_into(self, matrix: int, rows: slice, out: torch.Tensor) -> None:
         """The same into contiguous memory [n_rows, n_cols]."""
         decode(self.piece.blocks[matrix][rows], self.type, out.dtype, out)
+        if self.piece.factors is not None:
+            out.mul_(self.piece.factors[matrix])
 
     def add_gradient(
         self, matrix: int, rows: slice | torch.Tensor, made: torch.Tensor, weights: torch.Tensor
@@ -106,6 +109,32 @@ class ScaledPiece:
         if self.piece.view.rows is None and isinstance(rows, np.ndarray):
             blocks = blocks[:, torch.from_numpy(rows)]  # fill.py sorted them, and this is the reverse
         return blocks.reshape(-1, blocks.shape[-1]).cpu().numpy()
+
+
+class Factors:
+    """What the matrices of a piece are multiplied with as wholes (NVFP4's `.scale`), moved by a relative change.
+
+    start, change, grad: [n_matrices] f32.
+    """
+
+    def __init__(self, piece: ScaledPiece) -> None:
+        assert piece.piece.factors is not None
+        self._piece = piece
+        self.name = piece.name.removesuffix("weight") + "scale"
+        self.start = torch.tensor(piece.piece.factors, dtype=torch.float32)
+        self.change, self.grad = torch.zeros_like(self.start), torch.zeros_like(self.start)
+
+    def collect(self) -> None:
+        """Take the gradient from those of the blocks' scales: a matrix grows with its factor as with all of them."""
+        assert self._piece.grad is not None
+        self.grad = self._piece.grad.sum((1, 2, 3)).to(self.start.device)
+
+    def apply(self) -> None:
+        """Put the changed factors into the model."""
+        self._piece.piece.factors = tuple(self.values().tolist())
+
+    def values(self) -> torch.Tensor:
+        return (1 + self.change) * self.start
 
 
 class ScaledTensor:

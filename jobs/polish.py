@@ -42,9 +42,7 @@ __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 
 LOOK_STEPS = 96  # between two looks at the held-back chunks
 ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
-WORSE_BASE = (
-    1.05  # a base whose perplexity on the held-back chunks is this many times the quant's is not its original
-)
+WORSE_BASE = 1.05  # times the quant's perplexity on the held-back chunks: then it is not its original
 IN_PLACE = ".quantmill-polished"  # of the file that takes the quant's place: a name that no user's file has
 FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
 
@@ -143,6 +141,8 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     before = _scores(student, divergence, chunks, wanted, watcher)
     _check_scores(job, before, len(chunks.held_back))
     student.start(job.rates)
+    for spec in ready.quant.specs():  # what moves has memory of its own now
+        ready.quant.release(spec.name)
     training = Training(student, divergence, job.rates, len(chunks.trained), job.n_epochs)
     kept.restore(training)
     after = _trained(training, chunks, wanted, kept, watcher)

@@ -28,6 +28,8 @@ LEAST_COSINE = 0.4
 # Tensors that one file has and another of the same model does not: tied heads, and what follows from the settings.
 OPTIONAL = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
+FACTORS = (".scale", ".input_scale")  # of a whole matrix, beside blocks of NVFP4
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -124,18 +126,22 @@ def _differences(quant: TensorSource, base: TensorSource) -> Iterator[str]:
     for spec in quant.specs():
         other = theirs.get(spec.name)
         if other is None:
-            if spec.name not in OPTIONAL:
+            if not _optional(spec.name):
                 yield f"the base has no tensor {spec.name}"
         elif other.shape != spec.shape:
             yield f"{spec.name} has shape {list(spec.shape)} in one, {list(other.shape)} in the other"
     for name in theirs:
-        if name not in names and name not in OPTIONAL:
+        if name not in names and not _optional(name):
             yield f"the base has a tensor {name} besides"
     for spec in quant.specs():
         if len(spec.shape) > 1 and spec.name in theirs:
             cosine = _cosine(quant, base, spec, theirs[spec.name])
             if cosine < LEAST_COSINE:
                 yield f"the first rows of {spec.name} are others (cosine {cosine:.2f})"
+
+
+def _optional(name: str) -> bool:
+    return name in OPTIONAL or name.endswith(FACTORS)
 
 
 def _cosine(quant: TensorSource, base: TensorSource, ours: TensorSpec, theirs: TensorSpec) -> float:

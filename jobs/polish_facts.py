@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from quantmill.calibrate.head import PART, SLAB
 from quantmill.calibrate.replay import KEPT_BYTES
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
 from quantmill.jobs.polish_checks import Chunks, quantized_base
@@ -19,7 +21,7 @@ from quantmill.measure.divergence import Divergence
 from quantmill.measure.record import digest
 from quantmill.models.model import usable_device
 from quantmill.qkernels import get_type
-from quantmill.qkernels.scales import is_trainable
+from quantmill.qkernels.scales import is_trainable, n_values
 
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
@@ -49,7 +51,9 @@ def plan_of(
         n_epochs=job.n_epochs,
         n_moving=n_moving,
         dtype=str(dtype).removeprefix("torch."),
-        memory_bytes=memory(quant, base, n_moving, dtype, chunks.trained.shape[1]),
+        memory_bytes=memory(
+            quant, base, n_moving, dtype, chunks.trained.shape[1], job.threads or os.cpu_count() or 1
+        ),
         warnings=warnings,
     )
 
@@ -63,8 +67,11 @@ def plan_text(plan: Plan) -> str:
     )
 
 
-def memory(quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.dtype, n_ctx: int) -> int:
-    """An upper estimate of the bytes held at once; mapped files count, though the system can drop them.
+def memory(
+    quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.dtype, n_ctx: int, threads: int
+) -> int:
+    """An upper estimate of the bytes held at once, host and device together; mapped files count, though the system
+    can drop them.
 
     The original listens, then its weights go and the student is trained; the larger of the two.
     """
@@ -73,12 +80,12 @@ def memory(quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.
     size = dtype.itemsize
     head = n_hidden * n_vocab * size
     layer = max(_layer_weights(quant).values(), default=0) * size
-    slab = 6 * 4 * (1 << 22)
+    logits = n_ctx * n_vocab * size + threads * (2 * size * min(SLAB, n_ctx * n_vocab) + 6 * 4 * PART)
     n_layers = len(_layer_weights(quant))
     inputs = 4 * n_ctx * n_hidden * n_layers + KEPT_BYTES
     inside = 30 * 4 * n_ctx * n_hidden  # what one layer keeps between its forward and its backward
     listening = _n_bytes(base) + head + layer + 4 * inside
-    training = _n_bytes(quant) + 2 * head + layer + slab + inputs + inside + PER_SCALE * n_moving
+    training = 2 * _n_bytes(quant) + 2 * head + layer + logits + inputs + inside + PER_SCALE * n_moving
     return LIBRARIES + max(listening, training)
 
 
@@ -140,8 +147,7 @@ def with_facts(metadata: Metadata, facts: Mapping[str, MetaValue]) -> Metadata:
 def _n_scales(spec: TensorSpec) -> int:
     if not is_trainable(spec.type):
         return 0
-    row = get_type(spec.type)
-    return spec.n_rows * (spec.n_cols // row.block) * len(row.scales)
+    return spec.n_rows * (spec.n_cols // get_type(spec.type).block) * n_values(spec.type)
 
 
 def _layer_weights(source: TensorSource) -> dict[str, int]:
