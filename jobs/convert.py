@@ -71,7 +71,7 @@ def conversion_recipe(checkpoint: Checkpoint, fp8_as_q8: bool = False) -> Recipe
     """The recipe of a plain conversion: one type for the weights; MXFP4 and NVFP4 stay as they are, and on demand what
     was FP8 becomes Q8_0."""
     wanted = dict.fromkeys(checkpoint.of_fp8(), "Q8_0") if fp8_as_q8 else {}
-    wanted |= {spec.name: spec.type for spec in checkpoint.specs() if spec.name in checkpoint.kept()}
+    wanted |= checkpoint.kept()
     if not wanted:
         return Recipe(checkpoint.outtype)
     # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.

@@ -67,7 +67,7 @@ def test_stacked_experts_of_two_gigabytes(tmp_path):
     assert peak < LIMIT_BYTES, f"{peak >> 20} MiB"
 
 
-@pytest.mark.parametrize("form", ["float-blocks", "int4-g32"])
+@pytest.mark.parametrize("form", ["float-blocks", pytest.param("int4-g32", marks=pytest.mark.slow)])
 def test_packed_weights_are_never_whole(form, tmp_path):
     """Matrices of 59 million weights, the first tenth of a gigabyte of a model: two of them in float32 were 470 MB."""
     if sys.platform != "linux":

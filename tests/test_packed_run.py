@@ -42,7 +42,14 @@ def unpacked(directory: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["fp8-cut-blocks", "gptq-4-reordered", "nvfp4-modelopt", "nvfp4-pack", "int4-g32"]
+    "name",
+    [
+        *("fp8-cut-blocks", "gptq-4-reordered", "nvfp4-pack"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("nvfp4-modelopt", "int4-g32", "mxfp4-pack")
+        ),
+    ],
 )
 def test_logits_are_those_of_the_unpacked_model(name, tmp_path):
     directory = write_packed(name, tmp_path / "packed")

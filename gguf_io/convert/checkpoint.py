@@ -103,9 +103,9 @@ class Checkpoint:
     def specs(self) -> tuple[TensorSpec, ...]:
         return tuple(self._specs.values())
 
-    def kept(self) -> tuple[str, ...]:
-        """The tensors that llama.cpp's converter takes over as blocks."""
-        return tuple(name for name, spec in self._specs.items() if spec.type in KEPT)
+    def kept(self) -> dict[str, str]:
+        """Name → type of the tensors that llama.cpp's converter takes over as blocks."""
+        return {name: spec.type for name, spec in self._specs.items() if spec.type in KEPT}
 
     def of_fp8(self) -> tuple[str, ...]:
         """The matrices whose values were FP8."""
