@@ -48,9 +48,9 @@ class _OneBlock:
 
     levels: int
     pack: Phase
-    first: float = 0.8
-    last: float = 2.5
-    steps: int = 12
+    first: float = 0.85
+    last: float = 2.0
+    steps: int = 24
 
 
 def _of_32(start: Encoder, row: _OneBlock, weighted: bool) -> Encoder:
@@ -167,8 +167,8 @@ _BLOCKS = {
 }
 _SUPER_BLOCKS = {
     "Q2_K": _SuperBlock(16, 3, 15, read_scales_4bit, (Phase(pack_scales_4bit, _STORED), Phase(pack_q2_k))),
-    "Q4_K": _SuperBlock(32, 15, 63, read_scales_6bit, (_SIX_BITS, Phase(pack_q4_k))),
-    "Q5_K": _SuperBlock(32, 31, 63, read_scales_6bit, (_SIX_BITS, Phase(pack_q5_k))),
+    "Q4_K": _SuperBlock(32, 15, 63, read_scales_6bit, (_SIX_BITS, Phase(pack_q4_k)), 0.9, 1.5, 14),
+    "Q5_K": _SuperBlock(32, 31, 63, read_scales_6bit, (_SIX_BITS, Phase(pack_q5_k)), 0.9, 1.5, 14),
 }
 _KNOWN = {**ROUNDING, **SCALE_MIN}
 
