@@ -18,20 +18,17 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numpy as np
 
-from bench import other_processor
-
-# Before the engine is imported: it asks the processor once.
-other_processor.pretend("generic", {})
-
-from quantmill import qkernels  # noqa: E402
-from quantmill.qkernels.encoders import encoders  # noqa: E402
-from quantmill.qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
-from quantmill.qkernels.lanes.encoder import Encoder  # noqa: E402
-from quantmill.qkernels.types import QuantType  # noqa: E402
-from tests.support import data_kinds, oracle  # noqa: E402
+from quantmill import qkernels
+from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.lanes import cpu, cpu_driver, native
+from quantmill.qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.types import QuantType
+from tests.support import data_kinds, oracle
 
 _MAIN = Path(__file__).with_name("arm64_main.c")
 _COLUMNS = 768
+# Vectors of four floats and no other instructions than all of its kind have.
+_PLAIN = native.Processor("generic", "", 4)
 
 
 def _rows() -> np.ndarray:
@@ -43,8 +40,8 @@ def _rows() -> np.ndarray:
 def _program(type: QuantType, encoder: Encoder, folder: Path, options: argparse.Namespace) -> Path:
     target = llvm.Target.from_triple("aarch64-linux-gnu")
     machine = target.create_target_machine(cpu=options.processor, opt=3, reloc="pic")
-    parts = cpu.parts_of(type, encoder)
-    text = cpu_driver.text_of(type, encoder, "F32", parts.layout, parts.kinds)
+    parts = cpu.parts_of(type, encoder, _PLAIN)
+    text = cpu_driver.text_of(type, encoder, "F32", parts.layout, parts.kinds, _PLAIN)
     (folder / "drive.o").write_bytes(machine.emit_object(native.optimized(text, machine)))
     program = folder / "program"
     compile = [options.compiler, "-O1", "-static", "-o", str(program), str(_MAIN), str(folder / "drive.o")]
@@ -60,14 +57,14 @@ def _run(
     program: Path,
     options: argparse.Namespace,
 ) -> np.ndarray:
-    parts = cpu.parts_of(type, encoder)
+    parts = cpu.parts_of(type, encoder, _PLAIN)
     sigma = columns = np.zeros(0, np.float32)
     if importance is not None:
         columns = importance
     if encoder.uses_row_sigma:
         with np.errstate(all="ignore"):
             sigma = np.add.accumulate(rows * rows, axis=1, dtype=np.float32)[:, -1] / np.float32(_COLUMNS)
-    tiles = cpu.tiles_of(encoder, len(rows), _COLUMNS // type.block)
+    tiles = cpu.tiles_of(encoder, len(rows), _COLUMNS // type.block, _PLAIN)
     facts = (len(rows), _COLUMNS, tiles, parts.layout.n_bytes)
     given, found = program.with_name("given"), program.with_name("found")
     with open(given, "wb") as file:
@@ -86,6 +83,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--compiler", default="aarch64-linux-gnu-gcc")
     parser.add_argument("--emulator", default="qemu-aarch64-static")
     options = parser.parse_args(arguments)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
     rows = _rows()
     wrong = 0
     for (name, weighted), encoder in encoders().items():

@@ -53,10 +53,10 @@ def _quantized(
         require_finite(rows)
         out = plain.narrow(np.ascontiguousarray(rows), type)
     else:
-        from quantmill.qkernels.lanes import cpu
+        from quantmill.qkernels.lanes import cpu, native
 
         encoder = encoder_of(type.name, importance is not None, search)
-        out = cpu.encode(type, encoder, rows, importance, _count(threads), stored)
+        out = cpu.encode(type, encoder, rows, importance, _count(threads), native.host(), stored)
     require_finite_scales(out, type)
     return out
 
@@ -97,9 +97,10 @@ def _requantized(
         done = decoded if plain.all_finite(decoded, type) else None
     else:
         from quantmill.qkernels.lanes.cpu_requantize import requantize
+        from quantmill.qkernels.lanes.native import host
 
         steps = decoders()[source.name], encoder_of(type.name, importance is not None, search)
-        done = requantize(source, steps[0], type, steps[1], raw, importance, _count(threads))
+        done = requantize(source, steps[0], type, steps[1], raw, importance, _count(threads), host())
     if done is None:
         rows = dequantize(raw, source, "F32", None, threads)
         require_finite(rows)
@@ -122,11 +123,11 @@ def dequantize(
         numbers = plain.widen(np.ascontiguousarray(blocks), type)
         out[...] = plain.narrow(numbers, get_type(to)).view(out.dtype)
         return out
-    from quantmill.qkernels.lanes import cpu_decode
+    from quantmill.qkernels.lanes import cpu_decode, native
 
     raw = np.ascontiguousarray(blocks).reshape(math.prod(blocks.shape) // type.bytes, type.bytes)
     numbers = out.reshape(len(raw), type.block)
-    cpu_decode.decode(type, decoders()[type.name], raw, numbers, to, _count(threads))
+    cpu_decode.decode(type, decoders()[type.name], raw, numbers, to, _count(threads), native.host())
     return out
 
 
@@ -134,10 +135,12 @@ def decode(engine: EngineRow, type: QuantType, raw: Any, numbers: Any, to: str) 
     """Tensors on the CPU, raw u8 [n, bytes] → numbers [n, block] of the type `to`, on as many threads as torch has."""
     import torch
 
-    from quantmill.qkernels.lanes import cpu_decode
+    from quantmill.qkernels.lanes import cpu_decode, native
 
     words = (numbers.view(torch.int16) if to == "BF16" else numbers).detach().numpy()
-    cpu_decode.decode(type, decoders()[type.name], raw.numpy(), words, to, torch.get_num_threads())
+    cpu_decode.decode(
+        type, decoders()[type.name], raw.numpy(), words, to, torch.get_num_threads(), native.host()
+    )
 
 
 class _Quantizer:

@@ -13,9 +13,10 @@ import pytest
 from quantmill.qkernels.lanes.cpu_compiler import Unit, program
 from quantmill.qkernels.lanes.cpu_values import LaneError
 from quantmill.qkernels.lanes.cpu_words import WORDS
-from quantmill.qkernels.lanes.native import compile_module, load
-from quantmill.qkernels.lanes.simd import F32, FLOATS, I32, I64, INTS, WIDTH, loop
+from quantmill.qkernels.lanes.native import compile_module, host, load
+from quantmill.qkernels.lanes.simd import F32, I32, I64, LaneBuilder, loop
 
+WIDTH = host().width
 any_, f2h, h2f, i2f, ld, st, where = (
     WORDS[name] for name in ("any_", "f2h", "h2f", "i2f", "ld", "st", "where")
 )
@@ -24,12 +25,12 @@ any_, f2h, h2f, i2f, ld, st, where = (
 def run(written: Any, given: np.ndarray, n_out: int, *constants: int) -> np.ndarray:
     """`written(X, OUT, *constants)` over arrays of lanes f32 [element, WIDTH]."""
     module = ir.Module("test")
-    array = FLOATS.as_pointer()
+    array = ir.VectorType(F32, WIDTH).as_pointer()
     function = ir.Function(module, ir.FunctionType(I32, [array, array]), "drive")
-    b = ir.IRBuilder(function.append_basic_block("entry"))
+    b = LaneBuilder(function.append_basic_block("entry"), host())
     Unit(module).call(b, written, [*function.args, *constants])
     b.ret(I32(0))
-    drive = load(compile_module(str(module)), "drive", [ctypes.c_void_p] * 2)
+    drive = load(compile_module(str(module), host()), "drive", [ctypes.c_void_p] * 2, host())
     x, out = aligned(len(given)), aligned(n_out)
     x[:] = given
     drive(x.ctypes.data, out.ctypes.data)
@@ -159,14 +160,16 @@ def test_halves_are_rounded_to_nearest_even() -> None:
     module = ir.Module("test")
     signature = ir.FunctionType(I32, [F32.as_pointer(), I32.as_pointer(), F32.as_pointer(), I64])
     function = ir.Function(module, signature, "drive")
-    b = ir.IRBuilder(function.append_basic_block("entry"))
+    b = LaneBuilder(function.append_basic_block("entry"), host())
     with loop(b, I64(0), function.args[3], I64(WIDTH)) as i:
         source, words, back = (b.gep(array, [i]) for array in function.args[:3])
-        half = f2h.build(b, b.load(b.bitcast(source, FLOATS.as_pointer()), align=4))
-        b.store(half, b.bitcast(words, INTS.as_pointer()), align=4)
-        b.store(h2f.build(b, half), b.bitcast(back, FLOATS.as_pointer()), align=4)
+        half = f2h.build(b, b.load(b.bitcast(source, b.floats.as_pointer()), align=4))
+        b.store(half, b.bitcast(words, b.ints.as_pointer()), align=4)
+        b.store(h2f.build(b, half), b.bitcast(back, b.floats.as_pointer()), align=4)
     b.ret(I32(0))
-    convert = load(compile_module(str(module)), "drive", [*[ctypes.c_void_p] * 3, ctypes.c_int64])
+    convert = load(
+        compile_module(str(module), host()), "drive", [*[ctypes.c_void_p] * 3, ctypes.c_int64], host()
+    )
     found, again = np.empty(points.size, np.int32), np.empty(points.size, np.float32)
     convert(*(array.ctypes.data for array in (points, found, again)), points.size)
     assert np.array_equal(found, expected.view(np.uint16))

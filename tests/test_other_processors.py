@@ -13,6 +13,10 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from quantmill.qkernels import get_type
+from quantmill.qkernels.encoders import encoder_of
+from quantmill.qkernels.lanes import cpu
+from quantmill.qkernels.lanes.native import Processor, host
 from tests.support import data_kinds, oracle
 
 ROOT = Path(__file__).parent.parent
@@ -39,30 +43,12 @@ def test_two_roundings_stay_two(triple: str, processor: str) -> None:
         assert code["products"] > 0, name
 
 
-_QUANTIZE = """
-import sys
-
-import numpy as np
-
-from bench import other_processor
-
-rows, importance, folder, name, left_out, *types = sys.argv[1:]
-features = {}
-if name != "x86-64":
-    import llvmlite.binding as llvm
-
+def _processor(name: str, left_out: tuple[str, ...], register: int) -> Processor:
+    """What this one is without some of its extensions."""
     here = llvm.get_host_cpu_features()
-    features = {f: there and not f.startswith(tuple(left_out.split(","))) for f, there in here.items()}
-other_processor.pretend(name, features)
-
-from quantmill import qkernels
-from quantmill.qkernels.lanes.native import HOST
-
-print(HOST.register)
-for type in types:
-    blocks = qkernels.quantize(np.load(rows), type, np.load(importance), threads=1)
-    np.save(f"{folder}/{type}.npy", blocks)
-"""
+    features = {feature: there and not feature.startswith(left_out) for feature, there in here.items()}
+    listed = ",".join(f"{'+' if there else '-'}{feature}" for feature, there in features.items())
+    return Processor(name, listed if left_out else "", register)
 
 
 @pytest.mark.skipif(
@@ -70,21 +56,20 @@ for type in types:
 )
 @pytest.mark.parametrize(
     ("name", "left_out", "register"),
-    [("haswell", "avx512,avx10,amx,evex512", 8), ("x86-64", "", 4)],
+    [("haswell", ("avx512", "avx10", "amx", "evex512"), 8), ("x86-64", (), 4)],
     ids=["AVX2", "SSE2"],
 )
-def test_processors_with_shorter_vectors(name: str, left_out: str, register: int, tmp_path: Path) -> None:
+def test_processors_with_shorter_vectors(name: str, left_out: tuple[str, ...], register: int) -> None:
+    """Beside this one's own code, in the same process: the processor is a value."""
     if name == "haswell" and not llvm.get_host_cpu_features().get("avx2"):
         pytest.skip("this processor has no AVX2")
+    other = _processor(name, left_out, register)
     rows = np.concatenate([data_kinds.rows(kind, 3, 1024) for kind in data_kinds.HARD_ROWS])
     importance = data_kinds.importance("cubed", 1024)
-    paths = [str(tmp_path / name) for name in ("rows.npy", "importance.npy")]
-    for path, array in zip(paths, (rows, importance), strict=True):
-        np.save(path, array)
-    types = ["Q8_0", "Q5_0", "Q4_K", "IQ4_XS", "IQ3_S", "IQ2_XS", "IQ1_S"]
-    command = [sys.executable, "-c", _QUANTIZE, *paths, str(tmp_path), name, left_out, *types]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == [str(register)]
-    for type in types:
-        found = np.load(tmp_path / f"{type}.npy")
-        assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
+    for name in ("Q8_0", "Q5_0", "Q4_K", "IQ4_XS", "IQ3_S", "IQ2_XS", "IQ1_S"):
+        encoder = encoder_of(name, True)
+        given = importance if encoder.uses_importance else None
+        found = cpu.encode(get_type(name), encoder, rows, given, 1, other)
+        assert not oracle.first_difference(found, oracle.quantize(rows, name, importance), name)
+        own = cpu.encode(get_type(name), encoder, rows, given, 1, host())
+        assert np.array_equal(found, own), name

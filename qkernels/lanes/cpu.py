@@ -16,7 +16,7 @@ from quantmill.qkernels.lanes.cpu_function import Compiled, Shape, compiled, tab
 from quantmill.qkernels.lanes.cpu_layout import Layout, layout_of
 from quantmill.qkernels.lanes.cpu_threads import spread
 from quantmill.qkernels.lanes.encoder import Encoder
-from quantmill.qkernels.lanes.native import HOST
+from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.plain import widen
 from quantmill.qkernels.types import TYPES, QuantType
 
@@ -33,49 +33,49 @@ class Parts:
     kinds: tuple[str, ...]
 
 
-def parts_of(type: QuantType, encoder: Encoder) -> Parts:
+def parts_of(type: QuantType, encoder: Encoder, processor: Processor) -> Parts:
     arrays = {"x": (type.block, "f32"), "out": (type.bytes, "u8"), **encoder.scratch}
     if encoder.uses_row_sigma:
         arrays["row_sigma"] = (1, "f32")
     tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
-    return Parts(layout_of(arrays), tables, table_kinds(tables))
+    return Parts(layout_of(arrays, processor), tables, table_kinds(tables))
 
 
-def tiles_of(encoder: Encoder, n_rows: int, per_row: int) -> int:
+def tiles_of(encoder: Encoder, n_rows: int, per_row: int, processor: Processor) -> int:
     """How many tiles n_rows rows of per_row blocks are: across the rows with importance, else along them."""
     if encoder.uses_importance:
-        return -(-n_rows // HOST.width) * per_row
-    return -(-n_rows * per_row // HOST.width)
+        return -(-n_rows // processor.width) * per_row
+    return -(-n_rows * per_row // processor.width)
 
 
 @functools.cache
-def compiled_encoder(type: QuantType, encoder: Encoder, source: str) -> Compiled:
+def compiled_encoder(type: QuantType, encoder: Encoder, source: str, processor: Processor) -> Compiled:
     """The function of one encoder for rows of the type `source`."""
-    parts = parts_of(type, encoder)
+    parts = parts_of(type, encoder, processor)
 
     def text() -> str:
         from quantmill.qkernels.lanes.cpu_driver import text_of
 
-        return text_of(type, encoder, source, parts.layout, parts.kinds)
+        return text_of(type, encoder, source, parts.layout, parts.kinds, processor)
 
     name = f"{type.name}{'-importance' if encoder.uses_importance else ''}-from-{source}"
     phases = tuple((phase.function, phase.arguments, phase.lanes) for phase in encoder.phases)
     facts = (type.block, type.bytes, phases, parts.layout, parts.kinds)
-    return compiled(name, facts, encoder.module, _SHAPE, parts.layout.n_bytes, parts.tables, text)
+    return compiled(name, facts, encoder.module, _SHAPE, parts.layout.n_bytes, parts.tables, text, processor)
 
 
 @functools.cache
-def compiled_row_sigma(source: str) -> Compiled:
+def compiled_row_sigma(source: str, processor: Processor) -> Compiled:
     """The mean square of each row of the type `source`."""
-    layout = layout_of({"x": (32, "f32")})
+    layout = layout_of({"x": (32, "f32")}, processor)
 
     def text() -> str:
         from quantmill.qkernels.lanes.cpu_driver import text_of_row_sigma
 
-        return text_of_row_sigma(source, layout)
+        return text_of_row_sigma(source, layout, processor)
 
     name = f"row-sigma-from-{source}"
-    return compiled(name, layout, "programs.common", _SHAPE, layout.n_bytes, (), text)
+    return compiled(name, layout, "programs.common", _SHAPE, layout.n_bytes, (), text, processor)
 
 
 def encode(
@@ -84,6 +84,7 @@ def encode(
     rows: np.ndarray,
     importance: np.ndarray | None,
     n_threads: int,
+    processor: Processor,
     stored: str = "F32",
 ) -> np.ndarray:
     """rows [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes].
@@ -96,7 +97,7 @@ def encode(
     if not len(rows):
         return np.empty((0, type.row_bytes(rows.shape[1])), np.uint8)
     # A tile is full: of few rows the last is repeated, and what becomes of that is dropped.
-    missing = (HOST.width if encoder.uses_importance else -(-HOST.width // per_row)) - len(rows)
+    missing = (processor.width if encoder.uses_importance else -(-processor.width // per_row)) - len(rows)
     source = np.pad(rows, ((0, missing), (0, 0)), "edge") if missing > 0 else np.ascontiguousarray(rows)
     n_rows, n_cols = shape = source.shape
     out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
@@ -115,7 +116,17 @@ def encode(
         columns = np.ascontiguousarray(importance)
     if encoder.uses_row_sigma:
         sigma = np.empty(n_rows, np.float32)
-        spread(n_threads, work(compiled_row_sigma(stored)), -(-n_rows // HOST.width), n_cols * HOST.width)
-    tiles = tiles_of(encoder, n_rows, per_row)
-    spread(n_threads, work(compiled_encoder(type, encoder, stored)), tiles, type.block * HOST.width)
+        spread(
+            n_threads,
+            work(compiled_row_sigma(stored, processor)),
+            -(-n_rows // processor.width),
+            n_cols * processor.width,
+        )
+    tiles = tiles_of(encoder, n_rows, per_row, processor)
+    spread(
+        n_threads,
+        work(compiled_encoder(type, encoder, stored, processor)),
+        tiles,
+        type.block * processor.width,
+    )
     return out[: len(rows)]

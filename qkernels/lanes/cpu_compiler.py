@@ -23,7 +23,8 @@ from typing import Any
 import llvmlite.ir as ir
 
 from quantmill.qkernels.lanes.cpu_values import LaneError, as_index, binary, compare, unary
-from quantmill.qkernels.lanes.simd import F64, I64, local, loop
+from quantmill.qkernels.lanes.native import Processor
+from quantmill.qkernels.lanes.simd import F64, I64, LaneBuilder, local, loop
 
 # A loop of so few rounds is written out, and its variable is a constant.
 _WRITTEN_OUT = 2
@@ -85,25 +86,27 @@ class Unit:
     module: ir.Module
     functions: dict[tuple[Any, ...], ir.Function] = field(default_factory=dict)
 
-    def call(self, b: ir.IRBuilder, program: Program, arguments: Sequence[Any]) -> Any:
+    def call(self, b: LaneBuilder, program: Program, arguments: Sequence[Any]) -> Any:
         if program.has_result:
             return _Body(self, b, program, arguments).value()
         given = [a for a in arguments if isinstance(a, ir.Value)]
         kinds = tuple(str(a.type) if isinstance(a, ir.Value) else a for a in arguments)
         function = self.functions.get((program, kinds))
         if function is None:
-            function = self._function(program, arguments, [a.type for a in given])
+            function = self._function(program, arguments, [a.type for a in given], b.processor)
             self.functions[program, kinds] = function
         b.call(function, given)
         return None
 
-    def _function(self, program: Program, arguments: Sequence[Any], types: list[ir.Type]) -> ir.Function:
+    def _function(
+        self, program: Program, arguments: Sequence[Any], types: list[ir.Type], processor: Processor
+    ) -> ir.Function:
         name = self.module.get_unique_name(program.name)
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
         function.linkage = "internal"
         parameters = iter(function.args)
         own = [next(parameters) if isinstance(a, ir.Value) else a for a in arguments]
-        inside = ir.IRBuilder(function.append_basic_block("entry"))
+        inside = LaneBuilder(function.append_basic_block("entry"), processor)
         _Body(self, inside, program, own).value()
         inside.ret_void()
         return function
@@ -112,7 +115,7 @@ class Unit:
 class _Body:
     """One call of a program: its statements, built where the builder stands."""
 
-    def __init__(self, unit: Unit, b: ir.IRBuilder, program: Program, arguments: Sequence[Any]) -> None:
+    def __init__(self, unit: Unit, b: LaneBuilder, program: Program, arguments: Sequence[Any]) -> None:
         self.unit, self.b, self.program = unit, b, program
         self.names: dict[str, Any] = {}
         self.places: dict[str, ir.Value] = {}

@@ -1,8 +1,8 @@
-"""What runs on the CPU to decode one type: a function over tiles of WIDTH blocks, as LLVM IR.
+"""What runs on the CPU to decode one type: a function over tiles of as many blocks as there are lanes, as LLVM IR.
 
     i32 drive(source, target, n_blocks, begin, end, own, tables…)
 
-source the blocks, target f32, f16 or bf16 [n_blocks, block]; tiles begin … end-1 of WIDTH blocks in a row; own: memory
+source the blocks, target f32, f16 or bf16 [n_blocks, block]; tiles begin … end-1 of blocks in a row; own: memory
 as its Layout says. A tile's bytes are loaded transposed (`[byte][lane]`); each lane number's part of the numbers is
 stored, turned back, before the next is computed, so that they stay in the nearest cache. The last tile ends with the
 last block and does again what the tile before it did.
@@ -19,14 +19,14 @@ from quantmill.qkernels.lanes.cpu_layout import Layout
 from quantmill.qkernels.lanes.cpu_snap import WORDS
 from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.loader import load
+from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.lanes.simd import (
     F32,
     I8,
     I16,
     I32,
     I64,
-    LANES,
-    WIDTH,
+    LaneBuilder,
     first_of,
     interleave,
     load_run,
@@ -43,17 +43,24 @@ _FLOAT_RUN, _WORD_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32,
 _TARGETS = {"F32": F32, "F16": I16, "BF16": I16}
 
 
-def text_of(type: QuantType, decoder: Decoder, target: str, layout: Layout, tables: Sequence[str]) -> str:
+def text_of(
+    type: QuantType,
+    decoder: Decoder,
+    target: str,
+    layout: Layout,
+    tables: Sequence[str],
+    processor: Processor,
+) -> str:
     """The function of a decoder that writes numbers of the type `target`. `tables`: their kinds, "f32" or "i32"."""
     data, number = I8.as_pointer(), I64
     kinds = [{"f32": F32, "i32": I32}[kind].as_pointer() for kind in tables]
     numbers = _TARGETS[target].as_pointer()
     signature = ir.FunctionType(I32, [data, numbers, number, number, number, data, *kinds])
     function = ir.Function(ir.Module("quantmill"), signature, "drive")
-    b = ir.IRBuilder(function.append_basic_block("entry"))
+    b = LaneBuilder(function.append_basic_block("entry"), processor)
     source, result, n_blocks, begin, end, own, *given = function.args
     arrays = {
-        name: b.bitcast(b.gep(own, [I64(offset)]), LANES[kind].as_pointer())
+        name: b.bitcast(b.gep(own, [I64(offset)]), b.lanes(kind).as_pointer())
         for name, (offset, kind) in layout.places.items()
     }
     arrays.update(zip(decoder.tables, given, strict=True))
@@ -72,17 +79,17 @@ def text_of(type: QuantType, decoder: Decoder, target: str, layout: Layout, tabl
     return str(b.module)
 
 
-def _load_blocks(b: ir.IRBuilder, source: ir.Value, start: ir.Value, n: int, blocks: ir.Value) -> None:
-    """WIDTH blocks of n ≥ 16 bytes, one after another, become [byte][lane]; the last 16 bytes overlap those before."""
+def _load_blocks(b: LaneBuilder, source: ir.Value, start: ir.Value, n: int, blocks: ir.Value) -> None:
+    """Blocks of n ≥ 16 bytes, one after another, become [byte][lane]; the last 16 bytes overlap those before."""
     assert n >= _SIDE
     flat = b.bitcast(blocks, I8.as_pointer())
 
     def square(i: ir.Value) -> None:
-        for lane in range(0, WIDTH, _SIDE):
+        for lane in range(0, b.width, _SIDE):
             places = [b.add(b.add(start, I64(n * (lane + k))), i) for k in range(_SIDE)]
             runs = interleave(b, [load_run(b, source, place, _BYTE_RUN, 1) for place in places])
             for k, run in enumerate(runs):
-                store_run(b, run, flat, b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)), _SIDE)
+                store_run(b, run, flat, b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)), _SIDE)
 
     with loop(b, I64(0), I64(n - _SIDE + 1), I64(_SIDE)) as i:
         square(i)
@@ -91,13 +98,13 @@ def _load_blocks(b: ir.IRBuilder, source: ir.Value, start: ir.Value, n: int, blo
 
 
 def _store_numbers(
-    b: ir.IRBuilder, y: ir.Value, n: int, result: ir.Value, start: ir.Value, apart: int, target: str
+    b: LaneBuilder, y: ir.Value, n: int, result: ir.Value, start: ir.Value, apart: int, target: str
 ) -> None:
-    """[n][lane] becomes n numbers of each of WIDTH blocks, `apart` numbers from block to block."""
+    """[n][lane] becomes n numbers of each lane's block, `apart` numbers from block to block."""
     flat = b.bitcast(y, F32.as_pointer())
     with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
-        for lane in range(0, WIDTH, _SIDE):
-            places = [b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)) for k in range(_SIDE)]
+        for lane in range(0, b.width, _SIDE):
+            places = [b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)) for k in range(_SIDE)]
             runs = interleave(b, [load_run(b, flat, place, _FLOAT_RUN, 4 * _SIDE) for place in places])
             for k, run in enumerate(runs):
                 place = b.add(b.add(start, I64(apart * (lane + k))), i)

@@ -1,4 +1,4 @@
-"""What runs on the CPU for one encoder: a function over tiles of WIDTH blocks, as LLVM IR.
+"""What runs on the CPU for one encoder: a function over tiles of as many blocks as there are lanes, as LLVM IR.
 
     i32 drive(source, columns, sigma, target, n_rows, n_cols, begin, end, own, tables…)
 
@@ -7,9 +7,9 @@ squares, target the blocks; tiles begin … end-1; own: memory as its Layout say
 finite, else 0.
 
 A tile is loaded transposed (`[element][lane]`), taken through the phases and written back block by block. With
-importance its lanes are blocks of WIDTH rows at the same columns, so that all lanes share the importance of a column;
-else they are WIDTH blocks in a row, which reads memory in its order. The last tile ends with the last block and does
-again what the tile before it did: blocks are independent, so the bytes are the same.
+importance its lanes are blocks of different rows at the same columns, so that all share the importance of a column;
+else they are blocks in a row, which reads memory in its order. The last tile ends with the last block and does again
+what the tile before it did: blocks are independent, so the bytes are the same.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from quantmill.qkernels.lanes.cpu_layout import Layout
 from quantmill.qkernels.lanes.cpu_snap import WORDS
 from quantmill.qkernels.lanes.encoder import Encoder
 from quantmill.qkernels.lanes.loader import load
+from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.lanes.simd import (
     F32,
-    FLOATS,
     I8,
     I16,
     I32,
     I64,
-    LANES,
-    WIDTH,
+    LaneBuilder,
     first_of,
     from_half,
     interleave,
@@ -52,9 +51,16 @@ _HALF_RUN = ir.VectorType(I16, _SIDE)
 _STORED = {"F32": _FLOAT_RUN, "F16": _HALF_RUN, "BF16": _HALF_RUN}
 
 
-def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tables: Sequence[str]) -> str:
+def text_of(
+    type: QuantType,
+    encoder: Encoder,
+    source: str,
+    layout: Layout,
+    tables: Sequence[str],
+    processor: Processor,
+) -> str:
     """The function of an encoder for rows of the type `source`. `tables`: the kinds of its tables, "f32" or "i32"."""
-    driver = _Driver(source, layout, tables)
+    driver = _Driver(source, layout, tables, processor)
     unit = Unit(driver.b.module)
     modules = dict.fromkeys(encoder.module_of(phase) for phase in encoder.phases)
     programs = {module: load(module, WORDS, Program) for module in modules}
@@ -68,7 +74,7 @@ def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tabl
             first, apart = b.add(b.mul(row, per_row), column), per_row
             arrays["importance"] = b.gep(driver.columns, [b.mul(column, block)])
             if encoder.uses_row_sigma:
-                given = b.bitcast(b.gep(driver.sigma, [row]), FLOATS.as_pointer())
+                given = b.bitcast(b.gep(driver.sigma, [row]), b.floats.as_pointer())
                 b.store(b.load(given, align=4), arrays["row_sigma"])
         else:
             first, apart = first_of(b, tile, b.mul(driver.n_rows, per_row)), I64(1)
@@ -82,21 +88,21 @@ def text_of(type: QuantType, encoder: Encoder, source: str, layout: Layout, tabl
     return driver.finish()
 
 
-def text_of_row_sigma(source: str, layout: Layout) -> str:
+def text_of_row_sigma(source: str, layout: Layout, processor: Processor) -> str:
     """sigma[row] becomes the mean square of the row, summed from left to right as the reference does."""
-    driver = _Driver(source, layout, [])
+    driver = _Driver(source, layout, [], processor)
     b, run = driver.b, 32
     unit = Unit(b.module)
     add_squares = load("programs.common", WORDS, Program)["add_squares"]
-    total = local(b, FLOATS)
+    total = local(b, b.floats)
     count = b.sitofp(driver.n_cols, F32)
     with loop(b, driver.begin, driver.end) as tile:
         row = first_of(b, tile, driver.n_rows)
-        b.store(repeated(0.0, FLOATS), total)
+        b.store(repeated(0.0, b.floats), total)
         with loop(b, I64(0), driver.n_cols, I64(run)) as column:
             driver.load_tile(b.add(b.mul(row, driver.n_cols), column), driver.n_cols, run)
             b.store(unit.call(b, add_squares, [b.load(total), driver.arrays["x"], 0, run]), total)
-        place = b.bitcast(b.gep(driver.sigma, [row]), FLOATS.as_pointer())
+        place = b.bitcast(b.gep(driver.sigma, [row]), b.floats.as_pointer())
         b.store(WORDS["div"].build(b, b.load(total), count), place, align=4)
     return driver.finish()
 
@@ -104,31 +110,31 @@ def text_of_row_sigma(source: str, layout: Layout) -> str:
 class _Driver:
     """The function, its arguments, and what every tile goes through."""
 
-    def __init__(self, source: str, layout: Layout, tables: Sequence[str]) -> None:
+    def __init__(self, source: str, layout: Layout, tables: Sequence[str], processor: Processor) -> None:
         module = ir.Module("quantmill")
         self.stored = source
         rows, floats, data = _STORED[source].element.as_pointer(), F32.as_pointer(), I8.as_pointer()
         kinds = [{"f32": F32, "i32": I32}[kind].as_pointer() for kind in tables]
         signature = ir.FunctionType(I32, [rows, floats, floats, data, I64, I64, I64, I64, data, *kinds])
         function = ir.Function(module, signature, "drive")
-        self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
+        self.b = b = LaneBuilder(function.append_basic_block("entry"), processor)
         self.source, self.columns, self.sigma, self.target, *numbers, own = function.args[:9]
         self.n_rows, self.n_cols, self.begin, self.end = numbers
         self.tables = function.args[9:]
         self.arrays: dict[str, ir.Value] = {
-            name: b.bitcast(b.gep(own, [I64(offset)]), LANES[kind].as_pointer())
+            name: b.bitcast(b.gep(own, [I64(offset)]), b.lanes(kind).as_pointer())
             for name, (offset, kind) in layout.places.items()
         }
         self.largest = local(b, _INT_RUN)
         b.store(repeated(0, _INT_RUN), self.largest)
 
     def load_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
-        """WIDTH runs of n weights, from element `start` on, become x; the bits of the largest magnitude are kept."""
+        """A run of n weights a lane, from element `start` on, become x; the bits of the largest magnitude are kept."""
         b = self.b
         x = b.bitcast(self.arrays["x"], F32.as_pointer())
         with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
             highest = b.load(self.largest)
-            for lane in range(0, WIDTH, _SIDE):
+            for lane in range(0, b.width, _SIDE):
                 rows = []
                 for k in range(_SIDE):
                     place = b.add(b.add(start, b.mul(stride, I64(lane + k))), i)
@@ -136,7 +142,7 @@ class _Driver:
                     bits = b.and_(b.bitcast(rows[-1], _INT_RUN), repeated(0x7FFFFFFF, _INT_RUN))
                     highest = b.select(b.icmp_unsigned(">", bits, highest), bits, highest)
                 for k, run in enumerate(interleave(b, rows)):
-                    store_run(b, run, x, b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)), 64)
+                    store_run(b, run, x, b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)), 64)
             b.store(highest, self.largest)
 
     def widened(self, run: ir.Value) -> ir.Value:
@@ -150,7 +156,7 @@ class _Driver:
         return b.bitcast(b.shl(words, repeated(16, _INT_RUN)), _FLOAT_RUN)
 
     def store_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
-        """out becomes WIDTH runs of n ≥ 16 bytes; the last 16 bytes of a run overlap the 16 before them."""
+        """out becomes a run of n ≥ 16 bytes a lane; the last 16 bytes of a run overlap the 16 before them."""
         assert n >= _SIDE
         b = self.b
         with loop(b, I64(0), I64(n - _SIDE + 1), I64(_SIDE)) as i:
@@ -161,8 +167,8 @@ class _Driver:
     def _store_square(self, start: ir.Value, stride: ir.Value, i: ir.Value) -> None:
         b = self.b
         out = b.bitcast(self.arrays["out"], I8.as_pointer())
-        for lane in range(0, WIDTH, _SIDE):
-            places = [b.add(b.mul(b.add(i, I64(k)), I64(WIDTH)), I64(lane)) for k in range(_SIDE)]
+        for lane in range(0, b.width, _SIDE):
+            places = [b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)) for k in range(_SIDE)]
             columns = [load_run(b, out, place, _BYTE_RUN, _SIDE) for place in places]
             for k, run in enumerate(interleave(b, columns)):
                 store_run(b, run, self.target, b.add(b.add(start, b.mul(stride, I64(lane + k))), i), 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantmill.qkernels.lanes.loader import sources
-from quantmill.qkernels.lanes.native import ALIGNMENT, compile_module, fingerprint, kept, load
+from quantmill.qkernels.lanes.native import ALIGNMENT, Processor, compile_module, fingerprint, kept, load
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,17 @@ def compiled(
     own_bytes: int,
     tables: tuple[np.ndarray, ...],
     text: Callable[[], str],
+    processor: Processor,
 ) -> Compiled:
     """The function that `text` makes from a module of lane programs, from the cache where it is there.
 
     `facts`: what, besides the sources, decides about the code.
     """
-    key = fingerprint(repr((name, facts)), sources(module))
+    key = fingerprint(repr((name, facts)), sources(module), processor)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     parameters = [*[pointer] * shape.arrays, *[number] * shape.numbers, *[pointer] * (1 + len(tables))]
-    code = kept(name, key, lambda: compile_module(text()))
-    return Compiled(load(code, "drive", parameters), own_bytes, tables)
+    code = kept(name, key, lambda: compile_module(text(), processor))
+    return Compiled(load(code, "drive", parameters, processor), own_bytes, tables)
 
 
 def table_kinds(tables: Sequence[np.ndarray]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantmill.qkernels.lanes.native import ALIGNMENT, ELEMENT_BYTES, HOST
+from quantmill.qkernels.lanes.native import ALIGNMENT, ELEMENT_BYTES, Processor
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Layout:
     n_bytes: int
 
 
-def layout_of(arrays: Mapping[str, tuple[int, str]]) -> Layout:
+def layout_of(arrays: Mapping[str, tuple[int, str]], processor: Processor) -> Layout:
     """The layout of arrays given as name → elements, kind."""
     places, offset = {}, 0
     for name, (count, kind) in arrays.items():
         places[name] = offset, kind
-        offset += -(-count * HOST.width * ELEMENT_BYTES[kind] // ALIGNMENT) * ALIGNMENT
+        offset += -(-count * processor.width * ELEMENT_BYTES[kind] // ALIGNMENT) * ALIGNMENT
     return Layout(places, offset)

@@ -15,7 +15,7 @@ from quantmill.qkernels.lanes.cpu_decode import compiled_decoder
 from quantmill.qkernels.lanes.cpu_threads import spread
 from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.encoder import Encoder
-from quantmill.qkernels.lanes.native import HOST
+from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.types import QuantType
 
 # Weights decoded at a time where rows need not stay whole: enough to be worth the calls, few enough for a cache.
@@ -35,6 +35,7 @@ class _Work:
     importance: np.ndarray
     n_cols: int
     step: int
+    processor: Processor
 
     @property
     def n_pieces(self) -> int:
@@ -44,13 +45,17 @@ class _Work:
         """The first row of a piece and how many it has; the last one has enough for a tile, some of them again."""
         first = piece * self.step
         n = min(self.step, len(self.raw) - first)
-        return (first, n) if n >= HOST.width else (len(self.raw) - HOST.width, HOST.width)
+        return (
+            (first, n)
+            if n >= self.processor.width
+            else (len(self.raw) - self.processor.width, self.processor.width)
+        )
 
     def some(self, bounds: Iterator[tuple[int, int]]) -> None:
         """What one thread does. Raises FloatingPointError for a decoded weight that is not finite."""
-        read = compiled_decoder(self.source, self.decoder, "F32")
-        search = compiled_encoder(self.type, self.encoder, "F32")
-        mean = compiled_row_sigma("F32") if self.encoder.uses_row_sigma else None
+        read = compiled_decoder(self.source, self.decoder, "F32", self.processor)
+        search = compiled_encoder(self.type, self.encoder, "F32", self.processor)
+        mean = compiled_row_sigma("F32", self.processor) if self.encoder.uses_row_sigma else None
         rows = np.empty((self.step, self.n_cols), np.float32)
         sigma = np.empty(self.step, np.float32)
         memories = [function.memory() for function in (read, search, mean or search)]
@@ -63,11 +68,11 @@ class _Work:
             for first, n in map(self.place, range(begin, end)):
                 n_blocks = n * self.n_cols // self.source.block
                 stored = raw + first * self.raw.shape[1]
-                read.at((stored, decoded), (n_blocks, 0, -(-n_blocks // HOST.width)), reading)
+                read.at((stored, decoded), (n_blocks, 0, -(-n_blocks // self.processor.width)), reading)
                 if mean is not None:
-                    tiles = -(-n // HOST.width)
+                    tiles = -(-n // self.processor.width)
                     mean.at((decoded, sigmas, sigmas, sigmas), (n, self.n_cols, 0, tiles), summing)
-                tiles = tiles_of(self.encoder, n, self.n_cols // self.type.block)
+                tiles = tiles_of(self.encoder, n, self.n_cols // self.type.block, self.processor)
                 given = (decoded, columns, sigmas, out + first * self.out.shape[1])
                 if not search.at(given, (n, self.n_cols, 0, tiles), searching):
                     raise FloatingPointError
@@ -81,6 +86,7 @@ def requantize(
     raw: np.ndarray,
     importance: np.ndarray | None,
     n_threads: int,
+    processor: Processor,
 ) -> np.ndarray | None:
     """raw u8 [n_rows, row_bytes] of `source`, importance f32 [n_cols] or None → u8 [n_rows, row_bytes] of `type`.
 
@@ -92,13 +98,13 @@ def requantize(
     if not out.size:
         return out
     whole = np.ascontiguousarray(raw)
-    columns, step = importance, HOST.width
+    columns, step = importance, processor.width
     if importance is None:  # all blocks are alike, so the rows may be cut where blocks of both types begin
         n_cols = max(source.block, type.block)
-        columns, step = np.empty(0, np.float32), max(HOST.width, _PIECE // n_cols)
+        columns, step = np.empty(0, np.float32), max(processor.width, _PIECE // n_cols)
     assert columns is not None
     whole = whole.reshape(-1, n_cols // source.block * source.bytes)
-    missing = max(0, HOST.width - len(whole))
+    missing = max(0, processor.width - len(whole))
     whole = np.pad(whole, ((0, missing), (0, 0)), "edge") if missing else whole
     blocks = np.empty((len(whole), type.row_bytes(n_cols)), np.uint8) if missing else out
     work = _Work(
@@ -111,6 +117,7 @@ def requantize(
         np.ascontiguousarray(columns),
         n_cols,
         min(step, len(whole)),
+        processor,
     )
     try:
         spread(n_threads, work.some, work.n_pieces, work.step * n_cols)

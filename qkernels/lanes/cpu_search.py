@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu_tables import HAS_LOOKUP, lookup16
-from quantmill.qkernels.lanes.simd import F32, I1, I32, I64, WIDTH, call, local, loop, repeated, splat
+from quantmill.qkernels.lanes.cpu_tables import lookup16
+from quantmill.qkernels.lanes.simd import F32, I1, I32, I64, LaneBuilder, call, local, loop, repeated, splat
 
 # Neighbours a vector; lists are filled up to a multiple of it.
 RUN = 16
@@ -41,7 +41,7 @@ def _all_int(value: int) -> ir.Constant:
     return repeated(value, _I32S)
 
 
-def _least(builder: ir.IRBuilder, values: ir.Value) -> ir.Value:
+def _least(builder: LaneBuilder, values: ir.Value) -> ir.Value:
     """The smallest of sixteen integers; the bits of floats that are not negative are ordered as the floats are."""
     return call(builder, f"llvm.vector.reduce.smin.v{RUN}i32", I32, values)
 
@@ -49,13 +49,13 @@ def _least(builder: ir.IRBuilder, values: ir.Value) -> ir.Value:
 class Group:
     """One group of `dim` weights: the distances and norms of sixteen neighbours from their codes.
 
-    xs, ws: addresses of the first weight and of what its distance is weighted with, the next WIDTH elements on.
+    xs, ws: addresses of the first weight and of what its distance is weighted with; the next is a row of lanes on.
     A digit of a code stands for apart·digit + low.
     """
 
     def __init__(
         self,
-        builder: ir.IRBuilder,
+        builder: LaneBuilder,
         xs: ir.Value,
         ws: ir.Value,
         scale: ir.Value,
@@ -68,7 +68,7 @@ class Group:
         self.scale, self.low = (splat(builder, v, RUN) for v in (scale, low))
         self.apart = apart
         self.elements = [tuple(self._element(array, k) for array in (xs, ws)) for k in range(self.dim)]
-        if HAS_LOOKUP:
+        if self.builder.processor.lookup:
             self.tables = [self._terms(k, self._digits(0)) for k in range(self.dim)]
         if self.norms_by_pairs:
             self.tables = [(distance, self._pair_norm(k)) for k, (distance, _) in enumerate(self.tables)]
@@ -76,7 +76,7 @@ class Group:
     @property
     def norms_by_pairs(self) -> bool:
         """Norms need not be exact, so two digits' shares may be looked up as one where both fit an index."""
-        return HAS_LOOKUP == 16 and self.bits == 2
+        return self.builder.processor.lookup == 16 and self.bits == 2
 
     def _digits(self, which: int) -> ir.Constant:
         """What an index says of its first or second digit; above a digit's bits stand those of the next."""
@@ -89,7 +89,7 @@ class Group:
         return self.builder.fadd(first, second)
 
     def _element(self, array: ir.Value, k: int) -> ir.Value:
-        place = self.builder.gep(array, [I64(k * WIDTH)])
+        place = self.builder.gep(array, [I64(k * self.builder.width)])
         return splat(self.builder, self.builder.load(place), RUN)
 
     def _terms(self, k: int, digits: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -103,7 +103,7 @@ class Group:
     def _share(self, codes: ir.Value, k: int) -> tuple[ir.Value, ir.Value | None]:
         b = self.builder
         digit = b.lshr(codes, _all_int(self.bits * k))
-        if HAS_LOOKUP:
+        if self.builder.processor.lookup:
             distance, norm = self.tables[k]
             return lookup16(b, distance, digit), None if norm is None else lookup16(b, norm, digit)
         digit = b.and_(digit, _all_int((1 << self.bits) - 1))
@@ -123,7 +123,7 @@ class Group:
 class Nearest:
     """The nearest of a list of neighbours, the first of equally near ones: its place in the list, code, distance."""
 
-    def __init__(self, builder: ir.IRBuilder, group: Group, list_at: ir.Value, runs: ir.Value | None) -> None:
+    def __init__(self, builder: LaneBuilder, group: Group, list_at: ir.Value, runs: ir.Value | None) -> None:
         """`runs` is None for a list of one run."""
         self.builder, self.list_at, self.runs = builder, list_at, runs
         b = builder
@@ -178,7 +178,7 @@ class Nearest:
 
 
 class _Certificate:
-    def __init__(self, builder: ir.IRBuilder, scale: ir.Value, nearest: Nearest) -> None:
+    def __init__(self, builder: LaneBuilder, scale: ir.Value, nearest: Nearest) -> None:
         b = self.builder = builder
         self.scale, self.norm = scale, nearest.norm()
         square = b.fmul(scale, scale)
@@ -214,7 +214,7 @@ class _Certificate:
         return b.select(sure, bound, F32(float("inf")))
 
 
-def stays_until(builder: ir.IRBuilder, scale: ir.Value, nearest: Nearest) -> ir.Value:
+def stays_until(builder: LaneBuilder, scale: ir.Value, nearest: Nearest) -> ir.Value:
     """The smallest scale, down from this one, for which the search would find the same; infinite if unknown."""
     b = builder
     certificate = _Certificate(b, scale, nearest)

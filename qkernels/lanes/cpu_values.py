@@ -9,14 +9,14 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.simd import F32, F64, FLOATS, I1, I64, INTS, is_lanes, repeated, splat
+from quantmill.qkernels.lanes.simd import F32, F64, I1, I64, LaneBuilder, is_lanes, repeated, splat
 
 
 class LaneError(Exception):
     """A lane program uses what the language does not have; a bug of ours."""
 
 
-def as_lanes(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> ir.Value:
+def as_lanes(b: LaneBuilder, value: Any, vector: ir.VectorType) -> ir.Value:
     """An operand as lanes of a kind; a number is rounded to it first."""
     if is_lanes(value):
         return value
@@ -31,16 +31,16 @@ def as_lanes(b: ir.IRBuilder, value: Any, vector: ir.VectorType) -> ir.Value:
     return splat(b, scalar, vector.count)
 
 
-def as_index(b: ir.IRBuilder, value: Any) -> ir.Value:
+def as_index(b: LaneBuilder, value: Any) -> ir.Value:
     """An integer for all lanes, as LLVM's i64."""
     return value if isinstance(value, ir.Value) else I64(value)
 
 
-def as_either(b: ir.IRBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
+def as_either(b: LaneBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
     """Two operands as lanes of one kind: that of the one which is lanes, else integers if both are."""
     vectors = [v.type for v in (left, right) if is_lanes(v)]
     whole = all(isinstance(v, int) or (isinstance(v, ir.Value) and v.type == I64) for v in (left, right))
-    vector = vectors[0] if vectors else INTS if whole else FLOATS
+    vector = vectors[0] if vectors else b.ints if whole else b.floats
     return as_lanes(b, left, vector), as_lanes(b, right, vector)
 
 
@@ -66,7 +66,7 @@ _COMPARE: Mapping[type[ast.cmpop], tuple[Callable[..., bool], str]] = {
 }
 
 
-def _alike(b: ir.IRBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
+def _alike(b: LaneBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
     """Two operands of which one is an LLVM value, as values of one kind: lanes, else f64, else i64."""
     vectors = [v.type for v in (left, right) if is_lanes(v)]
     if vectors:
@@ -81,7 +81,7 @@ def _alike(b: ir.IRBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value]:
     return _as_double(b, left), _as_double(b, right)
 
 
-def _as_double(b: ir.IRBuilder, value: Any) -> ir.Value:
+def _as_double(b: LaneBuilder, value: Any) -> ir.Value:
     if not isinstance(value, ir.Value):
         return F64(float(value))
     if value.type == I64:
@@ -93,7 +93,7 @@ def _is_float(value: ir.Value) -> bool:
     return getattr(value.type, "element", value.type) in (F32, F64)
 
 
-def binary(b: ir.IRBuilder, op: type[ast.operator], left: Any, right: Any) -> Any:
+def binary(b: LaneBuilder, op: type[ast.operator], left: Any, right: Any) -> Any:
     python, of_floats, of_ints = _BINARY[op]
     if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
         return python(left, right)
@@ -104,7 +104,7 @@ def binary(b: ir.IRBuilder, op: type[ast.operator], left: Any, right: Any) -> An
     return getattr(b, name)(x, y)
 
 
-def compare(b: ir.IRBuilder, op: type[ast.cmpop], left: Any, right: Any) -> Any:
+def compare(b: LaneBuilder, op: type[ast.cmpop], left: Any, right: Any) -> Any:
     python, sign = _COMPARE[op]
     if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
         return python(left, right)
@@ -115,7 +115,7 @@ def compare(b: ir.IRBuilder, op: type[ast.cmpop], left: Any, right: Any) -> Any:
     return (b.fcmp_unordered if sign == "!=" else b.fcmp_ordered)(sign, x, y)
 
 
-def unary(b: ir.IRBuilder, op: type[ast.unaryop], operand: Any) -> Any:
+def unary(b: LaneBuilder, op: type[ast.unaryop], operand: Any) -> Any:
     if op is ast.Invert:
         return b.not_(operand) if isinstance(operand, ir.Value) else ~operand
     if op is not ast.USub:

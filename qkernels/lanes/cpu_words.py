@@ -11,14 +11,10 @@ from quantmill.qkernels.lanes.cpu_compiler import Word
 from quantmill.qkernels.lanes.cpu_values import as_either, as_index, as_lanes
 from quantmill.qkernels.lanes.native import ALIGNMENT
 from quantmill.qkernels.lanes.simd import (
-    BYTES,
     F32,
-    FLOATS,
     I32,
     I64,
-    INTS,
-    TRUTHS,
-    WIDTH,
+    LaneBuilder,
     call,
     from_half,
     repeated,
@@ -31,7 +27,7 @@ from quantmill.qkernels.lanes.simd import (
 _MAGIC = 12582912.0
 
 
-def _place(b: ir.IRBuilder, array: ir.Value, i: Any) -> ir.Value:
+def _place(b: LaneBuilder, array: ir.Value, i: Any) -> ir.Value:
     return b.gep(array, [as_index(b, i)])
 
 
@@ -39,28 +35,28 @@ def _alignment(vector: ir.VectorType) -> int:
     return min(size_of(vector), ALIGNMENT)
 
 
-def ld(b: ir.IRBuilder, array: ir.Value, i: Any) -> ir.Value:
+def ld(b: LaneBuilder, array: ir.Value, i: Any) -> ir.Value:
     """From an array of numbers, the same for all lanes."""
     kind = array.type.pointee
     if not isinstance(kind, ir.VectorType):
-        return splat(b, b.load(_place(b, array, i)), WIDTH)
+        return splat(b, b.load(_place(b, array, i)), b.width)
     return b.load(_place(b, array, i), align=_alignment(kind))
 
 
-def st(b: ir.IRBuilder, array: ir.Value, i: Any, value: Any) -> None:
+def st(b: LaneBuilder, array: ir.Value, i: Any, value: Any) -> None:
     kind = array.type.pointee
     b.store(as_lanes(b, value, kind), _place(b, array, i), align=_alignment(kind))
 
 
-def _ldb(b: ir.IRBuilder, array: ir.Value, i: Any) -> ir.Value:
-    return b.zext(b.load(_place(b, array, i), align=_alignment(BYTES)), INTS)
+def _ldb(b: LaneBuilder, array: ir.Value, i: Any) -> ir.Value:
+    return b.zext(b.load(_place(b, array, i), align=_alignment(b.bytes)), b.ints)
 
 
-def _stb(b: ir.IRBuilder, array: ir.Value, i: Any, value: Any) -> None:
-    b.store(b.trunc(as_lanes(b, value, INTS), BYTES), _place(b, array, i), align=_alignment(BYTES))
+def _stb(b: LaneBuilder, array: ir.Value, i: Any, value: Any) -> None:
+    b.store(b.trunc(as_lanes(b, value, b.ints), b.bytes), _place(b, array, i), align=_alignment(b.bytes))
 
 
-def number_at(b: ir.IRBuilder, array: ir.Value, i: Any) -> ir.Value:
+def number_at(b: LaneBuilder, array: ir.Value, i: Any) -> ir.Value:
     """The address of number i of a table, or of an array of lanes in its flat order."""
     kind = array.type.pointee
     if isinstance(kind, ir.VectorType):
@@ -68,82 +64,82 @@ def number_at(b: ir.IRBuilder, array: ir.Value, i: Any) -> ir.Value:
     return _place(b, array, i)
 
 
-def cst(b: ir.IRBuilder, table: ir.Value, i: Any) -> ir.Value:
+def cst(b: LaneBuilder, table: ir.Value, i: Any) -> ir.Value:
     """A float, or an integer as i64; of an array of lanes, number i in its flat order."""
     value = b.load(number_at(b, table, i))
     return value if value.type == F32 else b.sext(value, I64)
 
 
-def take(b: ir.IRBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
+def take(b: LaneBuilder, table: ir.Value, index: ir.Value) -> ir.Value:
     element = table.type.pointee
-    result = ir.VectorType(element, WIDTH)
-    base = splat(b, b.ptrtoint(table, I64), WIDTH)
+    result = ir.VectorType(element, b.width)
+    base = splat(b, b.ptrtoint(table, I64), b.width)
     offset = b.mul(b.sext(index, base.type), repeated(4, base.type))
-    pointers = b.inttoptr(b.add(base, offset), ir.VectorType(element.as_pointer(), WIDTH))
-    name = f"llvm.masked.gather.v{WIDTH}{'f32' if element == F32 else 'i32'}.v{WIDTH}p0"
-    everywhere, undefined = repeated(1, TRUTHS), ir.Constant(result, ir.Undefined)
+    pointers = b.inttoptr(b.add(base, offset), ir.VectorType(element.as_pointer(), b.width))
+    name = f"llvm.masked.gather.v{b.width}{'f32' if element == F32 else 'i32'}.v{b.width}p0"
+    everywhere, undefined = repeated(1, b.truths), ir.Constant(result, ir.Undefined)
     return call(b, name, result, pointers, I32(4), everywhere, undefined)
 
 
-def where(b: ir.IRBuilder, mask: ir.Value, yes: Any, no: Any) -> ir.Value:
+def where(b: LaneBuilder, mask: ir.Value, yes: Any, no: Any) -> ir.Value:
     return b.select(mask, *as_either(b, yes, no))
 
 
-def _any(b: ir.IRBuilder, mask: ir.Value) -> ir.Value:
-    packed = b.bitcast(mask, ir.IntType(WIDTH))
+def _any(b: LaneBuilder, mask: ir.Value) -> ir.Value:
+    packed = b.bitcast(mask, ir.IntType(b.width))
     return b.icmp_unsigned("!=", packed, packed.type(0))
 
 
 def _of_float(name: str) -> Word:
-    return Word(lambda b, v: call(b, f"llvm.{name}.v{WIDTH}f32", FLOATS, as_lanes(b, v, FLOATS)))
+    return Word(lambda b, v: call(b, f"llvm.{name}.v{b.width}f32", b.floats, as_lanes(b, v, b.floats)))
 
 
-def to_bits(b: ir.IRBuilder, value: Any) -> ir.Value:
-    return b.bitcast(as_lanes(b, value, FLOATS), INTS)
+def to_bits(b: LaneBuilder, value: Any) -> ir.Value:
+    return b.bitcast(as_lanes(b, value, b.floats), b.ints)
 
 
-def from_bits(b: ir.IRBuilder, pattern: ir.Value) -> ir.Value:
-    return b.bitcast(pattern, FLOATS)
+def from_bits(b: LaneBuilder, pattern: ir.Value) -> ir.Value:
+    return b.bitcast(pattern, b.floats)
 
 
-def _nint(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    pattern = to_bits(b, b.fadd(value, repeated(_MAGIC, FLOATS)))
-    return b.sub(b.and_(pattern, repeated(0x7FFFFF, INTS)), repeated(0x400000, INTS))
+def _nint(b: LaneBuilder, value: ir.Value) -> ir.Value:
+    pattern = to_bits(b, b.fadd(value, repeated(_MAGIC, b.floats)))
+    return b.sub(b.and_(pattern, repeated(0x7FFFFF, b.ints)), repeated(0x400000, b.ints))
 
 
-def _rnear(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    magic = repeated(_MAGIC, FLOATS)
+def _rnear(b: LaneBuilder, value: ir.Value) -> ir.Value:
+    magic = repeated(_MAGIC, b.floats)
     return b.fsub(b.fadd(value, magic), magic)
 
 
-def _trunc(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    size = call(b, f"llvm.fabs.v{WIDTH}f32", FLOATS, value)
-    fits = b.fcmp_ordered("<", size, repeated(2147483648.0, FLOATS))
-    safe = b.select(fits, value, repeated(0.0, FLOATS))
-    return b.select(fits, b.fptosi(safe, INTS), repeated(-(2**31), INTS))
+def _trunc(b: LaneBuilder, value: ir.Value) -> ir.Value:
+    size = call(b, f"llvm.fabs.v{b.width}f32", b.floats, value)
+    fits = b.fcmp_ordered("<", size, repeated(2147483648.0, b.floats))
+    safe = b.select(fits, value, repeated(0.0, b.floats))
+    return b.select(fits, b.fptosi(safe, b.ints), repeated(-(2**31), b.ints))
 
 
-def _lev(b: ir.IRBuilder, value: ir.Value, low: int, high: int) -> ir.Value:
+def _lev(b: LaneBuilder, value: ir.Value, low: int, high: int) -> ir.Value:
     """The clamp is done on the magic number's own bits, which saves the way to an integer and back."""
-    pattern = to_bits(b, b.fadd(value, repeated(_MAGIC, FLOATS)))
-    pattern = b.or_(b.and_(pattern, repeated(0x7FFFFF, INTS)), repeated(0x4B000000, INTS))
-    lowest, highest = (repeated(bound + 0x4B400000, INTS) for bound in (low, high))
+    pattern = to_bits(b, b.fadd(value, repeated(_MAGIC, b.floats)))
+    pattern = b.or_(b.and_(pattern, repeated(0x7FFFFF, b.ints)), repeated(0x4B000000, b.ints))
+    lowest, highest = (repeated(bound + 0x4B400000, b.ints) for bound in (low, high))
     pattern = _smaller(b, _larger(b, pattern, lowest), highest)
-    return b.fsub(from_bits(b, pattern), repeated(_MAGIC, FLOATS))
+    return b.fsub(from_bits(b, pattern), repeated(_MAGIC, b.floats))
 
 
-def _smaller(b: ir.IRBuilder, left: Any, right: Any) -> ir.Value:
+def _smaller(b: LaneBuilder, left: Any, right: Any) -> ir.Value:
     x, y = as_either(b, left, right)
     return b.select(b.icmp_signed("<", x, y), x, y)
 
 
-def _larger(b: ir.IRBuilder, left: Any, right: Any) -> ir.Value:
+def _larger(b: LaneBuilder, left: Any, right: Any) -> ir.Value:
     x, y = as_either(b, left, right)
     return b.select(b.icmp_signed(">", x, y), x, y)
 
 
-def _div(b: ir.IRBuilder, left: Any, right: Any) -> ir.Value:
-    return b.fdiv(as_lanes(b, left, FLOATS), as_lanes(b, right, FLOATS))
+def _div(b: LaneBuilder, left: Any, right: Any) -> ir.Value:
+    return b.fdiv(as_lanes(b, left, b.floats), as_lanes(b, right, b.floats))
 
 
 _BUILDERS: Mapping[str, Callable[..., Any]] = {
@@ -153,21 +149,21 @@ _BUILDERS: Mapping[str, Callable[..., Any]] = {
     "stb": _stb,
     "cst": cst,
     "take": take,
-    "full": lambda b, like, value: as_lanes(b, value, FLOATS),
+    "full": lambda b, like, value: as_lanes(b, value, b.floats),
     "where": where,
     "any_": _any,
     "lev": _lev,
     "put": st,
     "get": lambda b, array, i, value: ld(b, array, i),
-    "zeros": lambda b, like: repeated(0.0, FLOATS),
-    "number": lambda b, like, j: as_lanes(b, j, INTS),
-    "izeros": lambda b, like: repeated(0, INTS),
+    "zeros": lambda b, like: repeated(0.0, b.floats),
+    "number": lambda b, like, j: as_lanes(b, j, b.ints),
+    "izeros": lambda b, like: repeated(0, b.ints),
     "div": _div,
     "nint": _nint,
     "rnear": _rnear,
     "trunc": _trunc,
-    "i2f": lambda b, v: b.sitofp(as_lanes(b, v, INTS), FLOATS),
-    "f2h": lambda b, v: to_half(b, as_lanes(b, v, FLOATS)),
+    "i2f": lambda b, v: b.sitofp(as_lanes(b, v, b.ints), b.floats),
+    "f2h": lambda b, v: to_half(b, as_lanes(b, v, b.floats)),
     "h2f": from_half,
     "bits": to_bits,
     "from_bits": from_bits,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Host:
-    """This processor: LLVM's name of it, its extensions, and how many floats it has to a vector register."""
+class Processor:
+    """A processor that code is made for: LLVM's name of it, its extensions, and how many floats it has to a vector
+    register. Handed from call to call, so that code for another one can be made beside it."""
 
     name: str
     features: str
@@ -43,17 +45,21 @@ class Host:
         """Lanes of a value. Two registers a value hide the latency of sequential sums where there are enough."""
         return 32 if self.register == 16 else 16
 
+    @property
+    def lookup(self) -> int:
+        """How many floats a vector of indices can select from; where it is none, values are computed again."""
+        return self.register if self.register in (8, 16) else 0
 
-def _host() -> Host:
+
+@functools.cache
+def host() -> Processor:
+    """This processor."""
     features = llvm.get_host_cpu_features()
     register = 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
-    return Host(llvm.get_host_cpu_name(), features.flatten(), register)
+    return Processor(llvm.get_host_cpu_name(), features.flatten(), register)
 
 
-HOST = _host()
-
-
-def _machine() -> llvm.TargetMachine:
+def _machine(processor: Processor) -> llvm.TargetMachine:
     """A new one for each use: an engine takes its own with it when it goes."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -61,7 +67,12 @@ def _machine() -> llvm.TargetMachine:
     # Code that stays in this process: x86 addresses its constants directly.
     relocation = "static" if target.name.startswith("x86") else "default"
     return target.create_target_machine(
-        cpu=HOST.name, features=HOST.features, opt=3, reloc=relocation, codemodel="jitdefault", jit=True
+        cpu=processor.name,
+        features=processor.features,
+        opt=3,
+        reloc=relocation,
+        codemodel="jitdefault",
+        jit=True,
     )
 
 
@@ -77,16 +88,16 @@ def optimized(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
     return module
 
 
-def compile_module(text: str) -> bytes:
-    """LLVM IR → an object file for this processor."""
-    machine = _machine()
+def compile_module(text: str, processor: Processor) -> bytes:
+    """LLVM IR → an object file for a processor of this machine's kind."""
+    machine = _machine(processor)
     return machine.emit_object(optimized(text, machine))
 
 
-def fingerprint(text: str, files: Iterable[Path]) -> str:
+def fingerprint(text: str, files: Iterable[Path], processor: Processor) -> str:
     """Changes with the text, the files, the machinery, the versions and the processor."""
     digest = hashlib.sha256()
-    for fact in (text, llvmlite.__version__, HOST.name, HOST.features):
+    for fact in (text, llvmlite.__version__, processor.name, processor.features):
         digest.update(fact.encode() + b"\0")
     for file in [*_MACHINERY, *files]:
         digest.update(file.read_bytes() + b"\0")
@@ -110,9 +121,9 @@ def kept(name: str, key: str, make: Callable[[], bytes]) -> bytes:
     return code
 
 
-def load(code: bytes, symbol: str, parameters: Sequence[Any]) -> Callable[..., int]:
+def load(code: bytes, symbol: str, parameters: Sequence[Any], processor: Processor) -> Callable[..., int]:
     """A function of an object file: i32 from ctypes' `parameters`. Other threads run while it does."""
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(processor))
     engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
     engine.finalize_object()
     function = ctypes.CFUNCTYPE(ctypes.c_int32, *parameters)(engine.get_function_address(symbol))

@@ -11,16 +11,28 @@ from contextlib import contextmanager
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.native import ELEMENT_BYTES, HOST
+from quantmill.qkernels.lanes.native import ELEMENT_BYTES, Processor
 
-# The number of lanes changes the speed, never the bytes.
-WIDTH = HOST.width
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
-BYTES, TRUTHS, INTS, FLOATS = (ir.VectorType(kind, WIDTH) for kind in (I8, I1, I32, F32))
 # What `Encoder.scratch` calls the elements of an array.
-LANES = {"f32": FLOATS, "i32": INTS, "u8": BYTES}
-_SIZES = {LANES[kind].element: size for kind, size in ELEMENT_BYTES.items()}
+ELEMENTS = {"f32": F32, "i32": I32, "u8": I8}
+_SIZES = {ELEMENTS[kind]: size for kind, size in ELEMENT_BYTES.items()}
+
+
+class LaneBuilder(ir.IRBuilder):
+    """Builds for one processor, whose number of lanes changes the speed, never the bytes."""
+
+    def __init__(self, block: ir.Block, processor: Processor) -> None:
+        super().__init__(block)
+        self.processor, self.width = processor, processor.width
+        self.bytes, self.truths, self.ints, self.floats = (
+            ir.VectorType(kind, self.width) for kind in (I8, I1, I32, F32)
+        )
+
+    def lanes(self, kind: str) -> ir.VectorType:
+        """Lanes of what `Encoder.scratch` calls `kind`."""
+        return ir.VectorType(ELEMENTS[kind], self.width)
 
 
 def size_of(vector: ir.VectorType) -> int:
@@ -186,7 +198,7 @@ def store_run(builder: ir.IRBuilder, run: ir.Value, array: ir.Value, place: ir.V
     builder.store(run, builder.bitcast(builder.gep(array, [place]), run.type.as_pointer()), align=align)
 
 
-def first_of(builder: ir.IRBuilder, number: ir.Value, count: ir.Value) -> ir.Value:
-    """Where the WIDTH of that number begin among `count`, the last of them not beyond the end."""
-    first, last = builder.mul(number, I64(WIDTH)), builder.sub(count, I64(WIDTH))
+def first_of(builder: LaneBuilder, number: ir.Value, count: ir.Value) -> ir.Value:
+    """Where the lanes of the tile of that number begin among `count`, the last of them not beyond the end."""
+    first, last = builder.mul(number, I64(builder.width)), builder.sub(count, I64(builder.width))
     return builder.select(builder.icmp_signed("<", first, last), first, last)

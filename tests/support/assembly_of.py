@@ -9,21 +9,22 @@ import sys
 
 import llvmlite.binding as llvm
 
-from bench import other_processor
+from quantmill.qkernels import get_type
+from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.lanes import cpu, cpu_driver, native
 
-other_processor.pretend("generic", {})
+# Vectors of four floats and no other instructions than all of its kind have.
+PLAIN = native.Processor("generic", "", 4)
 
-from quantmill.qkernels import get_type  # noqa: E402
-from quantmill.qkernels.encoders import encoders  # noqa: E402
-from quantmill.qkernels.lanes import cpu, cpu_driver, native  # noqa: E402
-
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
 triple, processor, *types = sys.argv[1:]
 found = {}
 for (name, weighted), encoder in encoders().items():
     if name in types:
         type = get_type(name)
-        parts = cpu.parts_of(type, encoder)
-        text = cpu_driver.text_of(type, encoder, "F32", parts.layout, parts.kinds)
+        parts = cpu.parts_of(type, encoder, PLAIN)
+        text = cpu_driver.text_of(type, encoder, "F32", parts.layout, parts.kinds, PLAIN)
         machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
         assembly = machine.emit_assembly(native.optimized(text, machine))
         found[f"{name}{' importance' if weighted else ''}"] = {
