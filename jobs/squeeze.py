@@ -129,7 +129,7 @@ class _Squeeze:
             learning.left_out,
             [one.file.name for one in rivals],
         )
-        pages = squeeze_card.write_pages(job, record, imatrix, setting, source)
+        pages = squeeze_card.write_pages(job, record, self._importance_place(), setting, source)
         stages.finish({"files": [str(one.path.name) for one in made]})
         seconds = time.perf_counter() - started
         return Result(tuple(made), pages, stages.found, stages.done, seconds, learning.left_out)

@@ -23,8 +23,13 @@ PAGE = containing("a page of quantmill report", b"<!doctype html>", MARK.encode(
 def page(report: Report, setting: Setting = NO_SETTING) -> str:
     """The whole document."""
     style = resources.files("quantmill.measure.report").joinpath("style.css").read_text("utf-8")
-    sections = [_summary(report), _plots(report), _verdicts(report), _choice(own(report, setting), setting)]
-    sections += [_quality(report), _tasks(report), _speeds(report), _predictions(setting)]
+    sections = [
+        _summary(report),
+        _plots(report, setting),
+        _verdicts(report),
+        _choice(own(report, setting), setting),
+    ]
+    sections += [_quality(report), _tasks(report), _speeds(report)]
     sections += [_types(report), _origin(report)]
     title = escape(report.title)
     return (
@@ -84,7 +89,7 @@ def _verdicts(report: Report) -> str:
     return f"<details class='verdicts'><summary>{title}</summary><ul>{items}</ul></details>"
 
 
-def _plots(report: Report) -> str:
+def _plots(report: Report, setting: Setting) -> str:
     plots = []
     divergent = [r for r in report.models if r.divergence is not None]
     points = [
@@ -119,11 +124,13 @@ def _plots(report: Report) -> str:
         base = report.base.ppl if report.base else None
         line = Line(base.value, f"base {base.value:.3f}") if base and math.isfinite(base.value) else None
         plots.append(_figure(scatter(points, size_title, "perplexity", False, line), "Perplexity by size"))
+    drawn, said = _predictions(report, setting)
+    plots += drawn
     if not plots:
         return ""
     note = (
         "<p class='note'>Lower and further left is better; the line joins the files that no other beats in both. "
-        "Quants of one text share its noise, so errors of perplexity are not drawn: compare by divergence.</p>"
+        f"Quants of one text share its noise, so errors of perplexity are not drawn: compare by divergence.{said}</p>"
     )
     return _section("Size and loss", f'<div class="plots">{"".join(plots)}</div>{note}')
 
@@ -149,27 +156,27 @@ def _choice(report: Report, setting: Setting) -> str:
     return beside + _section("Which one", f"{which}{fit}<ul class='runs'>{items}</ul>")
 
 
-def _predictions(setting: Setting) -> str:
+def _predictions(report: Report, setting: Setting) -> tuple[list[str], str]:
+    """Predicted against measured loss, and what is to be said of it."""
     points = [
         Point(
             one.predicted,
             one.measured,
             0.0,
-            one.name,
+            report.labels.get(one.name, one.name),
             f"{one.name}: predicted {one.predicted:.5f}, measured {one.measured:.5f}",
         )
         for one in setting.predictions
         if math.isfinite(one.predicted) and math.isfinite(one.measured)
     ]
     if not points:
-        return ""
+        return [], ""
     plot = scatter(points, "predicted loss, nats", "measured loss, nats", False, equal=True)
-    note = (
-        "<p class='note'>Types that were found for a size: the loss predicted from single tensors against that of all "
-        "together, both KL divergence on held-back chunks of the calibration text. On the line they are equal.</p>"
+    said = (
+        " Types that were found for a size: the loss predicted from single tensors against that of all together, on "
+        "held-back chunks of the calibration text; on the line they are equal."
     )
-    figure = _figure(plot, "Predicted and measured loss")
-    return _section("Predicted and measured", f'<div class="plots">{figure}</div>{note}')
+    return [_figure(plot, "Predicted and measured loss")], said
 
 
 def _figure(svg: str, caption: str) -> str:

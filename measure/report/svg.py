@@ -55,7 +55,7 @@ def scatter(
     spans = [y for p in points for y in (p.y - p.error, p.y + p.error) if not log or y > 0]
     xs = [p.x for p in points]
     if equal:
-        xs, ys = xs + ys, xs + ys
+        xs, ys = [0.0, *xs, *ys], [0.0, *xs, *ys]
     x_axis = _Axis.linear(xs, LEFT, WIDTH - RIGHT)
     limits = ys + spans
     y_axis = (_Axis.logarithmic if log else _Axis.linear)(limits, HEIGHT - BOTTOM, TOP)

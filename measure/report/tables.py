@@ -51,7 +51,7 @@ def quality(report: Report) -> Table | None:
     divergent = any(r.divergence for r in results)
     # The number that decides comes first, so that a narrow screen shows it.
     head = ["model", *(["KLD mean"] if divergent else []), "size", "bpw", "PPL"]
-    head += ["ρ PPL %", "ln PPL ratio", "KLD 99 %", "RMS Δp %", "same top %"] if divergent else []
+    head += ["ρ PPL %", "ln PPL ratio", "RMS Δp %", "same top %"] if divergent else []
     rows = []
     for result in results:
         file, d = result.file, result.divergence
@@ -61,7 +61,6 @@ def quality(report: Report) -> Table | None:
             row += [
                 "–" if d.correlation is None else number(100 * d.correlation, 2),
                 plus_minus(d.ln_ratio, 5),
-                number(d.kld_percentiles[99.0], 5),
                 plus_minus(d.p_diff_rms.scaled(100), 3),
                 plus_minus(d.same_top.scaled(100), 2),
             ]
