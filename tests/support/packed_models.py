@@ -331,6 +331,12 @@ PACKED: Mapping[str, PackedModel] = {
     "gptq-4-reordered": PackedModel("qwen3", _gptq_settings(4, desc_act=True), gptq(4, 64, order=True)),
     "gptq-8": PackedModel("llama", _gptq_settings(8), gptq(8, 64)),
     "gptq-2-version-2": PackedModel("llama", _gptq_settings(2, checkpoint_format="gptq_v2"), gptq(2, 64)),
+    "gptq-mixed": PackedModel(
+        "llama",
+        _gptq_settings(4, dynamic={r"+:.*\.mlp\..*": {"bits": 8, "group_size": 64}}),
+        lambda random, name, shape: gptq(*((8, 64) if "mlp" in name else (4, 32)))(random, name, shape),
+        None,
+    ),
     "gptq-3": PackedModel("llama", _gptq_settings(3), gptq(3, 64), None),
     # lazily llama.cpp's converter fails on it
     "bitnet": PackedModel("llama", {"quant_method": "bitnet"}, bitnet, ("--outtype", "f32", "--no-lazy")),

@@ -82,10 +82,17 @@ def _modelopt(settings: Settings) -> tuple[Format, ...]:
 
 
 def _gptq(settings: Settings) -> tuple[Format, ...]:
-    bits, version = settings.get("bits"), settings.get("checkpoint_format") or "gptq"
-    if bits not in (2, 3, 4, 8) or version not in ("gptq", "gptq_v2"):
+    """`dynamic` (GPTQModel): some modules have other bits; the shapes of a module's tensors tell which."""
+    version = settings.get("checkpoint_format") or "gptq"
+    dynamic = settings.get("dynamic") or {}
+    others = dynamic.values() if isinstance(dynamic, Mapping) else ()
+    found = [
+        settings.get("bits"),
+        *(other["bits"] for other in others if isinstance(other, Mapping) and "bits" in other),
+    ]
+    if any(bits not in (2, 3, 4, 8) for bits in found) or version not in ("gptq", "gptq_v2"):
         return ()
-    return (gptq(bits, 1 if version == "gptq" else 0),)
+    return tuple(gptq(bits, 1 if version == "gptq" else 0) for bits in dict.fromkeys(found))
 
 
 def _bitnet(settings: Settings) -> tuple[Format, ...]:
@@ -102,6 +109,8 @@ def _compressed_tensors(settings: Settings) -> tuple[Format, ...]:
     found: list[Format] = []
     for group in _groups(settings):
         weights = group.get("weights")
+        if weights is None:  # a group about activations alone
+            continue
         format = group.get("format") or settings.get("format")
         make = COMPRESSED_TENSORS.get(format) if isinstance(format, str) else None
         if make is None or not isinstance(weights, Mapping):
