@@ -171,6 +171,9 @@ def experts(count: str) -> tuple[Row, Row]:
     )
 
 
+EXPERT_GROUPS = (Key("n_group", "expert_group_count"), Key("topk_group", "expert_group_used_count"))
+
+
 def every(facts: Facts, period: int) -> list[str]:
     """Layer kinds: every period-th layer is full attention, the others slide; a stored pattern wins."""
     pattern = facts.get("attention.sliding_window_pattern")

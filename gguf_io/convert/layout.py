@@ -177,3 +177,26 @@ def shared_expert(inner: str) -> dict[str, str]:
         "blk.ffn_up_shexp.weight": f"{inner} hidden_size",
         "blk.ffn_down_shexp.weight": f"hidden_size {inner}",
     }
+
+
+def behind_dense(config: Config, layer: int) -> bool:
+    """Whether a layer has experts, where the first so many have none."""
+    return layer >= (config["first_k_dense_replace"] or 0)
+
+
+def dense_then_experts(count: str, shared: str) -> tuple[Tensors, Tensors]:
+    """Feed-forward parts of the first layers, then experts with shared ones and a bias of the choice.
+
+    count, shared: keys of how many there are.
+    """
+    return (
+        Tensors(FEED_FORWARD, lambda config, layer: not behind_dense(config, layer)),
+        Tensors(
+            {
+                **expert_tensors(count, "moe_intermediate_size"),
+                **shared_expert(f"{shared}*moe_intermediate_size"),
+                "blk.exp_probs_b.bias": count,
+            },
+            behind_dense,
+        ),
+    )

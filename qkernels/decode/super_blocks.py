@@ -49,16 +49,18 @@ def six_bit_scales(j, BLOCKS, k):
     return i2f(scale), i2f(low)
 
 
-def q4_k(j, BLOCKS, Y):
-    """Lane j is 64 weights: sub-block 2j in the low nibbles of 32 bytes, 2j + 1 in the high ones."""
+def pair_of_scales(j, BLOCKS):
+    """Scales, then minima, of sub-blocks 2j and 2j + 1."""
     d = half_at(BLOCKS, 0)
     dmin = half_at(BLOCKS, 2)
     scale0, low0 = six_bit_scales(j, BLOCKS, 0)
     scale1, low1 = six_bit_scales(j, BLOCKS, 1)
-    d0 = d * scale0
-    d1 = d * scale1
-    m0 = dmin * low0
-    m1 = dmin * low1
+    return d * scale0, d * scale1, dmin * low0, dmin * low1
+
+
+def q4_k(j, BLOCKS, Y):
+    """Lane j is 64 weights: sub-block 2j in the low nibbles of 32 bytes, 2j + 1 in the high ones."""
+    d0, d1, m0, m1 = pair_of_scales(j, BLOCKS)
     for m in range(32):
         byte = ldb(BLOCKS, 16 + 32 * j + m)
         st(Y, m, d0 * i2f(byte & 15) - m0)
@@ -67,14 +69,7 @@ def q4_k(j, BLOCKS, Y):
 
 def q5_k(j, BLOCKS, Y):
     """As Q4_K; bit b of byte m of qh is the fifth bit of weight m of sub-block b."""
-    d = half_at(BLOCKS, 0)
-    dmin = half_at(BLOCKS, 2)
-    scale0, low0 = six_bit_scales(j, BLOCKS, 0)
-    scale1, low1 = six_bit_scales(j, BLOCKS, 1)
-    d0 = d * scale0
-    d1 = d * scale1
-    m0 = dmin * low0
-    m1 = dmin * low1
+    d0, d1, m0, m1 = pair_of_scales(j, BLOCKS)
     for m in range(32):
         byte = ldb(BLOCKS, 48 + 32 * j + m)
         high = ldb(BLOCKS, 16 + m) >> (2 * number(byte, j))

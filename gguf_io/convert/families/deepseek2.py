@@ -70,10 +70,6 @@ def _read(facts: Facts) -> Settings:
     return settings
 
 
-def has_experts(config: Config, layer: int) -> bool:
-    return layer >= (config["first_k_dense_replace"] or 0)
-
-
 SIGMOID = 2  # expert_gating_func: version 3
 HEADS = "num_attention_heads*qk_nope_head_dim+num_attention_heads*qk_rope_head_dim"
 TENSORS = (
@@ -100,13 +96,13 @@ TENSORS = (
             "blk.attn_output.weight": "hidden_size num_attention_heads*v_head_dim",
         }
     ),
-    layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not has_experts(config, layer)),
+    layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not layout.behind_dense(config, layer)),
     layout.Tensors(
         {
             **layout.expert_tensors("n_routed_experts", "moe_intermediate_size"),
             **layout.shared_expert("n_shared_experts*moe_intermediate_size"),
         },
-        has_experts,
+        layout.behind_dense,
     ),
 )
 ABSORBED = keys.Rows(_absorbed)
@@ -121,8 +117,7 @@ KEYS = (
     keys.Rows(rope.write),
     keys.RMS_NORM,
     *keys.experts("n_routed_experts"),
-    Key("n_group", "expert_group_count"),
-    Key("topk_group", "expert_group_used_count"),
+    *keys.EXPERT_GROUPS,
     keys.GATE,
     ABSORBED,
     keys.FILE_TYPE,

@@ -13,7 +13,7 @@ FAMILY = replace(
     model_type="deepseek_v3",
     tensors=(
         *deepseek2.TENSORS,
-        layout.Tensors({"blk.exp_probs_b.bias": "n_routed_experts"}, deepseek2.has_experts),
+        layout.Tensors({"blk.exp_probs_b.bias": "n_routed_experts"}, layout.behind_dense),
     ),
     defaults={
         **deepseek2.FAMILY.defaults,

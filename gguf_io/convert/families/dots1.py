@@ -7,12 +7,6 @@ from gguf import MODEL_ARCH
 from quantmill.gguf_io.convert import keys, layout, rope, rules
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, Key
-from quantmill.gguf_io.convert.rules import Config
-
-
-def _has_experts(config: Config, layer: int) -> bool:
-    return layer >= (config["first_k_dense_replace"] or 0)
-
 
 FAMILY = Family(
     classes=("Dots1ForCausalLM",),
@@ -25,23 +19,14 @@ FAMILY = Family(
         layout.ATTENTION,
         layout.BIASES_OF_QKV,
         layout.HEAD_NORMS,
-        layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not _has_experts(config, layer)),
-        layout.Tensors(
-            {
-                **layout.expert_tensors("n_routed_experts", "moe_intermediate_size"),
-                **layout.shared_expert("n_shared_experts*moe_intermediate_size"),
-                "blk.exp_probs_b.bias": "n_routed_experts",
-            },
-            _has_experts,
-        ),
+        *layout.dense_then_experts("n_routed_experts", "n_shared_experts"),
     ),
     keys=(
         *keys.SIZES,
         rope.ROPE,
         keys.RMS_NORM,
         *keys.experts("n_routed_experts"),
-        Key("n_group", "expert_group_count"),
-        Key("topk_group", "expert_group_used_count"),
+        *keys.EXPERT_GROUPS,
         keys.GATE,
         keys.HEAD_SIZES,
         keys.FILE_TYPE,

@@ -11,10 +11,6 @@ from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, Key
 from quantmill.gguf_io.convert.rules import Config
 
 
-def _has_experts(config: Config, layer: int) -> bool:
-    return layer >= (config["first_k_dense_replace"] or 0)
-
-
 def _rotated(config: Config) -> int:
     return int(keys.head_dim(config) * rope.of_full_attention(config).get("partial_rotary_factor", 0.5))
 
@@ -39,23 +35,14 @@ FAMILY = Family(
         layout.ATTENTION,
         layout.BIASES_OF_QKV,
         layout.Tensors(layout.HEAD_NORMS.shapes, lambda config, layer: bool(config["use_qk_norm"])),
-        layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not _has_experts(config, layer)),
-        layout.Tensors(
-            {
-                **layout.expert_tensors("n_routed_experts", "moe_intermediate_size"),
-                **layout.shared_expert("n_shared_experts*moe_intermediate_size"),
-                "blk.exp_probs_b.bias": "n_routed_experts",
-            },
-            _has_experts,
-        ),
+        *layout.dense_then_experts("n_routed_experts", "n_shared_experts"),
     ),
     keys=(
         *keys.SIZES,
         rope.ROPE,
         keys.RMS_NORM,
         *keys.experts("n_routed_experts"),
-        Key("n_group", "expert_group_count"),
-        Key("topk_group", "expert_group_used_count"),
+        *keys.EXPERT_GROUPS,
         keys.HEAD_SIZES,
         keys.FILE_TYPE,
         keys.written("rope.dimension_count", _rotated),
