@@ -25,6 +25,7 @@ _SAME_INPUT = {
 _LAUNCHES = (12, 14, 30)  # torch operations a column of feedback, a column of descent, a group of a refit
 _BLOCK = 64  # columns whose errors are carried on one by one (rounding.COLUMNS)
 _GROUP = 32  # weights that share a scale, of most types
+_FRAGMENTED = 1.7  # memory of hidden states on a CPU over their bytes, as measured with SmolLM2
 _COPIES = 12  # arrays of a piece's size that the solver holds
 
 
@@ -161,7 +162,8 @@ def memory_of(layer: Sequence[Entrance], setting: Setting, two_streams: bool = T
     if two_streams and dense:
         entering += 4 * setting.n_tokens * max(one.n_cols for one in dense)
     decoded = 8 * sum(one.weights for one in layer)
-    return states + entering + passing + decoded + max(_solving(one, setting) for one in layer)
+    resident = (states + entering) * (_FRAGMENTED if setting.device == "cpu" else 1)
+    return int(resident) + passing + decoded + max(_solving(one, setting) for one in layer)
 
 
 def _solving(one: Entrance, setting: Setting) -> int:

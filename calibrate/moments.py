@@ -19,7 +19,7 @@ class Moments:
     carries past the matrix less what the changed stream does:
     square:   [2, n_mat, n_cols, n_cols] f32, Σ yyᵀ
     cross:    the same, Σ (x − y)yᵀ; None when there is one stream
-    residual: [2, n_out, n_cols] f32, Σ ryᵀ; None where the product is not simply added to the stream
+    residual: [2, n_mat, n_out, n_cols] f32, Σ ryᵀ; None where the product is not simply added to the stream
     counts:   [2, n_mat] i64, tokens
     """
 
@@ -47,6 +47,11 @@ class Moments:
         products = [(self.square, y)]
         if self.cross is not None:
             products.append((self.cross, x - y))
+        if seen.residual is not None and self._part is None:
+            if self.residual is None:
+                n_mat = self.square.shape[1]
+                self.residual = y.new_zeros(2, n_mat, seen.residual.shape[-1], y.shape[-1])
+            products.append((self.residual, seen.residual))
         for sums, left in products:
             if len(seen.experts) == 1:
                 sums[part, seen.experts[0]].addmm_(left[0].T, y[0])
@@ -55,10 +60,6 @@ class Moments:
                 sums[part].index_add_(0, experts, left.mT @ y)
         for expert, count in zip(seen.experts, seen.counts, strict=True):
             self.counts[part, expert] += count
-        if seen.residual is not None and self._part is None:
-            if self.residual is None:
-                self.residual = y.new_zeros(2, seen.residual.shape[1], y.shape[2])
-            self.residual[part].addmm_(seen.residual.T, y[0])
 
     def join(self, other: Moments) -> None:
         self.square += other.square

@@ -3,6 +3,7 @@
 With x and y the inputs of the original and of the changed stream, W(x − y) is what the matrix cannot give any more.
 What of it is linear in y goes into the matrix: W + a·W Σ(x−y)yᵀ (Σyyᵀ)⁻¹ (QEP, arXiv 2504.09629). A matrix that writes
 the residual stream can take up what the streams differ by there: + b·Σ r yᵀ (Σyyᵀ)⁻¹ (LoaQ, arXiv 2509.06297).
+Of experts each is asked for all of it, their products being added up with weights of sum one.
 a and b shrink the corrections, which are fitted to few tokens: the values that serve the held-back chunks best.
 """
 
@@ -46,8 +47,8 @@ def target_of(
     if n_mat == 1:
         enough = counts.view(-1, 1, 1) > 0
     corrections = [torch.where(enough, (weights @ moments.cross[FITTED]) * scale, 0.0)]
-    if moments.residual is not None and moments.residual.shape[1] == weights.shape[1]:
-        corrections.append(moments.residual[FITTED][None] * scale)
+    if moments.residual is not None and moments.residual.shape[2] == weights.shape[1]:
+        corrections.append(torch.where(enough, moments.residual[FITTED] * scale, 0.0))
     factor = _factor(metric.moments)
     corrections = [_divided(correction, factor) for correction in corrections]
     if alpha is None:
@@ -77,7 +78,7 @@ def _best_shares(weights: torch.Tensor, moments: Moments, corrections: list[torc
     lost = weights @ moments.cross[HELD]
     if len(corrections) > 1:
         assert moments.residual is not None
-        lost = lost + moments.residual[HELD][None]
+        lost = lost + moments.residual[HELD]
     turned = [correction @ moments.square[HELD] for correction in corrections]
 
     def inner(one: torch.Tensor, other: torch.Tensor) -> float:

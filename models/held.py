@@ -30,7 +30,7 @@ class Pass(threading.local):
 
     until: the module before whose product the pass ends; given: what parts of the layer are known to put out, which
     are then not run; seen: what entered each module, when `noting` of all; outputs: what those parts of the layer
-    put out that hold matrices, by name, in order.
+    put out that hold matrices, by name, in order; products: what stacks of experts put out, by id.
     """
 
     def __init__(self) -> None:
@@ -46,6 +46,7 @@ class Pass(threading.local):
         self.changed, self.until, self.noting, self.given = changed, until, noting, given
         self.seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]] = []
         self.outputs: dict[str, Any] = {}
+        self.products: dict[int, torch.Tensor] = {}
 
     def enter(self, module: nn.Module, *inputs: torch.Tensor) -> None:
         if self.noting or module is self.until:
@@ -166,8 +167,10 @@ def _put_back(parent: nn.Module, attribute: str, module: nn.Module) -> None:
 def _experts_forward(
     module: nn.Module, run: Pass, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    run.enter(module, hidden, index)
-    return recording_forward(module, _unseen, (0, 1), False, hidden, index, weights)
+    run.enter(module, hidden, index, weights)
+    out = recording_forward(module, _unseen, (0, 1), False, hidden, index, weights)
+    run.products[id(module)] = out
+    return out
 
 
 def _unseen(which: int, expert: int, x: torch.Tensor) -> None:

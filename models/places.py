@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from quantmill.models.model import LoadedModel
 class Place:
     """Where activations enter matrices. takers: GGUF tensors that take from it, with the Hugging Face weight's name.
 
-    n_mat: experts; down: the second matrix of experts. writes: the part of the layer whose output is this product.
+    n_mat: experts; down: the second matrix of experts. writes: the part of the layer whose output is this product,
+    of experts the sum of their products.
     """
 
     takers: tuple[tuple[str, str], ...]
@@ -35,6 +36,7 @@ def find_places(
     out: torch.Tensor,
     seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]],
     outputs: dict[str, Any],
+    products: dict[int, torch.Tensor],
 ) -> tuple[Place, ...]:
     """Modules that are given the same tensor one after the other are one place."""
     hf_names = {id(m): name for name, m in held.matrices.items()}
@@ -56,7 +58,7 @@ def find_places(
         else:
             found.append(Place(takers, module, x.shape[-1]))
         last = x
-    return tuple(_with_writer(place, held, hidden, out, seen, outputs) for place in found)
+    return tuple(_with_writer(place, held, hidden, out, seen, outputs, products) for place in found)
 
 
 def _expert_places(loaded: LoadedModel, held: HeldLayer, prefix: str, module: nn.Module) -> list[Place]:
@@ -82,19 +84,25 @@ def _with_writer(
     out: torch.Tensor,
     seen: list[tuple[nn.Module, tuple[torch.Tensor, ...]]],
     outputs: dict[str, Any],
+    products: dict[int, torch.Tensor],
 ) -> Place:
     """Whether the layer's output is its input plus what its parts give, and this product is one of those."""
     firsts = {name: first_of(output) for name, output in outputs.items()}
     writers = {name: output for name, output in firsts.items() if output.shape == hidden.shape}
     total = hidden + sum(writers.values())
-    if (total - out).norm() > 1e-4 * out.norm() or not isinstance(place.module, HeldLinear):
+    if (total - out).norm() > 1e-4 * out.norm():
         return place
-    inputs = next(x for module, x in seen if module is place.module)
-    product = nn.functional.linear(inputs[0], place.module.original, place.module.bias)
+    if isinstance(place.module, HeldLinear) and len(place.takers) == 1:
+        inputs = next(x for module, x in seen if module is place.module)
+        product = nn.functional.linear(inputs[0], place.module.original, place.module.bias)
+    elif place.down and id(place.module) in products:
+        product = products[id(place.module)]
+    else:
+        return place
     for name, output in writers.items():
-        same = product.shape == output.shape and (product - output).norm() <= 1e-4 * output.norm()
-        if same and len(place.takers) == 1:
-            return Place(place.takers, place.module, place.n_cols, writes=name)
+        same = product.numel() == output.numel() and product.shape[-1] == output.shape[-1]
+        if same and (product.view(output.shape) - output).norm() <= 1e-4 * output.norm():
+            return replace(place, writes=name)
     return place
 
 

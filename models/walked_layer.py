@@ -24,6 +24,9 @@ SUM_BYTES = 1 << 30  # of second moments being summed at a time, by all threads
 # Experts whose rows are put side by side, padded to the longest: few launches on a device, no idle sums on a CPU.
 TOGETHER = {"cpu": 1}
 TOGETHER_ON_DEVICE = 16
+_LEAST_ROUTED = (
+    0.05  # sum of a token's routing weights, below which experts are not asked for all that is lost
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Seen:
 
     original, changed: [n_experts, n, n_cols] f32; experts with fewer tokens than n have rows of zeros at the end
     experts, counts: which, and how many tokens of each
-    residual: what both streams carry past the only matrix, [n, n_out] of the original less the changed one; None
-    where the layer does not simply add the product to its stream.
+    residual: what both streams carry past the matrix, [n_experts, n, n_out] of the original less the changed one, for
+    experts with what routing has lost; None where the layer does not simply add the product to its stream.
     """
 
     original: torch.Tensor
@@ -142,7 +145,8 @@ class Layer:
             return sums
 
         self._entering.clear()
-        self._visited = place if place.writes is not None and self.walk.two_streams else None
+        product = place.writes is not None and place.n_mat == 1
+        self._visited = place if product and self.walk.two_streams else None
         first, *rest = self.walk.share_out(one, range(n_groups))
         for other in rest:
             first.join(other)
@@ -179,12 +183,12 @@ class Layer:
         def one(batch: int) -> Any:
             self.run.begin(changed=False, noting=True)
             out = self._pass(walk.original[batch])
-            return out, self.run.seen, self.run.outputs
+            return out, self.run.seen, self.run.outputs, self.run.products if batch == 0 else {}
 
         done = walk.share_out(one, range(len(walk.batches)))
-        self._outputs = [out for out, _, _ in done]
-        self._original_inputs = [{id(m): inputs for m, inputs in seen} for _, seen, _ in done]
-        self._original_outputs = [outputs for _, _, outputs in done]
+        self._outputs = [out for out, *_ in done]
+        self._original_inputs = [{id(m): inputs for m, inputs in seen} for _, seen, *_ in done]
+        self._original_outputs = [outputs for _, _, outputs, _ in done]
         return find_places(walk.loaded, self.held, walk.original[0], *done[0])
 
     def _see(self, place: Place, batch: int) -> Iterator[Seen]:
@@ -207,12 +211,21 @@ class Layer:
                 raise self._not_finite(place, batch, part)
         if place.n_mat == 1:
             x, y = (stream[0].flatten(0, -2).float()[None] for stream in (original, inputs))
-            yield Seen(x, y, (0,), (x.shape[1],), self._residual(place, batch, outputs))
+            residual = self._residual(place, batch, outputs)
+            yield Seen(x, y, (0,), (x.shape[1],), None if residual is None else residual[None])
         else:
-            yield from self._see_experts(place, original[0], *inputs)
+            residual = self._residual(place, batch, outputs)
+            if residual is not None:
+                residual = self._with_routing(place, batch, residual, original[0], *inputs[1:])
+            yield from self._see_experts(place, residual, original[0], *inputs[:2])
 
     def _see_experts(
-        self, place: Place, original: torch.Tensor, changed: torch.Tensor, index: torch.Tensor
+        self,
+        place: Place,
+        residual: torch.Tensor | None,
+        original: torch.Tensor,
+        changed: torch.Tensor,
+        index: torch.Tensor,
     ) -> Iterator[Seen]:
         """The tokens that the changed stream routes to each expert, in both streams; those with most first."""
         order, ends = by_expert(index, place.n_mat)
@@ -226,8 +239,8 @@ class Layer:
             slots = torch.nn.utils.rnn.pad_sequence(
                 [order[begins[e] : ends[e]] for e in experts], batch_first=True, padding_value=-1
             )
-            real = (slots >= 0).unsqueeze(-1)
             tokens = slots.clamp_min(0) // index.shape[1]
+            real = (slots >= 0).unsqueeze(-1)
             streams = []
             for hidden, as_changed in ((original, False), (changed, self.walk.two_streams)):
                 rows = hidden[tokens]
@@ -236,7 +249,8 @@ class Layer:
                     rows = entering_down(place.module, experts, rows)
                 streams.append(rows.float() * real)
             x, y = streams
-            yield Seen(x, y, tuple(experts), tuple(counts[e] for e in experts))
+            past = None if residual is None else residual[tokens] * real
+            yield Seen(x, y, tuple(experts), tuple(counts[e] for e in experts), past)
 
     def _residual(self, place: Place, batch: int, outputs: dict[str, Any]) -> torch.Tensor | None:
         if place.writes is None or not self.walk.two_streams:
@@ -247,6 +261,27 @@ class Layer:
                 before = first_of(self._original_outputs[batch][name])
                 difference = difference + before - first_of(output)
         return difference.flatten(0, -2).float()
+
+    def _with_routing(
+        self,
+        place: Place,
+        batch: int,
+        residual: torch.Tensor,
+        original: torch.Tensor,
+        index: torch.Tensor,
+        routed: torch.Tensor,
+    ) -> torch.Tensor:
+        """What each of a token's experts should add to its product: [n_tokens, n_out].
+
+        Beside what the streams differ by, what the original's experts would lose by the changed routing alone; shared
+        by the experts, which are added up with weights.
+        """
+        assert place.writes is not None
+        self.run.begin(changed=False)
+        rerouted = place.module(original, index, routed)
+        output = first_of(self._original_outputs[batch][place.writes])
+        lost = (output.flatten(0, -2) - rerouted.view(-1, output.shape[-1])).float()
+        return (residual + lost) / routed.sum(-1, keepdim=True).float().clamp_min(_LEAST_ROUTED)
 
     @property
     def _writers(self) -> set[str]:

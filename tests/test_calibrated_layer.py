@@ -42,7 +42,7 @@ def test_experts_that_no_token_is_routed_to_get_the_layers_moments():
         decoded = dequantize(one.blocks, "Q4_0")
         unused = (originals[one.name].numpy() - decoded)[-1]
         assert np.isfinite(decoded).all()
-        assert np.square(unused).sum() < 0.02 * np.square(originals[one.name].numpy()[-1]).sum()
+        assert np.square(unused).sum() < 0.1 * np.square(originals[one.name].numpy()[-1]).sum()
 
 
 @pytest.mark.parametrize("type", ["Q4_0", "Q5_1"])

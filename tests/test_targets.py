@@ -28,7 +28,7 @@ def moments_of(fitted, held, residual=True):
     made = Moments(Place((), torch.nn.Identity(), N_COLS), lambda batch: batch == 1, True, CPU)
     for batch, rows in enumerate((fitted, held)):
         x, y, r = (torch.tensor(part, dtype=torch.float32) for part in rows)
-        made.add(batch, Seen(x[None], y[None], (0,), (len(x),), r if residual else None))
+        made.add(batch, Seen(x[None], y[None], (0,), (len(x),), r[None] if residual else None))
     return made
 
 

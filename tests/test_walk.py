@@ -101,6 +101,39 @@ def test_the_changed_stream_takes_changed_weights():
     assert not torch.equal(walk.original[0], walk.changed[0])
 
 
+def test_experts_are_told_what_routing_and_the_stream_have_lost():
+    """Rows of the down matrices, and what each expert should add to them, against transformers' modules."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = load()
+    chunks = some_chunks(loaded, 1)
+    layer = AutoModelForCausalLM.from_pretrained(EXAMPLE, dtype=torch.float32).model.layers[0]
+    with working(1) as workers, torch.no_grad():
+        layers = Walk(loaded, chunks, workers.map).layers()
+        walked = next(layers)
+        start = walked.walk.original[0].clone()
+        unchanged = [one for _, one in walked.visit(walked.places[3], Rows).seen]
+        name = "blk.0.attn_output.weight"
+        walked.change(name, torch.zeros_like(walked.weight(name)))
+        seen = [one for _, one in walked.visit(walked.places[3], Rows).seen]
+        ended = walked._outputs[0]
+        layers.close()
+        assert all(one.residual.abs().max() < 1e-4 for one in unchanged)
+        moe, norm = layer.mlp, layer.post_attention_layernorm
+        _, routed, index = moe.gate(norm(start)[0])
+        x = norm(start + layer.self_attn(layer.input_layernorm(start), *_positions(loaded, start))[0])[0]
+        lost = (ended - start)[0] - moe.experts(x, index, routed)
+        for one in seen:
+            (expert,) = one.experts
+            tokens = (index == expert).any(1).nonzero()[:, 0]
+            torch.testing.assert_close(one.residual[0], lost[tokens], rtol=1e-3, atol=1e-4)
+
+
+def _positions(loaded, states):
+    ids = torch.arange(states.shape[1])[None]
+    return loaded.model.model.rotary_emb(states, ids), None
+
+
 def changed_stream(visiting):
     loaded = load()
     with working(1) as workers:
