@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantmill.jobs.compensate_request import Calibration
-from quantmill.jobs.compensated import is_searched, peak_bytes
+from quantmill.jobs.compensated import is_searched, resident_bytes
 from quantmill.jobs.quantize import Job
 from quantmill.recipe import Plan, PlanEntry
 
@@ -86,7 +86,7 @@ def needs_of(
         n_mat=n_mat,
         widest=WIDEST,
         layer_bytes=layer_bytes,
-        total_bytes=layer_bytes + n_bytes(loaded.model) + peak_bytes(),
+        total_bytes=layer_bytes + n_bytes(loaded.model) + resident_bytes(),
         work=total([work_of(layer, setting, effort, two_streams) for layer in shapes]),
         cut=tuple(entry.name for entry in entries if entry.n_cols > WIDEST),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,6 +82,15 @@ def _mean_ratio(pairs: list[tuple[float, float]]) -> float:
     """Geometric mean of made over plain."""
     logs = [np.log(made / plain) for plain, made in pairs if plain > 0 and made > 0]
     return float(np.exp(np.mean(logs))) if logs else 0.0
+
+
+def resident_bytes() -> int:
+    """Of this process now; where the system does not say, its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return peak_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_bytes() -> int:
