@@ -92,7 +92,6 @@ def few_found(type: str, weighted: bool, engine: str) -> np.ndarray:
             "MXFP4",
             "NVFP4",
             "IQ2_XXS",
-            "IQ3_S",
         }
     ),
 )
@@ -105,11 +104,25 @@ def test_torch_gives_the_same_bytes(case):
 
 
 # The interpreter's time goes by operations, of which the searches of the K types have many: minutes.
-@pytest.mark.parametrize("case", quick({"Q4_0", "Q1_0", "NVFP4"}))
-def test_triton_gives_the_same_bytes(case, tmp_path):
-    type, weighted = case
+QUICK_IN_TRITON = [("Q4_0", True), ("Q1_0", True), ("NVFP4", True)]
+
+
+@pytest.fixture(scope="module")
+def quick_in_triton(tmp_path_factory):
+    return interpret(QUICK_IN_TRITON, tmp_path_factory.mktemp("triton"), few_hard_rows(), "thorough")
+
+
+@pytest.mark.parametrize("case", QUICK_IN_TRITON, ids=case_id)
+def test_triton_gives_the_same_bytes(case, quick_in_triton):
+    found, expected = quick_in_triton[case_id(case)], few_found(*case, "cpu")
+    assert not oracle.first_difference(found, expected, case[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case not in QUICK_IN_TRITON], ids=case_id)
+def test_all_of_triton_gives_the_same_bytes(case, tmp_path):
     found = interpret([case], tmp_path, few_hard_rows(), "thorough")[case_id(case)]
-    assert not oracle.first_difference(found, few_found(type, weighted, "cpu"), type)
+    assert not oracle.first_difference(found, few_found(*case, "cpu"), case[0])
 
 
 @pytest.mark.parametrize("source", ["F16", "Q8_0"])
