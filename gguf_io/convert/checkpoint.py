@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGUFWriter
 
 from quantmill.gguf_io.convert import general, keys, rope
-from quantmill.gguf_io.convert.config import load_json, load_optional_json
+from quantmill.gguf_io.convert.config import configuration, negative_ids
 from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.convert.output_types import (
@@ -23,7 +23,7 @@ from quantmill.gguf_io.convert.output_types import (
     recorded,
     write_precision,
 )
-from quantmill.gguf_io.convert.rules import Config, Index
+from quantmill.gguf_io.convert.rules import Index
 from quantmill.gguf_io.convert.storage.fp8 import FP8
 from quantmill.gguf_io.convert.storage.numbers import to_float32
 from quantmill.gguf_io.convert.storage.reader import Reader, check_values
@@ -55,11 +55,11 @@ class Checkpoint:
 
     def __init__(self, directory: Path, outtype: str) -> None:
         warnings: list[str] = []
-        raw = _configuration(directory)
+        raw = configuration(directory)
         family = family_of(raw)
         config = family.completed(raw)
         config["tokenizer_size"] = config["vocab_size"]
-        warnings += _negative_ids(directory, config)
+        warnings += negative_ids(directory, config)
         stored = open_shards(directory, warnings.append)
         self._readers = readers(config, stored, warnings.append)
         kept = frozenset(name for name, reader in self._readers.items() if _is_kept(reader))
@@ -244,7 +244,7 @@ def open_checkpoint(path: str | PathLike[str], outtype: str = "auto") -> Checkpo
 
 def is_packed(directory: Path) -> bool:
     """Whether a model's configuration says that its weights are quantized. Raises GGUFError when it cannot be read."""
-    raw = _configuration(directory)
+    raw = configuration(directory)
     parts = (raw, raw.get("text_config"))
     return any(isinstance(part, Mapping) and bool(part.get("quantization_config")) for part in parts)
 
@@ -266,25 +266,6 @@ def _as_slice(index: np.ndarray) -> Index:
 
 def _is_kept(reader: Reader) -> bool:
     return any(form in KEPT for form in reader.forms)
-
-
-def _configuration(directory: Path) -> dict[str, Any]:
-    """config.json; ModelOpt may say in a file beside it how it has quantized."""
-    raw = load_json(directory / "config.json")
-    beside = load_optional_json(directory / "hf_quant_config.json")
-    settings, producer = beside.get("quantization"), beside.get("producer")
-    own = raw.get("quantization_config") or {}
-    if not isinstance(settings, Mapping) or not isinstance(own, Mapping):
-        return raw
-    method = producer.get("name") if isinstance(producer, Mapping) else None
-    return {**raw, "quantization_config": {"quant_method": method or "modelopt", **settings, **own}}
-
-
-def _negative_ids(directory: Path, config: Config) -> Iterator[str]:
-    """Ids of no token, which some exporters write for a special token that there is not."""
-    for key, value in config.items():
-        if key.endswith("_token_id") and type(value) is int and value < 0:
-            yield f"{directory / 'config.json'}: {key} is {value}, which is no token; left out"
 
 
 def _further_tokens(left_out: Iterable[str], n_layers: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ family's `defaults`; a number that makes the model what it is (hidden_size, …)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,25 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def load_optional_json(path: Path) -> dict[str, Any]:
     return load_json(path) if path.is_file() else {}
+
+
+def configuration(directory: Path) -> dict[str, Any]:
+    """config.json; ModelOpt may say in a file beside it how it has quantized."""
+    raw = load_json(directory / "config.json")
+    beside = load_optional_json(directory / "hf_quant_config.json")
+    settings, producer = beside.get("quantization"), beside.get("producer")
+    own = raw.get("quantization_config") or {}
+    if not isinstance(settings, Mapping) or not isinstance(own, Mapping):
+        return raw
+    method = producer.get("name") if isinstance(producer, Mapping) else None
+    return {**raw, "quantization_config": {"quant_method": method or "modelopt", **settings, **own}}
+
+
+def negative_ids(directory: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    """Ids of no token, which some exporters write for a special token that there is not."""
+    for key, value in config.items():
+        if key.endswith("_token_id") and type(value) is int and value < 0:
+            yield f"{directory / 'config.json'}: {key} is {value}, which is no token; left out"
 
 
 def complete(defaults: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
