@@ -22,6 +22,8 @@ def share_out_attention(model: Any, way: Way) -> None:
 
     if model.config._attn_implementation != "sdpa":
         return  # soft caps and sinks, which its class computes itself
+    if next(model.parameters()).device.type != "cpu":
+        return  # one call for all heads serves a GPU better
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

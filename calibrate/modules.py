@@ -45,8 +45,10 @@ class _Product(torch.autograd.Function):
 
 
 def product(left: torch.Tensor, right: torch.Tensor, workers: Workers) -> torch.Tensor:
-    """left [n, k] @ right [k, m]: [n, m], a tile of rows at a time."""
+    """left [n, k] @ right [k, m]: [n, m], on a CPU a tile of rows at a time."""
     n = len(left)
+    if left.device.type != "cpu":
+        return left @ right
     left = whole_tiles(left)
     out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype, device=left.device)
 
