@@ -20,7 +20,7 @@ import torch
 
 from quantmill.calibrate.head import Divergence, Head, check_head
 from quantmill.calibrate.polish import Student, Training, teacher_head
-from quantmill.calibrate.teacher import HiddenStates, listen
+from quantmill.calibrate.teacher import From, HiddenStates, listen
 from quantmill.calibrate.workers import Workers, working
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
@@ -35,6 +35,7 @@ from quantmill.jobs.polish_state import Kept
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
 from quantmill.measure.token_scores import compare
+from quantmill.models.memory import trim
 from quantmill.models.model import LoadedModel, from_source, usable_device
 from quantmill.models.tokenizer import from_metadata
 
@@ -141,8 +142,7 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     before = _scores(student, divergence, chunks, wanted, watcher)
     _check_scores(job, before, len(chunks.held_back))
     student.start(job.rates)
-    for spec in ready.quant.specs():  # what moves has memory of its own now
-        ready.quant.release(spec.name)
+    _release(ready.quant)  # what moves has memory of its own now
     training = Training(student, divergence, job.rates, len(chunks.trained), job.n_epochs)
     kept.restore(training)
     after = _trained(training, chunks, wanted, kept, watcher)
@@ -170,9 +170,14 @@ def _listened(
     listen(loaded.model, chunks.all, wanted, str(ready.job.base), watcher.progressed)
     del loaded
     gc.collect()
-    for spec in ready.base.specs():
-        ready.base.release(spec.name)
+    _release(ready.base)
     return head, matrix, wanted
+
+
+def _release(source: TensorSource) -> None:
+    for spec in source.specs():
+        source.release(spec.name)
+    trim()
 
 
 def _trained(
@@ -215,7 +220,7 @@ def _train(
             if not training.improves:
                 watcher.note(f"stopped after {training.n_done} steps: the held-back chunks no longer improve")
                 break
-            training.step(chunks.trained, _From(wanted, n_held))
+            training.step(chunks.trained, From(wanted, n_held))
             recent = training.losses[-16:]
             watcher.progressed(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")
             kept.save(training)
@@ -224,17 +229,6 @@ def _train(
             kept.save(training, soon=True)
         raise
     kept.save(training, soon=True)  # writing the file may fail
-
-
-@dataclass(frozen=True)
-class _From:
-    """Hidden states from the `first` on."""
-
-    states: HiddenStates
-    first: int
-
-    def __getitem__(self, chunk: int) -> torch.Tensor:
-        return self.states[self.first + chunk]
 
 
 def _scores(
