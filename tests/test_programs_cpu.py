@@ -8,6 +8,7 @@ import pytest
 from quantmill import qkernels
 from quantmill.qkernels.encoders import encoder_of, encoders
 from quantmill.qkernels.lanes import cpu
+from quantmill.qkernels.lanes.native import host
 from tests.support import data_kinds, oracle
 
 CASES = sorted(encoders())
@@ -28,7 +29,7 @@ def compare(type: str, weighted: bool, n_rows: int, n_cols: int) -> None:
             if importance_kind is not None:
                 importance = data_kinds.importance(importance_kind, n_cols, seed=i)
             # the engine itself: quantize() refuses rows whose scales overflow, the oracle's chunk function does not
-            ours = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1)
+            ours = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1, host())
             bad = differing_blocks(ours, oracle.quantize(rows, type, importance), type)
             if bad:
                 wrong[kind, importance_kind] = bad

@@ -10,6 +10,7 @@ from quantmill.qkernels.codebooks import codebook
 from quantmill.qkernels.encoders import encoder_of, encoders
 from quantmill.qkernels.lanes import cpu
 from quantmill.qkernels.lanes.cpu_search import MAX_RUNS, RUN
+from quantmill.qkernels.lanes.native import host
 from tests.support import data_kinds, oracle
 
 GRIDS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
@@ -69,7 +70,7 @@ def test_weights_so_small_or_large_that_distances_leave_the_range(
     rows = (data_kinds.rows("heavy-tailed", 4, 2048).astype(np.float64) * scale).astype(np.float32)
     importance = data_kinds.importance("heavy-tailed", 2048) if weighted else None
     expected = oracle.quantize(rows, type, importance)
-    actual = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1)
+    actual = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1, host())
     difference = oracle.first_difference(actual, expected, type)
     assert not difference, difference
 

@@ -12,6 +12,7 @@ import pytest
 
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.lanes import cpu
+from quantmill.qkernels.lanes.native import host
 from quantmill.qkernels.types import TYPES
 from tests.support import oracle
 
@@ -22,7 +23,7 @@ COLUMNS = 1024
 
 def assert_same_blocks(rows: np.ndarray, importance: np.ndarray, type: str) -> None:
     rows, importance = rows.astype(np.float32), importance.astype(np.float32)
-    ours = cpu.encode(TYPES[type], encoder_of(type, True), rows, importance, 1)
+    ours = cpu.encode(TYPES[type], encoder_of(type, True), rows, importance, 1, host())
     difference = oracle.first_difference(ours, oracle.quantize(rows, type, importance), type)
     assert not difference, difference
 
