@@ -178,8 +178,11 @@ def test_quiet_and_verbose(capsys, tmp_path):
     assert "quantizing " in run(capsys, *words)[2]
     for quiet in (["-q", *words], [*words, "--quiet"]):
         code, out, err = run(capsys, *quiet)
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert re.fullmatch(r"warning: \S+out\.gguf is replaced: .*\n", err)  # never left unsaid
         assert out.startswith("written ")
+        (tmp_path / "out.gguf").unlink()
+        assert run(capsys, *quiet)[2] == ""
     assert "quantizing " in run(capsys, *words)[2]  # each call for itself
     assert "\nblk.0.attn_q.weight: F16 -> Q8_0, " in run(capsys, "-v", *words)[2]
 

@@ -25,6 +25,7 @@ import llvmlite.ir as ir
 from quantmill.qkernels.lanes.cpu_values import LaneError, as_index, binary, compare, unary
 from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.lanes.simd import F64, I64, LaneBuilder, local, loop
+from quantmill.qkernels.lanes.syntax import tree_of
 
 # A loop of so few rounds is written out, and its variable is a constant.
 _WRITTEN_OUT = 2
@@ -75,7 +76,7 @@ class Program:
 
 @functools.cache
 def _functions(path: str) -> Mapping[str, ast.FunctionDef]:
-    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    tree = tree_of(Path(path))
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

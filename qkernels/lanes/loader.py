@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from quantmill.qkernels.lanes.syntax import tree_of
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _PREFIX = "quantmill.qkernels."
 # Folders whose files hold lane programs.
@@ -35,7 +37,7 @@ def sources(module: str) -> list[Path]:
         if path in found:
             continue
         found.add(path)
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in tree_of(path).body:
             if (name := _imported(node)) is not None:
                 waiting.append(name)
     return sorted(found)
@@ -58,7 +60,7 @@ def _load(
     if module in loaded:
         return loaded[module]
     path = program_path(module)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     namespace: dict[str, Any] = {"__name__": _PREFIX + module, **words}
     body: list[ast.stmt] = []
     for node in tree.body:
