@@ -22,7 +22,7 @@ from tests.support.measure_models import EXAMPLE
 from tests.support.packed_models import write_packed
 
 QUANTIZED = [name for name, row in TYPES.items() if row.family != "plain"]
-FAST = ("Q3_K",)  # whose sub-scales move too
+FAST = ("Q3_K",)
 TOKENS = [1, 259, 17, 300, 42, 5, 199, 260, 7, 7, 88, 311, 123, 64, 250, 9]
 
 
