@@ -17,7 +17,7 @@ from quantmill.commands.console import UsageError, fail_with_one_line, print_lin
 from quantmill.commands.groups import CONTEXT, write_commands
 from quantmill.commands.options import loudness
 from quantmill.commands.signals import stoppable
-from quantmill.errors import meant
+from quantmill.errors import meant, one_line
 
 # In the order in which a newcomer meets them. The text stands here, not in the modules, so that `--help` loads none.
 COMMANDS = {
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _usage_message(error: Any) -> str:
     """One line, and where the help is."""
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = one_line(error.format_message()).rstrip(".")
     # Versions of typer differ in how they quote.
     message = re.sub(r"^No such option:? '?([^\s']+?)'?(?=\.? |$)", r"no such option: \1", message)
     message = re.sub(

@@ -27,6 +27,11 @@ class ProblemsError(QuantmillError):
         self.problems = tuple(problems)
 
 
+def one_line(text: object) -> str:
+    """What an error of another library says, line feeds and runs of blanks made one blank."""
+    return " ".join(str(text).split())
+
+
 _VARIES = re.compile(r"\b[A-Z]*\d\w*")  # Q4_K, IQ2_XXS, 256
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from bench import tables
 from quantmill.calibrate.costs import H100, Setting, Work, layer_of, memory_of, work_of
 from quantmill.calibrate.solver import EFFORTS
-from quantmill.jobs.compensate_request import CHUNKS, N_CTX
+from quantmill.imatrix.text import N_CTX
+from quantmill.jobs.compensate_request import CHUNKS
 
 
 @dataclass(frozen=True)

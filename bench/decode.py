@@ -93,10 +93,7 @@ def main(arguments: list[str]) -> int:
                 print(f"{type}: the values are not ggml's, so nothing is measured.", file=sys.stderr)
                 return 1
             rows.append(row)
-    text = f"{tables.heading('Decoding beside ggml', facts)}\n{tables.markdown(_COLUMNS, rows)}"
-    if options.out:
-        tables.save(options.out, text, tables.as_json(facts, rows))
-    print(text)
+    tables.report(options.out, "Decoding beside ggml", facts, _COLUMNS, rows)
     return 0
 
 

@@ -147,10 +147,7 @@ def main(arguments: list[str]) -> int:
                 )
                 return 1
             rows.append(row)
-    text = f"{tables.heading('Packed checkpoints, CPU nanoseconds a weight', facts)}\n{tables.markdown(_COLUMNS, rows)}"
-    if options.out:
-        tables.save(options.out, text, tables.as_json(facts, rows))
-    print(text)
+    tables.report(options.out, "Packed checkpoints, CPU nanoseconds a weight", facts, _COLUMNS, rows)
     return 0
 
 

@@ -54,6 +54,16 @@ def as_json(machine: Machine, rows: Iterable[Any]) -> str:
     return json.dumps({"machine": asdict(machine), "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
 
 
+def report(
+    out: Path | None, title: str, machine: Machine, columns: Sequence[Column], rows: Sequence[Any]
+) -> None:
+    """Print one table under its circumstances, and save it as OUT.md and OUT.json where that is asked for."""
+    text = f"{heading(title, machine)}\n{markdown(columns, rows)}"
+    if out:
+        save(out, text, as_json(machine, rows))
+    print(text)
+
+
 def save(prefix: Path, text: str, data: str) -> None:
     """`prefix`.md and `prefix`.json. Raises OSError when the folder cannot be written."""
     prefix.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from quantmill.commands.console import remark, size_text
 from quantmill.commands.watching import Shown
 from quantmill.escape import escaped
+from quantmill.plain_json import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -201,11 +202,7 @@ class Events:
     def measured(self, row: CandidateRow) -> None:
         facts = {"file": row.wish, "label": row.label, "bytes": row.n_bytes}
         numbers = {"kld": row.kld, "kld_error": row.kld_error, "ppl": row.ppl}
-        known = {
-            name: value if value == value and abs(value) != float("inf") else None
-            for name, value in numbers.items()
-        }
-        self.event("measured", {**facts, **known})
+        self.event("measured", finite({**facts, **numbers}))
 
     def chosen(self, wish: str, label: str, reason: str) -> None:
         self.event("chosen", {"file": wish, "label": label, "reason": reason})

@@ -19,6 +19,7 @@ from quantmill.models import text as text_files
 Render = Callable[[list[dict[str, Any]]], str]
 
 # ShareGPT's words for who speaks, in the words of chat templates
+N_CTX = 512  # tokens a chunk, where nothing else is asked for
 SPEAKERS = {"human": "user", "gpt": "assistant"}
 
 
@@ -55,7 +56,7 @@ class Cutting:
     seed: shuffle the chunks of all files; None: in the order of the files
     """
 
-    n_ctx: int = 512
+    n_ctx: int = N_CTX
     n_chunks: int | None = None
     from_chunk: int = 0
     seed: int | None = None

@@ -38,6 +38,7 @@ from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
+    from quantmill.calibrate.workers import Workers
     from quantmill.models.model import LoadedModel
 
 
@@ -112,14 +113,12 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     )
 
 
-def _walk(state: _Run, loaded: LoadedModel, workers: object) -> FinishedLayers:
+def _walk(state: _Run, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
     """Write what the walk comes to; what it has finished stays on the disk until the caller removes it."""
     from quantmill.calibrate.layer import Settings, held_back, quantize_layer
     from quantmill.calibrate.solver import EFFORTS
-    from quantmill.calibrate.workers import Workers
     from quantmill.models.walk import Walk
 
-    assert isinstance(workers, Workers)
     calibration = state.calibration
     two_streams = calibration.effort != "fast"
     settings = Settings(EFFORTS[calibration.effort], calibration.alpha, calibration.damping)

@@ -15,10 +15,10 @@ from quantmill.gguf_io import TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
-from quantmill.imatrix.text import Cutting, Text, text_argument
+from quantmill.imatrix.text import N_CTX, Cutting, Text, text_argument
 from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.compensate_needs import needs_of
-from quantmill.jobs.compensate_request import CHUNKS, N_CTX, Calibration
+from quantmill.jobs.compensate_request import CHUNKS, Calibration
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.quantize import Job, importance_index, load_importance, sink_of
 from quantmill.jobs.watcher import Silent, Watcher

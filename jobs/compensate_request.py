@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from quantmill.imatrix.text import Cutting
+from quantmill.imatrix.text import N_CTX, Cutting
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.watcher import PlanWatcher, Silent
 
 CHUNKS = {"fast": 32, "normal": 96, "thorough": 128}
-N_CTX = 512
 EFFORT, DAMPING = "normal", 0.01  # where nothing else is asked for
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from quantmill.errors import one_line
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.hub import Hub
 from quantmill.jobs.texts import HubText
@@ -20,10 +21,12 @@ _LISTED = 8  # names in an error
 
 def found_file(text: HubText, hub: Hub) -> str:
     """Which file of the repository is meant; asks the hub what is there. Raises JobError, listing what could be."""
-    there = [name for name in hub.files(text.repo, "dataset") if name.endswith(READABLE)]
-    readable = [name for name in there if PurePosixPath(name).name.lower() != "readme.md"]
+    there = hub.files(text.repo, "dataset")
+    readable = [
+        name for name in there if name.endswith(READABLE) and PurePosixPath(name).name.lower() != "readme.md"
+    ]
     if text.file is not None:
-        if text.file not in hub.files(text.repo, "dataset"):
+        if text.file not in there:
             raise JobError(f"{text}: the data set has no file {text.file}; it has {_listed(readable)}")
         if not text.file.endswith(READABLE):
             raise JobError(f"{text}: {text.file} is none of {', '.join(READABLE)}")
@@ -62,7 +65,7 @@ def _parquet_rows(path: Path, text: HubText) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise JobError(f"{text}: {path.name} is no parquet file ({_line(error)})") from None
+        raise JobError(f"{text}: {path.name} is no parquet file ({one_line(error)})") from None
     kinds = {field.name: field.type for field in file.schema_arrow}
     strings = [name for name, kind in kinds.items() if kind in (pyarrow.string(), pyarrow.large_string())]
     column = _column(text, list(kinds), strings)
@@ -108,7 +111,3 @@ def _column(text: HubText, columns: list[str], strings: list[str]) -> str:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

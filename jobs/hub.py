@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantmill.errors import one_line
 from quantmill.jobs.errors import JobError
 
 if TYPE_CHECKING:
@@ -107,12 +108,8 @@ def _explained(name: str, not_there: str, revision: str | None = None) -> Iterat
     except RevisionNotFoundError:
         raise JobError(f"{name}: has no revision {revision}") from None
     except LocalEntryNotFoundError as error:
-        raise JobError(f"{name}: is no path here and cannot be downloaded ({_line(error)})") from None
+        raise JobError(f"{name}: is no path here and cannot be downloaded ({one_line(error)})") from None
     except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError):
         raise JobError(f"{name}: {not_there}") from None
     except (HTTPError, OSError) as error:  # of the answers, and where there is none
-        raise JobError(f"{name}: is no path here and cannot be downloaded ({_line(error)})") from None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+        raise JobError(f"{name}: is no path here and cannot be downloaded ({one_line(error)})") from None

@@ -10,14 +10,13 @@ import numpy as np
 from quantmill.gguf_io import TensorSource, TensorSpec
 from quantmill.gguf_io.filesystem import open_regular
 from quantmill.imatrix.reading import read_texts, read_tokens
-from quantmill.imatrix.text import Cutting, Render, Text
+from quantmill.imatrix.text import N_CTX, Cutting, Render, Text
 from quantmill.imatrix.text import chunks_of as by_weight
 from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.errors import JobError
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.qkernels import TYPES, to_float32
 
-N_CTX = 512
 DEFAULT_CHUNKS = 104
 HELD_BACK = 8
 FEWEST_HELD_BACK = 6  # with fewer no difference could be called one (2 in 2⁶ is 3 %)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 
+from quantmill.errors import one_line
 from quantmill.gguf_io.filesystem import digest
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.hub import HUB_NAME, Hub
@@ -121,7 +122,7 @@ def _explained(repository: str) -> Iterator[None]:
     # Of the answers and of the network; of a file that could not be sent; of a card that the hub does not take.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         causes = (str(error), *([str(error.__cause__)] if error.__cause__ else []))
-        why = " ".join(" ".join(causes).split())
+        why = one_line(" ".join(causes))
         raise JobError(f"{repository}: the upload was stopped ({why}); {left}") from None
 
 
@@ -139,9 +140,7 @@ def _require_login(job: Job) -> None:
             raise JobError(
                 f"{job.repository}: the hub does not know your token; log in anew with 'hf auth login'"
             ) from None
-        raise JobError(
-            f"{job.repository}: the hub cannot be asked ({' '.join(str(error).split())})"
-        ) from None
+        raise JobError(f"{job.repository}: the hub cannot be asked ({one_line(error)})") from None
     owner = job.repository.partition("/")[0]
     own = [who["name"], *(org["name"] for org in who.get("orgs", ()))]
     if owner not in own:

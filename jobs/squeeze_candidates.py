@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,26 +64,23 @@ class Candidates:
     def compensated(self, plain: Measured, insisted: bool) -> Measured | None:
         """Codes that undo each other's errors, in the types of a plain candidate; None where there are none."""
         candidate = replace(plain.candidate, label=f"{plain.candidate.label}, compensated")
-        made_from = {
-            "candidate": plain.key,
-            "texts": self._texts.digests,
-            "chunks": self._job.learn_chunks,
-            "device": self._job.device,
-        }
         make = partial(self._with_codes, candidate, insisted)
-        return self._measured(candidate, "compensated", made_from, make)
+        return self._measured(candidate, "compensated", self._learned_from(plain), make)
 
     def polished(self, before: Measured, insisted: bool) -> Measured | None:
         """Trained scales and norms; None where they do not help."""
         candidate = replace(before.candidate, label=f"{before.candidate.label}, polished")
-        made_from = {
+        make = partial(self._trained, before.key, candidate.label, insisted)
+        return self._measured(candidate, "polished", self._learned_from(before), make)
+
+    def _learned_from(self, before: Measured) -> Mapping[str, Any]:
+        """What decides the codes or scales that the calibration teaches a candidate."""
+        return {
             "candidate": before.key,
             "texts": self._texts.digests,
             "chunks": self._job.learn_chunks,
             "device": self._job.device,
         }
-        make = partial(self._trained, before.key, candidate.label, insisted)
-        return self._measured(candidate, "polished", made_from, make)
 
     def types_key(self, candidate: Candidate) -> str:
         """The stage that finds the types for a size."""
@@ -234,8 +231,8 @@ class Candidates:
         from quantmill.jobs import polish_request
         from quantmill.jobs.thorough import FEWEST, RATE
 
-        fresh = self._n_chunks() - n_fitted
-        skip = n_fitted if fresh >= max(FEWEST, self._job.learn_chunks or FEWEST) else 0
+        wanted = max(FEWEST, self._job.learn_chunks or FEWEST)
+        skip = n_fitted if n_fitted and self._n_chunks - n_fitted >= wanted else 0
         return polish_request.Job(
             quant=quant,
             base=self._job.model,
@@ -249,9 +246,10 @@ class Candidates:
             resume=True,
         )
 
+    @cached_property
     def _n_chunks(self) -> int:
-        from quantmill.imatrix.text import read_text
-        from quantmill.jobs.polish_checks import N_CTX
+        """Of all texts, each cut for itself."""
+        from quantmill.imatrix.text import N_CTX, read_text
         from quantmill.models.tokenizer import from_metadata
 
         source = open_source(self._job.model)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from quantmill.gguf_io import open_source
+from quantmill.imatrix.text import N_CTX
 from quantmill.jobs.compensate_request import CHUNKS
 from quantmill.jobs.squeeze_request import Job, Wish
 from quantmill.jobs.texts import SelfText
 
-N_CTX = 512  # tokens a chunk
 _BYTES_A_TOKEN = 4  # of text
 _UNKNOWN_TOKENS = 300_000  # in a text that is not here yet
 _SENSITIVITY_TOKENS = 8 * 256

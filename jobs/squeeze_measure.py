@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from quantmill.imatrix.text import Cutting, Text
+from quantmill.imatrix.text import N_CTX, Cutting, Text
 from quantmill.jobs import collect, evaluate, speed
-from quantmill.jobs.squeeze_costs import N_CTX
 from quantmill.jobs.squeeze_request import Job
 from quantmill.jobs.squeeze_texts import Texts
 from quantmill.jobs.squeeze_watch import Clocked, Inside

@@ -74,17 +74,17 @@ class Stages:
 
     def _tell(self, label: str, state: State, seconds: float | None = None) -> None:
         self._rows[label] = StageRow(label, state, seconds)
-        rows = tuple(self._rows.values())
-        self.watcher.stages(rows)
-        about = {**self._about, "stages": [[row.label, row.state, row.seconds] for row in rows]}
-        self.memory.keep(RUN, about)
+        self.watcher.stages(tuple(self._rows.values()))
+        self._note()
+
+    def _note(self) -> None:
+        rows = [[row.label, row.state, row.seconds] for row in self._rows.values()]
+        self.memory.keep(RUN, {**self._about, "stages": rows})
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The run is at its end."""
         self._about |= {"finished": True, **result}
-        self.memory.keep(
-            RUN, {**self._about, "stages": [[r.label, r.state, r.seconds] for r in self._rows.values()]}
-        )
+        self._note()
         self.memory.file(PROGRESS, ".json").unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import TokenType
 
 from quantmill.gguf_io import Metadata
 from quantmill.gguf_io.byte_characters import byte_characters
@@ -53,18 +54,17 @@ def text_of_tokens(metadata: Metadata, ids: Sequence[int]) -> str:
     pieces = metadata.value("tokenizer.ggml.model") in ("gpt2",)
     raw = bytearray()
     for i in ids:
-        kind = _NORMAL if types is None else types[i]
-        if kind in (_UNKNOWN, _CONTROL, _UNUSED):
+        kind = TokenType.NORMAL if types is None else types[i]
+        if kind in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.UNUSED):
             continue
         token = str(tokens[i])
-        if kind == _BYTE:
+        if kind == TokenType.BYTE:
             raw.append(int(token[3:-1], 16))  # <0x0A>
-        elif pieces and kind == _NORMAL:
+        elif pieces and kind == TokenType.NORMAL:
             raw += bytes(_BYTE_OF[sign] for sign in token if sign in _BYTE_OF)
         else:
             raw += token.replace("▁", " ").encode()
     return raw.decode("utf-8", errors="replace")
 
 
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # llama.h: llama_token_type
 _BYTE_OF = {sign: byte for byte, sign in enumerate(byte_characters())}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from quantmill.qkernels.lattices.grid import GRIDS
+from quantmill.qkernels.lattices.scalar import Whole
 from quantmill.qkernels.lattices.types import LATTICES
 from quantmill.qkernels.types import get_type
 
@@ -35,8 +36,7 @@ class SubScales:
         """fields [..., n_blocks, bytes] u8 → [..., n_blocks, n or 2 n] f32: scales, then minimums."""
         if self.places:
             return 2 * self._stored(fields).float() + 1
-        whole, parts = _whole(self.type), _parts(fields, self.type)
-        scales, mins = whole.read(parts)
+        scales, mins = _whole(self.type).read(LATTICES[self.type].parts(fields))
         return (scales if mins is None else torch.cat([scales, mins], -1)).float()
 
     def write(self, fields: torch.Tensor, values: torch.Tensor) -> None:
@@ -51,7 +51,7 @@ class SubScales:
         mins = None
         if self.min_range is not None:
             mins = _nearest(values[..., self.n :], self.min_range, False).to(torch.int16)
-        parts = _parts(fields, self.type)
+        parts = LATTICES[self.type].parts(fields)
         for name, data in _whole(self.type).write(scales.to(torch.int16), mins).items():
             parts[name].copy_(data)
 
@@ -105,15 +105,10 @@ _GRID_PLACES = {
 }
 
 
-def _whole(type: str):  # type: ignore[no-untyped-def]
+def _whole(type: str) -> Whole:
     whole = LATTICES[type].whole
     assert whole is not None
     return whole
-
-
-def _parts(fields: torch.Tensor, type: str) -> dict[str, torch.Tensor]:
-    sizes = LATTICES[type].fields
-    return dict(zip(sizes, fields.split(list(sizes.values()), -1), strict=True))
 
 
 def _nearest(values: torch.Tensor, within: tuple[int, int], odd: bool) -> torch.Tensor:

@@ -9,22 +9,14 @@ import numpy as np
 import pytest
 
 from quantmill.gguf_io.convert import SUPPORTED, open_checkpoint
-from tests.support.convert_models import DATA, MODELS, write_model
+from tests.support.convert_models import DATA, MODELS, write_model, written_once
 
 GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A model is written once, under the directory name that general.name comes from."""
-    written = {}
-
-    def model(name):
-        if name not in written:
-            written[name] = write_model(name, tmp_path_factory.mktemp(name) / "Tiny-Model-1B-Instruct")
-        return written[name]
-
-    return model
+    return written_once(write_model, tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("name", GOLDEN)

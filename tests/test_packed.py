@@ -18,6 +18,7 @@ from quantmill.gguf_io.source import GGUFSource
 from quantmill.jobs import convert, quantize
 from quantmill.qkernels import to_float32
 from quantmill.recipe import Recipe
+from tests.support.convert_models import written_once
 from tests.support.packed_models import PACKED, packed_tensors, write_packed
 from tests.test_convert_golden import _as_float32, _digest, _without_trailing_ones
 
@@ -34,15 +35,7 @@ EXACT = {
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """A model is written once, under the directory name that general.name comes from."""
-    written = {}
-
-    def model(name):
-        if name not in written:
-            written[name] = write_packed(name, tmp_path_factory.mktemp(name) / "Tiny-Model-1B-Instruct")
-        return written[name]
-
-    return model
+    return written_once(write_packed, tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         yield hub
 
 
+FURTHER = (*("--tasks", "arc,winogrande", "--n-tasks", "4"), "--rivals", "bart/tiny-GGUF", "--measure-rivals")
+
+
 def command(served: FakeHub, folder: Path, *words: str) -> list[str]:
     texts = ["--calibration", "org/texts:calibration.jsonl", "--evaluation", "org/texts:evaluation.txt"]
     few = ["--chunks", "2", "--imatrix-chunks", "2", "--threads", "1", "--plain", "--no-speed"]
@@ -56,16 +59,7 @@ def command(served: FakeHub, folder: Path, *words: str) -> list[str]:
 def test_all_that_the_hub_gives_is_in_the_card(
     served: FakeHub, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    further = [
-        "--tasks",
-        "arc,winogrande",
-        "--n-tasks",
-        "4",
-        "--rivals",
-        "bart/tiny-GGUF",
-        "--measure-rivals",
-    ]
-    assert cli.main([*command(served, folder, *further), "--events"]) == 0
+    assert cli.main([*command(served, folder, *FURTHER), "--events"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     kinds = [event["event"] for event in events]
     assert {"stages", "began", "progress", "measured", "chosen"} < set(kinds)
@@ -97,16 +91,7 @@ def test_all_that_the_hub_gives_is_in_the_card(
 def test_nothing_is_asked_twice(served: FakeHub, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After the run before: texts, tasks and files are there, so that no network is needed."""
     served.requests.clear()
-    further = [
-        "--tasks",
-        "arc,winogrande",
-        "--n-tasks",
-        "4",
-        "--rivals",
-        "bart/tiny-GGUF",
-        "--measure-rivals",
-    ]
-    assert cli.main([*command(served, folder, *further), "--json"]) == 0
+    assert cli.main([*command(served, folder, *FURTHER), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["stages_done"] == 0
     assert served.requests == []

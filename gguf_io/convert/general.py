@@ -16,6 +16,7 @@ import gguf
 import yaml
 from gguf import GGUFWriter
 
+from quantmill.errors import one_line
 from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.errors import GGUFError
 
@@ -119,8 +120,7 @@ def _card(directory: Path, warn: Warn) -> dict[str, Any]:
     try:
         card = gguf.Metadata.load_model_card(directory)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: also dates that do not exist
-        where = " ".join(str(error).split())
-        warn(f"{path}: its front matter is not YAML ({where}); left out")
+        warn(f"{path}: its front matter is not YAML ({one_line(error)}); left out")
         return {}
     known = {}
     for key, value in card.items():

@@ -143,7 +143,10 @@ class ScalarLattice:
         row = get_type(self.name)
         if blocks.dtype != torch.uint8 or blocks.ndim != 2 or blocks.shape[1] % row.bytes:
             raise QuantizeError(f"{tuple(blocks.shape)} {blocks.dtype}: no whole rows of {self.name} blocks")
-        each = blocks.view(len(blocks), -1, row.bytes)
+        return self.parts(blocks.view(len(blocks), -1, row.bytes))
+
+    def parts(self, each: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The fields of blocks [..., bytes] u8, as views."""
         return dict(zip(self.fields, each.split(list(self.fields.values()), -1), strict=True))
 
     def _read_codes(self, parts: Bytes) -> torch.Tensor:

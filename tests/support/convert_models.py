@@ -6,9 +6,11 @@ by data/convert/make.py); config.json is as the hub has it, short, so that the f
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,19 @@ class Model:
 MODELS = {
     name: Model(**row) for name, row in json.loads((DATA / "models.json").read_text(encoding="utf-8")).items()
 }
+
+
+def written_once(
+    write: Callable[[str, Path], Path], make_folder: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """name → its model, written when it is first asked for, under the directory name that general.name comes from."""
+
+    @functools.cache
+    def model(name: str) -> Path:
+        return write(name, make_folder(name) / "Tiny-Model-1B-Instruct")
+
+    return model
+
 
 README = """---
 license: apache-2.0
