@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,8 +154,8 @@ def require_same_layout(plain: Path, made: Path) -> None:
     assert layouts[0] == layouts[1], f"{made}: other tensors or types than {plain}"
 
 
-def measure(bench: Bench, type: str, methods: list[str]) -> list[Row]:
-    """A row for llama-quantize's file, and one a method."""
+def measure(bench: Bench, type: str, methods: list[str]) -> Iterator[Row]:
+    """A row for llama-quantize's file, and one a method, each as soon as it is known."""
     plain = plain_file(bench, type)
     texts = [bench.evaluation] + ([bench.other] if bench.other else [])
     before = [judged(bench, plain, text, keep=True) for text in texts]
@@ -164,12 +164,12 @@ def measure(bench: Bench, type: str, methods: list[str]) -> list[Row]:
         bench.name, type, "plain", plain.stat().st_size, first.kld, 1.0, 0.0, first.ppl, first.same_top,
         None, None, None, None, None,
     )  # fmt: skip
-    rows = [base]
+    yield base
     for name in methods:
         output = bench.work / f"{plain.stem}-{name}.gguf"
         used = METHODS[name](bench, plain, type, output)
         if used is None:
-            rows.append(replace(base, method=f"{name}: nothing to gain"))
+            yield replace(base, method=f"{name}: nothing to gain")
             continue
         require_same_layout(plain, output)
         after = [judged(bench, output, text) for text in texts]
@@ -177,11 +177,8 @@ def measure(bench: Bench, type: str, methods: list[str]) -> list[Row]:
         found += [] if bench.other else [(None, None)]  # type: ignore[list-item]
         size, now = output.stat().st_size, after[0]
         cost = (used.cpu_s / 60, used.wall_s / 60, used.peak_bytes / 1e6)
-        rows.append(
-            Row(bench.name, type, name, size, now.kld, *found[0], now.ppl, now.same_top, *found[1], *cost)
-        )
+        yield Row(bench.name, type, name, size, now.kld, *found[0], now.ppl, now.same_top, *found[1], *cost)
         output.unlink()
-    return rows
 
 
 def merged(old: list[Row], new: list[Row]) -> list[Row]:
@@ -203,7 +200,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path, help="a text instead of the one that is made")
     parser.add_argument("--evaluation", type=Path, help="likewise")
     parser.add_argument("--other", type=Path, help="likewise")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, after every type")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, after every row")
     return parser.parse_args(arguments)
 
 
@@ -218,14 +215,13 @@ def main(arguments: list[str]) -> int:
         found = json.loads(options.out.with_suffix(".json").read_text(encoding="utf-8"))
         results = [Row(**row) for row in found["rows"]]
     for type in options.types or usual_types:
-        new = measure(bench, type, options.methods)
-        print(tables.markdown(_COLUMNS, new), flush=True)
-        results = merged(results, new)
-        if options.out:
-            title = tables.heading("Quality at the same size", facts)
-            tables.save(
-                options.out, f"{title}\n{tables.markdown(_COLUMNS, results)}", tables.as_json(facts, results)
-            )
+        for row in measure(bench, type, options.methods):
+            print(tables.markdown(_COLUMNS, [row]), flush=True)
+            results = merged(results, [row])
+            if options.out:
+                title = tables.heading("Quality at the same size", facts)
+                page = f"{title}\n{tables.markdown(_COLUMNS, results)}"
+                tables.save(options.out, page, tables.as_json(facts, results))
     return 0
 
 
