@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from quantmill import __version__
 from quantmill.commands.console import UsageError, fail_with_one_line, print_line, set_verbosity
-from quantmill.commands.groups import CONTEXT, write_commands
+from quantmill.commands.groups import CONTEXT, is_option, write_commands
 from quantmill.commands.options import loudness
 from quantmill.commands.signals import stoppable
 from quantmill.errors import meant, one_line
@@ -155,6 +155,9 @@ def _usage_message(error: Any) -> str:
     message = re.sub(
         r"\.? \(?(?:Possible options:|Did you mean) '?(.+?)'?[?)]+$", r"; did you mean \1?", message
     )
+    extra = re.search(r"unexpected extra arguments?(?:\(s\))? \((\S+?)[\s)]", message)
+    if extra and is_option(error.ctx.command, f"--{extra[1]}"):
+        message += f"; did you mean --{extra[1]}?"
     path = error.ctx.command_path if error.ctx is not None else "quantmill"
     return f"{message[:1].lower()}{message[1:]} ({path} --help lists what there is)"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,11 +28,14 @@ def cache(
 
     Models from the hub are not among them: they lie in huggingface_hub's own cache (`hf cache ls`).
     """
+    from quantmill.gguf_io.filesystem import bytes_in
     from quantmill.qkernels.cache import cache_dir
 
     root = cache_dir("").resolve()
     kinds = (
-        {path.name: _size(path) for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
+        {path.name: bytes_in(path) for path in sorted(root.iterdir()) if path.is_dir()}
+        if root.is_dir()
+        else {}
     )
     total = sum(kinds.values())
     if clear and root.is_dir():
@@ -43,7 +45,3 @@ def cache(
         return
     rows = [("directory", str(root)), *((kind, size_text(size)) for kind, size in kinds.items())]
     show(table_text([*rows, ("removed" if clear else "total", size_text(total))]))
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

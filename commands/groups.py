@@ -31,6 +31,9 @@ class DefaultGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
     def _refuse_typo(self, word: str) -> None:
+        name = word.removeprefix("--")
+        if name != word and name in self.commands and not is_option(self.commands[self.default], word):
+            raise UsageError(f"no such option: {word}; did you mean the command {name}?")
         found = meant(word, self.commands)
         if found is not None and not word.startswith("-") and not Path(word).exists():
             raise UsageError(f"no such command: {word}; did you mean {found}?")
@@ -46,6 +49,10 @@ class DefaultGroup(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         write_commands(formatter, {name: first_sentence(c.help or "") for name, c in self.commands.items()})
+
+
+def is_option(command: Any, word: str) -> bool:
+    return any(word in param.opts for param in command.params)
 
 
 def write_commands(formatter: Any, lines: dict[str, str]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import select
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EN
 NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EXDEV, *UNKNOWN}
 _NAME_BYTES = 255  # the longest name where the file system does not say
 _COPY_BYTES = 4 << 20
+_PATIENCE_S = 10.0  # for somebody to write into a pipe
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -38,15 +41,43 @@ def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def read_regular(path: Path) -> bytes:
+    """What is in a file. Raises as open_regular does."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def read_whole(path: Path) -> bytes:
     """What is in a file, or comes out of a pipe (`<(cat a b)`).
 
-    Raises GGUFError for a device, which may never end, OSError for what cannot be read.
+    Raises GGUFError for a device, which may never end, and for a pipe that nobody writes into, OSError for what cannot
+    be read.
     """
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode) and not stat.S_ISDIR(mode):
+    if stat.S_ISFIFO(mode):
+        return _read_pipe(path)
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise GGUFError(f"{path}: neither a file nor a pipe")
     return path.read_bytes()
+
+
+def _read_pipe(path: Path) -> bytes:
+    """A writer that is there may take its time; one that does not come is not waited for."""
+    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(pipe, "rb", buffering=0) as file:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not (start := file.read(_COPY_BYTES)):
+            if start is None:  # a writer has opened it and has written nothing yet
+                select.select([file], [], [])
+            elif time.monotonic() > deadline:
+                raise GGUFError(
+                    f"{path}: a pipe into which nothing was written for {_PATIENCE_S:.0f} s; start its writer first, "
+                    "or give a file"
+                )
+            else:
+                time.sleep(0.02)
+        os.set_blocking(pipe, True)
+        return start + file.readall()
 
 
 def digest(paths: Sequence[Path]) -> str:
@@ -57,6 +88,11 @@ def digest(paths: Sequence[Path]) -> str:
             while block := file.read(_COPY_BYTES):
                 found.update(block)
     return found.hexdigest()
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files in a folder and below it; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def beside(final: Path, suffix: str) -> Path:

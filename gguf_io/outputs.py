@@ -88,10 +88,10 @@ def check_directory(path: Path) -> None:
         raise GGUFError(f"{path}: {there} cannot be written; choose another output")
 
 
-def require_space(finals: Sequence[Path], n_bytes: int) -> None:
+def require_space(finals: Sequence[Path], n_bytes: int, kept_bytes: int = 0) -> None:
     """Whether n_bytes fit, for all files of one directory together. Raises GGUFError.
 
-    What a killed run left counts as free: it is written over.
+    What a killed run left counts as free: it is written over. kept_bytes: what lies beside them until they are done.
     """
     elsewhere = any(completed_elsewhere(final) for final in finals)
     directory = Path(tempfile.gettempdir()) if elsewhere else finals[0].parent
@@ -100,9 +100,10 @@ def require_space(finals: Sequence[Path], n_bytes: int) -> None:
     except OSError:  # some file systems do not say
         return
     available = disk.free + sum(_bytes_on_disk(partial_path(final)) for final in finals)
-    if disk.total and n_bytes > available:
+    if disk.total and n_bytes + kept_bytes > available:
+        more = f" and {kept_bytes} beside it until it is done" if kept_bytes else ""
         raise GGUFError(
-            f"{finals[0]}: needs {n_bytes} bytes, {available} are free on its disk; "
+            f"{finals[0]}: needs {n_bytes} bytes{more}, {available} are free on its disk; "
             "free space or choose another directory"
         )
 

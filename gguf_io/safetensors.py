@@ -8,6 +8,7 @@ truncated or hostile. Format: 8 bytes little-endian header length, that many byt
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 INDEX_NAME = "model.safetensors.index.json"
@@ -113,8 +115,8 @@ def _from_other_shards(wanted: set[str], shards: list[Path]) -> dict[str, Stored
 
 def read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one file in name order. Raises GGUFError when it does not keep the format."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise GGUFError(

@@ -23,8 +23,9 @@ class GGUFSink:
     """`with GGUFSink(path, metadata, tensors) as sink: sink.write(name, rows) …; sink.commit()`.
 
     Creating it checks everything that can be known: names, shapes and the output rule (gguf_io.outputs, with
-    `inputs`, `kind` and `force`). Entering creates temporary files beside the final names; commit() renames them;
-    leaving without commit, by an error or an interrupt, removes them. How tensors become files: lay_out.
+    `inputs`, `kind` and `force`; `kept_bytes` lie beside the files until they are done). Entering creates temporary
+    files beside the final names; commit() renames them; leaving without commit, by an error or an interrupt, removes
+    them. How tensors become files: lay_out.
 
     Raises GGUFError; a full disk while writing is one too.
     """
@@ -40,6 +41,7 @@ class GGUFSink:
         inputs: Iterable[str | os.PathLike[str]] = (),
         kind: Kind = MODEL,
         force: bool = False,
+        kept_bytes: int = 0,
     ) -> None:
         self._layouts = lay_out(
             path, metadata, tensors, keep_split=keep_split, split_max_bytes=split_max_bytes
@@ -47,7 +49,7 @@ class GGUFSink:
         read = list(inputs)
         self._outputs = [check_output(layout.path, kind, read, force=force) for layout in self._layouts]
         self._finals = [output.final for output in self._outputs]
-        require_space(self._finals, self.file_bytes)
+        require_space(self._finals, self.file_bytes, kept_bytes)
         self._specs = {spec.name: spec for layout in self._layouts for spec in layout.tensors}
         self._written = dict.fromkeys(self._specs, 0)
         self._files: list[PartialFile] = []

@@ -17,7 +17,7 @@ import numpy as np
 
 from quantmill.gguf_io import GGUFSink, open_source
 from quantmill.jobs.compensate_needs import needs_of
-from quantmill.jobs.compensate_plan import chunks_of, digest, load_model, plan_of, read
+from quantmill.jobs.compensate_plan import chunks_of, digest, kept_bytes, load_model, plan_of, read
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
 from quantmill.jobs.finished_layers import FinishedLayers
@@ -80,7 +80,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         chunks, n_fresh = chunks_of(texts, calibration, loaded)
         plan = plan_of(job, calibration, source, importance, loaded, chunks)
         require_sound(plan)
-        sink = opened.enter_context(sink_of(job, plan, source, watcher))
+        sink = opened.enter_context(sink_of(job, plan, source, watcher, kept_bytes(job, plan, loaded)))
         workers = opened.enter_context(working(job.threads or os.cpu_count() or 1))
         state = _Run(job, calibration, watcher, plan, sink, chunks)
         watcher.planned(plan)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantmill.jobs.compensate_request import Calibration
-from quantmill.jobs.compensated import is_searched, resident_bytes
+from quantmill.jobs.compensated import compensated_entries, resident_bytes
 from quantmill.jobs.quantize import Job
-from quantmill.recipe import Plan, PlanEntry
+from quantmill.recipe import Plan
 
 if TYPE_CHECKING:
     from quantmill.calibrate.costs import Work
@@ -62,14 +62,12 @@ def needs_of(
     from quantmill.calibrate.layer import WIDEST
     from quantmill.calibrate.solver import EFFORTS
     from quantmill.models.packed import n_bytes
-    from quantmill.models.walk import walked_names
 
     assert loaded.source is not None
     config = loaded.model.config.get_text_config()
     used = loaded.source.metadata.value(f"{loaded.architecture}.expert_used_count", 1)
-    walked = walked_names(loaded)
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
-    entries: list[PlanEntry] = [e for e in plan.entries if is_searched(e) and e.source in walked]
+    entries = compensated_entries(plan, loaded)
     for entry in entries:
         _, layer, kind = entry.source.split(".", 2)
         layers.setdefault(layer, {})[kind] = entry.shape

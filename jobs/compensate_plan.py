@@ -13,13 +13,16 @@ import numpy as np
 
 from quantmill.gguf_io import TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import bytes_in
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.text import N_CTX, Cutting, Text, text_argument
 from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_request import CHUNKS, Calibration
+from quantmill.jobs.compensated import compensated_entries
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job, importance_index, load_importance, sink_of
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.engines import choose_engines
@@ -49,10 +52,10 @@ def plan_job(job: Job, calibration: Calibration, watcher: Watcher | None = None)
         chunks, _ = chunks_of(texts, calibration, loaded)
         plan = plan_of(job, calibration, source, load_importance(job), loaded, chunks)
         try:
-            sink_of(job, plan, source, Silent())
+            sink_of(job, plan, source, Silent(), kept_bytes(job, plan, loaded))
         except GGUFError as error:
             plan = replace(plan, problems=(*plan.problems, str(error)))
-        if watcher is not None:
+        if watcher is not None and not plan.problems:
             watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
     return plan
 
@@ -109,7 +112,19 @@ def plan_of(
         index = ImportanceIndex(calibration.texts[0], values, calibration.texts, len(chunks))
     overrides = (*job.recipe.overrides, *_facts(calibration, chunks))
     plan = build_plan(source.specs(), source.metadata, replace(job.recipe, overrides=overrides), index)
-    return replace(plan, warnings=(*source.warnings, *plan.warnings))
+    problems = plan.problems
+    if not compensated_entries(plan, loaded):
+        problems += (
+            f"{job.recipe.file_type}: no matrix gets codes here that compensation could choose; "
+            "leave out --compensate, or name a quantized type",
+        )
+    return replace(plan, warnings=(*source.warnings, *plan.warnings), problems=problems)
+
+
+def kept_bytes(job: Job, plan: Plan, loaded: LoadedModel) -> int:
+    """What finished layers will yet take beside the output."""
+    whole = sum(entry.n_bytes for entry in compensated_entries(plan, loaded))
+    return max(0, whole - bytes_in(finished_path(Path(job.output))))
 
 
 def _facts(calibration: Calibration, chunks: np.ndarray) -> list[Override]:

@@ -16,6 +16,7 @@ from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
+    from quantmill.models.model import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class Compensated(Result):
 
 def is_searched(entry: PlanEntry) -> bool:
     return entry.converted and TYPES[entry.type].family != "plain"
+
+
+def compensated_entries(plan: Plan, loaded: LoadedModel) -> list[PlanEntry]:
+    """Whose codes the walk chooses."""
+    from quantmill.models.walk import walked_names
+
+    walked = walked_names(loaded)
+    return [entry for entry in plan.entries if is_searched(entry) and entry.source in walked]
 
 
 def plainly(plan: Plan, made: list[Made]) -> tuple[str, ...]:

@@ -25,13 +25,13 @@ from quantmill.calibrate.workers import Workers, working
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
-from quantmill.gguf_io.filesystem import beside
+from quantmill.gguf_io.filesystem import beside, bytes_in
 from quantmill.imatrix import chat
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_checks import Chunks, bits_per_weight, check_base, chunks_of
 from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
 from quantmill.jobs.polish_request import Job, Plan, Result, default_output
-from quantmill.jobs.polish_state import Kept
+from quantmill.jobs.polish_state import Kept, kept_place
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
 from quantmill.measure.token_scores import compare
@@ -127,10 +127,11 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     inputs = (*quant.paths, *base.paths, job.base, *job.text_files)
     dtype = _dtype(job, quant)
     output = job.output or default_output(job.quant)
-    warnings = _sink(job, quant, output, quant.metadata, inputs).warnings
-    return _Ready(
-        job, quant, base, chunks, dtype, plan_of(job, quant, base, chunks, dtype, output, warnings), inputs
-    )
+    plan = plan_of(job, quant, base, chunks, dtype, output)
+    to_keep = max(0, plan.kept_bytes - bytes_in(kept_place(output)))
+    sink = _sink(job, quant, output, quant.metadata, inputs, to_keep)
+    plan = replace(plan, warnings=(*sink.warnings, *plan.warnings))
+    return _Ready(job, quant, base, chunks, dtype, plan, inputs)
 
 
 def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> Result:
@@ -273,11 +274,17 @@ def _written(ready: _Ready, student: Student, metadata: Metadata) -> tuple[Path,
 
 
 def _sink(
-    job: Job, quant: TensorSource, output: Path, metadata: Metadata, inputs: tuple[Path, ...]
+    job: Job,
+    quant: TensorSource,
+    output: Path,
+    metadata: Metadata,
+    inputs: tuple[Path, ...],
+    kept_bytes: int = 0,
 ) -> GGUFSink:
     tensors = [OutputTensor(spec.name, spec.shape, spec.type, spec.shard) for spec in quant.specs()]
+    split, force = len(quant.paths) > 1, job.force
     return GGUFSink(
-        output, metadata, tensors, keep_split=len(quant.paths) > 1, inputs=inputs, force=job.force
+        output, metadata, tensors, keep_split=split, inputs=inputs, force=force, kept_bytes=kept_bytes
     )
 
 

@@ -25,6 +25,7 @@ from quantmill.qkernels.scales import is_trainable, n_values
 
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
+STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
 VERSION = 2  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
@@ -35,12 +36,10 @@ def plan_of(
     chunks: Chunks,
     dtype: torch.dtype,
     output: Path,
-    warnings: tuple[str, ...],
 ) -> Plan:
     """Everything that can be said before the work."""
     coarse = quantized_base(base)
-    if coarse is not None:
-        warnings += (f"the base is quantized itself ({coarse}): what it lost cannot be won back",)
+    lost = f"the base is quantized itself ({coarse}): what it lost cannot be won back"
     n_scales = sum(_n_scales(spec) for spec in quant.specs() if job.rates.of(spec.type) > 0)
     n_vectors = sum(spec.n_cols for spec in quant.specs() if len(spec.shape) == 1 and spec.type == "F32")
     n_moving = n_scales + (n_vectors if job.rates.vectors else 0)
@@ -54,7 +53,8 @@ def plan_of(
         memory_bytes=memory(
             quant, base, n_moving, dtype, chunks.trained.shape[1], job.threads or os.cpu_count() or 1
         ),
-        warnings=warnings,
+        kept_bytes=4 * chunks.all.size * _embedding(quant).shape[0] + STATE * n_moving,
+        warnings=() if coarse is None else (lost,),
     )
 
 
@@ -63,7 +63,8 @@ def plan_text(plan: Plan) -> str:
     epochs = "" if plan.n_epochs == 1 else f", {plan.n_epochs} times"
     return (
         f"{plan.output}: {plan.n_moving} scales and vector elements are trained on {plan.n_trained} chunks{epochs}, "
-        f"judged on {plan.n_held_back}; products in {plan.dtype}; up to {plan.memory_bytes / 2**30:.2f} GiB of memory"
+        f"judged on {plan.n_held_back}; products in {plan.dtype}; up to {plan.memory_bytes / 2**30:.2f} GiB of memory, "
+        f"{plan.kept_bytes / 2**30:.2f} GiB of disk beside the file until it is done"
     )
 
 
@@ -75,7 +76,7 @@ def memory(
 
     The original listens, then its weights go and the student is trained; the larger of the two.
     """
-    embedding = next(spec for spec in quant.specs() if spec.name == "token_embd.weight")
+    embedding = _embedding(quant)
     n_hidden, n_vocab = embedding.shape[0], embedding.shape[1]
     size = dtype.itemsize
     head = n_hidden * n_vocab * size
@@ -158,6 +159,10 @@ def _layer_weights(source: TensorSource) -> dict[str, int]:
             layer = ".".join(spec.name.split(".")[:2])
             out[layer] = out.get(layer, 0) + spec.n_cols * spec.n_rows
     return out
+
+
+def _embedding(source: TensorSource) -> TensorSpec:
+    return next(spec for spec in source.specs() if spec.name == "token_embd.weight")
 
 
 def _n_bytes(source: TensorSource) -> int:

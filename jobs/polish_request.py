@@ -63,7 +63,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done, known before the work. n_moving: numbers that are trained; memory_bytes: estimated peak."""
+    """What will be done, known before the work.
+
+    n_moving: numbers that are trained; memory_bytes: estimated peak; kept_bytes: on the disk beside the output until
+    it is there.
+    """
 
     output: Path
     n_trained: int
@@ -72,6 +76,7 @@ class Plan:
     n_moving: int
     dtype: str
     memory_bytes: int
+    kept_bytes: int
     warnings: tuple[str, ...]
 
 

@@ -23,6 +23,11 @@ SUFFIX = ".quantmill-polish"
 _EVERY_S = 30.0
 
 
+def kept_place(output: Path) -> Path:
+    """Where lies what a run keeps until `output` is there."""
+    return beside(output, SUFFIX)
+
+
 class Kept:
     """The directory `<output>.quantmill-polish`: which run it belongs to, the teacher's states, the training's state.
 
@@ -31,7 +36,7 @@ class Kept:
     """
 
     def __init__(self, output: Path, identity: str, resume: bool, warn: Callable[[str], None]) -> None:
-        self.directory = beside(output, SUFFIX)
+        self.directory = kept_place(output)
         self._warn = warn
         self._saved = time.monotonic()
         mark = self.directory / "run.json"

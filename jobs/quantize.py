@@ -151,9 +151,14 @@ def require_sound(plan: Plan) -> None:
         raise PlanError(plan.problems)
 
 
-def sink_of(job: Job, plan: Plan, source: TensorSource, watcher: PlanWatcher) -> GGUFSink:
-    """What takes the tensors of the plan; the watcher hears what it replaces. Raises GGUFError."""
-    sink = _sink(job, source, plan)
+def sink_of(
+    job: Job, plan: Plan, source: TensorSource, watcher: PlanWatcher, kept_bytes: int = 0
+) -> GGUFSink:
+    """What takes the tensors of the plan; the watcher hears what it replaces. Raises GGUFError.
+
+    kept_bytes: what lies beside the output until it is done.
+    """
+    sink = _sink(job, source, plan, kept_bytes)
     for warning in sink.warnings:
         watcher.warn(warning)
     return sink
@@ -210,7 +215,7 @@ def _prepare(job: Job, opened: ExitStack) -> _Ready:
     return _Ready(source, replace(plan, problems=tuple(problems)), importance, engines, sink)
 
 
-def _sink(job: Job, source: TensorSource, plan: Plan) -> GGUFSink:
+def _sink(job: Job, source: TensorSource, plan: Plan, kept_bytes: int = 0) -> GGUFSink:
     return GGUFSink(
         job.output,
         plan.metadata,
@@ -219,6 +224,7 @@ def _sink(job: Job, source: TensorSource, plan: Plan) -> GGUFSink:
         split_max_bytes=job.recipe.split_max_bytes,
         inputs=(*source.paths, *_inputs(job)),
         force=job.force,
+        kept_bytes=kept_bytes,
     )
 
 

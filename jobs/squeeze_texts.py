@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from quantmill.gguf_io.filesystem import digest
+from quantmill.gguf_io.filesystem import digest, open_regular
 from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.jobs import data_sets
 from quantmill.jobs.errors import JobError
@@ -37,10 +37,10 @@ def local_files(job: Job) -> list[Path]:
 
 def require_texts(job: Job, stages: Stages) -> None:
     """Whether the texts are there, and not the same; asks the hub for those that were not fetched, fetches nothing.
-    Raises JobError."""
+    Raises JobError; GGUFError for a file that is none, OSError for one that cannot be read."""
     for text in (*job.calibration, job.evaluation):
-        if isinstance(text, Path) and not text.is_file():
-            raise JobError(f"{text}: no such file")
+        if isinstance(text, Path):  # they are read more than once
+            open_regular(text).close()
     for text in job.calibration:
         if isinstance(text, HubText) and text == job.evaluation:
             raise JobError(_same(job.evaluation, text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from quantmill import cli
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.teacher import HiddenStates
 from quantmill.calibrate.weights import Subject, sampled_errors
-from quantmill.gguf_io import GGUFError, TensorSpec
+from quantmill.gguf_io import GGUFError, TensorSpec, filesystem
 from quantmill.gguf_io.filesystem import digest, open_regular, read_whole
 from quantmill.models.quiet import quiet_transformers
 from quantmill.qkernels.engines import choose_engines
@@ -37,6 +38,11 @@ def place(tmp_path: Path) -> Path:
     shutil.copyfile(EXAMPLE / "imatrix.gguf", tmp_path / "im.gguf")
     (tmp_path / "text.txt").write_text("words " * 6000)
     os.mkfifo(tmp_path / "pipe")
+    for folder, name in (("hf", "config.json"), ("weights", "model.safetensors")):
+        shutil.copytree(
+            EXAMPLE, tmp_path / folder, ignore=shutil.ignore_patterns(name, "imatrix.gguf", "*.txt")
+        )
+        os.mkfifo(tmp_path / folder / name)
     return tmp_path
 
 
@@ -60,6 +66,19 @@ NO_FILES = [
     ("imatrix stats @pipe", "pipe: not a regular file"),
     ("report /dev/zero -o @page", "/dev/zero: neither a file nor a pipe"),
     ("recipe @pipe", "pipe: not a regular file"),
+    ("squeeze @m.gguf --types Q4_0 --calibration @pipe -o @out", "pipe: not a regular file"),
+    ("convert @hf @x.gguf", "config.json: not a regular file"),
+    ("convert @weights @x.gguf", "model.safetensors: not a regular file"),
+]
+# What may come from a pipe (`<(zcat text.gz)`) is waited for only while somebody writes.
+PIPES = [
+    "imatrix @m.gguf -f @pipe -o @x.gguf",
+    "evaluate @m.gguf -f @pipe",
+    "quantize --target-size 6M --calibration @pipe @m.gguf @x.gguf",
+    "quantize --compensate --calibration @pipe @m.gguf @x.gguf Q4_0",
+    "quantize --recipe @pipe @m.gguf @x.gguf",
+    "quantize --tensor-type-file @pipe @m.gguf @x.gguf Q4_K",
+    "report @pipe -o @page",
 ]
 
 
@@ -73,6 +92,27 @@ def test_what_is_no_file_is_refused_and_never_waited_for(
     assert last.startswith("error: ")
     assert message in last
     assert not (place / "x.gguf").exists()
+
+
+@unix
+@pytest.mark.parametrize("line", PIPES)
+def test_a_pipe_into_which_nobody_writes_is_not_waited_for(
+    capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setattr(filesystem, "_PATIENCE_S", 0.1)
+    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "pipe: a pipe into which nothing was written" in last
+    assert not (place / "x.gguf").exists()
+
+
+@unix
+def test_a_writer_that_is_there_may_take_its_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "_PATIENCE_S", 1.0)
+    script = f"exec > {place}/pipe; sleep 1.5; echo one; sleep 0.5; echo two"
+    with subprocess.Popen(["sh", "-c", script]):
+        assert read_whole(place / "pipe") == b"one\ntwo\n"
 
 
 @unix
@@ -143,6 +183,50 @@ def test_space_for_a_wanted_size_is_looked_for_before_types_are_measured(
     line = f"quantize --target-size 5M {place}/m.gguf {place}/x.gguf"
     assert cli.main(line.split()) == 1
     assert "x.gguf: needs 5000000 bytes, 4194304 are free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "polish @q.gguf --base @m.gguf --calibration @text.txt --chunks 10 -o @x.gguf",
+        "quantize --compensate --calibration @text.txt --chunks 4 @m.gguf @x.gguf Q8_0",
+    ],
+)
+def test_space_for_what_is_kept_beside_the_output_is_looked_for_too(
+    capsys: pytest.CaptureFixture[str],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    more: tuple[str, ...],
+) -> None:
+    free = (place / "q.gguf").stat().st_size + (1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, free))  # type: ignore[attr-defined]
+    before = sorted(place.iterdir())
+    assert cli.main([*line.replace("@", str(place) + os.sep).split(), *more]) == 1
+    found = re.search(
+        r"x\.gguf: needs (\d+) bytes and (\d+) beside it until it is done, (\d+) are free",
+        capsys.readouterr().err,
+    )
+    assert found, line
+    needed, kept, there = map(int, found.groups())
+    assert needed < there == free < needed + kept
+    assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+@pytest.mark.parametrize("file_type", ["F16", "COPY"])
+def test_a_type_without_codes_is_not_compensated(
+    capsys: pytest.CaptureFixture[str], place: Path, file_type: str, more: tuple[str, ...]
+) -> None:
+    words = ["--compensate", "--calibration", str(place / "text.txt"), "--chunks", "4", *more]
+    assert cli.main(["quantize", *words, str(place / "m.gguf"), str(place / "x.gguf"), file_type]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith(
+        f"{file_type}: no matrix gets codes here that compensation could choose; leave out --compensate, or name a "
+        "quantized type"
+    )
+    assert not (place / "x.gguf").exists()
 
 
 class _Damaged:

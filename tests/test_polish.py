@@ -249,6 +249,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert plan["n_trained"] == CHUNKS - 6
     assert plan["n_held_back"] == 6
     assert plan["memory_bytes"] > 100 << 20
+    assert plan["kept_bytes"] == 4 * CHUNKS * 512 * 256 + 16 * plan["n_moving"]
     assert list(tmp_path.iterdir()) == []
 
 

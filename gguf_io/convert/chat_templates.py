@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
@@ -12,6 +13,7 @@ from gguf import GGUFWriter
 from quantmill.gguf_io.convert.config import load_json
 from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles, short
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import open_regular
 
 KEY = "tokenizer.chat_template"
 Templates = Mapping[str, str]  # name → text; the first one's is "default"
@@ -74,7 +76,9 @@ def _named(templates: Templates) -> dict[str, str]:
 
 def _text(files: TokenizerFiles, path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        # As a text file is read everywhere: a line ends with a line feed, whatever the system that wrote it.
+        with open_regular(path) as file, TextIOWrapper(file, encoding="utf-8-sig") as text:
+            return text.read()
     except UnicodeDecodeError as error:
         files.warn(f"{path}: not UTF-8 ({error.reason}); the chat template is left out")
         return None

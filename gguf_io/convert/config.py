@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import read_regular
 
 # Required numbers and what is believed of them: a hostile file must not make us count to a trillion.
 REQUIRED = {
@@ -82,7 +83,7 @@ LOCAL_THETA = (
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises GGUFError when it is not one, OSError when it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_regular(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise GGUFError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
