@@ -70,7 +70,7 @@ def measure(type: str, to: str, options: argparse.Namespace) -> Row | None:
     return Row(type, to, n, *rates, ours.times_faster_than(ggml, "cpu"))
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     quantized = [row.name for row in qkernels.TYPES.values() if row.family != "plain"]
     parser = argparse.ArgumentParser(prog="python -m bench.decode", description=__doc__)
     parser.add_argument("--types", nargs="+", default=quantized, choices=quantized, metavar="TYPE")
@@ -83,7 +83,11 @@ def main(arguments: list[str]) -> int:
         "--seconds", type=float, default=0.05, help="at least so long a contestant runs a round"
     )
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
     facts = machine.describe("bench.decode", arguments)
     rows = []
     for type in options.types:

@@ -59,7 +59,7 @@ class CompactRow:
     smaller: float
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +70,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
     here = machine.describe("bench.evaluate", arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

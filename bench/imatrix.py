@@ -1,33 +1,63 @@
-"""Tokens per second while collecting, beside the same forward pass without hooks and beside llama-imatrix.
+"""Tokens a second while collecting, beside the same forward pass without hooks and beside llama-imatrix.
 
-    python bench/imatrix.py MODEL.gguf TEXT [--llama-imatrix BIN] [--chunks 16] [--threads 1] [--rounds 3]
+    python -m bench.imatrix MODEL.gguf TEXT [--llama-imatrix BIN] [--chunks 16] [--threads 1] [--rounds 3] [--out P]
 
-All three run the same chunks with the same threads in turn, round after round; the median counts. MODEL is what
+All three run the same chunks with the same threads in turn, round after round; the medians count. MODEL is what
 llama-imatrix reads (its time includes loading it: less than a second for a small model); --hf gives the same
-model as a Hugging Face directory for the torch side. Prints one line of JSON.
+model as a Hugging Face directory for the torch side.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import functools
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+from bench import machine, process, tables
 from quantmill.imatrix import collect as collecting
 from quantmill.imatrix.text import Cutting, Text, chunks_of, read_text
 from quantmill.models.model import LoadedModel, load
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens a second, of wall time (median, slowest and fastest round) and of processor time.
+
+    `ratio`: how many times llama-imatrix's rate of processor time, median of the rounds; None without it.
+    """
+
+    model: str
+    what: str
+    threads: int
+    chunks: int
+    rounds: int
+    rate: float
+    slowest: float
+    fastest: float
+    cpu_rate: float
+    ratio: float | None
+
+
+_COLUMNS = (
+    tables.Column("model", "model"),
+    tables.Column("what", "what"),
+    tables.Column("threads", "threads", "{:d}"),
+    tables.Column("chunks", "chunks", "{:d}"),
+    tables.Column("tokens/s", "rate", "{:.0f}"),
+    tables.Column("slowest", "slowest", "{:.0f}"),
+    tables.Column("fastest", "fastest", "{:.0f}"),
+    tables.Column("tokens/CPU s", "cpu_rate", "{:.0f}"),
+    tables.Column("ratio, CPU", "ratio", "{:.2f} ×"),
+)
 
 
 def with_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:
@@ -41,63 +71,86 @@ def without_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.
         collecting._run(loaded.model, chunks[i : i + step], settings, loaded.device)
 
 
-def llama_imatrix(given: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        command = [
-            given.llama_imatrix, "-m", given.model, "-f", given.text, "-o", f"{directory}/o.gguf", "-c", "512",
-            "--chunks", str(given.chunks), "-t", str(given.threads), "-tb", str(given.threads),
-        ]  # fmt: skip
-        subprocess.run(command, capture_output=True, check=True)
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds of a call in this process, or of the program that it watches."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    used = run()
+    if isinstance(used, process.Usage):
+        return used.wall_s, used.cpu_s
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def timed(run: Callable[[], None]) -> tuple[float, float]:
-    """Wall and processor seconds; the latter hardly suffer from other work on the machine."""
-    begin, before = time.perf_counter(), os.times()
-    run()
-    after = os.times()
-    spent = sum(after[:4]) - sum(before[:4])  # of this process and of those it waited for
-    return time.perf_counter() - begin, spent
+def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
+    """A row for each contestant."""
+    torch.set_num_threads(options.threads)
+    loaded = load(options.hf or options.model)
+    tokens = loaded.tokenizer.encode(read_text(Path(options.text)))
+    chunks = chunks_of([(Text(Path(options.text)), tokens)], Cutting(n_chunks=options.chunks))
+    settings = collecting.Settings(bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None)
+    without_hooks(loaded, chunks[:4], settings)
+    runs: dict[str, Callable[[], object]] = {
+        "plain forward": functools.partial(without_hooks, loaded, chunks, settings),
+        "collect": functools.partial(with_hooks, loaded, chunks, settings),
+    }
+    if options.llama_imatrix:
+        command = [str(options.llama_imatrix), "-m", str(options.model), "-f", str(options.text)]
+        command += ["-o", str(folder / "o.gguf"), "-c", "512", "--chunks", str(options.chunks)]
+        command += ["-t", str(options.threads), "-tb", str(options.threads)]
+        runs["llama-imatrix"] = functools.partial(process.run, command)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(options.rounds):
+        for name, run in runs.items():
+            times[name].append(timed(run))
+    return [_row(options, name, times, chunks) for name in runs]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _row(
+    options: argparse.Namespace, name: str, times: dict[str, list[tuple[float, float]]], chunks: np.ndarray
+) -> Row:
+    walls, cpus = zip(*times[name], strict=True)
+    theirs = times.get("llama-imatrix")
+    ratio = None
+    if theirs is not None and name != "llama-imatrix":
+        ratio = statistics.median(b / a for a, (_, b) in zip(cpus, theirs, strict=True))
+    return Row(
+        model=Path(options.hf or options.model).name,
+        what=name,
+        threads=options.threads,
+        chunks=len(chunks),
+        rounds=len(walls),
+        rate=chunks.size / statistics.median(walls),
+        slowest=chunks.size / max(walls),
+        fastest=chunks.size / min(walls),
+        cpu_rate=chunks.size / statistics.median(cpus),
+        ratio=ratio,
     )
-    parser.add_argument("model")
-    parser.add_argument("text")
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.imatrix",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path)
     parser.add_argument("--hf", help="Hugging Face directory of the same model, for the torch side")
-    parser.add_argument("--llama-imatrix")
+    parser.add_argument("--llama-imatrix", type=Path)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    loaded = load(given.hf or given.model)
-    tokens = loaded.tokenizer.encode(read_text(Path(given.text)))
-    chunks = chunks_of([(Text(Path(given.text)), tokens)], Cutting(n_chunks=given.chunks))
-    settings = collecting.Settings(bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None)
-    without_hooks(loaded, chunks[:4], settings)
-    runs: dict[str, Callable[[], None]] = {
-        "plain forward": lambda: without_hooks(loaded, chunks, settings),
-        "collect": lambda: with_hooks(loaded, chunks, settings),
-    }
-    if given.llama_imatrix:
-        runs["llama-imatrix"] = lambda: llama_imatrix(given)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for _ in range(given.rounds):
-        for name, run in runs.items():
-            times[name].append(timed(run))
-    record = {"model": given.hf or given.model, "threads": given.threads, "chunks": len(chunks)}
-    for i, clock in enumerate(("wall", "cpu")):
-        medians = {name: statistics.median(pair[i] for pair in pairs) for name, pairs in times.items()}
-        record[f"tokens_per_second_{clock}"] = {
-            name: round(chunks.size / t, 1) for name, t in medians.items()
-        }
-        record[f"seconds_{clock}"] = {
-            name: [round(pair[i], 2) for pair in pairs] for name, pairs in times.items()
-        }
-    print(json.dumps(record, ensure_ascii=False))
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    facts = machine.describe("bench.imatrix", arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(options, Path(folder))
+    tables.report(options.out, "Collecting importance", facts, _COLUMNS, rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
