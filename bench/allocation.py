@@ -1,12 +1,10 @@
-"""quantmill quantize --target-size beside llama-quantize's file types, at the same bytes and by llama-perplexity.
+"""Types found for a size: `python -m bench.allocation --llama FOLDER --work FOLDER [--types Q4_K_M] [--out PREFIX]`.
 
-    python -m bench.allocation F16.gguf --imatrix I --calibration TEXT --llama FOLDER --types Q4_K_M,Q3_K_M \
-        --text eval.txt --text other.txt [--chunks 32] [--measure-chunks 8] [--work FOLDER] [--out P]
-
-llama-quantize makes each type with the importance matrix; quantmill gets that file's size as its ceiling, the same
-importance and the calibration text, of which it measures on parts that the importance was not collected from. Both
-files are scored on every text against the F16 model. `--work` keeps what was made: saved predictions, files, and
-quantmill's measurements, so that a second call measures nothing twice. One thread throughout.
+llama-quantize makes SmolLM2's file of each type with llama-imatrix's importance; `quantmill quantize --target-size`
+gets that file's size as its ceiling, the same importance and the calibration text, first alone, then with compensated
+codes and polish in the same command. All files are judged by stock llama-perplexity on the evaluation text and on a
+text of another genre, as `bench.quality` does. `--work` keeps what was made, quantmill's measurements of single
+tensors lie in its cache: a second call measures nothing twice.
 """
 
 from __future__ import annotations
@@ -14,142 +12,127 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
+import resource
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import machine, tables
-from quantmill.gguf_io.filesystem import digest
+from bench.quality import judged, ratio
+from bench.quality_models import Bench, plain_file, smollm2
 
-_FLAGS = ("-c", "512", "-t", "1", "--no-repack")
-_KLD = re.compile(r"Mean\s+KLD:\s*([\d.]+) ±\s*([\d.]+)")
+METHODS: dict[str, tuple[str, ...]] = {"types": (), "types, codes, scales": ("--compensate", "--polish")}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One type on one text. predicted, measured: quantmill's own, on held-back chunks of the calibration text."""
+    """One file. predicted, measured: quantmill's own loss of the types, on chunks of the calibration text it held back.
 
+    ratio, other_ratio: the file's KL divergence over that of llama-quantize's, on either text.
+    """
+
+    model: str
     type: str
-    text: str
+    method: str
     bytes_theirs: int
-    bytes_ours: int
+    bytes: int
     predicted: float
-    measured: float
+    measured: float | None
     kld_theirs: float
-    kld_ours: float
-    error_ours: float
+    kld: float
     ratio: float
-    cpu_minutes: float
+    error: float
+    other_ratio: float
+    other_error: float
+    cpu_min: float
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+_COLUMNS = (
+    tables.Column("model", "model"),
+    tables.Column("at the bytes of", "type"),
+    tables.Column("what", "method"),
+    tables.Column("bytes, llama.cpp", "bytes_theirs", "{:d}"),
+    tables.Column("bytes", "bytes", "{:d}"),
+    tables.Column("loss predicted", "predicted", "{:.4f}"),
+    tables.Column("measured", "measured", "{:.4f}"),
+    tables.Column("KLD, llama.cpp", "kld_theirs", "{:.5f}"),
+    tables.Column("KLD", "kld", "{:.5f}"),
+    tables.Column("ratio", "ratio", "{:.3f}"),
+    tables.Column("±", "error", "{:.3f}"),
+    tables.Column("ratio, other genre", "other_ratio", "{:.3f}"),
+    tables.Column("±", "other_error", "{:.3f}"),
+    tables.Column("CPU min", "cpu_min", "{:.1f}"),
+)
+
+
+def measure(bench: Bench, type: str, method: str, measure_chunks: int) -> Row:
+    """A type's file, and ours of at most its size. Raises RuntimeError when quantmill fails."""
+    plain = plain_file(bench, type)
+    size = plain.stat().st_size
+    output = bench.work / f"{plain.stem}-size-{len(METHODS[method])}.gguf"
+    command = [sys.executable, "-m", "quantmill", "quantize", str(bench.f16), str(output), "--json"]
+    command += ["--target-size", str(size), "--measure-chunks", str(measure_chunks), *METHODS[method]]
+    command += ["--imatrix", str(bench.imatrix), "--calibration", str(bench.calibration)]
+    before = _cpu_seconds()
+    done = subprocess.run(
+        [*command, "--threads", str(bench.threads)], capture_output=True, text=True, check=False
     )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--imatrix", type=Path, required=True)
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--llama", type=Path, required=True, help="folder of llama.cpp's programs")
-    parser.add_argument("--types", default="Q4_K_M,Q3_K_M")
-    parser.add_argument("--text", type=Path, action="append", required=True)
-    parser.add_argument("--chunks", type=int, default=32)
-    parser.add_argument("--measure-chunks", type=int, default=8)
-    parser.add_argument("--work", type=Path, default=Path("bench-allocation"))
-    parser.add_argument("--out", type=Path, default=Path("bench/results/allocation"))
-    options = parser.parse_args(arguments)
-    options.work.mkdir(parents=True, exist_ok=True)
-    here = machine.describe("bench.allocation", list(arguments))
-    rows = [row for type in options.types.split(",") for row in _of_type(options, type)]
-    tables.save(options.out, _report(here, rows), tables.as_json(here, rows))
-
-
-def _of_type(options: argparse.Namespace, type: str) -> list[Row]:
-    theirs, ours = options.work / f"llama-{type}.gguf", options.work / f"quantmill-{type}.gguf"
-    if not theirs.exists():
-        _run(options.llama / "llama-quantize", "--imatrix", options.imatrix, options.model, theirs, type, "1")
-    size = theirs.stat().st_size
-    started, busy = time.time(), os.times()
-    words = [sys.executable, "-m", "quantmill", "quantize", options.model, ours, "--target-size", size]
-    words += ["--imatrix", options.imatrix, "--calibration", options.calibration, "--threads", "1", "--json"]
-    found = json.loads(_run(*words, "--measure-chunks", options.measure_chunks))
-    now = os.times()
-    minutes = (now.children_user + now.children_system - busy.children_user - busy.children_system) / 60
-    print(f"{type}: {time.time() - started:.0f} s", file=sys.stderr)
-    rows = []
-    for text in options.text:
-        (kld, error), (kld_theirs, _) = (_kld(options, file, text) for file in (ours, theirs))
-        rows.append(
-            Row(
-                type,
-                text.name,
-                size,
-                ours.stat().st_size,
-                found["predicted_loss"],
-                found["measured_loss"],
-                kld_theirs,
-                kld,
-                error,
-                kld / kld_theirs,
-                minutes,
-            )
-        )
-    return rows
-
-
-def _kld(options: argparse.Namespace, file: Path, text: Path) -> tuple[float, float]:
-    """Mean KL divergence from the F16 model and its error, by llama-perplexity."""
-    base = options.work / f"{text.stem}-{options.chunks}.kld"
-    program = options.llama / "llama-perplexity"
-    if not base.exists():
-        _run(
-            program,
-            "-m",
-            options.model,
-            "-f",
-            text,
-            "--chunks",
-            options.chunks,
-            *_FLAGS,
-            "--save-all-logits",
-            base,
-        )
-    log = options.work / f"{digest([file])[:16]}-{base.stem}.log"  # of this very file
-    if not log.exists():
-        words = (program, "-m", file, *_FLAGS, "--kl-divergence", "--kl-divergence-base", base)
-        log.write_text(_run(*words), encoding="utf-8")
-    match = _KLD.search(log.read_text(encoding="utf-8"))
-    if match is None:
-        raise RuntimeError(f"{log}: llama-perplexity says no KLD for {file}")
-    return float(match[1]), float(match[2])
-
-
-def _run(*words: object) -> str:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{words[0]} failed with {done.returncode}:\n{done.stderr[-2000:]}")
-    return done.stdout
+        raise RuntimeError(f"quantize ended with {done.returncode}: {done.stderr[-2000:]}")
+    minutes = (_cpu_seconds() - before) / 60
+    found = json.loads(done.stdout)
+    made = output.stat().st_size
+    assert made <= size, f"{output}: {made} bytes, and {size} were allowed"
+    assert bench.other is not None
+    texts = (bench.evaluation, bench.other)
+    theirs = [judged(bench, plain, text, keep=True) for text in texts]
+    ours = [judged(bench, output, text) for text in texts]
+    ratios = [ratio(a, b) for a, b in zip(ours, theirs, strict=True)]
+    losses = found["predicted_loss"], found["measured_loss"]
+    klds = theirs[0].kld, ours[0].kld
+    return Row(bench.name, type, method, size, made, *losses, *klds, *ratios[0], *ratios[1], minutes)
 
 
-def _report(here: machine.Machine, rows: list[Row]) -> str:
-    columns = (
-        tables.Column("at the bytes of", "type"),
-        tables.Column("text", "text"),
-        tables.Column("bytes llama.cpp", "bytes_theirs", "{:d}"),
-        tables.Column("bytes", "bytes_ours", "{:d}"),
-        tables.Column("loss predicted", "predicted", "{:.4f}"),
-        tables.Column("measured", "measured", "{:.4f}"),
-        tables.Column("KLD llama.cpp", "kld_theirs", "{:.4f}"),
-        tables.Column("KLD", "kld_ours", "{:.4f}"),
-        tables.Column("±", "error_ours", "{:.4f}"),
-        tables.Column("ratio", "ratio", "{:.3f}"),
-        tables.Column("CPU min", "cpu_minutes", "{:.1f}"),
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.allocation", description=__doc__)
+    parser.add_argument("--llama", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q3_K_M"], metavar="TYPE")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens, of each text that judges")
+    parser.add_argument("--imatrix-chunks", type=int, default=64)
+    parser.add_argument("--measure-chunks", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--calibration", type=Path, help="a text instead of the one that is made")
+    parser.add_argument("--evaluation", type=Path, help="likewise")
+    parser.add_argument("--other", type=Path, help="likewise")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, after every row")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    facts = machine.describe(
+        "bench.allocation", [os.path.basename(a) if os.sep in a else a for a in arguments]
     )
-    return "\n".join([tables.heading("Types that fit a size", here), tables.markdown(columns, rows)])
+    bench = smollm2(options)
+    rows = []
+    for type in options.types:
+        for method in options.methods:
+            rows.append(measure(bench, type, method, options.measure_chunks))
+            print(tables.markdown(_COLUMNS, rows[-1:]), flush=True)
+            if options.out:
+                page = f"{tables.heading('Types that fit a size', facts)}\n{tables.markdown(_COLUMNS, rows)}"
+                tables.save(options.out, page, tables.as_json(facts, rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
