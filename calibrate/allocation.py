@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
+from quantmill.calibrate.workers import Workers
 from quantmill.models.exchange import Exchange
 from quantmill.models.model import LoadedModel
 from quantmill.models.prefix import Prefix
@@ -25,10 +26,10 @@ class Sensitivity:
     changed by `put` and otherwise left as it was.
     """
 
-    def __init__(self, loaded: LoadedModel, chunks: np.ndarray) -> None:
-        self._prefix = Prefix(loaded, chunks, chunks.shape[1] // _UNSCORED)
+    def __init__(self, loaded: LoadedModel, chunks: np.ndarray, workers: Workers) -> None:
+        self._prefix = Prefix(loaded, chunks, chunks.shape[1] // _UNSCORED, workers.map)
         self._exchange = Exchange(loaded)
-        self._log_p = [torch.log_softmax(logits, dim=-1) for logits in self._prefix.logits()]
+        self._log_p = self._prefix.map(lambda batch, logits: torch.log_softmax(logits, dim=-1))
 
     def in_order(self, names: Iterable[str]) -> list[str]:
         """Those that the model uses, by the first layer they touch."""
@@ -50,14 +51,16 @@ class Sensitivity:
 
         Raises ModelError for logits that are not finite.
         """
-        total, n = 0.0, 0
-        for log_p, logits in zip(self._log_p, self._prefix.logits(), strict=True):
-            ours, theirs = logits.flatten(0, 1), log_p.flatten(0, 1)
+
+        def one(batch: int, logits: torch.Tensor) -> float:
+            ours, theirs = logits.flatten(0, 1), self._log_p[batch].flatten(0, 1)
+            total = 0.0
             for rows in row_slabs(*ours.shape):
                 log_q = torch.log_softmax(ours[rows], dim=-1)
                 total += float((theirs[rows].exp() * (theirs[rows] - log_q)).sum(dtype=torch.float64))
-            n += len(ours)
-        return total / n
+            return total
+
+        return sum(self._prefix.map(one)) / sum(log_p.shape[:2].numel() for log_p in self._log_p)
 
     def measure(
         self,

@@ -8,6 +8,7 @@ types that were chosen. Without one: the error of the weights alone, by kind of 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -128,16 +129,18 @@ def _sensitivity(
     import torch
 
     from quantmill.calibrate.allocation import Sensitivity
+    from quantmill.calibrate.workers import working
     from quantmill.models.model import from_source
 
     job = request.job
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
     path = Path(job.source)
     device = torch.device(choose_engines(job.device)[0].device)
     loaded = from_source(open_source(path), path, device, torch.float32)
+    # threads of the host that feed one device would only wait for each other
+    threads = (job.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
     try:
-        yield Sensitivity(loaded, _held_back(request, text, plain, importance, loaded))
+        with working(threads) as workers:
+            yield Sensitivity(loaded, _held_back(request, text, plain, importance, loaded), workers)
     finally:
         loaded.close()
 

@@ -1,17 +1,18 @@
 """Run a model again from one of its layers on, over the same text: what lies before is run once and kept.
 
-prefix = Prefix(loaded, chunks, first)
+prefix = Prefix(loaded, chunks, first, share_out)
 for layer in range(prefix.n_layers):
     prefix.move_to(layer)
     ...change a weight of this layer...
-    for logits in prefix.logits(): ...
+    found = prefix.map(work)            # [work(batch, logits), …]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,23 +22,38 @@ from quantmill.models.capture import named_layers
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import BATCH_TOKENS, input_ids
 
+LEAST_BATCHES = 4  # on a CPU, where threads take them
+
+Out = TypeVar("Out")
+ShareOut = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]  # map in threads, in order
+
+
+class _Running(threading.local):
+    """The batch that this thread runs, and what the layer that is watched has put out for it."""
+
+    batch = 0
+    output: Any = None
+
 
 class Prefix:
     """A model over chunks [n_chunk, n_ctx] i32, of which the positions from `first` on but the last are wanted.
 
     The model's own forward does the work, so that masks, rotations and whatever else a family has are its own; layers
     that need not run hand on what they are given, and the last of them what was kept. In memory: what one layer puts
-    out for the whole text.
+    out for the whole text. share_out: a map, perhaps in threads; each batch is computed by one torch thread, and how
+    chunks are grouped follows from their number and length, so that the threads do not show in the result.
     """
 
-    def __init__(self, loaded: LoadedModel, chunks: np.ndarray, first: int) -> None:
-        self._loaded, self._first = loaded, first
+    def __init__(self, loaded: LoadedModel, chunks: np.ndarray, first: int, share_out: ShareOut) -> None:
+        self._loaded, self._first, self._share_out = loaded, first, share_out
         step = max(1, BATCH_TOKENS // chunks.shape[1])
+        if loaded.device.type == "cpu":
+            step = min(step, -(-len(chunks) // LEAST_BATCHES))
         self._batches = input_ids(loaded, chunks).split(step)
         self._path, self._layers = named_layers(loaded.model)
         self._at = 0
         self._kept: list[Any] = []  # per batch, what layer `_at - 1` puts out
-        self._tuples = False  # whether layers put out tuples
+        self._running = _Running()
 
     @property
     def n_layers(self) -> int:
@@ -63,57 +79,66 @@ class Prefix:
         names = {f"{path}.weight" for path, module in self._loaded.model.named_modules() if module is head}
         return self.n_layers if set(users) <= names else 0
 
-    def logits(self) -> Iterator[torch.Tensor]:
-        """Batch by batch [n_seq, n_ctx − 1 − first, n_vocab] f32, with the weights as they are now."""
-        for i, ids in enumerate(self._batches):
-            with self._resting(range(self._at), i):
-                yield self._loaded.logits(ids, first=self._first)[:, :-1].float()
+    def map(self, work: Callable[[int, torch.Tensor], Out]) -> list[Out]:
+        """[work(batch, logits) …] of all batches, with the weights as they are now.
 
-    @torch.inference_mode()
+        logits: [n_seq, n_ctx − 1 − first, n_vocab] f32.
+        """
+
+        def one(batch: int) -> Out:
+            self._running.batch = batch
+            return work(batch, self._loaded.logits(self._batches[batch], first=self._first)[:, :-1].float())
+
+        with self._resting(range(self._at)):
+            return self._share_out(one, range(len(self._batches)))
+
     def move_to(self, layer: int) -> None:
         """Run what lies between here and `layer` with the weights as they are now. Only forwards."""
         assert layer >= self._at
         while self._at < layer:
-            self._kept = [self._output_of(self._at, i) for i in range(len(self._batches))]
+            # Layers behind only pass on, so the head sees something; one position of it is the least there is.
+            others = [*range(self._at), *range(self._at + 1, self.n_layers)]
+            with self._resting(others), self._watching(self._layers[self._at]):
+                self._kept = self._share_out(self._output_of, range(len(self._batches)))
             self._at += 1
 
     def restart(self) -> None:
         """Back to the beginning; what was kept is forgotten."""
         self._at, self._kept = 0, []
 
-    def _output_of(self, layer: int, i: int) -> Any:
-        found: list[Any] = []
-        # Layers behind only pass on, so the head sees something; one position of it is the least there is.
-        others = [*range(self._at), *range(layer + 1, self.n_layers)]
-        with self._resting(others, i), _watching(self._layers[layer], found):
-            self._loaded.logits(self._batches[i], first=self._batches[i].shape[1] - 1)
-        return found[0]
+    def _output_of(self, batch: int) -> Any:
+        """What the layer that is watched puts out."""
+        self._running.batch = batch
+        ids = self._batches[batch]
+        self._loaded.logits(ids, first=ids.shape[1] - 1)
+        output, self._running.output = self._running.output, None
+        return output
 
     @contextmanager
-    def _resting(self, layers: Any, i: int) -> Iterator[None]:
+    def _resting(self, layers: Iterable[int]) -> Iterator[None]:
         with ExitStack() as stack:
             for number in layers:
-                kept = self._kept[i] if number == self._at - 1 else None
-                stack.enter_context(_replaced_forward(self._layers[number], kept))
+                stack.enter_context(self._replaced_forward(self._layers[number], number == self._at - 1))
             yield
 
+    @contextmanager
+    def _replaced_forward(self, layer: nn.Module, gives_kept: bool) -> Iterator[None]:
+        def forward(hidden_states: Any, *others: Any, **named: Any) -> Any:
+            return self._kept[self._running.batch] if gives_kept else hidden_states
 
-@contextmanager
-def _replaced_forward(layer: nn.Module, kept: Any) -> Iterator[None]:
-    def forward(hidden_states: Any, *others: Any, **named: Any) -> Any:
-        return hidden_states if kept is None else kept
+        layer.forward = forward  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del layer.forward
 
-    layer.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del layer.forward
+    @contextmanager
+    def _watching(self, layer: nn.Module) -> Iterator[None]:
+        def see(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._running.output = output
 
-
-@contextmanager
-def _watching(layer: nn.Module, found: list[Any]) -> Iterator[None]:
-    handle = layer.register_forward_hook(lambda module, inputs, output: found.append(output))
-    try:
-        yield
-    finally:
-        handle.remove()
+        handle = layer.register_forward_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -12,6 +12,7 @@ from quantmill import cli
 from quantmill.calibrate.allocation import Sensitivity
 from quantmill.calibrate.curves import loss_curve
 from quantmill.calibrate.weights import Subject, quantized, sampled_errors
+from quantmill.calibrate.workers import Workers, working
 from quantmill.commands.allocation import find_target
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix import store
@@ -54,19 +55,28 @@ def subject(source, name, weighed=True):
     return Subject(spec, columns)
 
 
-def joined(batches):
+def one_by_one(work, items):
+    return [work(item) for item in items]
+
+
+def joined(prefix):
     with torch.inference_mode():
-        return torch.cat(list(batches))
+        return torch.cat(prefix.map(lambda batch, logits: logits))
+
+
+def whole_logits(loaded, chunks):
+    """Chunk by chunk, as a prefix walk groups so few of them."""
+    with torch.inference_mode():
+        return torch.cat([scored_logits(loaded, chunk[None]) for chunk in chunks])
 
 
 def test_a_prefix_walk_gives_the_logits_of_the_whole_model(loaded, chunks):
     """From every layer, and from behind the last: the bits of a run from the beginning."""
-    with torch.inference_mode():
-        whole = scored_logits(loaded, chunks)
-    prefix = Prefix(loaded, chunks, 32)
+    whole = whole_logits(loaded, chunks)
+    prefix = Prefix(loaded, chunks, 32, one_by_one)
     for layer in range(prefix.n_layers + 1):
         prefix.move_to(layer)
-        assert torch.equal(joined(prefix.logits()), whole)
+        assert torch.equal(joined(prefix), whole)
     assert prefix.position("token_embd.weight") == 0
     assert prefix.position("blk.2.ffn_down_exps.weight") == 2
     assert prefix.position("no.such.tensor") is None
@@ -83,13 +93,12 @@ def test_exchanged_blocks_are_those_of_a_file_that_has_them(loaded, chunks, quan
             sink.write(spec.name, rows if spec.name == name else source.read(spec.name))
         sink.commit()
     other = load(tmp_path / "one.gguf")
-    with torch.inference_mode():
-        wanted, before = scored_logits(other, chunks), scored_logits(loaded, chunks)
-    prefix, exchange = Prefix(loaded, chunks, 32), Exchange(loaded)
+    wanted, before = whole_logits(other, chunks), whole_logits(loaded, chunks)
+    prefix, exchange = Prefix(loaded, chunks, 32, one_by_one), Exchange(loaded)
     prefix.move_to(prefix.position(name))
     with exchange.instead(name, "Q4_K", rows):
-        assert torch.equal(joined(prefix.logits()), wanted)
-    assert torch.equal(joined(prefix.logits()), before)
+        assert torch.equal(joined(prefix), wanted)
+    assert torch.equal(joined(prefix), before)
     assert not torch.equal(wanted, before)
     other.close()
 
@@ -99,14 +108,27 @@ def test_divergence_is_the_formula(loaded, chunks, quantizer):
     name = "blk.3.ffn_down_exps.weight"
     rows = quantized(source, subject(source, name), "Q2_K", quantizer)
     found = {}
-    sensitivity = Sensitivity(loaded, chunks)
+    sensitivity = Sensitivity(loaded, chunks, Workers(1))
     sensitivity.measure({name: ["Q2_K"]}, lambda *_: rows, lambda n, t, loss: found.update({(n, t): loss}))
     assert sensitivity.kld() == pytest.approx(0.0, abs=1e-9)
     with torch.inference_mode():
-        p = torch.log_softmax(joined(Prefix(loaded, chunks, 16).logits()).double(), -1).numpy()
+        p = torch.log_softmax(joined(Prefix(loaded, chunks, 16, one_by_one)).double(), -1).numpy()
         with Exchange(loaded).instead(name, "Q2_K", rows):
-            q = torch.log_softmax(joined(Prefix(loaded, chunks, 16).logits()).double(), -1).numpy()
+            q = torch.log_softmax(joined(Prefix(loaded, chunks, 16, one_by_one)).double(), -1).numpy()
     assert found == {(name, "Q2_K"): pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-3)}
+
+
+def test_losses_are_the_same_with_one_thread_and_two(loaded, chunks, quantizer):
+    """To the last bit: types are chosen by them."""
+    source = open_source(tiny("F16"))
+    name = "blk.3.ffn_down_exps.weight"
+    rows = quantized(source, subject(source, name), "Q2_K", quantizer)
+    losses = []
+    for threads in (1, 2):
+        with working(threads) as workers:
+            sensitivity = Sensitivity(loaded, chunks, workers)
+            sensitivity.measure({name: ["Q2_K"]}, lambda *_: rows, lambda n, t, loss: losses.append(loss))
+    assert losses[0] == losses[1] > 0
 
 
 @pytest.mark.parametrize("weighed", [True, False])
