@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.errors import naming
-from quantmill.calibrate.gram import metric_of, shrunk
+from quantmill.calibrate.gram import Metric, metric_of, shrunk
 from quantmill.calibrate.moments import FITTED, HELD, Moments
 from quantmill.calibrate.solver import Effort, plain, solvable, solve
 from quantmill.calibrate.targets import NO_SHARES, Shares, target_of
@@ -82,7 +82,7 @@ def quantize_layer(
             only = None if len(parts) == 1 else part
             moments = layer.visit(place, partial(Moments, place, held, two_streams, device, only))
             found.append(_at_place(layer, place, names, types, settings, moments, workers, part))
-        made += [_side_by_side(of_one) for of_one in zip(*found, strict=True)]
+        made += [side_by_side(of_one) for of_one in zip(*found, strict=True)]
         if two_streams:
             for one in made[-len(names) :]:
                 layer.change(one.name, one.decoded(device))
@@ -99,7 +99,7 @@ def column_parts(n_cols: int, widest: int) -> list[slice]:
     return [slice(first, min(first + step, n_cols)) for first in range(0, n_cols, step)]
 
 
-def _side_by_side(parts: Sequence[Made]) -> Made:
+def side_by_side(parts: Sequence[Made]) -> Made:
     """Columns of one tensor, solved in parts."""
     first = parts[0]
     if len(parts) == 1:
@@ -143,8 +143,9 @@ def _at_place(
         if not key:
             weights = [matrix[..., part] for matrix in weights]
         with naming(*members):
-            solved = _solved(weights, members, type, settings, own, workers)
-        found |= {one.name: one for one in solved}
+            metric = fitted_metric(own, settings)
+            made = solved(weights, members, type, settings, own, metric, workers)
+        found |= {one.name: one for one in made}
     return [found[name] for name in names]
 
 
@@ -158,18 +159,27 @@ def _columns(layer: Layer, name: str) -> np.ndarray | None:
     return np.arange(n)[columns]
 
 
-def _solved(
+def fitted_metric(moments: Moments, settings: Settings) -> Metric:
+    """What an error costs, by the chunks that codes are fitted to."""
+    means = shrunk(moments.square[FITTED], moments.counts[FITTED], STRENGTH)
+    return metric_of(means, settings.damping)
+
+
+def solved(
     weights: list[torch.Tensor],
     names: list[str],
     type: str,
     settings: Settings,
     moments: Moments,
+    metric: Metric,
     workers: Workers,
 ) -> list[Made]:
+    """Tensors [n_mat, n_rows, n_cols] f32 of one type that take the same columns, solved as rows of one matrix.
+
+    metric: of the fitted part of `moments`, `fitted_metric`.
+    """
     sizes = [matrix.shape[1] for matrix in weights]
     whole = torch.cat(weights, 1)
-    means = shrunk(moments.square[FITTED], moments.counts[FITTED], STRENGTH)
-    metric = metric_of(means, settings.damping)
     if not solvable(type):
         blocks = plain(whole, metric.diagonal, type)
         return [

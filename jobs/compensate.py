@@ -116,6 +116,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
 def _walk(state: _Run, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
     """Write what the walk comes to; what it has finished stays on the disk until the caller removes it."""
     from quantmill.calibrate.layer import Settings, held_back, quantize_layer
+    from quantmill.calibrate.output import quantize_output
     from quantmill.calibrate.solver import EFFORTS
     from quantmill.models.walk import Walk
 
@@ -143,15 +144,29 @@ def _walk(state: _Run, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
             types = {name: entry.type for name, entry in entries.items()}
             made = quantize_layer(layer, types, settings, workers, two_streams)
             kept.write(layer.index, _arrays(made))
-        for one in made:
-            entry = entries[one.name]
-            state.sink.write(entry.name, one.blocks)
-            state.done.add(entry.name)
-            state.watcher.progressed(entry.source_bytes, entry.name)
-        state.made += made
+        _written(state, made, entries)
         return_free_memory()
         state.watcher.layer_done(layer.index + 1, len(walk.modules))
+    output = walk.output()
+    if output is not None and output.place.takers[0][0] in entries:
+        behind = len(walk.modules)
+        if behind < kept.n_found:
+            made = _stored(kept.read(behind), entries)
+        else:
+            type = entries[output.place.takers[0][0]].type
+            made = [quantize_output(output, type, settings, workers, two_streams)]
+            kept.write(behind, _arrays(made))
+        _written(state, made, entries)
     return kept
+
+
+def _written(state: _Run, made: list[Made], entries: dict[str, PlanEntry]) -> None:
+    for one in made:
+        entry = entries[one.name]
+        state.sink.write(entry.name, one.blocks)
+        state.done.add(entry.name)
+        state.watcher.progressed(entry.source_bytes, entry.name)
+    state.made += made
 
 
 def _identity(state: _Run, loaded: LoadedModel) -> dict[str, str]:

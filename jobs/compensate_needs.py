@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,15 +60,21 @@ def needs_of(
     """Of a run that has its model loaded and its text read."""
     from quantmill.calibrate.costs import Setting, layer_of, memory_of, total, work_of
     from quantmill.calibrate.layer import WIDEST
+    from quantmill.calibrate.output import rows_together
     from quantmill.calibrate.solver import EFFORTS
     from quantmill.models.packed import n_bytes
+    from quantmill.models.walked_output import output_names
 
     assert loaded.source is not None
     config = loaded.model.config.get_text_config()
     used = loaded.source.metadata.value(f"{loaded.architecture}.expert_used_count", 1)
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     entries = compensated_entries(plan, loaded)
+    names = output_names(loaded)
+    outputs = [entry for entry in entries if names is not None and entry.source == names[0]]
     for entry in entries:
+        if entry in outputs:
+            continue
         _, layer, kind = entry.source.split(".", 2)
         layers.setdefault(layer, {})[kind] = entry.shape
     threads = job.threads or os.cpu_count() or 1
@@ -76,6 +82,13 @@ def needs_of(
     shapes = [layer_of(shapes, used) for shapes in layers.values()]
     two_streams = calibration.effort != "fast"
     effort = EFFORTS[calibration.effort]
+    works = [work_of(layer, setting, effort, two_streams) for layer in shapes]
+    for entry in outputs:  # it is not run itself; its rows are treated in parts
+        n_cols, n_rows = entry.shape[:2]
+        works.append(
+            replace(work_of(layer_of({entry.source: (n_cols, n_rows)}, 1), setting, effort), passes=0)
+        )
+        shapes.append(layer_of({entry.source: (n_cols, min(n_rows, rows_together(n_cols)))}, 1))
     square, n_mat = max(((min(e.n_cols, WIDEST), e.n_matrices) for e in entries), default=(0, 1))
     layer_bytes = max((memory_of(layer, setting, two_streams) for layer in shapes), default=0)
     return Needs(
@@ -85,6 +98,6 @@ def needs_of(
         widest=WIDEST,
         layer_bytes=layer_bytes,
         total_bytes=layer_bytes + n_bytes(loaded.model) + resident_bytes(),
-        work=total([work_of(layer, setting, effort, two_streams) for layer in shapes]),
+        work=total(works),
         cut=tuple(entry.name for entry in entries if entry.n_cols > WIDEST),
     )

@@ -55,8 +55,9 @@ def is_searched(entry: PlanEntry) -> bool:
 def compensated_entries(plan: Plan, loaded: LoadedModel) -> list[PlanEntry]:
     """Whose codes the walk chooses."""
     from quantmill.models.walk import walked_names
+    from quantmill.models.walked_output import output_names
 
-    walked = walked_names(loaded)
+    walked = {*walked_names(loaded), *(output_names(loaded) or ())[:1]}
     return [entry for entry in plan.entries if is_searched(entry) and entry.source in walked]
 
 
@@ -69,7 +70,7 @@ def by_kind(made: list[Made]) -> tuple[KindError, ...]:
     groups: dict[tuple[str, str], list[Made]] = {}
     for one in made:
         if one.compensated:
-            kind = one.name.split(".", 2)[-1].removesuffix(".weight")
+            kind = one.name.removesuffix(".weight").split(".", 2)[-1]
             groups.setdefault((kind, one.type), []).append(one)
     return tuple(
         KindError(

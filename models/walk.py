@@ -5,6 +5,7 @@
         for place in layer.places:                    # in the order in which the layer comes to them
             sums = layer.visit(place, Sums)           # what enters there, of both streams
             layer.change("blk.0.attn_q.weight", f32)  # the changed stream goes through this from now on
+    output = walk.output()                            # behind them; None where it is the embeddings'
 
 The layers are transformers' own, called one by one with the arguments that a pass of the whole model gives them.
 A layer's weights are decoded when it is walked and forgotten with it. How chunks are grouped follows from the model
@@ -24,6 +25,7 @@ from quantmill.models.errors import ModelError
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import taking
 from quantmill.models.walked_layer import Layer
+from quantmill.models.walked_output import Output, output_names
 
 BATCH_TOKENS = {"cpu": 2048}
 BATCH_TOKENS_ON_DEVICE = 16384
@@ -49,6 +51,7 @@ class Walk:
         hidden, self.calls = self._enter()
         self.original = hidden
         self.changed = list(hidden) if two_streams else hidden
+        self.layers_give_tuples = False  # known when one was run
 
     def _batches(self, chunks: np.ndarray) -> list[torch.Tensor]:
         n_chunk, n_ctx = chunks.shape
@@ -86,6 +89,11 @@ class Walk:
                 layer.finish()
             finally:
                 layer.held.close()
+
+    def output(self) -> Output | None:
+        """The output matrix, when both streams have passed all layers; None for one that is tied."""
+        names = output_names(self.loaded)
+        return None if names is None else Output(self, *names)
 
 
 def chunks_together(device: str, n_chunk: int, n_ctx: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -130,27 +130,10 @@ class Layer:
 
         Raises ModelError for a value that is not finite, naming layer and chunk.
         """
-        n = len(self.walk.batches)
-        bytes_each = 16 * place.n_mat * place.n_cols * place.n_cols
-        n_groups = max(1, min(8, n, SUM_BYTES // bytes_each))
-        if self.walk.loaded.device.type != "cpu":
-            n_groups = 1
-        bounds = [n * i // n_groups for i in range(n_groups + 1)]
-
-        def one(group: int) -> Sum:
-            sums = make()
-            for batch in range(bounds[group], bounds[group + 1]):
-                for seen in self._see(place, batch):
-                    sums.add(batch, seen)
-            return sums
-
         self._entering.clear()
         product = place.writes is not None and place.n_mat == 1
         self._visited = place if product and self.walk.two_streams else None
-        first, *rest = self.walk.share_out(one, range(n_groups))
-        for other in rest:
-            first.join(other)
-        return first
+        return summed_up(self.walk, place, make, lambda batch: self._see(place, batch))
 
     def leave_out(self) -> None:
         """The changed stream goes round this layer: it is not in the model any more."""
@@ -173,7 +156,9 @@ class Layer:
             kept.clear()
 
     def _pass(self, hidden: torch.Tensor) -> torch.Tensor:
-        return first_of(self.held.layer(hidden, **self._arguments))
+        output = self.held.layer(hidden, **self._arguments)
+        self.walk.layers_give_tuples = isinstance(output, tuple)
+        return first_of(output)
 
     @torch.inference_mode()
     def _find_places(self) -> tuple[Place, ...]:
@@ -207,8 +192,7 @@ class Layer:
             if self._visited is not None:
                 self._entering[batch] = inputs[0]
         for part in (*original, *inputs):
-            if part.is_floating_point() and not bool(part.isfinite().all()):
-                raise self._not_finite(place, batch, part)
+            require_finite(self.walk, batch, part, place.takers[0][0], f"layer {self.index}")
         if place.n_mat == 1:
             x, y = (stream[0].flatten(0, -2).float()[None] for stream in (original, inputs))
             residual = self._residual(place, batch, outputs)
@@ -287,12 +271,37 @@ class Layer:
     def _writers(self) -> set[str]:
         return {place.writes for place in self.places if place.writes is not None}
 
-    def _not_finite(self, place: Place, batch: int, part: torch.Tensor) -> ModelError:
-        name = place.takers[0][0]
-        rows = part if part.ndim == 3 else part.view(len(self.walk.batches[batch]), -1, part.shape[-1])
-        bad = ~rows.isfinite().flatten(1).all(1)
-        chunk = int(self.walk.first_chunks[batch]) + int(bad.nonzero()[0])
-        return ModelError(
-            f"{name}: what enters it is not finite in chunk {chunk + 1} (layer {self.index}); the model or its weights "
-            "overflow there: look at the text of that chunk, or choose a wider type for the tensors before it"
-        )
+
+def summed_up(walk: Walk, place: Place, make: Callable[[], Sum], see: Callable[[int], Iterable[Seen]]) -> Sum:
+    """Sums of what `see` gives for every batch: several of `make` side by side, joined in order."""
+    n = len(walk.batches)
+    bytes_each = 16 * place.n_mat * place.n_cols * place.n_cols
+    n_groups = max(1, min(8, n, SUM_BYTES // bytes_each))
+    if walk.loaded.device.type != "cpu":
+        n_groups = 1
+    bounds = [n * i // n_groups for i in range(n_groups + 1)]
+
+    def one(group: int) -> Sum:
+        sums = make()
+        for batch in range(bounds[group], bounds[group + 1]):
+            for seen in see(batch):
+                sums.add(batch, seen)
+        return sums
+
+    first, *rest = walk.share_out(one, range(n_groups))
+    for other in rest:
+        first.join(other)
+    return first
+
+
+def require_finite(walk: Walk, batch: int, part: torch.Tensor, name: str, where: str) -> None:
+    """part: what enters tensor `name`. Raises ModelError with the chunk that holds what is not finite."""
+    if not part.is_floating_point() or bool(part.isfinite().all()):
+        return
+    rows = part if part.ndim == 3 else part.view(len(walk.batches[batch]), -1, part.shape[-1])
+    bad = ~rows.isfinite().flatten(1).all(1)
+    chunk = int(walk.first_chunks[batch]) + int(bad.nonzero()[0])
+    raise ModelError(
+        f"{name}: what enters it is not finite in chunk {chunk + 1} ({where}); the model or its weights overflow "
+        "there: look at the text of that chunk, or choose a wider type for the tensors before it"
+    )

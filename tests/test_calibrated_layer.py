@@ -1,14 +1,22 @@
 """A layer's blocks where something is missing: tokens of an expert, room for the whole square of second moments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from quantmill.calibrate import layer as calibrated
+from quantmill.calibrate import output
 from quantmill.calibrate.layer import Settings, quantize_layer
+from quantmill.calibrate.output import quantize_output
 from quantmill.calibrate.solver import EFFORTS
 from quantmill.calibrate.workers import working
+from quantmill.gguf_io.source import open_source
 from quantmill.models.walk import Walk
 from quantmill.qkernels import dequantize
+from tests.support import oracle
+from tests.support.measure_models import untied
 from tests.test_walk import Rows, load, some_chunks
 
 SETTINGS = Settings(EFFORTS["fast"], alpha=1.0)
@@ -58,3 +66,33 @@ def test_wide_rows_are_treated_in_parts(type, monkeypatch):
         assert one.blocks.tobytes() != other.blocks.tobytes()
         difference = dequantize(other.blocks, type) - originals[other.name].numpy()
         assert np.square(difference).sum() < 0.05 * np.square(originals[other.name].numpy()).sum()
+
+
+def test_the_output_matrix_loses_less_than_plain_blocks_on_another_text(monkeypatch):
+    """Whole, and its rows and columns in parts; the states that enter it by hooks in the model itself."""
+    loaded = load(untied())
+    chunks = some_chunks(loaded, 13, 64)
+    with working(1) as workers:
+        walk = Walk(loaded, chunks[:12], workers.map)
+        for _ in walk.layers():
+            pass
+        found = walk.output()
+        whole = quantize_output(found, "Q4_0", SETTINGS, workers, two_streams=True)
+        monkeypatch.setattr(output, "ROWS_WEIGHTS", 256 * 1000)
+        monkeypatch.setattr(calibrated, "BLOCK", 32)
+        narrow = replace(SETTINGS, widest=128)
+        parts = quantize_output(found, "Q4_0", narrow, workers, two_streams=True)
+        assert len(output.row_slabs(found)) > 2
+    entered = []
+    head = loaded.model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0][0]))
+    loaded.logits(torch.from_numpy(chunks[12:].astype(np.int64)))
+    wanted = open_source(untied()).read("output.weight").view(np.float16).astype(np.float32)
+    plain = oracle.quantize(wanted, "Q4_0", np.square(entered[0].numpy()).mean(0))
+    losses = [
+        np.square((dequantize(blocks, "Q4_0") - wanted) @ entered[0].numpy().T).sum()
+        for blocks in (plain, whole.blocks[0], parts.blocks[0])
+    ]
+    assert losses[1] < 0.7 * losses[0]
+    assert losses[2] < 0.9 * losses[0]
+    assert whole.blocks.shape == parts.blocks.shape == (1, *plain.shape)

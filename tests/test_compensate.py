@@ -23,7 +23,7 @@ from quantmill.jobs.finished_layers import SUFFIX
 from quantmill.jobs.quantize import Job, plan_job
 from quantmill.jobs.watcher import Silent
 from quantmill.recipe import Recipe
-from tests.support.measure_models import EXAMPLE, directory, tiny
+from tests.support.measure_models import EXAMPLE, directory, tiny, untied
 
 TEXT = str(EXAMPLE / "calibration.txt")
 SHORT = Calibration((TEXT,), n_chunks=4)
@@ -131,6 +131,25 @@ def test_threads_and_an_interrupt_change_no_byte(tmp_path):
     run(job_to(output, threads=2), Calibration((TEXT,), n_chunks=4, resume=True), watching)
     assert "2 of 4 layers were done before" in watching.notes
     assert digest(output) == digest(whole_run()[2])
+
+
+def test_an_output_matrix_of_its_own_is_compensated_and_nothing_else_changes(tmp_path):
+    output = tmp_path / "untied.gguf"
+    job = Job(str(untied()), output, Recipe("Q4_K_M"), device="cpu", threads=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, SHORT, Watching(stop_after=4))
+    result = run(replace(job, threads=1), replace(SHORT, resume=True), Watching())
+    found = next(error for error in result.errors if error.kind == "output")
+    assert (found.type, found.n_tensors) == ("Q6_K", 1)
+    assert found.fitted < 0.8
+    assert found.held < 1
+    assert result.plainly == ("token_embd.weight",)
+    tied, made = (
+        {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+        for path in (whole_run()[2], output)
+    )
+    layers = [name for name in tied if name.startswith("blk.")]
+    assert all(np.array_equal(tied[name], made[name]) for name in layers)
 
 
 def test_pruned_layers_are_gone_round(tmp_path):

@@ -121,7 +121,7 @@ def test_descent_never_makes_it_worse(type):
     metric = metric_of(moments, 0.01)
     damped = metric.moments
     losses = [
-        error(solve(target, metric, type, Effort(0, sweeps, rounds))[1], type, target, damped)
+        error(solve(target, metric, type, Effort(sweeps, rounds))[1], type, target, damped)
         for sweeps, rounds in ((0, 0), (1, 0), (1, 1), (2, 3))
     ]
     assert losses == sorted(losses, reverse=True)

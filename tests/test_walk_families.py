@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,19 @@ class Rows:
         self.n += other.n
 
 
+class Kept:
+    """Keeps what it sees, by batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, Any]] = []
+
+    def add(self, batch: int, seen: object) -> None:
+        self.seen.append((batch, seen))
+
+    def join(self, other: Kept) -> None:
+        self.seen += other.seen
+
+
 _FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm")  # the last is LFM2's
 
 
@@ -44,12 +58,23 @@ def test_walk(name: str, tmp_path: Path) -> None:
             for place in layer.places:
                 assert layer.visit(place, Rows).n > 0
                 visited |= {taker for taker, _ in place.takers}
+        output = walk.output()
+        assert (output is None) == loaded.model.config.get_text_config().tie_word_embeddings
+        seen = [] if output is None else output.visit(Kept).seen
     tokens = torch.cat(walk.batches)
     base = loaded.model.base_model
     with torch.no_grad():
         whole = base(input_ids=tokens, use_cache=False).last_hidden_state
         final = next(part for key, part in base.named_children() if key in _FINAL_NORMS)
         ended = final(torch.cat(walk.changed))
+        before_head = []
+        head = loaded.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda module, inputs: before_head.append(inputs[0]))
+        loaded.model(input_ids=tokens, use_cache=False)
+        hook.remove()
     torch.testing.assert_close(ended, whole, rtol=1e-4, atol=1e-4)
+    if seen:
+        entered = torch.cat([one.changed[0] for _, one in seen])
+        torch.testing.assert_close(entered, before_head[0].flatten(0, 1), rtol=1e-4, atol=1e-4)
     wanted = {name for name in walked_names(loaded) if not any(part in name for part in NEVER)}
     assert wanted <= visited

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gguf
 
-from quantmill.gguf_io import GGUFSink, OutputTensor
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.qkernels import to_float32
 
@@ -42,5 +42,22 @@ def tiny(kind: str) -> Path:
     with GGUFSink(path, source.metadata, tensors) as sink:
         for name, (_, _, raw) in data.items():
             sink.write(name, raw.view("uint8"))
+        sink.commit()
+    return path
+
+
+@functools.cache
+def untied() -> Path:
+    """The example model in F16, the embeddings a second time as an output matrix of its own: the same predictions."""
+    path = directory() / "untied.gguf"
+    source = open_source(tiny("F16"))
+    held = {spec.name: spec for spec in source.specs()}
+    tensors = [OutputTensor(name, spec.shape, spec.type) for name, spec in held.items()]
+    embeddings = held["token_embd.weight"]
+    tensors.append(OutputTensor("output.weight", embeddings.shape, embeddings.type))
+    with GGUFSink(path, source.metadata, tensors) as sink:
+        for name in held:
+            sink.write(name, source.read(name))
+        sink.write("output.weight", source.read("token_embd.weight"))
         sink.commit()
     return path
