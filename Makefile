@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Pinned, so that a demo and a test run today and next year use the same arithmetic.
 TORCH := torch==2.13.0
+# Tests side by side, a worker a core; each takes up to 3 GB.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all lint docs format clean
 
@@ -11,10 +13,10 @@ demo: $(VENV)/.demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

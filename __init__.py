@@ -10,16 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quantmill.api import (
-        collect_imatrix,
-        convert,
-        dequantize,
-        evaluate,
-        open_gguf,
-        polish,
-        quantize,
-        quantize_model,
-    )
+    from quantmill.api import convert, dequantize, open_gguf, quantize, quantize_model
+    from quantmill.api_models import collect_imatrix, evaluate, polish
     from quantmill.errors import QuantmillError
     from quantmill.qkernels.types import TYPES, get_type
 
@@ -40,7 +32,12 @@ __all__ = [
     "quantize_model",
 ]
 
-_HOME = {"QuantmillError": "errors", "TYPES": "qkernels.types", "get_type": "qkernels.types"}
+_HOME = {
+    "QuantmillError": "errors",
+    "TYPES": "qkernels.types",
+    "get_type": "qkernels.types",
+    **dict.fromkeys(("collect_imatrix", "evaluate", "polish"), "api_models"),
+}
 
 
 def __getattr__(name: str) -> object:

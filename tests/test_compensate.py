@@ -290,21 +290,24 @@ def test_blocks_are_those_of_the_solver_and_not_plain():
 
 
 def test_what_it_takes_is_said_before_and_what_is_left_plain_after(tmp_path):
-    arguments = [
-        "--compensate",
-        "--calibration",
-        TEXT,
-        "--chunks",
-        "16",
-        "--effort",
-        "fast",
-        "--threads",
-        "1",
-    ]
-    command = [sys.executable, "-m", "quantmill", "quantize", *arguments, "--json"]
-    command += [str(tiny("F16")), str(tmp_path / "out.gguf"), "Q4_0"]
-    subprocess.run(command, capture_output=True, check=True)  # compiling, once a machine, takes memory too
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    def run_with(chunks: str) -> subprocess.CompletedProcess[str]:
+        words = [
+            "--compensate",
+            "--calibration",
+            TEXT,
+            "--chunks",
+            chunks,
+            "--effort",
+            "fast",
+            "--threads",
+            "1",
+        ]
+        command = [sys.executable, "-m", "quantmill", "quantize", *words, "--json"]
+        command += [str(tiny("F16")), str(tmp_path / "out.gguf"), "Q4_0"]
+        return subprocess.run(command, capture_output=True, text=True, check=True)
+
+    run_with("4")  # compiling, once a machine, takes memory too
+    done = run_with("16")
     said = re.search(r"largest square 256 x 256 of 8 experts; .* ([\d.]+) GiB in all", done.stderr)
     assert said is not None
     assert float(said[1]) * 2**30 == pytest.approx(json.loads(done.stdout)["peak_bytes"], rel=0.2)

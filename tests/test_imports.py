@@ -26,7 +26,8 @@ ARROWS = {
     "commands": {"jobs", "models", *_LEAVES, *_MIDDLE},
     "cli": {"commands", "jobs", "models", *_LEAVES, *_MIDDLE},
     "api": {"jobs", "models", *_LEAVES, *_MIDDLE},
-    "__init__": {"api", "qkernels"},
+    "api_models": {"api", "jobs", "models", *_LEAVES, *_MIDDLE},
+    "__init__": {"api", "api_models", "qkernels"},
     "__main__": {"cli"},
 }
 # The folders and files of the root are the package `quantmill`; under their bare names they would collide with others.

@@ -98,7 +98,7 @@ def _content(path: Path) -> object:
     }
 
 
-def _files(folder: Path) -> dict[str, str]:
+def files_of(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -107,8 +107,13 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _begin(write: int) -> None:
-    """In the new process: its pipe, and no signal ignored, as those of a background job are."""
+    """In the new process: its pipe."""
     os.dup2(write, 3)
+    let_signals_through()
+
+
+def let_signals_through() -> None:
+    """In a new process: no signal is ignored, as those of a background job are."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -118,7 +123,7 @@ def stop(name: str, number: signal.Signals, share: float, folder: Path) -> str:
     asked = command(name)
     complete, seconds = whole(name)
     arguments = _prepared(asked, folder)
-    before = _files(folder)
+    before = files_of(folder)
     read, write = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
@@ -135,7 +140,7 @@ def stop(name: str, number: signal.Signals, share: float, folder: Path) -> str:
     assert "Traceback" not in err, told
     assert "ignored" not in err, told
     assert process.returncode in (0, 130, -number), told
-    after = _files(folder)
+    after = files_of(folder)
     assert {file: after.get(file) for file in before} == before, f"{told}\nan input was touched"
     new = {file for file in after if file not in before}
     for output in new & set(asked.outputs):

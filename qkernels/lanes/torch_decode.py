@@ -7,7 +7,8 @@ import torch
 
 from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.tensors import table_on
-from quantmill.qkernels.lanes.torch import Array, programs
+from quantmill.qkernels.lanes.torch import programs
+from quantmill.qkernels.lanes.torch_arrays import Array
 from quantmill.qkernels.types import QuantType
 
 # Weights decoded at a time: temporaries stay small beside a GPU's memory.

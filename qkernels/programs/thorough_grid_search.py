@@ -145,30 +145,9 @@ def pair_tables(V, H, first, step, COST, FLIP, ONE, DIGITS, DIM, LEVELS, PARITY)
 
 
 def every_entry(
-    j,
-    V,
-    H,
-    D,
-    LEVEL,
-    FOUND,
-    LOST,
-    FOUND_ODD,
-    LOST_ODD,
-    COST,
-    FLIP,
-    ONE,
-    PAIRS,
-    DIGITS,
-    UNIT,
-    DIM,
-    LEVELS,
-    ENTRIES,
-    GROUPS,
-    SHIFT,
-    MOST,
-    REACH,
-    PARITY,
-):
+    j, V, H, D, LEVEL, FOUND, LOST, FOUND_ODD, LOST_ODD, COST, FLIP, ONE, PAIRS, DIGITS, UNIT, DIM,
+    LEVELS, ENTRIES, GROUPS, SHIFT, MOST, REACH, PARITY,
+):  # fmt: skip
     """Group j's best entry at each level up to REACH from the present one; _ODD: with one sign turned.
 
     A sub-block is 2^SHIFT groups. PAIRS: where the pairs of digits of an entry stand in COST and FLIP.
@@ -235,29 +214,9 @@ def turned_half(LOST, LOST_ODD, at, odd, DIM, PARITY):
 
 
 def best_level(
-    j,
-    X,
-    V,
-    H,
-    D,
-    LEVEL,
-    ENTRY,
-    SIGN,
-    NATURAL,
-    Q,
-    FOUND,
-    LOST,
-    FOUND_ODD,
-    LOST_ODD,
-    VALUES,
-    UNIT,
-    DIM,
-    GROUPS,
-    N,
-    MOST,
-    REACH,
-    PARITY,
-):
+    j, X, V, H, D, LEVEL, ENTRY, SIGN, NATURAL, Q, FOUND, LOST, FOUND_ODD, LOST_ODD, VALUES, UNIT, DIM,
+    GROUPS, N, MOST, REACH, PARITY,
+):  # fmt: skip
     """Sub-block j's best level of those tried, with its entries and signs, where that beats the present ones."""
     level = ld(LEVEL, j)
     best = values_error(X, H, Q, j * N, step_of(ld(D, 0), level, UNIT), N)
