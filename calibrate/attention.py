@@ -104,8 +104,8 @@ class _Attention(torch.autograd.Function):
 class _Part:
     """Some queries of the heads of one sequence that share a key and a value, one head's after the other's.
 
-    q [n_heads · n_rows, d]; k, v [n_seen, d]: of all keys that a query may look at; without a mask none is later than
-    the query.
+    q, times the scale, [n_heads · n_rows, d]; k, v [n_seen, d]: of all keys that a query may look at; without a mask
+    none is later than the query.
     """
 
     def __init__(
@@ -120,12 +120,13 @@ class _Part:
         self.seq, self.shared, self.rows = place
         n_shared = query.shape[1] // key.shape[1]
         self.heads = slice(self.shared * n_shared, (self.shared + 1) * n_shared)
-        self.scale, self.mask = scale, None
+        self.mask = None
         self.seen = self.rows.stop if mask is None else key.shape[2]
         if mask is not None:
             own = mask[min(self.seq, len(mask) - 1), :, self.rows]
             self.mask = own if len(own) == 1 else own[self.heads]
-        self.q = query[self.seq, self.heads, self.rows].flatten(0, 1)
+        self.scale = scale
+        self.q = query[self.seq, self.heads, self.rows].flatten(0, 1) * scale  # once, not every score
         self.k, self.v = (part[self.seq, self.shared, : self.seen] for part in (key, value))
 
     def by_heads(self, values: torch.Tensor) -> torch.Tensor:
@@ -134,7 +135,7 @@ class _Part:
 
     def weights(self) -> torch.Tensor:
         """What each query gives to each key, [n_heads · n_rows, n_seen] f32."""
-        scores = (self.q @ self.k.T).mul_(self.scale)
+        scores = self.q @ self.k.T
         by_heads = self.by_heads(scores)
         if self.mask is None:
             n = self.rows.stop - self.rows.start
@@ -154,8 +155,8 @@ class _Part:
         back = outputs.flatten(0, 1)
         weights = self.weights()
         back_v = weights.to(dtype).T @ back.to(dtype)
-        scores = (back @ self.v.T).sub_(common).mul_(weights).mul_(self.scale).to(dtype)
-        return scores @ self.k.to(dtype), scores.T @ self.q.to(dtype), back_v
+        scores = (back @ self.v.T).sub_(common).mul_(weights).to(dtype)
+        return scores @ (self.k * self.scale).to(dtype), scores.T @ self.q.to(dtype), back_v
 
 
 def _parts(

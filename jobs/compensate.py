@@ -22,7 +22,6 @@ from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, 
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
 from quantmill.jobs.finished_layers import FinishedLayers
 from quantmill.jobs.line import Line
-from quantmill.jobs.machine import return_free_memory
 from quantmill.jobs.quantize import (
     Job,
     check_outputs,
@@ -32,6 +31,7 @@ from quantmill.jobs.quantize import (
     way_out,
 )
 from quantmill.jobs.thorough import polish_fresh
+from quantmill.models.memory import trim
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.recipe import Plan, PlanEntry
@@ -145,7 +145,7 @@ def _walk(state: _Run, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
             made = quantize_layer(layer, types, settings, workers, two_streams)
             kept.write(layer.index, _arrays(made))
         _written(state, made, entries)
-        return_free_memory()
+        trim()
         state.watcher.layer_done(layer.index + 1, len(walk.modules))
     output = walk.output()
     if output is not None and output.place.takers[0][0] in entries:
