@@ -27,6 +27,7 @@ from quantmill.commands.options import (
     device_of,
     models_of,
 )
+from quantmill.commands.profiling import ProfileOption, shown
 from quantmill.commands.watching import Shown
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def compare(
     output: Output = None,
     resume: Resume = False,
     force: Force = False,
+    profile: ProfileOption = False,
     as_json: Json = False,
 ) -> None:
     """Perplexity, KL divergence and task scores of GGUF files against a base, in one pass."""
@@ -139,7 +141,7 @@ def compare(
             command=command_line(),
             version=__version__,
         )
-    with Shown() as watcher:
+    with shown(profile, ctx or 512) as watcher:
         record = run(job, watcher)
     _report(record, details, as_json)
 

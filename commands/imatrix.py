@@ -26,6 +26,7 @@ from quantmill.commands.options import (
     device_of,
     models_of,
 )
+from quantmill.commands.profiling import ProfileOption, shown
 from quantmill.commands.watching import Shown
 
 
@@ -115,6 +116,7 @@ def collect(
     ] = 10,
     resume: Resume = False,
     force: Force = False,
+    profile: ProfileOption = False,
     as_json: Json = False,
 ) -> None:
     """Run a model over a text and sum the squares of what enters its matrices."""
@@ -151,7 +153,7 @@ def collect(
             resume=resume,
             force=force,
         )
-    with Shown() as watcher:
+    with shown(profile, ctx or 512) as watcher:
         result = run(job, watcher)
     show_collected(job, result, as_json)
 
