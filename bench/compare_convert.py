@@ -1,55 +1,166 @@
 """Compare the conversion of Hugging Face directories with llama.cpp's convert_hf_to_gguf.py.
 
-    python -m bench.compare_convert --converter path/to/llama.cpp/convert_hf_to_gguf.py model-dir ...
+    python -m bench.compare_convert --llama.cpp path/to/llama.cpp model-dir ...
+    python -m bench.compare_convert --llama.cpp path/to/llama.cpp [--only NAME ...] [--out bench/results/convert]
 
-Prints for each directory what differs: tensors (names, order, shapes, types, bytes) and metadata (keys, order,
-types, values). Exit code 1 when anything does. Tensors are compared in the type the converter chose; where that is
-not the type the values are stored in (`--type`), in float32.
+Names what differs: tensors (names, order, shapes, types, bytes) and metadata (keys, order, types, values). Exit code 1
+when anything does. Tensors are compared in the type the converter chose; where that is not the type the values are
+stored in (`--type`), in float32.
+
+Without directories the tiny models of all families are compared (tests/support/convert_models.py), and for each: the
+distance of llama.cpp's logits from those of transformers, as a part of the largest; whether the model as Q4_K_M,
+without a layer where another has the same tensors, runs in llama.cpp.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bench.machine import describe
+from bench.tables import Column, report
 from quantmill.gguf_io.convert import Checkpoint, open_checkpoint
 from quantmill.gguf_io.source import GGUFSource
 from quantmill.gguf_io.tensors import TensorSource
+from quantmill.jobs import quantize
+from quantmill.recipe import Recipe
+from tests.support import compared_logits
+from tests.support.convert_models import MODELS, opened, write_model
+from tests.support.llama_converter import Job, convert
+from tests.support.llama_model import LlamaModel
+
+
+@dataclass(frozen=True)
+class Row:
+    """distance: of the logits, None where they cannot be compared. quantized: runs as Q4_K_M without a layer."""
+
+    model: str
+    architecture: str
+    n_tensors: int
+    n_keys: int
+    equal: bool
+    distance: float | None
+    near: bool | None
+    quantized: bool | None
+
+
+UNPRUNED = {
+    "gemma4": "has an embedding for each layer, which would have to be cut",
+    "glm4-moe-draft-nextn": "a draft, without the model's layers",
+    "qwen3.5-draft-nextn": "a draft, without the model's layers",
+}
+COLUMNS = (
+    Column("model", "model"),
+    Column("general.architecture", "architecture"),
+    Column("tensors", "n_tensors", "{:d}"),
+    Column("keys", "n_keys", "{:d}"),
+    Column("as upstream's", "equal"),
+    Column("logits' distance", "distance", "{:.1e}"),
+    Column("within arithmetic", "near"),
+    Column("pruned, Q4_K_M", "quantized"),
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--converter", type=Path, required=True, help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument(
+        "--llama.cpp", dest="llama_cpp", type=Path, required=True, help="llama.cpp's source tree"
+    )
     parser.add_argument("--type", default="auto", choices=["auto", "f32", "f16", "bf16"])
+    parser.add_argument("--only", nargs="*", default=list(MODELS), help="tiny models to compare, by name")
+    parser.add_argument("--out", type=Path, help="save the table as OUT.md and OUT.json")
     options = parser.parse_args()
-    found = False
-    for model in options.models:
-        with tempfile.TemporaryDirectory() as scratch:
-            reference = Path(scratch) / "reference.gguf"
-            run = subprocess.run(
-                [sys.executable, options.converter, model, "--outfile", reference, "--outtype", options.type],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if run.returncode:
-                print(f"{model}: the reference failed: {run.stderr.strip().splitlines()[-1]}")
-                found = True
-                continue
-            lines = differences(open_checkpoint(model, options.type), GGUFSource(reference))
+    with tempfile.TemporaryDirectory() as scratch:
+        if not options.models:
+            rows = of_families(options.only, options.llama_cpp, Path(scratch))
+            machine = describe("bench.compare_convert", sys.argv[1:])
+            report(options.out, "Conversion beside llama.cpp's", machine, COLUMNS, rows)
+            right = (row.equal and row.near is not False and row.quantized is not False for row in rows)
+            return int(not all(right))
+        outputs = [Path(scratch) / f"{i}.gguf" for i in range(len(options.models))]
+        jobs = [
+            Job(str(model), str(out), options=["--outtype", options.type])
+            for model, out in zip(options.models, outputs, strict=True)
+        ]
+        errors = convert(jobs, options.llama_cpp)
+        differ = [
+            failed(error) or differences(open_checkpoint(model, options.type), GGUFSource(out))
+            for model, out, error in zip(options.models, outputs, errors, strict=True)
+        ]
+    for model, lines in zip(options.models, differ, strict=True):
         print(f"{model}: {'equal' if not lines else ''}")
         for line in lines:
             print(f"  {line}")
-        found = found or bool(lines)
-    return int(found)
+    return int(any(differ))
+
+
+def failed(error: str) -> list[str]:
+    return [f"the reference failed: {error.strip().splitlines()[-1]}"] if error else []
+
+
+def of_families(names: Sequence[str], llama_cpp: Path, scratch: Path) -> list[Row]:
+    """The rows of tiny models; what differs goes to stderr."""
+    jobs = []
+    for name in names:
+        directory = write_model(name, scratch / name / "Tiny-Model-1B-Instruct")
+        pre = MODELS[name].tokenizer.partition("+")[0]
+        jobs.append(
+            Job(str(directory), str(scratch / f"{name}.gguf"), pre, MODELS[name].options, MODELS[name].raw)
+        )
+    rows = []
+    for name, job, error in zip(names, jobs, convert(jobs, llama_cpp), strict=True):
+        source = opened(name, Path(job.directory))
+        lines = failed(error) or differences(source, GGUFSource(Path(job.out)))
+        for line in lines:
+            print(f"{name}: {line}", file=sys.stderr)
+        rows.append(_row(name, Path(job.directory), source, not lines, scratch))
+    return rows
+
+
+def _row(name: str, directory: Path, source: Checkpoint, equal: bool, scratch: Path) -> Row:
+    distance = None
+    if name not in compared_logits.UNCOMPARABLE:
+        expected = compared_logits.of_transformers(directory, name)
+        found = compared_logits.of_llama_cpp(directory, scratch / f"{name}-f32.gguf")
+        distance = compared_logits.distance(found, expected)
+    return Row(
+        name,
+        str(source.metadata.value("general.architecture")),
+        len(source.specs()),
+        len(source.metadata),
+        equal,
+        distance,
+        None if distance is None else distance <= compared_logits.tolerance(name),
+        None if name in UNPRUNED else runs_quantized(directory, scratch / f"{name}-q4.gguf"),
+    )
+
+
+def spare_layer(directory: Path) -> tuple[int, ...]:
+    """The last layer that has the same tensors as another: without the only one of a kind a model may not run."""
+    kinds: dict[int, set[str]] = {}
+    with open_checkpoint(directory) as source:
+        for spec in source.specs():
+            if spec.name.startswith("blk."):
+                _, layer, kind = spec.name.split(".", 2)
+                kinds.setdefault(int(layer), set()).add(kind)
+    return tuple(sorted(layer for layer, kind in kinds.items() if list(kinds.values()).count(kind) > 1))[-1:]
+
+
+def runs_quantized(directory: Path, path: Path) -> bool:
+    """Whether llama.cpp computes finite logits of the model as Q4_K_M without a layer, where one can be spared."""
+    quantize.run(quantize.Job(str(directory), path, Recipe("Q4_K_M", prune_layers=spare_layer(directory))))
+    pooled = any(key.endswith(".pooling_type") for key in GGUFSource(path).metadata)
+    with LlamaModel(path) as model:  # an embedding model is loaded only
+        return pooled or bool(np.isfinite(model.logits(compared_logits.TOKENS)).all())
 
 
 def differences(ours: Checkpoint, reference: TensorSource) -> list[str]:
@@ -86,6 +197,8 @@ def tensor_differences(ours: TensorSource, reference: TensorSource) -> list[str]
             lines.append(f"{name}: shape {a.shape}, theirs {b.shape}")
             continue
         left, right = ours.read(name), reference.read(name)
+        if b.type == "F32" and a.type != "F32":
+            lines.append(f"{name}: {a.type}, theirs F32")
         if a.type != b.type:
             left, right = _float32(left, a.type, b.type), _float32(right, b.type, b.type)
         if not np.array_equal(left.view(np.uint8), right.view(np.uint8)):

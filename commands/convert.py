@@ -14,7 +14,17 @@ from quantmill.commands.console import (
     show,
     size_text,
 )
-from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
+from quantmill.commands.options import (
+    Device,
+    DryRun,
+    Force,
+    Json,
+    NextnOnly,
+    NoNextn,
+    Revision,
+    Threads,
+    later_layers,
+)
 from quantmill.commands.watching import Shown
 from quantmill.errors import choices
 from quantmill.plain_json import json_text
@@ -39,6 +49,8 @@ def convert(
     fp8_as_q8: Annotated[
         bool, typer.Option("--fp8-as-q8", help="Weights stored as FP8 become Q8_0, whatever --type says.")
     ] = False,
+    no_nextn: NoNextn = False,
+    nextn_only: NextnOnly = False,
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -59,7 +71,10 @@ def convert(
 
     target = output or outfile
     assert target is not None
-    wanted = Conversion(local_model(model, revision), target, type, device, threads or None, force, fp8_as_q8)
+    later = later_layers(no_nextn, nextn_only)
+    wanted = Conversion(
+        local_model(model, revision), target, type, device, threads or None, force, fp8_as_q8, later
+    )
     if dry_run:
         _show_plan(target, plan_conversion(wanted), as_json)
     else:

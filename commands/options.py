@@ -44,6 +44,25 @@ def _known_dtype(value: str) -> str:
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
+NoNextn = Annotated[
+    bool,
+    typer.Option("--no-nextn", "--no-mtp", help="Leave out the layers that predict further tokens."),
+]
+NextnOnly = Annotated[
+    bool,
+    typer.Option(
+        "--nextn-only", "--mtp", help="Only these, with embedding and output: a draft to speculate with."
+    ),
+]
+
+
+def later_layers(no_nextn: bool, nextn_only: bool) -> str:
+    """The two options as open_checkpoint has them."""
+    if no_nextn and nextn_only:
+        raise UsageError("--no-nextn and --nextn-only cannot be used together")
+    return "without" if no_nextn else "only" if nextn_only else "with"
+
+
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", callback=at_least(0), help="CPU threads. [default: all cores]"),

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantmill.commands.console import UsageError, parsing, print_warnings
-from quantmill.commands.options import Device, DryRun, Force, Json, Revision, Threads
+from quantmill.commands.options import (
+    Device,
+    DryRun,
+    Force,
+    Json,
+    NextnOnly,
+    NoNextn,
+    Revision,
+    Threads,
+    later_layers,
+)
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
     check_calibration,
+    check_together,
     files_of,
     positional,
     refuse_without_compensate,
@@ -136,6 +147,8 @@ def quantize(
             "the importance, in about five times the time. Same types, same size.",
         ),
     ] = "default",
+    no_nextn: NoNextn = False,
+    nextn_only: NextnOnly = False,
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -183,10 +196,13 @@ def quantize(
     missing importance is found before the work, pruning keeps the per-layer metadata in step, and an output never
     appears under its name before it is complete.
     """
-    if include_weights and exclude_weights:
-        raise UsageError("--include-weights and --exclude-weights cannot be used together")
-    if keep_split and split_max_size:
-        raise UsageError("--keep-split and --split-max-size cannot be used together")
+    check_together(
+        ("--include-weights", include_weights, "--exclude-weights", exclude_weights),
+        ("--keep-split", keep_split, "--split-max-size", split_max_size),
+        ("--nextn-only", nextn_only, "--compensate", compensate),
+        ("--nextn-only", nextn_only, "--polish", polish),
+    )
+    later = later_layers(no_nextn, nextn_only)
     from quantmill.commands.allocation import find_request, find_target
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
@@ -240,6 +256,7 @@ def quantize(
         threads=(threads if threads is not None else n_threads) or None,
         max_buffer_bytes=max_buffer_size << 20 if max_buffer_size else DEFAULT_BUFFER_BYTES,
         force=force,
+        later=later,
         inputs=(
             *files_of(tensor_type or ()),
             *([str(recipe)] if recipe else []),

@@ -32,6 +32,13 @@ class OrderedPatterns(TyperCommand):
         return super().parse_args(ctx, joined)
 
 
+def check_together(*pairs: tuple[str, object, str, object]) -> None:
+    """Pairs of options, each with its value, that exclude each other. Raises UsageError."""
+    for first, one, second, other in pairs:
+        if one and other:
+            raise UsageError(f"{first} and {second} cannot be used together")
+
+
 def positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str, int | None]:
     """MODEL [OUTPUT] TYPE [THREADS] → model, output, file type, threads; told apart as llama-quantize does.
 

@@ -19,15 +19,20 @@ from quantmill.gguf_io.tensors import TensorSource, TensorSpec
 __all__ = ["GGUFSource", "TensorSource", "TensorSpec", "open_source"]
 
 
-def open_source(path: str | os.PathLike[str]) -> TensorSource:
+def open_source(path: str | os.PathLike[str], later: str = "with") -> TensorSource:
     """Open a model: a GGUF file (of a split model its first file) or a Hugging Face directory.
 
+    later: which layers of a directory, as open_checkpoint has it; a GGUF has those that it has.
     Raises GGUFError when it is not sound, OSError when it cannot be read.
     """
     if os.path.isdir(path):
         from quantmill.gguf_io.convert import open_checkpoint  # only a checkpoint needs the converter
 
-        return open_checkpoint(path)
+        return open_checkpoint(path, later=later)
+    if later != "with":
+        raise GGUFError(
+            f"{path}: is a GGUF; layers that predict further tokens are chosen of a model's directory"
+        )
     return GGUFSource(path)
 
 

@@ -131,7 +131,9 @@ def _run(model: Any, batch: np.ndarray, settings: Settings, device: torch.device
     arguments: dict[str, Any] = {"input_ids": tokens.to(device), "use_cache": False}
     takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
     if takes_keep and not settings.process_output:  # the output projection counts every position
-        arguments["logits_to_keep"] = n_ctx - first if settings.perplexity else 1
+        # Places, not a number: for a number Gemma runs its last layers on these tokens only.
+        kept = range(first if settings.perplexity else n_ctx - 1, n_ctx)
+        arguments["logits_to_keep"] = torch.tensor(kept, device=device)
     logits = model(**arguments).logits
     if not settings.perplexity:
         return None

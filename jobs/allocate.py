@@ -78,7 +78,7 @@ def run(request: Request, bar: Bar) -> Allocated:
     the packages' own errors. An interrupt loses nothing that was measured."""
     job = request.job
     with ExitStack() as opened:
-        source = open_source(job.source)
+        source = open_source(job.source, job.later)
         opened.callback(source.close)
         importance = load_importance(job)
         index = importance_index(job, importance)

@@ -73,7 +73,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     check_outputs(job)
     engines = choose_engines(job.device)
     with ExitStack() as opened:
-        source = open_source(job.source)
+        source = open_source(job.source, job.later)
         opened.callback(source.close)
         loaded = load_model(job, source, torch.device(engines[0].device))
         importance = load_importance(job)

@@ -46,7 +46,7 @@ def plan_job(job: Job, calibration: Calibration, watcher: Watcher | None = None)
     texts = read(calibration)
     choose_engines(job.device)
     with ExitStack() as opened:
-        source = open_source(job.source)
+        source = open_source(job.source, job.later)
         opened.callback(source.close)
         loaded = load_model(job, source, torch.device("cpu"))
         chunks, _ = chunks_of(texts, calibration, loaded)

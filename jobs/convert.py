@@ -20,7 +20,8 @@ from quantmill.recipe.patterns import parse_rule
 class Conversion:
     """`model`: a Hugging Face directory. `type`: f16, bf16, f32, q8_0, or auto for what the checkpoint is in.
 
-    `threads`, `device`, `force`: as in jobs.quantize.Job. `fp8_as_q8`: what was FP8 becomes Q8_0, the rest `type`.
+    `threads`, `device`, `force`, `later`: as in jobs.quantize.Job. `fp8_as_q8`: what was FP8 becomes Q8_0, the rest
+    `type`.
     """
 
     model: Path
@@ -30,6 +31,7 @@ class Conversion:
     threads: int | None = None
     force: bool = False
     fp8_as_q8: bool = False
+    later: str = "with"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def run(conversion: Conversion, watcher: PlanWatcher | None = None) -> Result:
 def _job(conversion: Conversion) -> tuple[quantize.Job, str]:
     if not conversion.model.is_dir():
         raise JobError(f"{conversion.model}: is no directory; convert takes a Hugging Face model")
-    checkpoint = open_checkpoint(conversion.model, conversion.type)
+    checkpoint = open_checkpoint(conversion.model, conversion.type, conversion.later)
     job = quantize.Job(
         str(conversion.model),
         conversion.output,
@@ -63,15 +65,16 @@ def _job(conversion: Conversion) -> tuple[quantize.Job, str]:
         threads=conversion.threads,
         force=conversion.force,
         way_out="convert to another type (--type bf16 or --type f32)",
+        later=conversion.later,
     )
     return job, checkpoint.outtype
 
 
 def conversion_recipe(checkpoint: Checkpoint, fp8_as_q8: bool = False) -> Recipe:
-    """The recipe of a plain conversion: one type for the weights; MXFP4 and NVFP4 stay as they are, and on demand what
-    was FP8 becomes Q8_0."""
+    """The recipe of a plain conversion: one type for the weights; MXFP4 and NVFP4 stay as they are, so does what must
+    be F32, and on demand what was FP8 becomes Q8_0."""
     wanted = dict.fromkeys(checkpoint.of_fp8(), "Q8_0") if fp8_as_q8 else {}
-    wanted |= checkpoint.kept()
+    wanted |= checkpoint.kept() | dict.fromkeys(checkpoint.in_f32(), "F32")
     if not wanted:
         return Recipe(checkpoint.outtype)
     # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.

@@ -34,7 +34,8 @@ class Job:
     `imatrix_name`: what the metadata calls it, its texts then by name too; by default their paths, as llama-quantize.
     `max_buffer_bytes` bounds the rows in memory, in all their forms, over all slabs under way.
     `force`: replace an output that is no GGUF model. `inputs`: further files that were read for this job, which no
-    output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type.
+    output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type. `later`:
+    whether a directory's layers that predict further tokens are there: "with", "without", or "only" they.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Job:
     force: bool = False
     inputs: tuple[str, ...] = ()
     way_out: str = ""
+    later: str = "with"
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def check_outputs(job: Job, n_bytes: int | None = None) -> None:
     n_bytes: what is wanted of the disk, as far as that is known; never more than the source has.
     """
     if n_bytes is not None:
-        source = open_source(job.source)
+        source = open_source(job.source, job.later)
         source.close()
         n_bytes = min(n_bytes, sum(path.stat().st_size for path in source.paths))
     if not job.recipe.keep_split and job.recipe.split_max_bytes is None:
@@ -198,7 +200,7 @@ class _Ready:
 
 
 def _prepare(job: Job, opened: ExitStack) -> _Ready:
-    source = open_source(job.source)
+    source = open_source(job.source, job.later)
     opened.callback(source.close)
     plan, importance = _plan(job, source)
     problems = list(plan.problems)

@@ -33,12 +33,25 @@ def named_layers(model: Any) -> tuple[str, nn.ModuleList]:
     raise ModelError(f"{type(model).__name__}: has no list of {wanted} layers that could be walked")
 
 
+# What GLM-5's layers hand on: the tokens that an indexer has chosen.
+_HANDED_ON = "prev_topk_indices"
+
+
 class _Enough(Exception):
     """All layers have been called."""
 
 
 def capture(model: Any, layers: nn.ModuleList, ids: torch.Tensor) -> list[Call]:
-    """What each layer is given for ids [n_seq, n_ctx] when the layers before it do nothing."""
+    """What each layer is given for ids [n_seq, n_ctx] when the layers before it do nothing.
+
+    Raises ModelError for layers that hand each other more than hidden states.
+    """
+    for layer in layers:
+        if _HANDED_ON in inspect.signature(type(layer).forward).parameters:
+            raise ModelError(
+                f"{type(model).__name__}: its layers are given more than the hidden states of a text ({_HANDED_ON}), "
+                "so they cannot be walked one by one"
+            )
     calls: list[Call] = []
 
     def stub(hidden_states: torch.Tensor, *rest: Any, _layer: nn.Module, **named: Any) -> Any:

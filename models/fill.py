@@ -24,13 +24,23 @@ NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 def skeleton(model_type: str, settings: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """transformers' model: parameters on the meta device, computed buffers (rotary tables) real."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.for_model(model_type, **NO_IDS, **settings)
     # Other implementations take whole stacks; this one indexes one expert at a time.
     config._experts_implementation = "eager"
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return of_config(config, dtype)
+
+
+def of_config(config: Any, dtype: torch.dtype) -> Any:
+    """transformers' causal language model of a configuration, also where its automatic table has none."""
+    import transformers
+
+    if type(config) in transformers.AutoModelForCausalLM._model_mapping:
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    name = type(config).__name__.removesuffix("Config") + "ForCausalLM"
+    return getattr(transformers, name)._from_config(config, dtype=dtype)
 
 
 def stretch_rotation(model: nn.Module, factors: np.ndarray) -> None:
@@ -113,7 +123,7 @@ class Filler:
         key = name if name in self.table.uses else self._embedding_name()
         if key not in self.packed:
             pieces = [self._piece(use.name, use.matrix) for use in self.table.uses[key]]
-            self.packed[key] = PackedTensor(self.table.shapes[key], pieces)
+            self.packed[key] = PackedTensor(self.table.shapes[key], pieces, self.dtype)
         return self.packed[key]
 
     def _embedding_name(self) -> str:
@@ -125,7 +135,10 @@ class Filler:
         return Piece(name, type, blocks.to(self.device), view, matrix, self._factors(name))
 
     def _factors(self, name: str) -> tuple[float, ...] | None:
-        spec = self.specs.get(name.removesuffix("weight") + "scale")
+        scale = name.removesuffix("weight") + "scale"
+        if scale in self.table.views:  # a tensor that the model has and multiplies with
+            return None
+        spec = self.specs.get(scale)
         return None if spec is None else tuple(to_float32(self.source.read(spec.name), spec.type)[0].tolist())
 
     def _dense(self, name: str) -> torch.Tensor:

@@ -72,11 +72,11 @@ class Piece(nn.Module):
 
 
 class PackedTensor(nn.Module):
-    """A Hugging Face tensor of `shape` that is stored as the GGUF tensors `pieces`."""
+    """A Hugging Face tensor of `shape` that is stored as the GGUF tensors `pieces`. dtype: what is computed with."""
 
-    def __init__(self, shape: Sequence[int], pieces: Sequence[Piece]):
+    def __init__(self, shape: Sequence[int], pieces: Sequence[Piece], dtype: torch.dtype):
         super().__init__()
-        self.shape = torch.Size(shape)
+        self.shape, self.dtype = torch.Size(shape), dtype
         self.pieces = tuple(pieces)
         for piece in pieces:
             self.add_module(piece.name.replace(".", "/"), piece)

@@ -18,6 +18,7 @@ from quantmill.recipe.presets import FILE_TYPES
 from quantmill.recipe.prune import Pruning, plan_pruning
 from quantmill.recipe.request import ImportanceIndex, Recipe
 from quantmill.recipe.rules import TypeChooser, TypeOptions
+from quantmill.recipe.unseen import Unseen
 
 LOW_BIT = frozenset({"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"})
 
@@ -129,6 +130,8 @@ def build_plan(
     pruning = plan_pruning(recipe.prune_layers, [spec.name for spec in specs])
     kept = _kept(specs, pruning, recipe.keep_split)
     chooser = _chooser(recipe, facts, kept, importance is not None)
+    named = importance.n_values.keys() if importance and recipe.fallback else None
+    unseen = Unseen(metadata, facts.arch, recipe.file_type, named)
     problems: list[str] = []
     entries = []
     for item in kept:
@@ -138,7 +141,7 @@ def build_plan(
             name=item.name,
             shape=item.spec.shape,
             source_type=item.spec.type,
-            type=choice.type,
+            type=unseen.type(item.spec.name, choice.type),
             importance_name=None,
             shard=item.shard,
             fallback_from=choice.substitute_for,
@@ -153,6 +156,7 @@ def build_plan(
     warnings += [
         *_recipe_warnings(recipe),
         *chooser.unused_rules(),
+        *unseen.warnings(),
         *_missing_importance(entries, importance, recipe.search),
         *_searched_as_by_default(entries, recipe),
     ]

@@ -31,6 +31,7 @@ _RHYTHMS = (
     *("attention.sliding_window_pattern", "full_attention_interval", "moe_every_n_layers"),
     *("interleave_moe_layer_step", "hrm.layers_per_stack"),
 )
+_OF_ALL_LAYERS = "per_layer_token_embd.weight"
 _EXTRA_NAMES, _EXTRA_VALUES = "general.tensor_extra.name", "general.tensor_extra.prec_a4"
 
 
@@ -63,6 +64,11 @@ def plan_pruning(layers: Iterable[int], names: Iterable[str]) -> Pruning:
     dropped = tuple(sorted(set(layers)))
     if not dropped:
         return Pruning((), {})
+    names = tuple(names)
+    if _OF_ALL_LAYERS in names:
+        raise RecipeError(
+            f"--prune-layers: {_OF_ALL_LAYERS} holds a part for each layer; a model with it keeps all its layers"
+        )
     present = sorted({int(match.group(1)) for name in names if (match := _BLOCK.search(name))})
     missing = [layer for layer in dropped if layer not in present]
     if missing:

@@ -141,6 +141,24 @@ def test_wrong_arguments(arguments, message, model, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_layers_that_predict_further_tokens(tmp_path, capsys):
+    directory = write_model("glm-5-nextn", tmp_path / "model")
+    found = {}
+    for option in ("--type=f16", "--no-nextn", "--nextn-only"):
+        assert run("convert", directory, tmp_path / f"{option}.gguf", option) == 0
+        found[option] = {spec.name: spec.type for spec in GGUFSource(tmp_path / f"{option}.gguf").specs()}
+    later = {name for name in found["--type=f16"] if name.startswith("blk.3.")}
+    assert "blk.3.nextn.eh_proj.weight" in later
+    assert found["--no-nextn"].keys() == found["--type=f16"].keys() - later
+    assert later < found["--nextn-only"].keys()
+    assert not any(name.startswith("blk.0.") for name in found["--nextn-only"])
+    # llama.cpp's converter never makes halves of it
+    assert found["--type=f16"]["blk.0.indexer.proj.weight"] == "F32"
+    assert found["--type=f16"]["blk.0.indexer.attn_k.weight"] == "F16"
+    assert run("convert", directory, tmp_path / "out.gguf", "--no-nextn", "--nextn-only") == 2
+    assert "--no-nextn and --nextn-only cannot be used together" in capsys.readouterr().err
+
+
 def test_org_name_is_downloaded_once_named(model, tmp_path, monkeypatch):
     """What is asked of huggingface_hub: the revision, no pickle, no other framework's weights."""
     import huggingface_hub

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.gguf_io.convert import layout, open_checkpoint
+from quantmill.gguf_io.convert.config import EXPERT_COUNTS
 from quantmill.gguf_io.convert.families import FAMILIES, family_of
 from quantmill.gguf_io.convert.keys import Key
 from tests.support.convert_models import MODELS, edit, write_model
@@ -50,8 +51,12 @@ SPARSE = {
 }
 
 
-# Mistral3ForConditionalGeneration holds text models of two kinds, each with defaults of its own.
-ONE_KIND = [family for family in FAMILIES if family.classes[0] != "Mistral3ForConditionalGeneration"]
+# Classes that hold models of several kinds, each with defaults of its own; classes of wrappers, whose text has some.
+SEVERAL = (
+    *("Mistral3ForConditionalGeneration", "GraniteMoeHybridForCausalLM", "NemotronHForCausalLM"),
+    *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
+)
+ONE_KIND = [family for family in FAMILIES if family.classes[0] not in SEVERAL]
 
 
 @pytest.mark.parametrize("family", ONE_KIND, ids=lambda family: family.classes[0])
@@ -79,6 +84,23 @@ def test_defaults_are_those_of_the_configuration_class(family):
     assert ours["rope_parameters"].get("rope_theta") == rope.get("rope_theta")
     assert ours["rope_parameters"].get("rope_type") == rope.get("rope_type")
     assert ours["rope_parameters"].get("partial_rotary_factor") in (rope.get("partial_rotary_factor"), None)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.classes[0])
+def test_tensors_with_a_part_for_each_expert_stand_in_one_place(family):
+    models = (model for model in MODELS.values() if model.architecture in family.classes)
+    model = next(model for model in models if family.takes(lifted(model.config)))
+    expected = family.expected(family.completed(model.config))
+    assert expected
+    for name, tensor in expected.items():
+        kind = name.split(".", 2)[-1] if name.startswith("blk.") else name
+        assert (kind in layout.OF_EXPERTS) == any(key in EXPERT_COUNTS for key in tensor.keys.split(", ")), (
+            name
+        )
+
+
+def lifted(config):
+    return {**config, **config.get("text_config", {})}
 
 
 # Defaults of classes that no key is written for.

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from quantmill.gguf_io.convert import SUPPORTED, open_checkpoint
-from tests.support.convert_models import DATA, MODELS, write_model, written_once
+from quantmill.gguf_io.convert import SUPPORTED
+from tests.support.convert_models import DATA, MODELS, opened, write_model, written_once
 
 GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
 
@@ -21,7 +21,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_metadata_is_llama_cpps(name, models):
-    ours = open_checkpoint(models(name)).metadata
+    ours = opened(name, models(name)).metadata
     found = {}
     for key, value in ours.items():
         kinds = [value.type.name] + ([value.element_type.name] if value.element_type is not None else [])
@@ -40,7 +40,7 @@ def test_metadata_is_llama_cpps(name, models):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_tensors_are_llama_cpps(name, models):
-    source = open_checkpoint(models(name))
+    source = opened(name, models(name))
     expected = GOLDEN[name]["tensors"]
     assert [spec.name for spec in source.specs()] == list(expected)
     for spec in source.specs():
@@ -63,6 +63,8 @@ def test_every_supported_architecture_has_a_model():
         "LFM2ForCausalLM",
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
+        "Gemma4ForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
     }
     assert set(SUPPORTED) == covered | aliases
 

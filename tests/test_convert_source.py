@@ -56,7 +56,9 @@ def test_names_lead_back(name, library):
     """Hugging Face → GGUF → Hugging Face gives every tensor back that has a GGUF name."""
     shapes = {key: tuple(shape) for key, shape in SHAPES[name].items()}
     family = family_of(config_of(name))
-    table = tensor_table(family, family.completed(config_of(name)), shapes)
+    # A model that runs has its multipliers in its matrices.
+    config = {key: value for key, value in config_of(name).items() if "multiplier" not in key}
+    table = tensor_table(family, family.completed(config), shapes)
     random = np.random.RandomState(1)
     stored = {key: random.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
     empty = np.empty
@@ -201,10 +203,26 @@ def test_mxfp4_keeps_every_value(tmp_path):
 
 
 def test_tensors_that_predict_further_tokens_are_left_out_and_said(tmp_path):
-    (warning,) = open_checkpoint(write_model("qwen3.5-vision", tmp_path / "a")).warnings
-    assert warning.startswith("mtp.fc.weight and its like predict further tokens")
-    directory, found = write_model("glm4-moe", tmp_path / "b"), tensors("glm4-moe")
+    """Of families whose GGUF has no place for them."""
+    directory, found = write_model("deepseek-v3", tmp_path), tensors("deepseek-v3")
     found["model.layers.2.eh_proj.weight"] = found["model.layers.1.self_attn.o_proj.weight"]
     write_shards(directory, found)
     (warning,) = open_checkpoint(directory).warnings
-    assert warning.startswith("model.layers.2.eh_proj.weight and its like predict")
+    assert warning.startswith("model.layers.2.eh_proj.weight and its like predict further tokens")
+
+
+def test_layers_that_predict_further_tokens_are_left_out_or_stand_alone(tmp_path):
+    directory = write_model("qwen3.5-further-nextn", tmp_path / "a")
+    with_them, without = open_checkpoint(directory), open_checkpoint(directory, later="without")
+    layer = {spec.name for spec in with_them.specs() if spec.name.startswith("blk.4.")}
+    assert {"blk.4.nextn.eh_proj.weight", "blk.4.attn_q.weight", "blk.4.ffn_down.weight"} < layer
+    assert {spec.name for spec in without.specs()} == {spec.name for spec in with_them.specs()} - layer
+    assert (without.metadata.value("qwen35.block_count"), with_them.metadata.value("qwen35.block_count")) == (
+        4,
+        5,
+    )
+    assert without.warnings == ()
+    draft = {spec.name for spec in open_checkpoint(directory, later="only").specs()}
+    assert draft == layer | {"token_embd.weight", "output_norm.weight", "output.weight"}
+    with pytest.raises(GGUFError, match="has no layers that predict further tokens"):
+        open_checkpoint(write_model("qwen3.5", tmp_path / "b"), later="only")

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from quantmill.gguf_io.convert import SUPPORTED
+from quantmill.gguf_io.convert.families import FAMILIES as KNOWN
 from quantmill.imatrix.collect import Result, Settings, collect
 from quantmill.imatrix.coverage import uncollected
+from quantmill.models.errors import ModelError
 from quantmill.models.model import LoadedModel, load
-from tests.support.convert_models import write_f32
-from tests.support.measure_families import FAMILIES, random_model
+from tests.support.convert_models import write_f32, write_model
+from tests.support.measure_families import FAMILIES, MISTRAL_4, random_model
 
 # Classes that no model of FAMILIES has: another name of one that is there.
 ALIASES = {
@@ -30,6 +32,16 @@ ALIASES = {
     "LFM2ForCausalLM",
     "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",  # test_text_of_a_model_that_sees
+    "Qwen3VLMoeForConditionalGeneration",
+}
+# Classes whose GGUF is converted and quantized, not run.
+NOT_RUN = {
+    "Llama4ForCausalLM": "its experts are multiplied as whole stacks, not one by one",
+    "Llama4ForConditionalGeneration": "the same",
+    "Gemma3TextModel": "makes vectors of texts, whose tokens all see each other",
+    "ModernBertModel": "makes vectors of texts, whose tokens all see each other",
 }
 
 
@@ -56,11 +68,20 @@ def test_family(name: str, tmp_path: Path) -> None:
     check_family(original, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mistral", "ministral 3"])
-def test_text_of_a_mistral_that_sees(name: str, tmp_path: Path) -> None:
-    original = random_model(tmp_path, *FAMILIES[name])
+SEEING = {
+    "mistral": ("Mistral3ForConditionalGeneration", "mistral3"),
+    "ministral 3": ("Mistral3ForConditionalGeneration", "mistral3"),
+    "mistral 4": ("Mistral3ForConditionalGeneration", "mistral3"),
+    "qwen3, yarn": ("Qwen3VLForConditionalGeneration", "qwen3_vl"),
+    "qwen3 moe": ("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe"),
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_text_of_a_model_that_sees(name: str, tmp_path: Path) -> None:
+    original = random_model(tmp_path, *FAMILIES.get(name, MISTRAL_4))
     text = json.loads((tmp_path / "config.json").read_text())
-    config = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    config = dict(zip(("architectures", "model_type"), ([SEEING[name][0]], SEEING[name][1]), strict=True))
     (tmp_path / "config.json").write_text(
         json.dumps(config | {"text_config": {**text, "architectures": None}})
     )
@@ -104,4 +125,16 @@ def test_every_supported_class_is_among_them() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
     covered = {CLASSES[AutoConfig.for_model(kind).model_type] for kind, _ in FAMILIES.values()}
-    assert set(SUPPORTED) == covered | ALIASES
+    assert set(SUPPORTED) == covered | ALIASES | set(NOT_RUN)
+
+
+def test_the_docs_name_every_family() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    names = (*SUPPORTED, *(family.name for family in KNOWN))
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_what_is_not_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = write_f32(write_model("embedding-gemma", tmp_path / "model"), tmp_path / "model.gguf")
+    with pytest.raises(ModelError, match="'gemma-embedding': quantmill cannot run it in torch"):
+        load(path)

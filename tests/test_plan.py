@@ -174,6 +174,22 @@ def test_missing_mandatory_importance_is_found_while_planning():
     assert not plan_of(Recipe("IQ2_XS"), index=importance(tensors)).problems
 
 
+@pytest.mark.parametrize(
+    ("file_type", "instead"), [("IQ2_XXS", "Q2_K"), ("Q2_K_S", "Q3_K"), ("Q4_K_M", None)]
+)
+def test_layers_that_predict_further_tokens_need_no_importance(file_type, instead):
+    tensors = specs(dense(4))
+    of_trunk = importance(tuple(spec for spec in tensors if not spec.name.startswith("blk.3.")))
+    keys = metadata(n_layer=4, nextn_predict_layers=1)
+    plan = build_plan(tensors, keys, Recipe(file_type), of_trunk)
+    types = {entry.name: entry.type for entry in plan.entries}
+    assert plan.problems == ()
+    assert types["blk.3.ffn_up.weight"] == (instead or types["blk.2.ffn_up.weight"])
+    assert any("predict further tokens" in line for line in plan.warnings) == (instead is not None)
+    if instead:
+        assert build_plan(tensors, keys, Recipe(file_type, fallback=False), of_trunk).problems
+
+
 def test_q2_k_needs_importance_only_in_q2_k_s():
     assert not plan_of(Recipe("Q2_K")).problems
     assert "Q2_K needs importance" in plan_of(Recipe("Q2_K_S")).problems[0]

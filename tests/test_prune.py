@@ -59,6 +59,11 @@ def test_something_must_remain():
         build_plan(specs(dense(2)), metadata(n_layer=2), Recipe("Q8_0", prune_layers=(0, 1)))
 
 
+def test_a_model_with_an_embedding_for_each_layer_keeps_its_layers():
+    with pytest.raises(RecipeError, match=r"per_layer_token_embd\.weight holds a part for each layer"):
+        plan_pruning((1,), ["per_layer_token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight"])
+
+
 def test_importance_is_looked_up_under_the_old_number():
     tensors = specs(dense(4))
     plan = build_plan(tensors, metadata(n_layer=4), Recipe("Q4_K", prune_layers=(1,)), importance(tensors))

@@ -11,6 +11,7 @@ import torch
 
 from quantmill.calibrate.workers import working
 from quantmill.gguf_io.source import open_source
+from quantmill.models.errors import ModelError
 from quantmill.models.model import from_source
 from quantmill.models.walk import Walk, walked_names
 from tests.support.measure_families import FAMILIES, random_model
@@ -43,10 +44,45 @@ class Kept:
         self.seen += other.seen
 
 
-_FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm")  # the last is LFM2's
+_FINAL_NORMS = (
+    "norm",
+    "final_layernorm",
+    "embedding_norm",
+    "norm_f",
+)  # the last two are LFM2's and Nemotron's
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# Families whose layers cannot be run one by one, and what is said of it.
+UNWALKABLE = {
+    "gemma 4": "its layers are given more than the hidden states of a text",
+    "glm 5": "its layers are given more than the hidden states of a text",
+}
+
+
+@pytest.mark.parametrize("name", UNWALKABLE)
+def test_what_cannot_be_walked_is_said(name: str, tmp_path: Path) -> None:
+    random_model(tmp_path, *FAMILIES[name])
+    loaded = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)
+    ids = np.random.default_rng(0).integers(0, 2000, (4, 40)).astype(np.int32)
+    with working(1) as workers, pytest.raises(ModelError, match=UNWALKABLE[name]):
+        Walk(loaded, ids, workers.map)
+
+
+# Their layers are made of parts that others have.
+ALIKE = (
+    *("granite 4, no experts", "granite 4, dense", "deepseek v3.2", "hy v3", "laguna", "afmoe", "hunyuan"),
+    *("cohere 2 moe", "nemotron h"),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ALIKE else [])
+        for name in FAMILIES
+        if name not in UNWALKABLE
+    ],
+)
 def test_walk(name: str, tmp_path: Path) -> None:
     random_model(tmp_path, *FAMILIES[name])
     loaded = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)

@@ -41,6 +41,13 @@ def read(files: TokenizerFiles) -> Templates:
     return {}
 
 
+def resolved(files: TokenizerFiles, found: Templates) -> Templates:
+    """With the text of chat_template.jinja, which tokenizer_config.json may only include."""
+    path = files.path("chat_template.jinja")
+    text = _text(files, path) if path.is_file() else None
+    return found if text is None else {**found, "default": text}
+
+
 def write(writer: GGUFWriter, templates: Templates) -> None:
     """As gguf's writer does it (add_chat_template), whose list of names is in the order of a set."""
     others = [name for name in templates if name != "default"]

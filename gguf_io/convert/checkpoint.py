@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import gguf
 import numpy as np
 from gguf import GGUFWriter
 
-from quantmill.gguf_io.convert import general, keys, rope
+from quantmill.gguf_io.convert import general, keys, nextn, pooling, rope
 from quantmill.gguf_io.convert.config import configuration, negative_ids
 from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
@@ -42,6 +41,7 @@ ALWAYS_F32 = (
     "ffn_gate_inp_shexp.weight",
     "ssm_conv1d.weight",
     "shortconv.conv.weight",
+    "indexer.proj.weight",
 )
 
 
@@ -53,21 +53,22 @@ class Checkpoint:
     F32; `fetch` then gives it packed all the same.
     """
 
-    def __init__(self, directory: Path, outtype: str) -> None:
+    def __init__(self, directory: Path, outtype: str, later: str = nextn.WITH) -> None:
         warnings: list[str] = []
         raw = configuration(directory)
         family = family_of(raw)
         config = family.completed(raw)
         config["tokenizer_size"] = config["vocab_size"]
+        config["pooling"] = pooling.read(directory)
         warnings += negative_ids(directory, config)
         stored = open_shards(directory, warnings.append)
         self._readers = readers(config, stored, warnings.append)
+        warnings += nextn.take(directory, family.nextn, config, tuple(self._readers), later)
         kept = frozenset(name for name, reader in self._readers.items() if _is_kept(reader))
         self._table = tensor_table(
             family, config, {name: reader.shape for name, reader in self._readers.items()}, kept
         )
         _check_values(directory, self._table, self._readers)
-        warnings += _further_tokens(self._table.left_out, config["num_hidden_layers"])
         self.outtype = output_type(outtype, stored)
         tables = family.tables(config)
         self._made: dict[str, np.ndarray] = dict(tables)
@@ -106,6 +107,10 @@ class Checkpoint:
     def kept(self) -> dict[str, str]:
         """Name → type of the tensors that llama.cpp's converter takes over as blocks."""
         return {name: spec.type for name, spec in self._specs.items() if spec.type in KEPT}
+
+    def in_f32(self) -> tuple[str, ...]:
+        """Matrices that llama.cpp's converter leaves in F32, and that its quantizer would turn into other types."""
+        return tuple(name for name in self._specs if name.endswith("indexer.proj.weight"))
 
     def of_fp8(self) -> tuple[str, ...]:
         """The matrices whose values were FP8."""
@@ -185,7 +190,7 @@ class Checkpoint:
     def _forms(self, name: str) -> tuple[str, ...]:
         """The blocks in which rows of a tensor can be had: those that all of its sources have."""
         view = self._table.views.get(name)
-        if view is None or len(view.shape) < 2 or view.transpose or view.columns is not None:
+        if view is None or view.vector or view.transpose or view.factors or view.columns is not None:
             return ()
         first, *others = (reader.forms for reader in self._sources(name))
         return tuple(form for form in first if all(form in forms for forms in others))
@@ -193,18 +198,19 @@ class Checkpoint:
     def _spec(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
         kind = "F32"
         if name in self._table.views and len(shape) > 1 and _keeps_type(name):
-            plain = {reader.plain for reader in self._sources(name)}
+            multiplied = self._table.views[name].factors
+            plain = {"F32"} if multiplied else {reader.plain for reader in self._sources(name)}
             kind = plain.pop() if len(plain) == 1 else "F32"  # experts that differ meet in F32
             kind = next((form for form in self._forms(name) if form in GGML_TYPES), kind)
         packed = kind not in ("F32", "F16", "BF16")
         return TensorSpec(name, checked_shape(name, shape[::-1], kind), kind, 0, 0, original=packed)
 
     def _rows(self, view: View, spec: TensorSpec, first: int, end: int) -> np.ndarray:
-        if len(view.shape) == 1:  # one row, made of a matrix of one column
+        if view.vector:  # made of a matrix of one column
             reader = self._readers[view.sources[0]]
             values = reader.values(slice(None), slice(None))
             values = to_float32(values, "BF16") if reader.plain == "BF16" else values
-            return to_float32(view.take(values), "F32").ravel()
+            return to_float32(view.take(values), "F32").reshape(-1, view.shape[-1])[first:end]
         parts = list(self._matrix_parts(view, spec.type, first, end))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -229,17 +235,19 @@ class Checkpoint:
                 yield reader.blocks(_as_slice(rows + start), kind)
                 continue
             values = reader.values(_as_slice(rows + start), _as_slice(columns))
-            values = values.T if view.transpose else values
-            yield to_float32(values, reader.plain) if kind != reader.plain else values
+            values = to_float32(values, reader.plain) if kind != reader.plain else values
+            values = view.multiplied(values, _as_slice(rows)) if view.factors else values
+            yield values.T if view.transpose else values
 
 
-def open_checkpoint(path: str | PathLike[str], outtype: str = "auto") -> Checkpoint:
+def open_checkpoint(path: str | PathLike[str], outtype: str = "auto", later: str = nextn.WITH) -> Checkpoint:
     """Open a Hugging Face model directory as a source of GGUF tensors and metadata; reads no weights.
 
     outtype: F32, F16, BF16, Q8_0 or auto (what most of the checkpoint is in): general.file_type says it; the values
-    themselves come in their own types. Raises GGUFError naming file, tensor or key and the way out.
+    themselves come in their own types. later: whether layers that predict further tokens are there: "with", "without",
+    or "only" they. Raises GGUFError naming file, tensor or key and the way out.
     """
-    return Checkpoint(Path(path), outtype.upper())
+    return Checkpoint(Path(path), outtype.upper(), later)
 
 
 def is_packed(directory: Path) -> bool:
@@ -266,15 +274,6 @@ def _as_slice(index: np.ndarray) -> Index:
 
 def _is_kept(reader: Reader) -> bool:
     return any(form in KEPT for form in reader.forms)
-
-
-def _further_tokens(left_out: Iterable[str], n_layers: int) -> Iterator[str]:
-    """Whether there are tensors that predict further tokens: layers behind the last, or a part named so."""
-    for name in left_out:
-        layer = re.search(r"\blayers\.(\d+)\.", name)
-        if re.search(r"\bmtp[._]", name) or (layer and int(layer[1]) >= n_layers):
-            yield f"{name} and its like predict further tokens (NextN, MTP); they are left out"
-            return
 
 
 def _written(writer: GGUFWriter, key: str) -> Any:

@@ -127,6 +127,9 @@ def complete(defaults: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
     for key, default in defaults.items():
         if not callable(default) and key != "rope_theta":
             config.setdefault(key, default)
+    for key in REQUIRED:
+        if config.get(key) is None and callable(defaults.get(key)):
+            config[key] = defaults[key](config)
     for key, limit in REQUIRED.items():
         number = config.get(key)
         if number is None and defaults.get(key, key) is None:  # the family has no such number

@@ -118,13 +118,20 @@ def head_dim(config: Config) -> int:
     return config.get("head_dim") or need(config, "hidden_size") // need(config, "num_attention_heads")
 
 
-def _one_length(facts: Facts) -> Settings:
-    length = facts.get("feed_forward_length")
-    if length is not None and not isinstance(length, int):
-        raise GGUFError(
-            f"{facts.architecture}.feed_forward_length differs between layers, which transformers' model cannot express"
-        )
-    return {} if length is None else {"intermediate_size": length}
+def _one_for_all(hf: str, gguf: str) -> Callable[[Facts], Settings]:
+    """A number that a file may hold once for each layer."""
+
+    def read(facts: Facts) -> Settings:
+        value = facts.get(gguf)
+        if value is None or isinstance(value, int):
+            return {} if value is None else {hf: value}
+        if len(set(value)) != 1:
+            raise GGUFError(
+                f"{facts.architecture}.{gguf} differs between layers, which transformers' model cannot express"
+            )
+        return {hf: int(value[0])}
+
+    return read
 
 
 def _head_sizes(config: Config) -> Iterable[Item]:
@@ -147,13 +154,20 @@ def _gating(config: Config) -> Iterable[Item]:
 
 
 BLOCKS = Rows(
-    Key("num_hidden_layers", "block_count").write, lambda facts: {"num_hidden_layers": facts.n_layers}
+    lambda config: [("block_count", UINT32, config["num_hidden_layers"] + config.get("nextn", 0))],
+    lambda facts: {"num_hidden_layers": facts.n_layers},
 )
 CONTEXT = Key(("max_position_embeddings", "n_positions"), "context_length")
 WIDTH = Key("hidden_size", "embedding_length")
-INNER = Rows(Key(("dense_intermediate_size", "intermediate_size"), "feed_forward_length").write, _one_length)
+INNER = Rows(
+    Key(("dense_intermediate_size", "intermediate_size"), "feed_forward_length").write,
+    _one_for_all("intermediate_size", "feed_forward_length"),
+)
 HEADS = Key("num_attention_heads", "attention.head_count")
-KV_HEADS = Key("num_key_value_heads", "attention.head_count_kv")
+KV_HEADS = Rows(
+    Key("num_key_value_heads", "attention.head_count_kv").write,
+    _one_for_all("num_key_value_heads", "attention.head_count_kv"),
+)
 SIZES = (BLOCKS, CONTEXT, WIDTH, INNER, HEADS, KV_HEADS)
 RMS_NORM = Key(("rms_norm_eps", "norm_eps"), "attention.layer_norm_rms_epsilon", FLOAT32)
 GATE = Rows(_gating)
@@ -171,6 +185,23 @@ def experts(count: str) -> tuple[Row, Row]:
     )
 
 
+def _write_dense(config: Config) -> Iterable[Item]:
+    kinds = need(config, "mlp_layer_types")
+    first = next((layer for layer, kind in enumerate(kinds) if kind != "dense"), len(kinds))
+    yield "leading_dense_block_count", UINT32, first
+
+
+def read_dense(facts: Facts) -> Settings:
+    """mlp_layer_types: sparse are the layers that have a router."""
+    layers = range(facts.n_layers)
+    return {
+        "mlp_layer_types": [
+            "sparse" if facts.has(f"blk.{layer}.ffn_gate_inp.weight") else "dense" for layer in layers
+        ]
+    }
+
+
+LEADING_DENSE = Rows(_write_dense, read_dense)
 EXPERT_GROUPS = (Key("n_group", "expert_group_count"), Key("topk_group", "expert_group_used_count"))
 
 

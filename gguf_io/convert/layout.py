@@ -1,7 +1,8 @@
 """Which tensors a model has and of what shape, as its configuration says: checked before a byte is converted.
 
 A family names its GGUF tensors with their dimensions in Hugging Face order, rows before columns, each dimension in keys
-of the configuration: products and sums of them and of numbers. A "?" behind a name: the tensor may be absent, but from
+of the configuration: products and sums of them and of numbers; a key may hold a list, a number for each layer. A "?"
+behind a name: the tensor may be absent, but from
 all layers alike. The facts are those of llama.cpp (`src/models/*.cpp: load_arch_tensors`), which refuses what differs.
 """
 
@@ -27,12 +28,12 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Expected:
-    """keys: the dimensions as the family writes them. kind: the name without layer number."""
+    """keys: the dimensions as the family writes them. kind: the name without layer number, and the family's group."""
 
     shape: Shape
     keys: str
     optional: bool
-    kind: str
+    kind: tuple[str, int]
 
     def __str__(self) -> str:
         return f"{list(self.shape)} ({self.keys})"
@@ -41,22 +42,28 @@ class Expected:
 def expected_tensors(tensors: Sequence[Tensors], config: Config) -> dict[str, Expected]:
     """GGUF name -> what is expected of it. Raises GGUFError when a key that a shape needs is missing."""
     found: dict[str, Expected] = {}
-    for group in tensors:
-        for entry, dimensions in group.shapes.items():
-            name, optional = entry.removesuffix("?"), entry.endswith("?")
-            of_layer = name.startswith("blk.")
-            n_layers = config["num_hidden_layers"] if of_layer else 1
-            layers = [i for i in range(n_layers) if group.where is None or group.where(config, i)]
-            if layers:
-                one = _expected(config, dimensions, optional, name)
-                found |= {f"blk.{i}.{name[4:]}" if of_layer else name: one for i in layers}
+    for place, group in enumerate(tensors):
+        found |= of_layers(group, config, place, range(config["num_hidden_layers"]))
+    return found
+
+
+def of_layers(group: Tensors, config: Config, place: int, layers: Sequence[int]) -> dict[str, Expected]:
+    """The tensors of one group, in these layers and in none. place: the group's number."""
+    found: dict[str, Expected] = {}
+    for entry, dimensions in group.shapes.items():
+        name, optional = entry.removesuffix("?"), entry.endswith("?")
+        of_layer = name.startswith("blk.")
+        for i in layers if of_layer else (0,):
+            if group.where is None or group.where(config, i):
+                one = _expected(config, dimensions, optional, (name, place), i)
+                found[f"blk.{i}.{name[4:]}" if of_layer else name] = one
     return found
 
 
 def check(
     expected: Mapping[str, Expected],
     found: Mapping[str, tuple[str, Shape]],
-    n_layers: int,
+    layers: range,
     usual_name: Callable[[str], str | None],
 ) -> None:
     """Raises GGUFError for a tensor that is missing, too many or of another shape. For messages: found: GGUF name ->
@@ -74,10 +81,11 @@ def check(
     ]
     if not missing:
         return
-    for layer in range(n_layers):
+    for layer in layers:
         if not any(name.startswith(f"blk.{layer}.") for name in found):
             raise GGUFError(
-                f"there are no tensors of layer {layer} (blk.{layer}.), config.json's num_hidden_layers is {n_layers}: "
+                f"there are no tensors of layer {layer} (blk.{layer}.), config.json's num_hidden_layers is "
+                f"{layers.stop}: "
                 "the checkpoint is incomplete"
             )
     first = missing[0]
@@ -99,24 +107,25 @@ def _as_in_other_layer(
     return None
 
 
-def _expected(config: Config, dimensions: str, optional: bool, kind: str) -> Expected:
-    shape = tuple(_size(config, dimension) for dimension in dimensions.split())
+def _expected(config: Config, dimensions: str, optional: bool, kind: tuple[str, int], layer: int) -> Expected:
+    shape = tuple(_size(config, dimension, layer) for dimension in dimensions.split())
     keys = ", ".join(dimensions.split()).replace("*", " × ").replace("+", " + ")
     return Expected(shape, keys, optional, kind)
 
 
-def _size(config: Config, dimension: str) -> int:
+def _size(config: Config, dimension: str, layer: int) -> int:
     total = 0
     for product in dimension.split("+"):
         size = 1
         for factor in product.split("*"):
-            size *= int(factor) if factor.isdecimal() else _number(config, factor)
+            size *= int(factor) if factor.isdecimal() else _number(config, factor, layer)
         total += size
     return total
 
 
-def _number(config: Config, key: str) -> int:
-    return head_dim(config) if key == "head_dim" else need(config, key)
+def _number(config: Config, key: str, layer: int) -> int:
+    found = head_dim(config) if key == "head_dim" else need(config, key)
+    return found[layer] if isinstance(found, list) else found
 
 
 def experts_where(key: str) -> Callable[[Config, int], bool]:
@@ -161,6 +170,14 @@ FEED_FORWARD = {
 }
 
 
+# Tensors of a layer that have a part for each expert, in every family: who takes experts out takes them out of these.
+OF_EXPERTS = (
+    *("ffn_gate_inp.weight", "ffn_gate_inp.bias", "exp_probs_b.bias", "exp_probs_b"),
+    *("ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight", "ffn_gate_up_exps.weight"),
+    *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias", "ffn_down_exps.scale"),
+)
+
+
 def expert_tensors(count: str, inner: str) -> dict[str, str]:
     """Router and stacks of experts. count, inner: keys of their number and of their inner size."""
     return {
@@ -182,6 +199,25 @@ def shared_expert(inner: str) -> dict[str, str]:
 def behind_dense(config: Config, layer: int) -> bool:
     """Whether a layer has experts, where the first so many have none."""
     return layer >= (config["first_k_dense_replace"] or 0)
+
+
+def is_sparse(config: Config, layer: int) -> bool:
+    """Whether a layer has experts, where mlp_layer_types says so of each."""
+    return config["mlp_layer_types"][layer] != "dense"
+
+
+def is_dense(config: Config, layer: int) -> bool:
+    return not is_sparse(config, layer)
+
+
+def dense_first(n_dense: int | str) -> Callable[[Config], list[str]]:
+    """mlp_layer_types as classes fill it in: the first so many layers are dense. n_dense: a number or its key."""
+
+    def kinds(config: Config) -> list[str]:
+        first = config.get(n_dense) or 0 if isinstance(n_dense, str) else n_dense
+        return ["dense" if layer < first else "sparse" for layer in range(config["num_hidden_layers"])]
+
+    return kinds
 
 
 def dense_then_experts(count: str, shared: str) -> tuple[Tensors, Tensors]:

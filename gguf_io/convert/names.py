@@ -70,7 +70,7 @@ class TensorTable:
         for use in self.uses[name]:
             view = self.views[use.name]
             matrices = out.reshape(-1, *view.source_matrix)
-            n_rows = view.shape[-2] if len(view.shape) > 1 else view.shape[0]
+            n_rows = view.source_matrix[0] if view.vector else view.shape[-2]
             values = read(use.name).reshape(view.matrices, n_rows, -1)
             for m, matrix in enumerate(matrices):
                 view.put(matrix, values[m if use.matrix is None else use.matrix])
@@ -104,18 +104,27 @@ class _Builder:
 
     def __init__(self, family: Family, config: Config, shapes: dict[str, Shape], first: Set[str]):
         self.family, self.config, self.shapes, self.first = family, config, shapes, first
-        self.rules = tuple((re.compile(rule.pattern), rule) for rule in (*rules.COMMON, *family.rules))
+        later = family.nextn.rules if family.nextn and config.get("nextn") else ()
+        own = (*later, *family.rules)
+        self.rules = tuple((re.compile(rule.pattern), rule) for rule in (*rules.COMMON, *own))
+        self.n_layers = config["num_hidden_layers"] + config.get("nextn", 0)
         self.expected = family.expected(config)
-        self.map = gguf.get_tensor_name_map(family.arch, config["num_hidden_layers"])
+        self.map = gguf.get_tensor_name_map(family.named_as, self.n_layers)
         self.views: dict[str, View] = {}
         self.order: dict[str, tuple[bool, int, int, str]] = {}
         self.experts: dict[str, dict[int, str]] = {}
+        self.counts: dict[str, str | None] = {}
         self.expert_block_end: dict[str, int] = {}
         self.left_out: list[str] = []
         self.must_be_zero: list[str] = []
 
     def place(self, position: int, name: str) -> None:
         cleaned = _cleaned(name)
+        if self.family.nextn and self.config.get("nextn"):
+            cleaned = self.family.nextn.renamed(cleaned, self.config["num_hidden_layers"])
+        if self.config.get("nextn_only") and self._of_trunk(cleaned):
+            self.left_out.append(name)
+            return
         match, rule = self._rule_for(cleaned)
         if rule is not None and not rule.parts:
             (self.must_be_zero if rule.zero else self.left_out).append(name)
@@ -128,9 +137,14 @@ class _Builder:
             target = self._gguf_name(name, renamed)
             if "expert" in match.groupdict():
                 self._add_expert(position, name, target, int(match["expert"]))
+                self.counts[target] = rule.count
                 self.order[target] = (True, position, rule.order, match.expand(part.name))
             else:
                 self._add(position, name, target, part)
+
+    def _of_trunk(self, name: str) -> bool:
+        layer = re.search(r"\blayers\.(\d+)\.", name)
+        return layer is not None and int(layer[1]) < self.config["num_hidden_layers"]
 
     def _rule_for(self, name: str) -> tuple[re.Match[str] | None, Rule | None]:
         for pattern, rule in self.rules:
@@ -140,6 +154,8 @@ class _Builder:
         return None, None
 
     def _gguf_name(self, name: str, renamed: str) -> str:
+        if renamed in self.expected:
+            return renamed
         found = self.map.get_name(renamed, try_suffixes=(".weight", ".bias"))
         if found is not None:
             return found
@@ -177,8 +193,20 @@ class _Builder:
         columns = self._choose(name, target, part.columns, n_columns)
         taken = (chosen(rows, n_rows), chosen(columns, n_columns))
         taken = taken[::-1] if part.transpose else taken
-        shape = taken[:1] if vector else (*leading, *taken)
-        return View((name,), (n_rows, n_columns), shape, rows, columns, part.transpose, part.values)
+        shape = self._of_vector(name, target, part, taken[0]) if vector else (*leading, *taken)
+        factors = tuple(part.factors(self.config, n_rows) or ()) if part.factors else ()
+        one = (n_rows, n_columns)
+        return View((name,), one, shape, rows, columns, part.transpose, part.values, vector, factors)
+
+    def _of_vector(self, name: str, target: str, part: Part, n: int) -> Shape:
+        if part.columns_of is None:
+            return (n,)
+        n_columns = part.columns_of
+        if isinstance(n_columns, str):
+            n_columns = self._number(n_columns)
+        if n % n_columns:
+            raise self._indivisible(name, target)
+        return (n // n_columns, n_columns)
 
     def _choose(self, name: str, target: str, choice: rules.Choice | None, n: int) -> Index | None:
         if choice is None:
@@ -218,7 +246,8 @@ class _Builder:
                 use = Use(target, i if target in self.experts else None)
                 uses[source] = (*uses.get(source, ()), use)
         found = {name: (_sources(view), view.shape) for name, view in views.items()}
-        layout.check(self.expected, found, self.config["num_hidden_layers"], self._usual_name)
+        first = self.config["num_hidden_layers"] if self.config.get("nextn_only") else 0
+        layout.check(self.expected, found, range(first, self.n_layers), self._usual_name)
         left_out, must_be_zero = tuple(self.left_out), tuple(self.must_be_zero)
         return TensorTable(self.family, views, uses, left_out, must_be_zero, self.shapes)
 
@@ -230,7 +259,8 @@ class _Builder:
         return (behind, end, order, name)
 
     def _expert_stack(self, target: str, of_tensor: dict[int, str]) -> View:
-        named = (self.config.get(key) for key in EXPERT_COUNTS)
+        count = self.counts[target]
+        named = (self.config.get(key) for key in (EXPERT_COUNTS if count is None else (count,)))
         n_experts = next((n for n in named if n), max(of_tensor) + 1)
         missing = [i for i in range(n_experts) if i not in of_tensor]
         if missing or len(of_tensor) != n_experts:

@@ -126,17 +126,17 @@ def llama3(config: Config) -> Tables:
         for key, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
     )
     context = rope.get("original_max_position_embeddings", 8192)
-    if low == high or 0 in (factor, low, high):
+    if 0 in (factor, low, high):
         raise GGUFError(
-            f"config.json: RoPE's factor {factor}, low_freq_factor {low} and high_freq_factor {high} must not be 0, "
-            "the last two not equal"
+            f"config.json: RoPE's factor {factor}, low_freq_factor {low} and high_freq_factor {high} must not be 0"
         )
     f32, one = np.float32, np.float32(1)
     exponent = np.arange(0, head_dim(config), 2, dtype=f32) / f32(head_dim(config))
     power = (float(rope.get("rope_theta", 10000.0)) ** exponent.astype(np.float64)).astype(f32)
     wavelengths = one / (one / power) * f32(2 * math.pi)
-    smooth = (one / wavelengths * f32(context) - f32(low)) / f32(high - low)
-    between = one / ((one - smooth) / f32(factor) + smooth)
+    with np.errstate(all="ignore"):  # where the two are equal (Llama 4) no frequency lies between them
+        smooth = (one / wavelengths * f32(context) - f32(low)) / f32(high - low)
+        between = one / ((one - smooth) / f32(factor) + smooth)
     factors = np.where(wavelengths < context / high, one, between)
     return {"rope_freqs.weight": np.where(wavelengths > context / low, f32(factor), factors)}
 
@@ -149,13 +149,13 @@ def ignored(config: Config, tables: Tables, scaling: str | None) -> list[str]:
     rope = of_full_attention(config)
     kind = rope["rope_type"]
     lines = []
-    if kind == "dynamic":
+    if kind == "dynamic" and scaling is None:
         lines.append("llama.cpp has no dynamic scaling; it rotates unscaled, beyond the trained context too")
     elif kind in ("linear", "yarn") and rope.get("factor") is None and not tables:
         lines.append(f"type {kind} without a factor is written as no scaling")
     elif kind in SCALINGS and not tables and not kind == scaling != "longrope":
         lines.append(f"llama.cpp knows no {kind} for this architecture; it rotates unscaled")
-    elif kind not in (*SCALINGS, "default", "mrope"):
+    elif kind not in (*SCALINGS, "default", "mrope", "dynamic") and not tables:
         lines.append(f"llama.cpp has no scaling of type {kind!r}; it rotates unscaled")
     sliding = config["rope_parameters"].get("sliding_attention", {}).get("rope_type", "default")
     if sliding != "default":

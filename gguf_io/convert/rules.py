@@ -10,7 +10,7 @@ The facts are those of llama.cpp's converter (`conversion/*.py: modify_tensors`)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ Config = Mapping[str, Any]
 Index = slice | np.ndarray
 # (config, number of rows) -> which rows, in which order; None: they do not divide so
 Choice = Callable[[Config, int], Index | None]
+# (config, number of rows) -> factors of all rows or of each row; None: there are none
+Factors = Callable[[Config, int], Sequence[float | np.ndarray] | None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Part:
     TensorNameMap. rows, columns: chosen from every source matrix. matrices: config key that says into how
     many equal matrices the rows are divided (heads of a fused projection). transpose: after choosing. values: a
     change of each value, of vectors only. squeeze: dimensions of 1 are dropped first (a convolution's kernels).
+    columns_of: makes a vector a matrix, of as many columns as this number or key of the configuration says. factors:
+    what the rows of a matrix are multiplied with, one factor after the other; a model that runs has none.
     """
 
     name: str = r"\g<0>"
@@ -47,13 +51,16 @@ class Part:
     transpose: bool = False
     values: Values | None = None
     squeeze: bool = False
+    columns_of: str | int | None = None
+    factors: Factors | None = None
 
 
 @dataclass(frozen=True)
 class Rule:
     """pattern: searched in the Hugging Face name. No parts: the tensor is left out of the GGUF.
 
-    A group named `expert` makes the match one matrix of a stacked tensor. `when` narrows the rule by config and match.
+    A group named `expert` makes the match one matrix of a stacked tensor; `count`: the key of how many there are, if
+    they are no experts. `when` narrows the rule by config and match.
     `zero` marks tensors that may be left out only because every value is zero. `order`: of the stacks of experts in
     one layer, where llama.cpp's converter has another order than that of their names.
     """
@@ -63,6 +70,7 @@ class Rule:
     when: Callable[[Config, re.Match[str]], bool] | None = None
     zero: bool = False
     order: int = 0
+    count: str | None = None
 
 
 def rope_pairs(heads: str) -> Choice:
@@ -128,15 +136,30 @@ STACKED_EXPERTS = (
     ),
 )
 
+
+def ordered_experts(*projections: str) -> tuple[Rule, ...]:
+    """As STACKED_EXPERTS, the stacks of a layer in this order."""
+    one_by_one = (
+        Rule(
+            rf"mlp\.experts\.(?P<expert>\d+)\.{name}_proj\.weight$",
+            (Part(f"mlp.experts.{name}_proj.weight"),),
+            order=order,
+        )
+        for order, name in enumerate(projections)
+    )
+    return (*one_by_one, *STACKED_EXPERTS[1:])
+
+
 PLUS_ONE = Values(lambda values: values + 1.0, lambda values: values - 1.0)
 NORM_PLUS_ONE = (Rule(r"norm\.weight$", (Part(values=PLUS_ONE),)),)
 
 
-# Layers behind the last one predict further tokens (NextN).
+# Layers behind the last one predict further tokens (NextN); config["nextn"] says how many are carried along.
 LATER_LAYERS_LEFT_OUT = Rule(
     r"^model\.layers\.(\d+)\.",
-    when=lambda config, match: int(match[1]) >= config["num_hidden_layers"],
+    when=lambda config, match: int(match[1]) >= config["num_hidden_layers"] + config.get("nextn", 0),
 )
+MTP_LEFT_OUT = Rule(r"^(model\.)?mtp\.", when=lambda config, match: not config.get("nextn"))
 
 
 def tied_head_left_out(by_default: bool) -> tuple[Rule, ...]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gguf import GGUFWriter
+from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer
 
-from quantmill.gguf_io.convert import pretokenizer, special_tokens, vocabulary
+from quantmill.gguf_io.convert import chat_templates, pretokenizer, special_tokens, vocabulary
+from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tokenizer_files import has_sentencepiece
 from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
@@ -22,6 +23,10 @@ TokenizerWriter = Callable[[GGUFWriter, TokenizerFiles, Config], None]
 CODE_LLAMA_VOCAB = 32016
 CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 GRANITE_SMALL_VOCAB = 49152
+GEMMA_SHOWN = (
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+    '<|"|>',
+)
 
 
 def bpe(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
@@ -89,6 +94,28 @@ def gemma3(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
         bpe(writer, files, config)
 
 
+def gemma4(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """SentencePiece's BPE with its merges; what a chat parser must see is no control token."""
+    if not vocabulary.is_byte_fallback_bpe(files):
+        raise GGUFError(
+            f"{files.path('tokenizer.json')}: holds no BPE with byte fallback, which Gemma 4 needs"
+        )
+    tokenizer = vocabulary.load_tokenizer(files)
+    found = vocabulary.byte_fallback_bpe(files, tokenizer, config["vocab_size"])
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(found.texts)
+    writer.add_token_scores(found.scores or [])
+    writer.add_token_types(
+        [
+            int(TokenType.USER_DEFINED) if text in GEMMA_SHOWN else kind
+            for text, kind in zip(found.texts, found.types, strict=True)
+        ]
+    )
+    special_tokens.load(files, merges=True, ids=tokenizer.token_to_id).write(writer)
+    writer.add_add_space_prefix(False)
+    writer.add_add_bos_token(True)
+
+
 def ernie(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     _sentencepiece_in_any_file(writer, files, config, "ERNIE")
     add_prefix_space = files.flag("add_prefix_space")
@@ -120,6 +147,38 @@ def glm(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     _write_glm(writer, files, config, roles)
 
 
+def hunyuan(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """Hunyuan's files name a wrong end of text; where there are several, the first ends a turn."""
+    bpe(writer, files, config)
+    end = files.config.get("eod_token_id")
+    if isinstance(end, int) and end >= 0:
+        writer.add_eos_token_id(end)
+    path = files.path("generation_config.json")
+    ends = load_optional_json(path).get("eos_token_id")
+    if isinstance(ends, list) and len(ends) > 1 and isinstance(ends[0], int):
+        writer.add_eot_token_id(ends[0])
+
+
+def laguna(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """Laguna ends a turn with a token of its own, which its files do not call special."""
+    tokenizer = vocabulary.load_tokenizer(files)
+    special = special_tokens.load(files, merges=True, ids=tokenizer.token_to_id)
+    special.chat_templates = chat_templates.resolved(files, special.chat_templates)
+    _write_bpe(writer, files, config, tokenizer, special, control=("</assistant>",))
+    ends = files.config.get("eos_token_id")
+    if isinstance(ends, list):
+        others = [end for end in ends if isinstance(end, int) and end != files.config.get("bos_token_id")]
+        if others:
+            writer.add_eot_token_id(others[0])
+
+
+def modern_bert(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+    writer.add_add_sep_token(True)
+    bpe(writer, files, config)
+
+
 def _write_glm(writer: GGUFWriter, files: TokenizerFiles, config: Config, roles: dict[str, str]) -> None:
     tokenizer = vocabulary.load_tokenizer(files)
     special = special_tokens.load(files, merges=True, ids=tokenizer.token_to_id)
@@ -137,8 +196,14 @@ def _write_bpe(
     config: Config,
     tokenizer: Tokenizer,
     special: special_tokens.SpecialTokens,
+    control: tuple[str, ...] = (),
 ) -> None:
+    """control: texts of tokens that are control tokens whatever the files say."""
     found = vocabulary.byte_level_bpe(files, tokenizer, config["vocab_size"])
+    found.types = [
+        int(TokenType.CONTROL) if text in control else kind
+        for text, kind in zip(found.texts, found.types, strict=True)
+    ]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pretokenizer.recognise(files, tokenizer))
     writer.add_token_list(found.texts)

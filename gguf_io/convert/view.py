@@ -17,6 +17,8 @@ class View:
     """sources: one tensor, or one per matrix (experts in order). source_matrix: (rows, columns) of one source
     matrix (a vector is a matrix of one column). shape: of the result, Hugging Face dimension order. Of every
     source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `values` change.
+    vector: the source is one, whatever the shape of the result. factors: what the rows of a source matrix are
+    multiplied with, one after the other.
     """
 
     sources: tuple[str, ...]
@@ -26,6 +28,8 @@ class View:
     columns: Index | None = None
     transpose: bool = False
     values: Values | None = None
+    vector: bool = False
+    factors: tuple[float | np.ndarray, ...] = ()
 
     @property
     def matrices(self) -> int:
@@ -34,17 +38,26 @@ class View:
     @property
     def plain(self) -> bool:
         """True when the values are those of the source in the source's order."""
-        return self.rows is None and self.columns is None and not (self.transpose or self.values)
+        changed = self.transpose or self.values or self.factors
+        return self.rows is None and self.columns is None and not changed
 
     def take(self, matrix: Any) -> Any:
         """[rows, columns] of one source matrix → the matrix of the GGUF tensor."""
-        taken = matrix if self.rows is None else matrix[self.rows]
+        taken = self.multiplied(matrix)
+        taken = taken if self.rows is None else taken[self.rows]
         taken = taken if self.columns is None else taken[:, self.columns]
         taken = taken.T if self.transpose else taken
         return self.values.there(taken) if self.values else taken
 
+    def multiplied(self, matrix: Any, rows: Index | slice = slice(None)) -> Any:
+        """These rows of a source matrix, each rounded after each factor."""
+        for factor in self.factors:
+            matrix = matrix * (factor[rows, None] if isinstance(factor, np.ndarray) else np.float32(factor))
+        return matrix
+
     def put(self, matrix: Any, values: Any) -> None:
         """The reverse of `take`, into the part of the source matrix this view covers."""
+        assert not self.factors, "a model that runs has its factors in its matrices"
         values = self.values.back(values) if self.values else values
         values = values.T if self.transpose else values
         rows = slice(None) if self.rows is None else self.rows

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from quantmill.gguf_io import GGUFSink, OutputTensor
-from quantmill.gguf_io.convert import open_checkpoint
+from quantmill.gguf_io.convert import Checkpoint, open_checkpoint
+from quantmill.gguf_io.convert.nextn import ONLY, WITH
 from quantmill.gguf_io.safetensors import DTYPES
 from quantmill.qkernels import to_float32
 from tests.support.convert_tokenizers import write_tokenizer
@@ -29,7 +30,9 @@ DATA = Path(__file__).parents[1] / "data" / "convert"
 @dataclass(frozen=True)
 class Model:
     """tokenizer: spm, or the llama.cpp pre-tokenizer whose definition tokenizer.json gets. tensors_of: another
-    model whose tensors it has. options: given to llama.cpp's converter."""
+    model whose tensors it has. options: given to llama.cpp's converter. raw: that is to read config.json itself, as
+    transformers' class would fill in what the model does not have. bare: names without "model." before them, as
+    embedding models have them."""
 
     architecture: str
     model_type: str
@@ -39,6 +42,8 @@ class Model:
     shards: int = 1
     tensors_of: str = ""
     options: list[str] = field(default_factory=list)
+    raw: bool = False
+    bare: bool = False
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -86,10 +91,16 @@ def write_model(name: str, directory: Path) -> Path:
     )
     (directory / "README.md").write_text(README, encoding="utf-8")
     for file, text in model.files.items():
+        (directory / file).parent.mkdir(exist_ok=True)
         (directory / file).write_text(text, encoding="utf-8")
     write_shards(directory, tensors(name), model.shards)
     write_tokenizer(directory, model.tokenizer, model.config["vocab_size"])
     return directory
+
+
+def opened(name: str, directory: Path) -> Checkpoint:
+    """The model as a source of what llama.cpp's converter was asked for."""
+    return open_checkpoint(directory, later=ONLY if "--mtp" in MODELS[name].options else WITH)
 
 
 def shapes_of(name: str) -> dict[str, list[int]]:
@@ -109,13 +120,43 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
             found.update(_fp8(random, tensor, shape, in_blocks=name != "llama-fp8"))
         else:
             found[tensor] = _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
+    if name == "qwen3-vl-moe-vision":  # stacks turned round
+        found = {
+            tensor: (dtype, values.swapaxes(1, 2) if ".experts." in tensor else values)
+            for tensor, (dtype, values) in _fused(found).items()
+        }
     if name.endswith("-vision"):
         found = {tensor.replace("model.", "model.language_model."): value for tensor, value in found.items()}
         tower = "visual.merger.norm" if name == "qwen3.5-vision" else "vision_tower.post_layernorm"
         found[f"model.{tower}.weight"] = _floats("BF16", np.ones(64, np.float32))
-    if name == "qwen3.5-vision":
-        found["mtp.fc.weight"] = _floats("BF16", np.ones((256, 512), np.float32))
+    if model.bare:
+        found = {tensor.removeprefix("model."): value for tensor, value in found.items()}
+    if name.endswith("-nextn"):
+        found |= _later_layer(random, model, found)
     return _fused(found) if name == "qwen3-moe-fused" else found
+
+
+def _later_layer(
+    random: np.random.RandomState, model: Model, found: dict[str, tuple[str, np.ndarray]]
+) -> dict[str, tuple[str, np.ndarray]]:
+    """A layer that predicts further tokens: the last one's tensors anew, and what it has beside them."""
+    last, width = model.config["num_hidden_layers"] - 1, model.config["hidden_size"]
+    of_qwen = model.architecture.startswith("Qwen")
+    first, own = ("mtp.", "mtp.layers.0.") if of_qwen else (f"model.layers.{last + 1}.",) * 2
+    prefix = f"model.layers.{last}."
+    shapes = {
+        own + tensor.removeprefix(prefix): values.shape
+        for tensor, (_, values) in found.items()
+        if tensor.startswith(prefix)
+    }
+    beside = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
+    beside["final_layernorm" if model.model_type == "hy_v3" else "shared_head.norm"] = (width,)
+    mtp = dict(zip(beside, ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"), strict=True))
+    shapes |= {f"{first}{mtp[part] if of_qwen else part}.weight": shape for part, shape in beside.items()}
+    return {
+        tensor: _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
+        for tensor, shape in shapes.items()
+    }
 
 
 def _floats(dtype: str, values: np.ndarray) -> tuple[str, np.ndarray]:

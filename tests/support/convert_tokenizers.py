@@ -30,11 +30,73 @@ GLM = ("[gMASK]", "<|observation|>")
 
 
 def write_tokenizer(directory: Path, kind: str, vocab_size: int) -> None:
-    """kind: spm, or the name of a pre-tokenizer's definition; "+glm" behind it: with GLM's further special tokens."""
+    """kind: spm, gemma4, or the name of a pre-tokenizer's definition; "+glm" behind it: with GLM's further special
+    tokens."""
     if kind == "spm":
         _write_sentencepiece(directory, vocab_size)
+    elif kind == "gemma4":
+        _write_byte_fallback(directory, vocab_size)
     else:
         _write_bpe(directory, kind)
+
+
+def _write_byte_fallback(directory: Path, vocab_size: int) -> None:
+    """SentencePiece's BPE as Gemma 4 has it in tokenizer.json; every id has a token."""
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<|channel>", "<turn|>")
+    letters = [chr(97 + i) for i in range(26)] + ["▁", ".", ",", "é", "我", "\n"]
+    texts = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    merges = []
+    for word in [prefix + word for word in WORDS for prefix in ("▁", "")]:
+        for end in range(1, len(word)):
+            if word[: end + 1] not in texts:
+                texts.append(word[: end + 1])
+                merges.append([word[:end], word[end]])
+    texts += [f"<unused{i}>" for i in range(vocab_size - len(texts))]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    template = [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": text, **flags} for i, text in enumerate(special)],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": template,
+            "pair": [*template, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {text: i for i, text in enumerate(texts)},
+            "merges": merges,
+        },
+    }
+    _write_json(directory / "tokenizer.json", definition)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>"}
+    settings |= {"pad_token": "<pad>", "unk_token": "<unk>", "chat_template": "{{ messages }}"}
+    _write_json(directory / "tokenizer_config.json", settings)
 
 
 def _write_sentencepiece(directory: Path, vocab_size: int) -> None:

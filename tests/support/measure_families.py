@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+from quantmill.models.fill import of_config
 from tests.support.convert_tokenizers import write_tokenizer
 from tests.support.measure_models import EXAMPLE
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+DEFAULT_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 COMMON: dict[str, Any] = {
     "vocab_size": 2048,
     "hidden_size": 128,
@@ -44,6 +45,38 @@ LATENT = {
     "v_head_dim": 64,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
+}
+INDEXER = {"q_lora_rank": 96, "index_n_heads": 2, "index_head_dim": 64, "index_topk": 48}
+MAMBA = {
+    "mamba_d_conv": 4,
+    "mamba_d_head": 64,
+    "mamba_d_state": 32,
+    "mamba_expand": 2,
+    "mamba_n_groups": 2,
+    "mamba_n_heads": 4,
+}
+NEMOTRON = {
+    "conv_kernel": 4,
+    "head_dim": 64,
+    "mamba_head_dim": 64,
+    "mamba_num_heads": 4,
+    "n_groups": 2,
+    "ssm_state_size": 32,
+}
+GEMMA_4 = {
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "final_logit_softcapping": 10.0,
+    "sliding_window": 32,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "proportional",
+            "rope_theta": 1000000.0,
+            "partial_rotary_factor": 0.25,
+        },
+        "sliding_attention": DEFAULT_ROPE,
+    },
 }
 LLAMA_3 = {
     "rope_type": "llama3",
@@ -264,8 +297,201 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_dense_layers": 1,
         },
     ),
+    "granite 4": (
+        "granitemoehybrid",
+        GRANITE
+        | MAMBA
+        | {
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 64,
+        },
+    ),
+    "granite 4, no experts": (
+        "granitemoehybrid",
+        GRANITE
+        | MAMBA
+        | {
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 256,
+        },
+    ),
+    "granite 4, dense": (
+        "granitemoehybrid",
+        GRANITE
+        | MAMBA
+        | {
+            "layer_types": ["full_attention"] * 4,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 256,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "falcon h1": (
+        "falcon_h1",
+        MAMBA
+        | {
+            "head_dim": 64,
+            "mamba_d_ssm": 256,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            # Not those of what enters matrices: of a GGUF it enters undivided.
+            "attention_out_multiplier": 0.7,
+            "embedding_multiplier": 3.0,
+            "key_multiplier": 0.5,
+            "lm_head_multiplier": 0.3,
+            "mlp_multipliers": [0.9, 0.4],
+            "ssm_out_multiplier": 0.6,
+            "ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9],
+        },
+    ),
+    "nemotron h": (
+        "nemotron_h",
+        NEMOTRON | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]},
+    ),
+    "nemotron 3": (
+        "nemotron_h",
+        NEMOTRON
+        | EXPERTS
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "n_routed_experts": 4,
+            "moe_shared_expert_intermediate_size": 128,
+            "moe_latent_size": 64,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "glm 5": ("glm_moe_dsa", LATENT | EXPERTS | INDEXER | {"n_routed_experts": 4}),
+    "deepseek v3.2": (
+        "deepseek_v32",
+        LATENT
+        | EXPERTS
+        | INDEXER
+        | {
+            "n_routed_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "hy v3": (
+        "hy_v3",
+        EXPERTS | {"head_dim": 64, "num_experts": 4, "num_shared_experts": 2, "router_scaling_factor": 2.5},
+    ),
+    "laguna": (
+        "laguna",
+        EXPERTS
+        | {
+            "head_dim": 64,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 96,
+            "num_attention_heads_per_layer": [4, 6, 6, 6],
+            "layer_types": ["full_attention", *["sliding_attention"] * 3],
+            "sliding_window": 32,
+            "moe_routed_scaling_factor": 2.5,
+            "rope_parameters": {
+                "full_attention": DEFAULT_ROPE | {"rope_theta": 500000.0, "partial_rotary_factor": 0.5},
+                "sliding_attention": DEFAULT_ROPE,
+            },
+        },
+    ),
+    "afmoe": (
+        "afmoe",
+        EXPERTS
+        | {
+            "head_dim": 64,
+            "num_experts": 4,
+            "num_dense_layers": 1,
+            "sliding_window": 32,
+            "mup_enabled": True,
+        },
+    ),
+    "cohere 2 moe": (
+        "cohere2_moe",
+        {
+            "head_dim": 64,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "expert_selection_fn": "sigmoid",
+            "first_k_dense_replace": 1,
+            "prefix_dense_intermediate_size": 384,
+            "layer_types": ["full_attention", *["sliding_attention"] * 2, "full_attention"],
+            "sliding_window": 32,
+            "logit_scale": 0.25,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mimo v2": (
+        "mimo_v2_flash",
+        EXPERTS
+        | {
+            "head_dim": 64,
+            "v_head_dim": 32,
+            "num_key_value_heads": 1,
+            "n_routed_experts": 4,
+            "layer_types": ["full_attention", *["sliding_attention"] * 2, "full_attention"],
+            "sliding_window": 32,
+            "rope_parameters": {
+                "full_attention": DEFAULT_ROPE | {"rope_theta": 5e6, "partial_rotary_factor": 0.5},
+                "sliding_attention": DEFAULT_ROPE | {"partial_rotary_factor": 0.5},
+            },
+        },
+    ),
+    "hunyuan": (
+        "hunyuan_v1_dense",
+        {
+            "head_dim": 64,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 10000.0,
+                "alpha": 1000.0,
+                "factor": 1.0,
+            },
+        },
+    ),
+    "gemma 4": (
+        "gemma4_text",
+        GEMMA_4
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": 2048,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+        },
+    ),
+    "gemma 4 moe": (
+        "gemma4_text",
+        GEMMA_4
+        | {
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 64,
+        },
+    ),
     "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
+# Transformers has no class of its own for a directory of it; test_families.py wraps it.
+MISTRAL_4: tuple[str, dict[str, Any]] = (
+    "mistral4",
+    LATENT
+    | EXPERTS
+    | {
+        "q_lora_rank": 96,
+        "n_routed_experts": 4,
+        "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+    },
+)
 # Families whose vocabulary the example's tokenizer cannot be: tests.convert_tokenizers' kinds.
 VOCABULARIES = {
     "gemma2": "spm",
@@ -275,6 +501,8 @@ VOCABULARIES = {
     "glm4_moe_lite": "llama-bpe+glm",
     "ernie4_5": "spm",
     "ernie4_5_moe": "spm",
+    "gemma4_text": "gemma4",
+    "glm_moe_dsa": "llama-bpe+glm",
 }
 
 
@@ -283,7 +511,7 @@ def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     # Configuration classes write into the dictionaries that they are given.
     config = AutoConfig.for_model(kind, **copy.deepcopy(COMMON | settings))
-    model: Any = AutoModelForCausalLM.from_config(config).float().eval()
+    model: Any = of_config(config, torch.float32).eval()
     with torch.no_grad():
         for tensor in (
             *model.parameters(),

@@ -15,7 +15,7 @@ _NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 FAMILIES: tuple[Family, ...] = tuple(import_module(f"{__name__}.{name}").FAMILY for name in _NAMES)
 
 SUPPORTED = tuple(sorted(name for family in FAMILIES for name in family.classes))
-RUNNABLE = tuple(sorted({family.name for family in FAMILIES}))
+RUNNABLE = tuple(sorted({family.name for family in FAMILIES if family.runs}))
 
 
 def family_of(config: Config) -> Family:
@@ -27,7 +27,7 @@ def family_of(config: Config) -> Family:
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise GGUFError("config.json names no architecture (key 'architectures')")
     for family in FAMILIES:
-        if names[0] in family.classes:
+        if names[0] in family.classes and family.takes(config if inner is None else {**config, **inner}):
             return family
     raise GGUFError(
         f"architecture {names[0]} is not supported. Supported: {', '.join(SUPPORTED)}. "
@@ -37,6 +37,5 @@ def family_of(config: Config) -> Family:
 
 def family_of_gguf(facts: Facts) -> Family | None:
     """The family that runs a GGUF; None where no family has its architecture."""
-    return next(
-        (family for family in FAMILIES if family.name == facts.architecture and family.is_this(facts)), None
-    )
+    own = (family for family in FAMILIES if family.runs and family.name == facts.architecture)
+    return next((family for family in own if family.is_this(facts)), None)

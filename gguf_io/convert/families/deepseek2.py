@@ -52,12 +52,15 @@ def _log_multiplier(config: Config) -> float | None:
     return None if mscale is None else 0.1 * mscale
 
 
-def _read(facts: Facts) -> Settings:
+def read(facts: Facts) -> Settings:
     """The heads before they are absorbed, and how experts are chosen."""
     rotated = facts.need("rope.dimension_count")
     theta = facts.get("rope.freq_base", 10000.0)
+    multiplier = facts.get("rope.scaling.yarn_log_multiplier")
+    # Of the two only one is in the file; where both are the same, RoPE itself has no factor.
+    scales = {} if multiplier is None else dict.fromkeys(("mscale", "mscale_all_dim"), 10 * multiplier)
     settings: Settings = {
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta} | rope.read_scaling(facts),
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta} | rope.read_scaling(facts) | scales,
         "q_lora_rank": facts.get("attention.q_lora_rank"),
         "qk_rope_head_dim": rotated,
         "qk_nope_head_dim": facts.need("attention.key_length_mla") - rotated,
@@ -72,6 +75,19 @@ def _read(facts: Facts) -> Settings:
 
 SIGMOID = 2  # expert_gating_func: version 3
 HEADS = "num_attention_heads*qk_nope_head_dim+num_attention_heads*qk_rope_head_dim"
+QUERIES = {
+    "blk.attn_q_a.weight": "q_lora_rank hidden_size",
+    "blk.attn_q_a_norm.weight": "q_lora_rank",
+    "blk.attn_q_b.weight": f"{HEADS} q_lora_rank",
+}
+KEYS_AND_VALUES = {
+    "blk.attn_kv_a_mqa.weight": "kv_lora_rank+qk_rope_head_dim hidden_size",
+    "blk.attn_kv_a_norm.weight": "kv_lora_rank",
+    "blk.attn_k_b.weight": "num_attention_heads kv_lora_rank qk_nope_head_dim",
+    "blk.attn_v_b.weight": "num_attention_heads v_head_dim kv_lora_rank",
+    "blk.attn_output.weight": "hidden_size num_attention_heads*v_head_dim",
+}
+LATENT = {**QUERIES, **KEYS_AND_VALUES}
 TENSORS = (
     layout.EMBEDDING,
     *layout.HEAD,
@@ -80,22 +96,10 @@ TENSORS = (
         {"blk.attn_q.weight": f"{HEADS} hidden_size"}, lambda config, layer: not config.get("q_lora_rank")
     ),
     layout.Tensors(
-        {
-            "blk.attn_q_a.weight": "q_lora_rank hidden_size",
-            "blk.attn_q_a_norm.weight": "q_lora_rank",
-            "blk.attn_q_b.weight": f"{HEADS} q_lora_rank",
-        },
+        QUERIES,
         lambda config, layer: bool(config.get("q_lora_rank")),
     ),
-    layout.Tensors(
-        {
-            "blk.attn_kv_a_mqa.weight": "kv_lora_rank+qk_rope_head_dim hidden_size",
-            "blk.attn_kv_a_norm.weight": "kv_lora_rank",
-            "blk.attn_k_b.weight": "num_attention_heads kv_lora_rank qk_nope_head_dim",
-            "blk.attn_v_b.weight": "num_attention_heads v_head_dim kv_lora_rank",
-            "blk.attn_output.weight": "hidden_size num_attention_heads*v_head_dim",
-        }
-    ),
+    layout.Tensors(KEYS_AND_VALUES),
     layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not layout.behind_dense(config, layer)),
     layout.Tensors(
         {
@@ -135,7 +139,7 @@ KEYS = (
     ),
     keys.written("rope.dimension_count", lambda config: need(config, "qk_rope_head_dim")),
     keys.written("rope.scaling.yarn_log_multiplier", _log_multiplier, FLOAT32),
-    keys.Rows(read=_read),
+    keys.Rows(read=read),
 )
 
 FAMILY = Family(

@@ -1,10 +1,10 @@
-"""GLM-4.5 to 4.7; layers that predict further tokens are left out."""
+"""GLM-4.5 to 4.7."""
 
 from __future__ import annotations
 
 from gguf import MODEL_ARCH, ExpertGatingFuncType
 
-from quantmill.gguf_io.convert import keys, layout, rope, rules, tokenizer
+from quantmill.gguf_io.convert import keys, layout, nextn, rope, rules, tokenizer
 from quantmill.gguf_io.convert.facts import Facts, Settings
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, Key
@@ -21,6 +21,15 @@ def _parts(facts: Facts) -> Settings:
         "use_qk_norm": facts.has("blk.0.attn_q_norm.weight"),
     }
 
+
+LATER_LAYER = {
+    "blk.attn_norm.weight": "hidden_size",
+    "blk.post_attention_norm.weight": "hidden_size",
+    **layout.ATTENTION.shapes,
+    **layout.BIASES_OF_QKV.shapes,
+    **{f"{name}?": shape for name, shape in layout.HEAD_NORMS.shapes.items()},
+    **layout.dense_then_experts("n_routed_experts", "n_shared_experts")[1].shapes,
+}
 
 FAMILY = Family(
     classes=("Glm4MoeForCausalLM",),
@@ -52,6 +61,7 @@ FAMILY = Family(
         keys.written("expert_gating_func", lambda config: int(ExpertGatingFuncType.SIGMOID)),
         Key("routed_scaling_factor", "expert_weights_scale", FLOAT32),
         Key("norm_topk_prob", "expert_weights_norm", BOOL),
+        nextn.LAYERS,
         keys.Rows(read=_parts),
     ),
     defaults={
@@ -74,4 +84,5 @@ FAMILY = Family(
     },
     rules=(rules.LATER_LAYERS_LEFT_OUT, *rules.STACKED_EXPERTS),
     vocabulary=tokenizer.glm,
+    nextn=nextn.Nextn("num_nextn_predict_layers", LATER_LAYER),
 )

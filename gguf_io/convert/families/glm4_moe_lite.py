@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from quantmill.gguf_io.convert import tokenizer
+from quantmill.gguf_io.convert import layout, nextn, tokenizer
 from quantmill.gguf_io.convert.families import deepseek2, deepseek3
 from quantmill.gguf_io.convert.keys import Row
 
@@ -23,7 +23,7 @@ FAMILY = replace(
     deepseek3.FAMILY,
     classes=("Glm4MoeLiteForCausalLM",),
     model_type="glm4_moe_lite",
-    keys=tuple(_keys()),
+    keys=(*_keys(), nextn.LAYERS),
     defaults={
         **deepseek3.FAMILY.defaults,
         "first_k_dense_replace": 1,
@@ -42,4 +42,12 @@ FAMILY = replace(
     },
     vocabulary=tokenizer.glm,
     is_this=lambda facts: False,
+    nextn=nextn.Nextn(
+        "num_nextn_predict_layers",
+        {
+            **deepseek2.LATENT,
+            **layout.NORMS_BEFORE.shapes,
+            **layout.dense_then_experts("n_routed_experts", "n_shared_experts")[1].shapes,
+        },
+    ),
 )

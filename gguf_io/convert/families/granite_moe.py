@@ -42,6 +42,25 @@ EXPERTS = (
         when=lambda config, match: not config.get("num_local_experts"),
     ),
 )
+FEED_FORWARD = (
+    layout.Tensors(
+        layout.expert_tensors("num_local_experts", "intermediate_size"),
+        layout.experts_where("num_local_experts"),
+    ),
+    layout.Tensors(
+        layout.shared_expert("shared_intermediate_size"),
+        lambda config, layer: bool(
+            config.get("num_local_experts") and config.get("shared_intermediate_size")
+        ),
+    ),
+    layout.Tensors(
+        {
+            name: shape.replace("intermediate_size", "shared_intermediate_size")
+            for name, shape in layout.FEED_FORWARD.items()
+        },
+        layout.no_experts_where("num_local_experts"),
+    ),
+)
 
 FAMILY = Family(
     classes=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
@@ -53,23 +72,7 @@ FAMILY = Family(
         layout.NORMS_BEFORE,
         layout.ATTENTION,
         layout.BIASES_OF_QKV,
-        layout.Tensors(
-            layout.expert_tensors("num_local_experts", "intermediate_size"),
-            layout.experts_where("num_local_experts"),
-        ),
-        layout.Tensors(
-            layout.shared_expert("shared_intermediate_size"),
-            lambda config, layer: bool(
-                config.get("num_local_experts") and config.get("shared_intermediate_size")
-            ),
-        ),
-        layout.Tensors(
-            {
-                name: shape.replace("intermediate_size", "shared_intermediate_size")
-                for name, shape in layout.FEED_FORWARD.items()
-            },
-            layout.no_experts_where("num_local_experts"),
-        ),
+        *FEED_FORWARD,
     ),
     keys=(
         *keys.SIZES,

@@ -17,4 +17,5 @@ FAMILY = replace(
     defaults={**ministral3.FAMILY.defaults, "tie_word_embeddings": True},
     keys=ministral3.with_rope(rope.ROPE),
     is_this=lambda facts: facts.get("attention.temperature_scale") is None,
+    takes=lambda raw: raw.get("model_type") != "mistral4",
 )

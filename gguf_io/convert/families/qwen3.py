@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gguf import MODEL_ARCH
 
-from quantmill.gguf_io.convert import keys, layout, rope, tokenizer
+from quantmill.gguf_io.convert import keys, layout, pooling, rope, tokenizer
 from quantmill.gguf_io.convert.family import Family
 
 FAMILY = Family(
@@ -20,7 +20,7 @@ FAMILY = Family(
         layout.HEAD_NORMS,
         layout.Tensors(layout.FEED_FORWARD),
     ),
-    keys=(*keys.SIZES, rope.ROPE, keys.RMS_NORM, keys.HEAD_SIZES, keys.FILE_TYPE),
+    keys=(*keys.SIZES, rope.ROPE, keys.RMS_NORM, keys.HEAD_SIZES, keys.FILE_TYPE, pooling.POOLING),
     defaults={
         "head_dim": 128,
         "max_position_embeddings": 32768,

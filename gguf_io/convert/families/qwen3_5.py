@@ -6,17 +6,17 @@ tensors: first the first of each key head, then the second of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from gguf import MODEL_ARCH
 
-from quantmill.gguf_io.convert import keys, layout, rope, tokenizer
+from quantmill.gguf_io.convert import keys, layout, nextn, rope, tokenizer
 from quantmill.gguf_io.convert.facts import Facts, Settings
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import ARRAY, Item, Key
-from quantmill.gguf_io.convert.rules import PLUS_ONE, Config, Index, Part, Rule, Values
+from quantmill.gguf_io.convert.mamba2 import DECAY
+from quantmill.gguf_io.convert.rules import MTP_LEFT_OUT, PLUS_ONE, Config, Index, Part, Rule
 
 TEXT_SECTIONS = [11, 11, 10, 0]  # of RoPE, where config.json has none
 
@@ -37,22 +37,8 @@ def query_key_value(config: Config, n_rows: int) -> Index | None:
     return np.concatenate([np.arange(before), before + values])
 
 
-def _decay(logarithms: Any) -> Any:
-    """A = −exp(A_log), correctly rounded."""
-    if isinstance(logarithms, np.ndarray):
-        return -np.exp(logarithms.astype(np.float64)).astype(np.float32)
-    return -logarithms.double().exp().float()
-
-
-def _logarithms(decay: Any) -> Any:
-    if isinstance(decay, np.ndarray):
-        return np.log(-decay.astype(np.float64)).astype(np.float32)
-    return (-decay.double()).log().float()
-
-
-DECAY = Values(_decay, _logarithms)
 RULES = (
-    Rule(r"^(model\.)?mtp\."),
+    MTP_LEFT_OUT,
     Rule(r"linear_attn\.in_proj_qkv\.weight$", (Part(rows=query_key_value),)),
     Rule(r"linear_attn\.conv1d\.weight$", (Part(rows=query_key_value, squeeze=True),)),
     Rule(r"linear_attn\.in_proj_[zba]\.weight$", (Part(rows=value_heads),)),
@@ -73,6 +59,7 @@ def is_recurrent(config: Config, layer: int) -> bool:
 def _recurrent(config: Config) -> Iterable[Item]:
     if config.get("layer_types"):
         layers = [is_recurrent(config, layer) for layer in range(config["num_hidden_layers"])]
+        layers += [False] * config.get("nextn", 0)
         yield "attention.recurrent_layers", ARRAY, layers
 
 
@@ -119,25 +106,32 @@ DELTA_NET = {
     "blk.ssm_norm.weight": "linear_value_head_dim",
     "blk.ssm_out.weight": f"hidden_size {VALUES}",
 }
+NORMS = {"blk.attn_norm.weight": "hidden_size", "blk.post_attention_norm.weight": "hidden_size"}
+FULL_ATTENTION = {
+    # with a gate for each value of the output
+    "blk.attn_q.weight": "2*num_attention_heads*head_dim hidden_size",
+    "blk.attn_k.weight": "num_key_value_heads*head_dim hidden_size",
+    "blk.attn_v.weight": "num_key_value_heads*head_dim hidden_size",
+    "blk.attn_output.weight": "hidden_size num_attention_heads*head_dim",
+    **layout.HEAD_NORMS.shapes,
+}
 ATTENTION = (
     layout.EMBEDDING,
     *layout.HEAD,
-    layout.Tensors({"blk.attn_norm.weight": "hidden_size", "blk.post_attention_norm.weight": "hidden_size"}),
-    layout.Tensors(
-        {
-            # with a gate for each value of the output
-            "blk.attn_q.weight": "2*num_attention_heads*head_dim hidden_size",
-            "blk.attn_k.weight": "num_key_value_heads*head_dim hidden_size",
-            "blk.attn_v.weight": "num_key_value_heads*head_dim hidden_size",
-            "blk.attn_output.weight": "hidden_size num_attention_heads*head_dim",
-            **layout.HEAD_NORMS.shapes,
-        },
-        lambda config, layer: not is_recurrent(config, layer),
-    ),
+    layout.Tensors(NORMS),
+    layout.Tensors(FULL_ATTENTION, lambda config, layer: not is_recurrent(config, layer)),
 )
+
+
+def later(feed_forward: Mapping[str, str]) -> nextn.Nextn:
+    """Layers that predict further tokens attend to everything."""
+    return nextn.Nextn("mtp_num_hidden_layers", {**NORMS, **FULL_ATTENTION, **feed_forward}, PLUS_ONE)
+
+
 MIXERS = (*ATTENTION, layout.Tensors(DELTA_NET, is_recurrent))
 # Behind the common keys
 MIXER_KEYS = (
+    nextn.LAYERS,
     Key("linear_conv_kernel_dim", "ssm.conv_kernel", needed=True),
     Key("linear_key_head_dim", "ssm.state_size", needed=True),
     Key("linear_num_key_heads", "ssm.group_count", needed=True),
@@ -180,4 +174,5 @@ FAMILY = Family(
     defaults=DEFAULTS,
     rules=RULES,
     vocabulary=tokenizer.bpe,
+    nextn=later(layout.FEED_FORWARD),
 )

@@ -9,15 +9,19 @@ from quantmill.gguf_io.convert.families import qwen3_5
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import Key
 
+EXPERTS = {
+    **layout.expert_tensors("num_experts", "moe_intermediate_size"),
+    **layout.shared_expert("shared_expert_intermediate_size"),
+    "blk.ffn_gate_inp_shexp.weight": "1 hidden_size",
+}
+
 FAMILY = Family(
     classes=("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
     arch=MODEL_ARCH.QWEN35MOE,
     model_type="qwen3_5_moe_text",
     tensors=(
         *qwen3_5.MIXERS,
-        layout.Tensors(layout.expert_tensors("num_experts", "moe_intermediate_size")),
-        layout.Tensors(layout.shared_expert("shared_expert_intermediate_size")),
-        layout.Tensors({"blk.ffn_gate_inp_shexp.weight": "1 hidden_size"}),
+        layout.Tensors(EXPERTS),
     ),
     keys=(
         *keys.SIZES,
@@ -41,4 +45,5 @@ FAMILY = Family(
         "shared_expert_intermediate_size": 512,
     },
     rules=(*qwen3_5.RULES, *rules.STACKED_EXPERTS),
+    nextn=qwen3_5.later(EXPERTS),
 )

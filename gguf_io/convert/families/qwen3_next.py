@@ -6,9 +6,10 @@ import numpy as np
 from gguf import MODEL_ARCH
 
 from quantmill.gguf_io.convert import keys, layout, rope, rules
-from quantmill.gguf_io.convert.families import qwen3_5
+from quantmill.gguf_io.convert.families import qwen3_5, qwen3_5_moe
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import Key
+from quantmill.gguf_io.convert.mamba2 import DECAY
 from quantmill.gguf_io.convert.rules import PLUS_ONE, Choice, Config, Index, Part, Rule
 
 
@@ -29,7 +30,7 @@ def _of_heads(*parts: int) -> Choice:
 
 
 RULES = (
-    Rule(r"^(model\.)?mtp\."),
+    rules.MTP_LEFT_OUT,
     Rule(
         r"linear_attn\.in_proj_qkvz\.weight$",
         (
@@ -38,7 +39,7 @@ RULES = (
         ),
     ),
     Rule(r"linear_attn\.conv1d\.weight$", (Part(squeeze=True),)),
-    Rule(r"linear_attn\.A_log$", (Part(values=qwen3_5.DECAY),)),
+    Rule(r"linear_attn\.A_log$", (Part(values=DECAY),)),
     Rule(r"linear_attn\.dt_bias$", (Part("linear_attn.dt_proj.bias"),)),
     Rule(r"^(?!.*linear_attn\.norm).*norm\.weight$", (Part(values=PLUS_ONE),)),
     *rules.STACKED_EXPERTS,
@@ -58,9 +59,7 @@ FAMILY = Family(
         layout.Tensors(
             {**DELTA_NET, "blk.ssm_ba.weight": "2*linear_num_value_heads hidden_size"}, qwen3_5.is_recurrent
         ),
-        layout.Tensors(layout.expert_tensors("num_experts", "moe_intermediate_size")),
-        layout.Tensors(layout.shared_expert("shared_expert_intermediate_size")),
-        layout.Tensors({"blk.ffn_gate_inp_shexp.weight": "1 hidden_size"}),
+        layout.Tensors(qwen3_5_moe.EXPERTS),
     ),
     keys=(
         *keys.SIZES,
@@ -83,4 +82,5 @@ FAMILY = Family(
     },
     rules=RULES,
     fixed={"norm_topk_prob": True},
+    nextn=qwen3_5.later(qwen3_5_moe.EXPERTS),
 )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,17 +20,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2]))
 
-from tests.support.convert_models import MODELS, write_model  # noqa: E402 - the repository is not installed for this script
-
-REFERENCE = """
-import runpy, sys
-root, pre = sys.argv[1:3]
-sys.argv = [root + "/convert_hf_to_gguf.py", *sys.argv[3:]]
-sys.path[:0] = [root, root + "/gguf-py"]
-from conversion.base import TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+# ruff: noqa: E402 - the repository is not installed for this script
+from tests.support.convert_models import MODELS, write_model
+from tests.support.llama_converter import Job, convert
 
 
 def main() -> None:
@@ -46,42 +37,40 @@ def main() -> None:
     shapes |= {name: saved_shapes(name) for name in missing}
     _write("tensors.json", shapes)  # delete the file to take them anew
     golden = _read("golden.json")
-    for name in options.only:
-        golden[name] = reference(name, options.llama_cpp)
-        print(name, len(golden[name]["tensors"]), "tensors", flush=True)
-        _write("golden.json", {key: golden[key] for key in MODELS if key in golden})
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = {name: job(name, Path(scratch)) for name in options.only}
+        for name, error in zip(jobs, convert(list(jobs.values()), options.llama_cpp), strict=True):
+            if error:
+                raise SystemExit(f"{name}: {error}")
+            golden[name] = digest_gguf(Path(jobs[name].out))
+            print(name, len(golden[name]["tensors"]), "tensors", flush=True)
+    _write("golden.json", {key: golden[key] for key in MODELS if key in golden})
 
 
 def saved_shapes(name: str) -> dict[str, list[int]]:
     import torch
     from safetensors import safe_open
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    from quantmill.models.fill import of_config
 
     model = MODELS[name]
-    settings = {key: value for key, value in model.config.items() if key != "quantization_config"}
-    config = CONFIG_MAPPING[model.model_type](**settings)
+    settings = model.config.get("text_config", model.config)
+    settings = {key: value for key, value in settings.items() if key != "quantization_config"}
+    config = CONFIG_MAPPING[settings.pop("model_type", model.model_type)](**settings)
     config.pad_token_id = 0
     with tempfile.TemporaryDirectory() as scratch:
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(scratch)
+        made = of_config if "For" in model.architecture else AutoModel.from_config
+        made(config, dtype=torch.bfloat16).save_pretrained(scratch)
         with safe_open(f"{scratch}/model.safetensors", "pt") as file:
             return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
-def reference(name: str, llama_cpp: Path) -> dict[str, object]:
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = write_model(name, Path(scratch) / "Tiny-Model-1B-Instruct")
-        out = Path(scratch) / "out.gguf"
-        pre = MODELS[name].tokenizer.partition("+")[0]
-        script = [sys.executable, "-c", REFERENCE, str(llama_cpp), pre, str(directory)]
-        run = subprocess.run(
-            [*script, "--outfile", str(out), *MODELS[name].options],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode:
-            raise SystemExit(f"{name}: {run.stderr[-3000:]}")
-        return digest_gguf(out)
+def job(name: str, scratch: Path) -> Job:
+    """The model written, and what the converter is to do with it."""
+    directory = write_model(name, scratch / name / "Tiny-Model-1B-Instruct")
+    pre = MODELS[name].tokenizer.partition("+")[0]
+    return Job(str(directory), str(scratch / f"{name}.gguf"), pre, MODELS[name].options, MODELS[name].raw)
 
 
 def digest_gguf(path: Path) -> dict[str, object]:
