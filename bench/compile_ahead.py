@@ -18,13 +18,11 @@ from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.lanes import triton_decode
 from quantmill.qkernels.lanes.decoder import Decoder
-from quantmill.qkernels.lanes.encoder import Encoder, Phase
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, kernel_name, kinds_of, pointers
 from quantmill.qkernels.lanes.triton import (
-    kernel_name,
     kernel_of,
     n_warps,
     options,
-    pointers,
     row_sigma_kernel,
 )
 from quantmill.qkernels.types import TYPES, QuantType, Search, readable_type
@@ -62,9 +60,7 @@ class Compiled:
 
 
 def _kernel(encoder: Encoder, phase: Phase, block: int) -> Kernel:
-    kinds = {"x": "f32", "importance": "f32", "row_sigma": "f32", "out": "u8"}
-    kinds.update({name: kind for name, (_, kind) in encoder.scratch.items()})
-    kinds.update({name: str(make().dtype) for name, make in encoder.tables.items()})
+    kinds = kinds_of(encoder)
     signature = {f"p_{name}": _POINTERS[kinds[name]] for name in pointers(phase)}
     name = (
         f"{encoder.module_of(phase).removeprefix('programs.')}.{kernel_name(phase).removesuffix('_kernel')}"

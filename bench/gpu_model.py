@@ -72,6 +72,15 @@ class Estimate:
     bandwidth_bound: dict[str, float]
 
 
+def longest_walk(type: str) -> float:
+    """Rounds of a walk along neighbours that 32 threads wait for."""
+    lengths = np.diff(codebook(type).start)
+    lengths = lengths[lengths > 0]
+    walkers = max(1, round(32 * _OFF_GRID[type]))
+    draws = np.random.default_rng(0).choice(lengths, (4096, walkers))
+    return float(draws.max(1).mean())
+
+
 def _trips(kernel: Kernel, type: str) -> float:
     """How often loops of unknown length go round: sweeps, or a walk along neighbours to a warp's longest list.
 
@@ -79,11 +88,7 @@ def _trips(kernel: Kernel, type: str) -> float:
     """
     if "near" not in [name.removeprefix("p_") for name in kernel.signature]:
         return _SWEEPS
-    lengths = np.diff(codebook(type).start)
-    lengths = lengths[lengths > 0]
-    walkers = max(1, round(32 * _OFF_GRID[type]))
-    draws = np.random.default_rng(0).choice(lengths, (4096, walkers))
-    return max(1.0, draws.max(1).mean() / (4 if codebook(type).dim == 4 else 1))
+    return max(1.0, longest_walk(type) / (4 if codebook(type).dim == 4 else 1))
 
 
 def _kind(opcode: str) -> str:
@@ -95,7 +100,7 @@ def _kind(opcode: str) -> str:
     return "integer"
 
 
-def _moved(encoder: Encoder, block: int, n_bytes: int) -> float:
+def bytes_moved(encoder: Encoder, block: int, n_bytes: int) -> float:
     """Bytes a weight: each phase's arrays once, the rows and blocks in and out of their transposed form."""
     sizes = {name: count * _ITEM[kind] for name, (count, kind) in encoder.scratch.items()}
     sizes |= {"x": 4 * block, "out": n_bytes, "importance": 0, "row_sigma": 0}
@@ -119,7 +124,7 @@ def estimate(type: str, weighted: bool, encoder: Encoder, known: dict[object, Co
             known[key] = Thread(run_tool("nvdisasm", done.cubin, "-c"), trips).run()
         for opcode, n in known[key].items():
             counts[_kind(opcode)] += n * kernel.lanes / row.block  # type: ignore[assignment]
-    total, moved = sum(counts.values()), _moved(encoder, row.block, row.bytes)
+    total, moved = sum(counts.values()), bytes_moved(encoder, row.block, row.bytes)
     issue, bandwidth = {}, {}
     for gpu in GPUS:
         clocks = max(total / _ISSUED, counts["float"] / gpu.floats, counts["integer"] / gpu.integers)

@@ -151,6 +151,13 @@ def quantize(
     nextn_only: NextnOnly = False,
     revision: Revision = None,
     device: Device = "auto",
+    strict_device: Annotated[
+        bool,
+        typer.Option(
+            "--strict-device",
+            help="Stop with an error where the device is not right or does not work, and the CPU would do its work.",
+        ),
+    ] = False,
     threads: Threads = None,
     compensate: Annotated[
         bool,
@@ -257,6 +264,7 @@ def quantize(
         max_buffer_bytes=max_buffer_size << 20 if max_buffer_size else DEFAULT_BUFFER_BYTES,
         force=force,
         later=later,
+        strict_device=strict_device,
         inputs=(
             *files_of(tensor_type or ()),
             *([str(recipe)] if recipe else []),

@@ -89,7 +89,11 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         walked_s = time.perf_counter() - started
         rest = [entry for entry in plan.entries if entry.name not in state.done]
         search = job.recipe.search
-        quantizers = [q for engine in engines for q in row_quantizers(engine, job.threads, search)]
+        quantizers = [
+            quantizer
+            for engine in engines
+            for quantizer in row_quantizers(engine, job.threads, search, watcher.warn, job.strict_device)
+        ]
         line = Line(source, sink, importance, quantizers, watcher, lambda entry: way_out(job, entry))
         line.carry(rest, job.max_buffer_bytes)
         sink.commit()

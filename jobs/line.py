@@ -21,6 +21,7 @@ from quantmill.jobs.watcher import PlanWatcher
 from quantmill.qkernels import QuantizeError, to_float32
 from quantmill.qkernels.checks import require_finite, require_finite_scales
 from quantmill.qkernels.engines import RowQuantizer
+from quantmill.qkernels.trust import DeviceFault
 from quantmill.qkernels.types import TYPES, NotFiniteError, TooLargeError
 from quantmill.recipe import PlanEntry
 from quantmill.recipe.slabs import Slab, slabs
@@ -124,6 +125,8 @@ class Line:
         with self.clock("quantize"):
             try:
                 return quantizer.quantize(found.rows, found.type, entry.type, found.importance)
+            except DeviceFault:  # of the device, not of this tensor
+                raise
             except QuantizeError as error:
                 raise self._explained(error, slab, found) from error
 

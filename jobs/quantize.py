@@ -21,6 +21,7 @@ from quantmill.jobs.line import Line
 from quantmill.jobs.watcher import PlanWatcher, Silent
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.rows import row_quantizers
+from quantmill.qkernels.trust import DeviceFault
 from quantmill.qkernels.types import TYPES, QuantizeError
 from quantmill.recipe import FILE_TYPES, ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
 
@@ -36,6 +37,7 @@ class Job:
     `force`: replace an output that is no GGUF model. `inputs`: further files that were read for this job, which no
     output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type. `later`:
     whether a directory's layers that predict further tokens are there: "with", "without", or "only" they.
+    `strict_device`: a device that is not right or does not work is an error, where else the CPU does its work.
     """
 
     source: str
@@ -52,6 +54,7 @@ class Job:
     inputs: tuple[str, ...] = ()
     way_out: str = ""
     later: str = "with"
+    strict_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,21 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
     """Do the job. The output appears under its name when it is complete, or not at all.
 
     Raises PlanError for a plan that cannot be carried out, JobError for weights that cannot be quantized (naming
-    tensor and row), and as plan_job does. An interrupt leaves nothing behind.
+    tensor and row), and as plan_job does. An interrupt leaves nothing behind. A device that is found to give wrong
+    bytes has its file thrown away, and all of it is done again on the CPU; DeviceFault with `strict_device`.
     """
-    started = time.perf_counter()
     watcher = watcher or Silent()
+    try:
+        return _run(job, watcher)
+    except DeviceFault as fault:
+        if job.strict_device:
+            raise
+        watcher.warn(f"{fault}; what it has made is thrown away, and the CPU begins again")
+        return _run(replace(job, device="cpu"), watcher)
+
+
+def _run(job: Job, watcher: PlanWatcher) -> Result:
+    started = time.perf_counter()
     with ExitStack() as opened:
         ready = _prepare(job, opened)
         plan, sink = ready.plan, ready.sink
@@ -102,7 +116,11 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
             watcher.note(note)
         watcher.began(job.recipe.file_type, sum(entry.source_bytes for entry in plan.entries), "bytes")
         search = job.recipe.search
-        quantizers = [q for engine in ready.engines for q in row_quantizers(engine, job.threads, search)]
+        quantizers = [
+            quantizer
+            for engine in ready.engines
+            for quantizer in row_quantizers(engine, job.threads, search, watcher.warn, job.strict_device)
+        ]
         line = Line(
             ready.source, sink, ready.importance, quantizers, watcher, lambda entry: way_out(job, entry)
         )

@@ -91,7 +91,7 @@ def _engine(device: Any, array: Any) -> Engine:
     if name == "auto" and str(getattr(place, "type", place)) != "cpu":
         name = str(place)
     engines = choose_engines(name)
-    if len(engines) > 1:
+    if len(engines) > 1 and name != "auto":
         raise QuantizeError(f"device {name!r}: arrays are quantized on one device")
     return engines[0]
 

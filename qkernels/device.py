@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,12 @@ from quantmill.qkernels.api import dequantize, to_float32
 from quantmill.qkernels.checks import checked_importance, require_finite, require_finite_scales
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of
-from quantmill.qkernels.engines import Engine, EngineRow
+from quantmill.qkernels.engines import Engine, EngineRow, RowQuantizer
+from quantmill.qkernels.flushing import FLUSHING, risky_blocks, risky_importance
+from quantmill.qkernels.guarded import Guard, GuardedQuantizer, Shared, faults_of
 from quantmill.qkernels.lanes.tensors import bytes_per_block
+from quantmill.qkernels.memory_faults import in_slabs
+from quantmill.qkernels.travel import Arriving, travel_to
 from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type, readable_type
 
 # Without a GPU small slabs are fastest: their arrays stay in the cache.
@@ -86,6 +88,12 @@ _BUDGETS: Mapping[str, Callable[[torch.device], int]] = {
 }
 
 
+def free_memory(device: torch.device) -> None:
+    """Gives back what torch's allocator keeps for itself."""
+    if device.type != "cpu":
+        _module(device).empty_cache()
+
+
 def _module(device: torch.device) -> Any:
     return getattr(torch, device.type)
 
@@ -105,35 +113,51 @@ def quantize(
     weights = None if importance is None else torch.tensor(importance, device=rows.device)
     n_rows, n_cols = rows.shape
     out = torch.empty((n_rows, type.row_bytes(n_cols)), dtype=torch.uint8, device=rows.device)
+    flushes = rows.device.type in FLUSHING
+    by_cpu = flushes and (type.family == "plain" or risky_importance(importance))
 
-    def start(first: int, n: int, turn: int) -> _Slab:
-        slab = rows[first : first + n].contiguous()
-        blocks = encode_rows(engine, type, slab, weights, search)
-        return _Slab(first, blocks, torch.isfinite(slab).all(), None)
-
-    def finish(slab: _Slab) -> None:
-        n = len(slab.blocks)
-        if not bool(slab.finite):
-            require_finite(rows[slab.first : slab.first + n].cpu().numpy(), slab.first)
-        out[slab.first : slab.first + n] = slab.blocks
+    def redo(first: int, which: np.ndarray) -> None:
+        slab = rows[first : first + len(which)][torch.from_numpy(which).to(rows.device)].cpu().numpy()
+        done = _by_cpu(slab.view(np.uint8), "F32", type, importance, threads, search)
+        out[first + torch.from_numpy(np.flatnonzero(which)).to(rows.device)] = torch.from_numpy(done).to(
+            rows.device
+        )
 
     step = slab_rows(type, n_cols, weights is not None, rows.device, search)
-    _in_slabs(n_rows, step, start, finish)
+
+    def send(first: int, n: int, turn: int) -> torch.Tensor:
+        slab = rows[first : first + n].contiguous()
+        return slab if by_cpu else encode_rows(engine, type, slab, weights, search)
+
+    def finish(first: int, n: int, blocks: torch.Tensor) -> None:
+        if by_cpu:
+            redo(first, np.ones(n, bool))
+            return
+        out[first : first + n] = blocks
+        slab = rows[first : first + n].contiguous()
+        if not bool(torch.isfinite(slab).all()):
+            require_finite(slab.cpu().numpy(), first)
+        if flushes:
+            risky = engine.lanes(engine.encoder).risky(slab).cpu().numpy()
+            if risky.any():
+                redo(first, risky)
+
+    in_slabs(n_rows, step, send, finish, lambda: free_memory(rows.device))
     require_finite_scales(out.cpu().numpy(), type)
     return out
 
 
-def _in_slabs(
-    n_rows: int, step: int, start: Callable[[int, int, int], _Slab], finish: Callable[[_Slab], None]
-) -> None:
-    """All rows, `step` at a time: start(first row, how many, 0 or 1 in turn), then finish; two are under way."""
-    under_way: deque[_Slab] = deque()
-    for number, first in enumerate(range(0, n_rows, step)):
-        under_way.append(start(first, min(step, n_rows - first), number % 2))
-        if len(under_way) == 2:
-            finish(under_way.popleft())
-    for slab in under_way:
-        finish(slab)
+def _by_cpu(
+    raw: np.ndarray,
+    source: str,
+    type: QuantType,
+    importance: np.ndarray | None,
+    threads: int | None,
+    search: Search,
+) -> np.ndarray:
+    from quantmill.qkernels.cpu_engine import quantize_stored
+
+    return quantize_stored(raw, source, type.name, importance, threads, search)
 
 
 def _default_device(engine: EngineRow) -> torch.device:
@@ -145,31 +169,19 @@ def _default_device(engine: EngineRow) -> torch.device:
     return found
 
 
-@dataclass(frozen=True)
-class _Slab:
-    """A slab under way: its place, and where its blocks and the answer "all weights finite" are going to be."""
-
-    first: int
-    blocks: torch.Tensor
-    finite: torch.Tensor
-    done: Any
-
-
 class DeviceQuantizer:
     """Quantizes stored rows on one device, for one thread.
 
-    Rows travel as they are stored (half the bytes for F16 and BF16) and become float32 on the device. On a GPU they
-    pass through pinned buffers on three streams: while one slab is searched, the next is uploaded and the one before
-    it comes back. Slabs never change a byte.
+    Rows travel as they are stored (half the bytes for F16 and BF16) and become float32 on the device; two slabs are
+    under way. Slabs never change a byte.
     """
 
-    def __init__(self, engine: Engine, search: Search = "default") -> None:
+    def __init__(self, engine: Engine, search: Search = "default", threads: int | None = None) -> None:
         self.engine, self.search = engine, search
         self._device = torch.device(engine.device)
-        self._pinned: dict[tuple[str, int], torch.Tensor] = {}
-        self._streams: list[Any] = []
-        if self._device.type in ("cuda", "xpu"):
-            self._streams = [_module(self._device).Stream(self._device) for _ in range(3)]
+        self._travel = travel_to(self._device)
+        self._threads = threads
+        self._flushes = self._device.type in FLUSHING
 
     def quantize(
         self, raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None = None
@@ -181,71 +193,62 @@ class DeviceQuantizer:
         source, target = readable_type(source_type), get_type(type)
         n_rows, n_cols = len(raw), raw.shape[1] // source.bytes * source.block
         checked = checked_importance(importance, n_cols, target, self.search)
+        if self._flushes and (target.family == "plain" or risky_importance(checked)):
+            return _by_cpu(raw, source.name, target, checked, self._threads, self.search)
         weights = None if checked is None else torch.tensor(checked, device=self._device)
         out = np.empty((n_rows, target.row_bytes(n_cols)), np.uint8)
 
-        def start(first: int, n: int, turn: int) -> _Slab:
-            return self._start(raw[first : first + n], first, turn, source, target, weights)
+        def finish(first: int, n: int, sent: Arriving) -> None:
+            blocks, finite, *risky = sent.wait()
+            slab = raw[first : first + n]
+            if not finite.all():
+                require_finite(to_float32(slab, source.name), first)
+            out[first : first + n] = blocks
+            if risky and risky[0].any():
+                which = np.flatnonzero(risky[0])
+                out[first + which] = _by_cpu(
+                    slab[which], source.name, target, checked, self._threads, self.search
+                )
+
+        def work(stored: torch.Tensor) -> Sequence[torch.Tensor]:
+            return self._work(stored, source, target, weights)
+
+        def send(first: int, n: int, turn: int) -> Arriving:
+            return self._travel.send(raw[first : first + n], turn, work)
 
         step = slab_rows(target, n_cols, weights is not None, self._device, self.search)
-        _in_slabs(n_rows, step, start, lambda slab: self._finish(slab, raw, source, out))
+        in_slabs(n_rows, step, send, finish, lambda: free_memory(self._device))
         require_finite_scales(out, target)
         return out
 
     def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
         return np.array(raw)  # reads the file here, not in the worker
 
-    def _start(
-        self,
-        raw: np.ndarray,
-        first: int,
-        turn: int,
-        source: QuantType,
-        target: QuantType,
-        weights: torch.Tensor | None,
-    ) -> _Slab:
-        if not self._streams:
-            rows = dequantize(torch.tensor(raw, device=self._device), source.name)
-            blocks = encode_rows(self.engine.row, target, rows, weights, self.search)
-            return _Slab(first, blocks.cpu(), torch.isfinite(rows).all().cpu(), None)
-        upload, search, download = self._streams
-        module = _module(self._device)
-        waiting = self._buffer("in", turn, raw.size)
-        np.copyto(waiting.numpy(), raw.reshape(-1))
-        with module.device(self._device):
-            with module.stream(upload):
-                stored = waiting.to(self._device, non_blocking=True).view(raw.shape)
-            search.wait_stream(upload)
-            with module.stream(search):
-                stored.record_stream(search)
-                rows = dequantize(stored, source.name)
-                blocks = encode_rows(self.engine.row, target, rows, weights, self.search)
-                finite = torch.isfinite(rows).all().to(torch.uint8).view(1)
-            download.wait_stream(search)
-            with module.stream(download):
-                host = self._buffer("out", turn, blocks.numel()).view(blocks.shape)
-                host.copy_(blocks, non_blocking=True)
-                answer = self._buffer("finite", turn, 1).copy_(finite, non_blocking=True)
-                blocks.record_stream(download)
-                finite.record_stream(download)
-                return _Slab(first, host, answer, download.record_event())
-
-    def _finish(self, slab: _Slab, raw: np.ndarray, source: QuantType, out: np.ndarray) -> None:
-        if slab.done is not None:
-            slab.done.synchronize()
-        n_rows = len(slab.blocks)
-        if not bool(slab.finite):
-            require_finite(to_float32(raw[slab.first : slab.first + n_rows], source.name), slab.first)
-        out[slab.first : slab.first + n_rows] = slab.blocks.numpy()
-
-    def _buffer(self, name: str, turn: int, size: int) -> torch.Tensor:
-        """A pinned buffer of `size` bytes. Two turns: a slab's buffers rest until the slab before the last is done."""
-        kept = self._pinned.get((name, turn))
-        if kept is None or len(kept) < size:
-            kept = self._pinned[name, turn] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        return kept[:size]
+    def _work(
+        self, stored: torch.Tensor, source: QuantType, target: QuantType, weights: torch.Tensor | None
+    ) -> Sequence[torch.Tensor]:
+        """Blocks, whether each row is finite, and on devices that flush which rows are at risk."""
+        rows = _exact_rows(stored, source) if self._flushes else dequantize(stored, source.name)
+        blocks = encode_rows(self.engine.row, target, rows, weights, self.search)
+        finite = torch.isfinite(rows).all(1)
+        if not self._flushes:
+            return blocks, finite
+        risky = self.engine.row.lanes(self.engine.row.encoder).risky(rows)
+        by_blocks = risky_blocks(stored, source)
+        return blocks, finite, risky if by_blocks is None else risky | by_blocks
 
 
-def quantizer(engine: Engine, threads: int | None, search: Search) -> DeviceQuantizer:
-    """What an assembly line quantizes with; a device has threads of its own."""
-    return DeviceQuantizer(engine, search)
+def _exact_rows(stored: torch.Tensor, source: QuantType) -> torch.Tensor:
+    """Stored rows u8 [n_rows, row_bytes] → f32 [n_rows, n_cols]; BF16 by its bits, which no device flushes."""
+    if source.name == "BF16":
+        return (stored.view(torch.int16).int() << 16).view(torch.float32)
+    return dequantize(stored, source.name)
+
+
+def quantizers(engine: Engine, threads: int | None, search: Search, guard: Guard) -> list[RowQuantizer]:
+    """What share the work of a device in an assembly line, and its faults; a device has threads of its own."""
+    shared = Shared(engine, search, guard, faults_of(engine))
+    return [
+        GuardedQuantizer(lambda: DeviceQuantizer(engine, search, threads), threads, shared)
+        for _ in range(engine.row.serves[engine.kind].quantizers)
+    ]

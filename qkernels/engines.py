@@ -52,8 +52,10 @@ class EngineModule(Protocol):
     def decode(self, engine: EngineRow, type: QuantType, raw: Any, numbers: Any, to: str) -> None:
         """Tensors raw u8 [n_blocks, bytes] → numbers [n_blocks, block] of the type `to`, contiguous, on one device."""
 
-    def quantizer(self, engine: Engine, threads: int | None, search: Search) -> RowQuantizer:
-        """One of those that share the work of a device."""
+    def quantizers(
+        self, engine: Engine, threads: int | None, search: Search, guard: Any
+    ) -> list[RowQuantizer]:
+        """Those that share the work of a device. guard: of guarded.py, how a device's faults are dealt with."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class EngineRow:
         return importlib.import_module(f"quantmill.qkernels.lanes.{module}")
 
 
+# What devices are compared by where several could do the work.
+TRIAL_TYPE = "Q4_K"
 _SLOW = "triton is not installed, torch operations are slow: pip install triton"
 # The first that serves a kind of device, and whose packages are there, is the one for it.
 ENGINES = (
@@ -108,19 +112,41 @@ ENGINES = (
         {kind: Service(2, "lane programs compiled by Triton") for kind in ("cuda", "xpu")},
     ),
     EngineRow(
+        "metal",
+        "device",
+        "metal",
+        "metal_decode",
+        ("torch",),
+        {"mps": Service(1, "lane programs compiled by Metal")},
+    ),
+    EngineRow(
         "torch",
         "device",
         "torch",
         "torch_decode",
         ("torch",),
         {
-            "mps": Service(1, "Metal has no Triton: the lane programs run as torch operations"),
+            "mps": Service(1, "the lane programs as torch operations"),
             "cuda": Service(2, _SLOW),
             "xpu": Service(2, _SLOW),
             "cpu": Service(1, "the readable reference"),
         },
     ),
 )
+
+
+# The variables under which torch compiles for speed, and rounds otherwise than llama.cpp; it has no other way to be
+# told, and reads them once.
+_INEXACT = {"mps": "PYTORCH_MPS_FAST_MATH"}
+
+
+def require_exact(kind: str) -> None:
+    """Raises QuantizeError where torch's kernels for a kind of device would not give the same bytes."""
+    name = _INEXACT.get(kind)
+    if name is not None and os.environ.get(name, "0") != "0":
+        raise QuantizeError(
+            f"{name} is set: {kind} would round otherwise than llama.cpp; unset it, or use --device cpu"
+        )
 
 
 def engine_row(name: str) -> EngineRow:
@@ -159,10 +185,11 @@ class Engine:
 def choose_engines(device: str = "auto") -> tuple[Engine, ...]:
     """The engines for "auto", "cpu", "mps", "cuda", "cuda:1", "xpu" or several devices, "cuda:0,cuda:1".
 
-    "auto" takes the first CUDA or ROCm device, else the CPU. Raises QuantizeError for a device that is not there.
+    "auto" takes all CUDA or ROCm devices, else all of Intel's, on a Mac the faster of Metal and the CPU (tried once),
+    else the CPU. Raises QuantizeError for a device that is not there.
     """
     if device == "auto":
-        return (_automatic(),)
+        return _automatic()
     return tuple(_engine_for(one.strip()) for one in device.split(","))
 
 
@@ -177,17 +204,38 @@ def _on(device: str, why: str | None = None) -> Engine:
     return Engine(row.name, device, why or row.serves[device.partition(":")[0]].why)
 
 
-def _automatic() -> Engine:
+def _automatic() -> tuple[Engine, ...]:
     if sys.platform == "darwin":
-        return _on("cpu", "on a Mac the CPU engine is faster than torch on MPS (--device mps is honoured)")
+        return (_faster_on_a_mac(),)
     if not _gpu_driver_present():
-        return _on("cpu", "no CUDA or ROCm driver found")
+        return (_on("cpu", "no CUDA or ROCm driver found"),)
     if not _installed("torch"):
-        return _on("cpu", "there is a GPU, but torch is not installed: pip install 'quantmill[gpu]'")
-    devices = [name for name in _torch_devices() if name.startswith("cuda")]
-    if not devices:
-        return _on("cpu", "there is a GPU, but this torch cannot use it")
-    return _engine_for(devices[0])
+        return (_on("cpu", "there is a GPU, but torch is not installed: pip install 'quantmill[gpu]'"),)
+    devices = _torch_devices()
+    for kind in ("cuda", "xpu"):
+        names = [name for name in devices if name.startswith(kind)]
+        if len(names) > 1:
+            shared = f"{serving(kind).serves[kind].why}; {len(names)} devices share the work"
+            return tuple(_on(name, shared) for name in names)
+        if names:
+            return (_engine_for(names[0]),)
+    return (_on("cpu", "there is a GPU, but this torch cannot use it"),)
+
+
+def _faster_on_a_mac() -> Engine:
+    if not _installed("torch"):
+        return _on("cpu", "Apple's GPU needs torch: pip install 'quantmill[torch]'")
+    try:
+        metal = _engine_for("mps")
+    except QuantizeError as error:
+        return _on("cpu", str(error))
+    from quantmill.qkernels.trial import speeds
+
+    found = speeds((metal, _on("cpu")))
+    names = {"mps": "Metal", "cpu": "the CPU"}
+    shown = ", ".join(f"{names[kind]} {speed:.0f}" for kind, speed in found.items())
+    why = f"{shown} Mweights/s of {TRIAL_TYPE}, tried once"
+    return _on("mps" if found["mps"] > found["cpu"] else "cpu", why)
 
 
 def _engine_for(device: str) -> Engine:
@@ -202,6 +250,7 @@ def _engine_for(device: str) -> Engine:
     name = device if number or kind == "mps" else f"{kind}:0"
     if name not in known:
         raise QuantizeError(f"device {device} is not there; torch finds {', '.join([*known, 'cpu'])}")
+    require_exact(kind)
     return _on(name)
 
 
@@ -233,12 +282,18 @@ def _torch_devices() -> list[str]:
 
 
 def _gpu_driver_present() -> bool:
-    """Whether a CUDA driver has a device or ROCm's kernel driver is loaded. torch would need a second to tell."""
-    if Path("/dev/kfd").exists():
+    """Whether a CUDA driver has a device, or drivers of ROCm or Intel are there. torch would need a second to tell."""
+    if Path("/dev/kfd").exists() or _library("libze_loader.so.1", "ze_loader.dll"):
         return True
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    driver = _library("libcuda.so.1", "nvcuda.dll")
+    if driver is None:
         return False
     count = ctypes.c_int()
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _library(name: str, on_windows: str) -> Any | None:
+    try:
+        return ctypes.CDLL(on_windows if sys.platform == "win32" else name)
+    except OSError:
+        return None

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quantmill.qkernels.engines import Engine, RowQuantizer
+from quantmill.qkernels.guarded import Guard
 from quantmill.qkernels.types import Search
 
 
 def row_quantizers(
-    engine: Engine, threads: int | None = None, search: Search = "default"
+    engine: Engine,
+    threads: int | None = None,
+    search: Search = "default",
+    tell: Callable[[str], None] | None = None,
+    strict: bool = False,
 ) -> list[RowQuantizer]:
     """The quantizers that share the work of an engine; `threads` are those of the cpu engine, None for all cores.
 
     Two for a GPU: while one waits for its rows to come back, the other's are on their way or being searched.
+    `tell` hears of a device's faults, by default Python's warnings; with `strict` they are errors (DeviceFault).
     """
-    row = engine.row
-    return [row.load().quantizer(engine, threads, search) for _ in range(row.serves[engine.kind].quantizers)]
+    guard = Guard(strict=strict) if tell is None else Guard(tell, strict)
+    return engine.row.load().quantizers(engine, threads, search, guard)

@@ -10,10 +10,10 @@ import llvmlite.ir as ir
 import numpy as np
 import pytest
 
-from quantmill.qkernels.lanes.cpu_compiler import Unit, program
-from quantmill.qkernels.lanes.cpu_values import LaneError
+from quantmill.qkernels.lanes.cpu_compiler import Unit
 from quantmill.qkernels.lanes.cpu_words import WORDS
 from quantmill.qkernels.lanes.native import compile_module, host, load
+from quantmill.qkernels.lanes.program import LaneError, program
 from quantmill.qkernels.lanes.simd import F32, I32, I64, LaneBuilder, loop
 
 WIDTH = host().width

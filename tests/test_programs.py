@@ -9,6 +9,7 @@ import torch
 
 from quantmill import qkernels
 from quantmill.qkernels.encoders import encoders
+from quantmill.qkernels.engines import engine_row
 from quantmill.qkernels.types import TYPES
 from tests.support import data_kinds, oracle
 from tests.support.in_triton import case_id, interpret
@@ -93,7 +94,7 @@ def test_every_byte_is_written():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("engine", ["torch", "triton"])
+@pytest.mark.parametrize("engine", ["torch", "triton", "metal"])
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.accelerator.is_available(), reason="no GPU here: kernels are compiled and interpreted"
@@ -102,8 +103,8 @@ def test_on_the_gpu(engine):
     """The same bytes on a real device, for all kinds of rows."""
     device = torch.accelerator.current_accelerator()
     assert device is not None
-    if engine == "triton" and device.type == "mps":
-        pytest.skip("Triton has no backend for Metal")
+    if device.type not in engine_row(engine).serves:
+        pytest.skip(f"{engine} does not serve {device.type}")
     for type, weighted in CASES:
         for kind in data_kinds.ROWS:
             rows = data_kinds.rows(kind, 16, 2304)

@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from quantmill.qkernels.encoders import encoders
-from quantmill.qkernels.lanes import cpu_snap, triton_words, vocabulary
+from quantmill.qkernels.lanes import cpu_snap, metal_words, triton_words, vocabulary
 from quantmill.qkernels.lanes import torch as torch_lanes
 from quantmill.qkernels.lanes.encoder import Encoder, Phase, constants
 from quantmill.qkernels.programs.scale import pack_q6_k, scales_q6_k
 
-MACHINES = {"cpu": cpu_snap.WORDS, "torch": torch_lanes.WORDS, "triton": triton_words.WORDS}
+MACHINES = {
+    "cpu": cpu_snap.WORDS,
+    "torch": torch_lanes.WORDS,
+    "triton": triton_words.WORDS,
+    "metal": metal_words.WORDS,
+}
 PACKAGE = Path(vocabulary.__file__).parent.parent
 
 

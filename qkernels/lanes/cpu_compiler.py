@@ -2,7 +2,7 @@
 
 A value is a Python number, known while compiling, or an LLVM value: lanes (f32, i32, truth), one number for all lanes
 (i64, f32, f64, i1) or an array. Arrays of lanes are pointers to vectors; tables, and arrays in which all lanes read the
-same, are pointers to numbers. Integer parameters that a caller gives as constants are constants in the body too.
+same, are pointers to numbers.
 
 Functions with a result are built where they are called; the others become functions of the module, one for each
 combination of constants and kinds of arguments.
@@ -11,73 +11,16 @@ combination of constants and kinds of arguments.
 from __future__ import annotations
 
 import ast
-import builtins
-import functools
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu_values import LaneError, as_index, binary, compare, unary
+from quantmill.qkernels.lanes.cpu_values import as_index, binary, compare, unary
 from quantmill.qkernels.lanes.native import Processor
+from quantmill.qkernels.lanes.program import Body, LaneError, Program, Word
 from quantmill.qkernels.lanes.simd import F64, I64, LaneBuilder, local, loop
-from quantmill.qkernels.lanes.syntax import tree_of
-
-# A loop of so few rounds is written out, and its variable is a constant.
-_WRITTEN_OUT = 2
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word of the vocabulary: builds its value from the builder and the operands."""
-
-    build: Callable[..., Any]
-
-
-def word(build: Callable[..., Any]) -> Any:
-    """A Word that lane programs of this package can name."""
-    return Word(build)
-
-
-def program(function: Callable[..., Any]) -> Any:
-    """A Program that other lane programs can name."""
-    return Program(function)
-
-
-class Program:
-    """A function written in the lane language."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        assert isinstance(function, FunctionType)
-        self.name = function.__name__
-        self.globals = function.__globals__
-        self._place = f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
-        tree = _functions(function.__code__.co_filename)[self.name]
-        self.parameters = [argument.arg for argument in tree.args.args]
-        self.body = tree.body
-        assigned = Counter(self.parameters)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                assigned[node.id] += 1
-        # These live in memory until LLVM makes them values; the others are what they were bound to.
-        self.rebound = {name for name, times in assigned.items() if times > 1}
-
-    @property
-    def has_result(self) -> bool:
-        return isinstance(self.body[-1], ast.Return)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self._place})"
-
-
-@functools.cache
-def _functions(path: str) -> Mapping[str, ast.FunctionDef]:
-    tree = tree_of(Path(path))
-    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 @dataclass
@@ -113,25 +56,16 @@ class Unit:
         return function
 
 
-class _Body:
-    """One call of a program: its statements, built where the builder stands."""
+class _Body(Body):
+    """Statements as instructions, where the builder stands."""
 
     def __init__(self, unit: Unit, b: LaneBuilder, program: Program, arguments: Sequence[Any]) -> None:
-        self.unit, self.b, self.program = unit, b, program
-        self.names: dict[str, Any] = {}
-        self.places: dict[str, ir.Value] = {}
-        if len(arguments) != len(program.parameters):
-            raise LaneError(f"{program} takes {len(program.parameters)} arguments, not {len(arguments)}")
-        for name, value in zip(program.parameters, arguments, strict=True):
-            self.bind(name, value)
+        self.unit, self.b = unit, b
+        self.places: dict[str, ir.Value] = {}  # of rebound names, in memory until LLVM makes them values
+        super().__init__(program, arguments)
 
-    def value(self) -> Any:
-        *statements, last = self.program.body
-        self.build(statements)
-        if isinstance(last, ast.Return):
-            return None if last.value is None else self.evaluate(last.value)
-        self.build([last])
-        return None
+    def is_built(self, value: Any) -> bool:
+        return isinstance(value, ir.Value)
 
     def bind(self, name: str, value: Any) -> None:
         if name not in self.program.rebound:
@@ -146,80 +80,38 @@ class _Body:
             raise LaneError(f"{self.program}: {name} was {place.type.pointee} and becomes {value.type}")
         self.b.store(value, place)
 
-    def build(self, statements: Sequence[ast.stmt]) -> None:
-        for statement in statements:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    self.bind(name, self.evaluate(value))
-                case ast.Assign(targets=[ast.Tuple(elts=targets)], value=value):
-                    for target, one in zip(targets, self.evaluate(value), strict=True):
-                        assert isinstance(target, ast.Name)
-                        self.bind(target.id, one)
-                case ast.Expr(value=value):
-                    if not isinstance(value, ast.Constant):  # a docstring
-                        self.evaluate(value)
-                case ast.For(target=ast.Name(id=name), iter=ast.Call(args=bounds), body=body):
-                    self.repeat(name, [self.evaluate(bound) for bound in bounds], body)
-                case ast.If(test=test, body=body, orelse=otherwise):
-                    self.choose(self.evaluate(test), body, otherwise)
-                case _:
-                    raise LaneError(f"{self.program}, line {statement.lineno}: not in the lane language")
+    def rebound(self, name: str) -> Any | None:
+        return self.b.load(self.places[name]) if name in self.places else None
 
-    def repeat(self, name: str, bounds: list[Any], body: Sequence[ast.stmt]) -> None:
-        begin, end = (0, *bounds) if len(bounds) == 1 else bounds
-        self.places.pop(name, None)  # what the name was before the loop
-        if isinstance(begin, int) and isinstance(end, int) and end - begin <= _WRITTEN_OUT:
-            for i in range(begin, end):
-                self.names[name] = i
-                self.build(body)
-            return
+    def forget(self, name: str) -> None:
+        self.places.pop(name, None)
+
+    def loop(self, name: str, begin: Any, end: Any, body: Sequence[ast.stmt]) -> None:
         with loop(self.b, as_index(self.b, begin), as_index(self.b, end)) as i:
             self.names[name] = i
             self.build(body)
 
-    def choose(self, test: Any, body: Sequence[ast.stmt], otherwise: Sequence[ast.stmt]) -> None:
-        if not isinstance(test, ir.Value):
-            self.build(body if test else otherwise)
-        elif otherwise:
-            with self.b.if_else(test) as (yes, no):
-                with yes:
-                    self.build(body)
-                with no:
-                    self.build(otherwise)
-        else:
+    def branch(self, test: Any, body: Sequence[ast.stmt], otherwise: Sequence[ast.stmt]) -> None:
+        if not otherwise:
             with self.b.if_then(test):
                 self.build(body)
+            return
+        with self.b.if_else(test) as (yes, no):
+            with yes:
+                self.build(body)
+            with no:
+                self.build(otherwise)
 
-    def evaluate(self, node: ast.expr) -> Any:
-        match node:
-            case ast.Constant(value=value):
-                return value
-            case ast.Name(id=name):
-                return self.look_up(name)
-            case ast.Tuple(elts=elements):
-                return tuple(self.evaluate(element) for element in elements)
-            case ast.BinOp(left=left, op=op, right=right):
-                return binary(self.b, type(op), self.evaluate(left), self.evaluate(right))
-            case ast.Compare(left=left, ops=[op], comparators=[right]):
-                return compare(self.b, type(op), self.evaluate(left), self.evaluate(right))
-            case ast.UnaryOp(op=op, operand=operand):
-                return unary(self.b, type(op), self.evaluate(operand))
-            case ast.IfExp(test=test, body=body, orelse=otherwise):
-                chosen = self.evaluate(test)
-                assert not isinstance(chosen, ir.Value)
-                return self.evaluate(body if chosen else otherwise)
-            case ast.Call(func=ast.Name(id=name), args=arguments):
-                called, given = self.look_up(name), [self.evaluate(argument) for argument in arguments]
-                if isinstance(called, Word):
-                    return called.build(self.b, *given)
-                return self.unit.call(self.b, called, given)
-        raise LaneError(f"{self.program}, line {node.lineno}: not in the lane language")
+    def binary(self, op: type[ast.operator], left: Any, right: Any) -> Any:
+        return binary(self.b, op, left, right)
 
-    def look_up(self, name: str) -> Any:
-        if name in self.places:
-            return self.b.load(self.places[name])
-        if name in self.names:
-            return self.names[name]
-        if name in self.program.globals:
-            return self.program.globals[name]
-        return getattr(builtins, name)
+    def compare(self, op: type[ast.cmpop], left: Any, right: Any) -> Any:
+        return compare(self.b, op, left, right)
+
+    def unary(self, op: type[ast.unaryop], operand: Any) -> Any:
+        return unary(self.b, op, operand)
+
+    def call(self, called: Any, given: Sequence[Any]) -> Any:
+        if isinstance(called, Word):
+            return called.build(self.b, *given)
+        return self.unit.call(self.b, called, given)

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu_compiler import Program, Unit
+from quantmill.qkernels.lanes.cpu_compiler import Unit
 from quantmill.qkernels.lanes.cpu_layout import Layout
 from quantmill.qkernels.lanes.cpu_snap import WORDS
 from quantmill.qkernels.lanes.encoder import Encoder
 from quantmill.qkernels.lanes.loader import load
 from quantmill.qkernels.lanes.native import Processor
+from quantmill.qkernels.lanes.program import Program
 from quantmill.qkernels.lanes.simd import (
     F32,
     I8,

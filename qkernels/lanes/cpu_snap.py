@@ -8,10 +8,10 @@ from typing import Any
 import llvmlite.ir as ir
 
 from quantmill.qkernels.lanes import cpu_tables, cpu_words
-from quantmill.qkernels.lanes.cpu_compiler import program, word
 from quantmill.qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
 from quantmill.qkernels.lanes.cpu_values import as_index
 from quantmill.qkernels.lanes.cpu_words import number_at
+from quantmill.qkernels.lanes.program import program, word
 from quantmill.qkernels.lanes.simd import F32, I32, I64, LaneBuilder, call, part
 
 cst, ld, st, take, where = (cpu_words.WORDS[name] for name in ("cst", "ld", "st", "take", "where"))

@@ -6,8 +6,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu_compiler import Word
 from quantmill.qkernels.lanes.cpu_values import as_index
+from quantmill.qkernels.lanes.program import Word
 from quantmill.qkernels.lanes.simd import F32, I32, LaneBuilder, call, joined, part, repeated
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import llvmlite.ir as ir
 
+from quantmill.qkernels.lanes.program import LaneError, folded
 from quantmill.qkernels.lanes.simd import F32, F64, I1, I64, LaneBuilder, is_lanes, repeated, splat
-
-
-class LaneError(Exception):
-    """A lane program uses what the language does not have; a bug of ours."""
 
 
 def as_lanes(b: LaneBuilder, value: Any, vector: ir.VectorType) -> ir.Value:
@@ -44,25 +40,25 @@ def as_either(b: LaneBuilder, left: Any, right: Any) -> tuple[ir.Value, ir.Value
     return as_lanes(b, left, vector), as_lanes(b, right, vector)
 
 
-# For each operator: Python's own, LLVM's for floats, LLVM's for integers.
-_BINARY: Mapping[type[ast.operator], tuple[Callable[..., Any], str | None, str | None]] = {
-    ast.Add: (operator.add, "fadd", "add"),
-    ast.Sub: (operator.sub, "fsub", "sub"),
-    ast.Mult: (operator.mul, "fmul", "mul"),
-    ast.FloorDiv: (operator.floordiv, None, None),
-    ast.BitAnd: (operator.and_, None, "and_"),
-    ast.BitOr: (operator.or_, None, "or_"),
-    ast.BitXor: (operator.xor, None, "xor"),
-    ast.LShift: (operator.lshift, None, "shl"),
-    ast.RShift: (operator.rshift, None, "ashr"),
+# For each operator: LLVM's for floats, LLVM's for integers.
+_BINARY: Mapping[type[ast.operator], tuple[str | None, str | None]] = {
+    ast.Add: ("fadd", "add"),
+    ast.Sub: ("fsub", "sub"),
+    ast.Mult: ("fmul", "mul"),
+    ast.FloorDiv: (None, None),
+    ast.BitAnd: (None, "and_"),
+    ast.BitOr: (None, "or_"),
+    ast.BitXor: (None, "xor"),
+    ast.LShift: (None, "shl"),
+    ast.RShift: (None, "ashr"),
 }
-_COMPARE: Mapping[type[ast.cmpop], tuple[Callable[..., bool], str]] = {
-    ast.Lt: (operator.lt, "<"),
-    ast.LtE: (operator.le, "<="),
-    ast.Gt: (operator.gt, ">"),
-    ast.GtE: (operator.ge, ">="),
-    ast.Eq: (operator.eq, "=="),
-    ast.NotEq: (operator.ne, "!="),
+_COMPARE: Mapping[type[ast.cmpop], str] = {
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
 }
 
 
@@ -94,9 +90,9 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def binary(b: LaneBuilder, op: type[ast.operator], left: Any, right: Any) -> Any:
-    python, of_floats, of_ints = _BINARY[op]
     if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
-        return python(left, right)
+        return folded(op, left, right)
+    of_floats, of_ints = _BINARY[op]
     x, y = _alike(b, left, right)
     name = of_floats if _is_float(x) else of_ints
     if name is None:
@@ -105,9 +101,9 @@ def binary(b: LaneBuilder, op: type[ast.operator], left: Any, right: Any) -> Any
 
 
 def compare(b: LaneBuilder, op: type[ast.cmpop], left: Any, right: Any) -> Any:
-    python, sign = _COMPARE[op]
     if not isinstance(left, ir.Value) and not isinstance(right, ir.Value):
-        return python(left, right)
+        return folded(op, left, right)
+    sign = _COMPARE[op]
     x, y = _alike(b, left, right)
     if not _is_float(x):
         return b.icmp_signed(sign, x, y)

@@ -7,9 +7,9 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu_compiler import Word
 from quantmill.qkernels.lanes.cpu_values import as_either, as_index, as_lanes
 from quantmill.qkernels.lanes.native import ALIGNMENT
+from quantmill.qkernels.lanes.program import Word
 from quantmill.qkernels.lanes.simd import (
     F32,
     I32,

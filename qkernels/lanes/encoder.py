@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -89,6 +90,32 @@ class Encoder:
     def module(self) -> str:
         """The module of its family, which imports from that of `start`."""
         return f"programs.{self.family}"
+
+
+def kernel_name(phase: Phase) -> str:
+    """What a GPU's kernel is called: the program, its constants and lanes, and a word that keeps both names apart."""
+    constants = (re.sub(r"\W", "_", str(a)) for a in phase.arguments if not isinstance(a, str))
+    lanes = [f"x{phase.lanes}"] if phase.lanes > 1 else []
+    return "_".join([phase.function, *constants, *lanes, "kernel"])
+
+
+def pointers(phase: Phase) -> list[str]:
+    """The arrays and tables of a phase in the order of its kernel's parameters."""
+    return list(dict.fromkeys(a for a in phase.arguments if isinstance(a, str)))
+
+
+def most_lanes(encoder: Encoder) -> int:
+    """How many lanes of a block run at once; private scratch is there so many times."""
+    return max(phase.lanes for phase in encoder.phases)
+
+
+def kinds_of(encoder: Encoder) -> dict[str, str]:
+    """What the elements of arrays and tables are: name → "f32", "i32" or "u8"."""
+    kinds = {"x": "f32", "importance": "f32", "row_sigma": "f32", "out": "u8"}
+    kinds.update({name: kind for name, (_, kind) in encoder.scratch.items()})
+    numbers = {"float32": "f32", "int32": "i32"}
+    kinds.update({name: numbers[make().dtype.name] for name, make in encoder.tables.items()})
+    return kinds
 
 
 def continued(

@@ -23,7 +23,9 @@ from quantmill.qkernels.cache import cache_dir, write_atomically
 
 _HERE = Path(__file__).resolve().parent
 # What every function is made of besides its own sources.
-_MACHINERY = sorted(_HERE.glob("cpu*.py")) + [_HERE / name for name in ("loader.py", "native.py", "simd.py")]
+_MACHINERY = sorted(_HERE.glob("cpu*.py")) + [
+    _HERE / name for name in ("loader.py", "native.py", "program.py", "simd.py")
+]
 
 # Bytes of the elements of an array of lanes, by what `Encoder.scratch` calls them.
 ELEMENT_BYTES = {"f32": 4, "i32": 4, "u8": 1}

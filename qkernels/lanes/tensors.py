@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from quantmill.qkernels.lanes.encoder import Encoder
+from quantmill.qkernels.lanes.encoder import Encoder, most_lanes
 from quantmill.qkernels.types import QuantType
 
 DTYPES = {"f32": torch.float32, "i32": torch.int32, "u8": torch.uint8}
@@ -32,11 +32,6 @@ class Tile:
 @functools.cache
 def table_on(make: Callable[[], np.ndarray], device: torch.device) -> torch.Tensor:
     return torch.tensor(make(), device=device)
-
-
-def most_lanes(encoder: Encoder) -> int:
-    """How many lanes of a block run at once; private scratch is there so many times."""
-    return max(phase.lanes for phase in encoder.phases)
 
 
 def _used(encoder: Encoder) -> dict[str, tuple[int, str]]:

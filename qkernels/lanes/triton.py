@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import linecache
-import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,12 +15,14 @@ import torch
 import triton
 import triton.language as tl
 
-from quantmill.qkernels.lanes.encoder import Encoder, Phase
+from quantmill.qkernels.lanes.encoder import Encoder, Phase, kernel_name, most_lanes, pointers
 from quantmill.qkernels.lanes.loader import load
-from quantmill.qkernels.lanes.tensors import most_lanes, packed_rows, tile_of
+from quantmill.qkernels.lanes.tensors import packed_rows, tile_of
 from quantmill.qkernels.lanes.triton_words import WORDS
 from quantmill.qkernels.types import QuantType
 
+# What its compiler raises, beside what all engines may.
+FAULTS = (triton.TritonError,)
 # Under TRITON_INTERPRET=1 triton.jit makes something else.
 INTERPRETED = not isinstance(WORDS["ld"], triton.JITFunction)
 # "importance" is the same for all rows, so a block reads it by its place in the row; "row_sigma" by its row.
@@ -54,18 +55,6 @@ def options(backend: str, warps: int) -> dict[str, Any]:
 def _programs(module: str) -> dict[str, Any]:
     words = {name: _callee(word) for name, word in WORDS.items()}
     return load(module, {**words, "tl": tl}, lambda function: _callee(triton.jit(function)))
-
-
-def kernel_name(phase: Phase) -> str:
-    """The program's name, its constants and lanes, and a word that keeps both names apart."""
-    constants = (re.sub(r"\W", "_", str(a)) for a in phase.arguments if not isinstance(a, str))
-    lanes = [f"x{phase.lanes}"] if phase.lanes > 1 else []
-    return "_".join([phase.function, *constants, *lanes, "kernel"])
-
-
-def pointers(phase: Phase) -> list[str]:
-    """The arrays and tables of a phase in the order of its kernel's parameters."""
-    return list(dict.fromkeys(a for a in phase.arguments if isinstance(a, str)))
 
 
 def _operand(encoder: Encoder, argument: str | float) -> str:
@@ -154,3 +143,12 @@ def encode(
             arguments = [operands[name] for name in pointers(phase)]
             launch(kernel_of(encoder, phase), n_warps(phase), n * phase.lanes, *arguments, n, tile.per_row)
     return packed_rows(tile.arrays["out"])
+
+
+def registers(encoder: Encoder) -> int | None:
+    """The most registers that a thread of the encoder's kernels has, of those that this process has run."""
+    found = []
+    for phase in encoder.phases:
+        for caches in getattr(kernel_of(encoder, phase), "device_caches", {}).values():
+            found += [getattr(kernel, "n_regs", None) for kernel in caches[0].values()]
+    return max((n for n in found if n), default=None)

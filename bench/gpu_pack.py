@@ -1,0 +1,57 @@
+"""What bench.gpu takes along to a machine without a network: this tree, packages, llama.cpp's bytes of hard rows."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+# Beside the tree, where `pack` puts it and bench.gpu looks for it.
+ORACLE = ROOT.parent / "oracle.npz"
+_MOST_BYTES = 40 << 20
+# What a machine with torch, triton, transformers and llvmlite may lack: small, and without code of their own.
+_PACKAGES = ("gguf", "typer")
+_README = """\
+python -m pip install --no-index --find-links packages gguf typer
+cd quantmill && PYTHONPATH=.. python -m bench.gpu --out ../gpu.json
+"""
+
+
+def oracle_bytes() -> dict[str, np.ndarray]:
+    """Type and "weighted" or "plain" → llama.cpp's blocks of the hard rows."""
+    from quantmill.qkernels.encoders import encoders
+    from quantmill.qkernels.hard_blocks import hard_importance, hard_rows
+    from tests.support import oracle
+
+    rows, importance = hard_rows(), hard_importance()
+    return {
+        f"{type}-{'weighted' if weighted else 'plain'}": oracle.quantize(
+            rows, type, importance if weighted else None
+        )
+        for type, weighted in encoders()
+    }
+
+
+def pack(folder: Path) -> None:
+    """Makes the folder. Raises SystemExit where it exists or becomes too large."""
+    folder.mkdir(parents=True)
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        target = folder / "quantmill" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    np.savez_compressed(folder / "oracle.npz", **oracle_bytes())  # type: ignore[arg-type]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder / "packages")]
+    subprocess.run([*command, "--only-binary=:all:", *_PACKAGES], check=True)
+    for large in ("numpy*",):  # is there already
+        for file in (folder / "packages").glob(large):
+            file.unlink()
+    (folder / "README").write_text(_README)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if size > _MOST_BYTES:
+        raise SystemExit(f"{folder}: {size >> 20} MiB, and it should be {_MOST_BYTES >> 20} at most")
+    print(f"{folder}: {size / 2**20:.1f} MiB")

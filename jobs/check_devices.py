@@ -1,0 +1,184 @@
+"""Every type on every device that is there: whether its bytes are the CPU's, how fast it is, and what limits it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.qkernels.encoders import encoder_of
+from quantmill.qkernels.engines import Engine, describe, serving
+from quantmill.qkernels.guarded import Guard, faults_of, first_line, within
+from quantmill.qkernels.rows import row_quantizers
+from quantmill.qkernels.trial import speed
+from quantmill.qkernels.trust import Answers, ask, case_of, identity
+from quantmill.qkernels.types import TYPES, QuantizeError, QuantType
+
+# Bytes that are read and sent to see how fast that goes.
+_PROBE_BYTES = 1 << 28
+_SOURCE_BYTES = 2  # a weight in F16 or BF16
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A type on a device. `identical`: None for the CPU engine, which is the judge. `mweights`: a second, from memory
+    to memory; `gigabytes`: F16 in and blocks out in that time. `registers`: the most of a thread, where it is known."""
+
+    device: str
+    engine: str
+    type: str
+    identical: bool | None
+    blocks: int
+    different: int
+    mweights: float
+    gigabytes: float
+    registers: int | None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Gigabytes a second: reading files here, sending to the device. None where it cannot be known."""
+
+    disk: float | None
+    upload: float | None
+
+
+def quantized_types() -> list[str]:
+    return [type.name for type in TYPES.values() if type.family != "plain"]
+
+
+def check(
+    engines: Sequence[Engine], types: Sequence[str], seconds: float = 0.3, watcher: Watcher | None = None
+) -> list[Checked]:
+    """All types on all engines' devices; asks again what is known already. A fault is a row too."""
+    watcher = watcher or Silent()
+    watcher.began("checking", len(engines) * len(types), "tasks")
+    found = []
+    for engine in engines:
+        for type in types:
+            found.append(_checked(engine, TYPES[type], seconds))
+            watcher.progressed(1, f"{type} on {engine.device}")
+    return found
+
+
+def _checked(engine: Engine, type: QuantType, seconds: float) -> Checked:
+    weighted = type.importance != "none"
+    blocks = different = 0
+    faults: list[str] = []
+    identical = None
+    if engine.row is not serving("cpu"):
+        verdicts = [_asked(engine, type, importance, faults) for importance in _importances(type)]
+        blocks, different = (sum(v[i] for v in verdicts) for i in range(2))
+        identical = not different and not faults
+    mweights, more = (0.0, []) if faults else speed(engine, type.name, seconds)
+    moved = _SOURCE_BYTES + type.bytes / type.block
+    return Checked(
+        engine.device,
+        engine.name,
+        type.name,
+        identical,
+        blocks,
+        different,
+        round(mweights, 1),
+        round(mweights * moved / 1000, 3),
+        _registers(engine, type, weighted),
+        "; ".join([*faults, *more]),
+    )
+
+
+def _importances(type: QuantType) -> list[bool]:
+    return {"none": [False], "required": [True]}.get(type.importance, [False, True])
+
+
+def _asked(engine: Engine, type: QuantType, weighted: bool, faults: list[str]) -> tuple[int, int]:
+    """Blocks compared, blocks that differ; asked now, whatever is known. What the device raises becomes a fault."""
+    from quantmill.qkernels.device import DeviceQuantizer
+
+    answers = Answers(engine)
+    (cpu,) = row_quantizers(Engine("cpu", "cpu", "the judge"))
+    case = case_of(type.name, weighted, "default")
+    try:
+        device = DeviceQuantizer(engine)
+        verdict = within(
+            Guard().first_seconds,
+            lambda: ask(answers, case, type.name, weighted, device.quantize, cpu.quantize),
+        )
+    except (QuantizeError, *faults_of(engine)) as error:
+        faults.append(f"{error.__class__.__name__}: {first_line(error)}")
+        return 0, 0
+    return verdict.blocks, verdict.different
+
+
+def _registers(engine: Engine, type: QuantType, weighted: bool) -> int | None:
+    """Of the searches that have just run, where the engine can tell."""
+    row = engine.row
+    lanes = row.lanes(row.encoder)
+    if not hasattr(lanes, "registers"):
+        return None
+    found: int | None = lanes.registers(encoder_of(type.name, weighted))
+    return found
+
+
+def limits(engine: Engine) -> Limits:
+    """What reading and sending take, measured now: a file here that the system does not remember, and a slab."""
+    return Limits(_disk(), _upload(engine))
+
+
+def _disk() -> float | None:
+    if not hasattr(os, "posix_fadvise"):
+        return None
+    data = np.random.default_rng(0).bytes(_PROBE_BYTES)
+    with tempfile.TemporaryFile(dir=".") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        started = time.perf_counter()
+        while file.read(1 << 24):
+            pass
+    return round(_PROBE_BYTES / (time.perf_counter() - started) / 1e9, 2)
+
+
+def _upload(engine: Engine) -> float | None:
+    """From pinned memory, where a device does not see the host's own."""
+    if engine.kind not in ("cuda", "xpu"):
+        return None
+    import torch
+
+    module: Any = getattr(torch, engine.kind)
+    waiting = torch.empty(_PROBE_BYTES, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty(_PROBE_BYTES, dtype=torch.uint8, device=engine.device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        there.copy_(waiting)
+        module.synchronize(engine.device)
+        seconds.append(time.perf_counter() - started)
+    return round(_PROBE_BYTES / min(seconds) / 1e9, 2)
+
+
+def slowest(row: Checked, found: Limits) -> tuple[str, float]:
+    """What limits a file in F16 that becomes this type on this device, and Mweights a second at most."""
+    rates = {"search": row.mweights}
+    for name, rate in (("disk", found.disk), ("PCIe", found.upload)):
+        if rate is not None:
+            rates[name] = rate * 1000 / _SOURCE_BYTES
+    name = min(rates, key=lambda key: rates[key])
+    return name, round(rates[name], 1)
+
+
+def described(engines: Sequence[Engine]) -> Iterator[str]:
+    """A line for each thing that numbers may depend on, for reports."""
+    for engine in engines:
+        judge = engine.row is serving("cpu")
+        facts = {"device": describe("cpu"), "system": sys.platform} if judge else identity(engine)
+        yield ", ".join(f"{name} {value[:60]}" for name, value in facts.items() if value)

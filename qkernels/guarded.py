@@ -1,0 +1,225 @@
+"""A device's quantizer that does not have to be believed, and the CPU's, which does what the device does not.
+
+Before a device works on a type it is asked for hard blocks (trust.py). Then a sample of every slab is compared. A
+device that fails, or does not answer, loses its work to the CPU engine, so that the file is complete all the same.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from quantmill.qkernels.checks import checked_importance
+from quantmill.qkernels.cpu_engine import quantize_stored
+from quantmill.qkernels.engines import Engine, RowQuantizer
+from quantmill.qkernels.memory_faults import is_out_of_memory
+from quantmill.qkernels.trust import Answers, DeviceFault, Verdict, ask, case_of, compared
+from quantmill.qkernels.types import QuantizeError, Search, get_type, readable_type
+
+# What torch, Triton's and Metal's compilers and their tools raise.
+FAULTS = (RuntimeError, OSError, SyntaxError, AttributeError, ImportError, subprocess.SubprocessError)
+# Blocks of a type's first slab that are compared; of those after it a row of so many.
+_FIRST_BLOCKS = 768
+_ONE_ROW_OF = 1024
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, RuntimeWarning, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """How faults are dealt with: who is told, whether one is an error, how long a device may take.
+
+    `first_seconds` for the first work on a type, which compiles its kernels; `seconds` for each slab after it.
+    """
+
+    tell: Callable[[str], None] = _warn
+    strict: bool = False
+    first_seconds: float = 600
+    seconds: float = 60
+
+
+@dataclass
+class Shared:
+    """What the quantizers of one device know together. `lost`: why the device does nothing any more."""
+
+    engine: Engine
+    search: Search
+    guard: Guard
+    faults: tuple[type[Exception], ...] = FAULTS
+    lost: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
+    sampled: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+    lock: Any = field(default_factory=threading.Lock)
+    _answers: Answers | None = None
+
+    @property
+    def answers(self) -> Answers:
+        if self._answers is None:
+            self._answers = Answers(self.engine)
+        return self._answers
+
+    def fault(self, line: str) -> None:
+        """A fault that the CPU makes good, told once. Raises DeviceFault where that is not wanted."""
+        if self.guard.strict:
+            raise DeviceFault(line)
+        if line not in self.told:
+            self.told.add(line)
+            self.guard.tell(line)
+
+    def lose(self, reason: str) -> None:
+        with self.lock:
+            told, self.lost = self.lost, self.lost or reason
+        if not told:
+            self.fault(f"{self.engine.device} is given up: {reason}; the CPU goes on")
+
+
+def faults_of(engine: Engine) -> tuple[type[Exception], ...]:
+    """What an engine may raise that is the device's fault."""
+    row = engine.row
+    return (*FAULTS, *getattr(row.lanes(row.encoder), "FAULTS", ()))
+
+
+def within(seconds: float, work: Callable[[], Any]) -> Any:
+    """What `work` gives or raises. Raises DeviceFault when that takes too long; the thread is then left to itself."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except Exception as error:  # noqa: BLE001 - raised again, in the thread that waits
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise DeviceFault(f"no answer for {seconds:.0f} s")
+    ((value, error),) = outcome
+    if error is not None:
+        raise error
+    return value
+
+
+class GuardedQuantizer:
+    """A RowQuantizer: `make` gives the device's, made when it is first used."""
+
+    def __init__(self, make: Callable[[], RowQuantizer], threads: int | None, shared: Shared) -> None:
+        self._make, self._threads, self._shared = make, threads, shared
+        self._device: RowQuantizer | None = None
+
+    def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
+        return np.array(raw)  # reads the file here, not in the worker
+
+    def quantize(
+        self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        shared = self._shared
+        source, target = readable_type(source_type), get_type(type)
+        n_cols = loaded.shape[1] // source.bytes * source.block
+        # what is wrong with the input is the same on any device
+        checked = checked_importance(importance, n_cols, target, shared.search)
+        case = case_of(type, checked is not None, shared.search)
+        if shared.lost or not self._trusted(case, type, checked is not None):
+            return self._by_cpu(loaded, source_type, type, importance)
+        try:
+            done = within(
+                shared.guard.seconds, lambda: self._by_device(loaded, source_type, type, importance)
+            )
+        except DeviceFault as error:
+            shared.lose(str(error))
+        except QuantizeError:
+            raise
+        except shared.faults as error:
+            if is_out_of_memory(error):
+                shared.fault(f"{shared.engine.device} has no memory for a row of {n_cols}; the CPU does it")
+            else:
+                shared.lose(f"{error.__class__.__name__}: {first_line(error)}")
+        else:
+            self._check_sample(case, loaded, source_type, type, importance, done)
+            return done
+        return self._by_cpu(loaded, source_type, type, importance)
+
+    def _by_device(
+        self, raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        if self._device is None:
+            self._device = self._make()
+        return self._device.quantize(raw, source_type, type, importance)
+
+    def _by_cpu(
+        self, raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        return quantize_stored(raw, source_type, type, importance, self._threads, self._shared.search)
+
+    def _trusted(self, case: str, type: str, weighted: bool) -> bool:
+        """Whether the device may work on a type; asked once, by whichever quantizer comes first."""
+        shared = self._shared
+        if get_type(type).family == "plain":
+            return True
+        with shared.lock:
+            known = shared.refused.get(case)
+            if known is None:
+                known = shared.refused[case] = self._objection(case, type, weighted)
+                if known:
+                    shared.fault(known)
+        return not known
+
+    def _objection(self, case: str, type: str, weighted: bool) -> str:
+        shared = self._shared
+        try:
+            verdict = shared.answers.get(case)
+            if verdict is None:
+                verdict = within(
+                    shared.guard.first_seconds,
+                    lambda: ask(shared.answers, case, type, weighted, self._by_device, self._by_cpu),
+                )
+        except (QuantizeError, *shared.faults) as error:
+            reason = f"{error.__class__.__name__}: {first_line(error)}"
+            return f"{type} does not run on {shared.engine.device} ({reason}); the CPU does it"
+        if not verdict.different:
+            return ""
+        return f"{_differs(verdict, type, shared.engine, 'hard blocks')}; the CPU does this type"
+
+    def _check_sample(
+        self,
+        case: str,
+        raw: np.ndarray,
+        source_type: str,
+        type: str,
+        importance: np.ndarray | None,
+        done: np.ndarray,
+    ) -> None:
+        """Some rows of a slab, the first and the last among them, again on the CPU. Raises DeviceFault."""
+        shared, target = self._shared, get_type(type)
+        if target.family == "plain":
+            return
+        count = -(-len(raw) // _ONE_ROW_OF)
+        if case not in shared.sampled:
+            shared.sampled.add(case)
+            count = max(count, -(-_FIRST_BLOCKS * target.bytes // done.shape[1]))
+        rows = np.unique(np.linspace(0, len(raw) - 1, min(count, len(raw))).astype(int))
+        expected = self._by_cpu(raw[rows], source_type, type, importance)
+        verdict = compared(shared.answers, case, target, raw[rows], done[rows], expected)
+        if verdict.different:
+            shared.answers.put(case, verdict)  # so that the next run does not begin with it
+            raise DeviceFault(_differs(verdict, type, shared.engine, "blocks of the model"))
+
+
+def _differs(verdict: Verdict, type: str, engine: Engine, what: str) -> str:
+    shown = f", see {verdict.report}" if verdict.report else ""
+    return (
+        f"{type} on {engine.device}: {verdict.different} of {verdict.blocks} {what} are not the CPU's{shown}"
+    )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or "no reason given").splitlines()[0][:200]
