@@ -138,7 +138,7 @@ def whole_file(trial: Trial) -> Iterator[Row]:
     size = ["--layers", "1", "--vocabulary", "512"] if trial.small else ["--layers", "4"]
     _run(["-m", "bench.synthetic", str(model), *size])
     for recipe in ("Q4_K_M",) if trial.small else ("Q4_K_M", "IQ3_M", "Q8_0"):
-        outputs = []
+        outputs: list[tuple[bytes, float]] = []
         for device in ("cpu", trial.engine.device):
             output = trial.folder / f"{recipe}-{device.replace(':', '')}-{len(outputs)}.gguf"
             importance = ["--imatrix", str(model.with_name("model-imatrix.gguf"))]

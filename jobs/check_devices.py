@@ -15,11 +15,11 @@ import numpy as np
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, describe, serving
-from quantmill.qkernels.guarded import Guard, faults_of, first_line, within
+from quantmill.qkernels.guarded import Guard, first_line, objections_of, within
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trial import speed
 from quantmill.qkernels.trust import Answers, ask, case_of, identity
-from quantmill.qkernels.types import TYPES, QuantizeError, QuantType
+from quantmill.qkernels.types import TYPES, QuantType
 
 # Bytes that are read and sent to see how fast that goes.
 _PROBE_BYTES = 1 << 28
@@ -111,7 +111,7 @@ def _asked(engine: Engine, type: QuantType, weighted: bool, faults: list[str]) -
             Guard().first_seconds,
             lambda: ask(answers, case, type.name, weighted, device.quantize, cpu.quantize),
         )
-    except (QuantizeError, *faults_of(engine)) as error:
+    except objections_of(engine) as error:
         faults.append(f"{error.__class__.__name__}: {first_line(error)}")
         return 0, 0
     return verdict.blocks, verdict.different

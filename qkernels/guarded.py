@@ -62,6 +62,11 @@ class Shared:
     _answers: Answers | None = None
 
     @property
+    def objections(self) -> tuple[type[Exception], ...]:
+        """What the first work on a type may raise: the device's faults, and engines that refuse it."""
+        return (QuantizeError, *self.faults)
+
+    @property
     def answers(self) -> Answers:
         if self._answers is None:
             self._answers = Answers(self.engine)
@@ -86,6 +91,11 @@ def faults_of(engine: Engine) -> tuple[type[Exception], ...]:
     """What an engine may raise that is the device's fault."""
     row = engine.row
     return (*FAULTS, *getattr(row.lanes(row.encoder), "FAULTS", ()))
+
+
+def objections_of(engine: Engine) -> tuple[type[Exception], ...]:
+    """What the first work on a type may raise: the device's faults, and engines that refuse it."""
+    return (QuantizeError, *faults_of(engine))
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
@@ -182,7 +192,7 @@ class GuardedQuantizer:
                     shared.guard.first_seconds,
                     lambda: ask(shared.answers, case, type, weighted, self._by_device, self._by_cpu),
                 )
-        except (QuantizeError, *shared.faults) as error:
+        except shared.objections as error:
             reason = f"{error.__class__.__name__}: {first_line(error)}"
             return f"{type} does not run on {shared.engine.device} ({reason}); the CPU does it"
         if not verdict.different:
