@@ -229,9 +229,9 @@ def _faster_on_a_mac() -> Engine:
         metal = _engine_for("mps")
     except QuantizeError as error:
         return _on("cpu", str(error))
-    from quantmill.qkernels.trial import speeds
-
-    found = speeds((metal, _on("cpu")))
+    # loaded when it is used, as the engines themselves are
+    trial: Any = importlib.import_module("quantmill.qkernels.trial")
+    found = trial.speeds((metal, _on("cpu")))
     names = {"mps": "Metal", "cpu": "the CPU"}
     shown = ", ".join(f"{names[kind]} {speed:.0f}" for kind, speed in found.items())
     why = f"{shown} Mweights/s of {TRIAL_TYPE}, tried once"
