@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantmill.calibrate.solver import ROWS, ROWS_ON_DEVICE, WEIGHTS, WEIGHTS_ON_DEVICE, Effort
+from quantmill.models.summing import SUM_BYTES
 from quantmill.models.walk import BATCH_TOKENS, BATCH_TOKENS_ON_DEVICE
-from quantmill.models.walked_layer import SUM_BYTES
 
 # Tensors that are given what another one is given.
 _SAME_INPUT = {
@@ -25,7 +25,7 @@ _SAME_INPUT = {
 _LAUNCHES = (12, 14, 30)  # torch operations a column of feedback, a column of descent, a group of a refit
 _BLOCK = 64  # columns whose errors are carried on one by one (rounding.COLUMNS)
 _GROUP = 32  # weights that share a scale, of most types
-_FRAGMENTED = 1.7  # memory of hidden states on a CPU over their bytes, as measured with SmolLM2
+_FRAGMENTED = 1.15  # memory of hidden states on a CPU over their bytes, as measured with SmolLM2
 _COPIES = 12  # arrays of a piece's size that the solver holds
 
 
@@ -170,7 +170,7 @@ def _solving(one: Entrance, setting: Setting) -> int:
     n = min(one.n_cols, setting.widest)
     square = one.n_mat * n * n
     groups = 1 if setting.device != "cpu" else max(1, min(8, SUM_BYTES // (16 * square)))
-    sums = 16 * square * groups
+    sums = 16 * square * min(groups, setting.threads + 2)  # joined in order, as they are finished
     weights = one.n_mat * one.n_rows * n
     target = 12 * square + 16 * square + 16 * weights + 20 * weights
     rows = min(one.n_rows, ROWS.get(setting.device, ROWS_ON_DEVICE))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from quantmill.models.places import Place
-from quantmill.models.walked_layer import Seen
+from quantmill.models.summing import Seen
 
 FITTED, HELD = 0, 1
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from quantmill.models.errors import ModelError
 from quantmill.models.experts import by_expert, entering_down
 from quantmill.models.held import HeldLayer, Pass, Reached, first_of, hold
+from quantmill.models.memory import trim
 from quantmill.models.places import Place, find_places
+from quantmill.models.summing import Seen, Sum, require_finite, summed_up
 from quantmill.qkernels import to_float32
 
 if TYPE_CHECKING:
     from quantmill.models.walk import Walk
-
-SUM_BYTES = 1 << 30  # of second moments being summed at a time, by all threads
 
 
 # Experts whose rows are put side by side, padded to the longest: few launches on a device, no idle sums on a CPU.
@@ -27,33 +25,6 @@ TOGETHER_ON_DEVICE = 16
 _LEAST_ROUTED = (
     0.05  # sum of a token's routing weights, below which experts are not asked for all that is lost
 )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What enters a matrix in one batch: rows of both streams, the same tokens in each; of experts several at a time.
-
-    original, changed: [n_experts, n, n_cols] f32; experts with fewer tokens than n have rows of zeros at the end
-    experts, counts: which, and how many tokens of each
-    residual: what both streams carry past the matrix, [n_experts, n, n_out] of the original less the changed one, for
-    experts with what routing has lost; None where the layer does not simply add the product to its stream.
-    """
-
-    original: torch.Tensor
-    changed: torch.Tensor
-    experts: tuple[int, ...]
-    counts: tuple[int, ...]
-    residual: torch.Tensor | None = None
-
-
-class Summing(Protocol):
-    """Sums over batches; `add` is told the batch's number."""
-
-    def add(self, batch: int, seen: Seen) -> None: ...
-    def join(self, other: Any) -> None: ...
-
-
-Sum = TypeVar("Sum", bound=Summing)
 
 
 class Layer:
@@ -174,6 +145,7 @@ class Layer:
         self._outputs = [out for out, *_ in done]
         self._original_inputs = [{id(m): inputs for m, inputs in seen} for _, seen, *_ in done]
         self._original_outputs = [outputs for _, _, outputs, _ in done]
+        trim()  # what is kept lies between what came and went
         return find_places(walk.loaded, self.held, walk.original[0], *done[0])
 
     def _see(self, place: Place, batch: int) -> Iterator[Seen]:
@@ -270,38 +242,3 @@ class Layer:
     @property
     def _writers(self) -> set[str]:
         return {place.writes for place in self.places if place.writes is not None}
-
-
-def summed_up(walk: Walk, place: Place, make: Callable[[], Sum], see: Callable[[int], Iterable[Seen]]) -> Sum:
-    """Sums of what `see` gives for every batch: several of `make` side by side, joined in order."""
-    n = len(walk.batches)
-    bytes_each = 16 * place.n_mat * place.n_cols * place.n_cols
-    n_groups = max(1, min(8, n, SUM_BYTES // bytes_each))
-    if walk.loaded.device.type != "cpu":
-        n_groups = 1
-    bounds = [n * i // n_groups for i in range(n_groups + 1)]
-
-    def one(group: int) -> Sum:
-        sums = make()
-        for batch in range(bounds[group], bounds[group + 1]):
-            for seen in see(batch):
-                sums.add(batch, seen)
-        return sums
-
-    first, *rest = walk.share_out(one, range(n_groups))
-    for other in rest:
-        first.join(other)
-    return first
-
-
-def require_finite(walk: Walk, batch: int, part: torch.Tensor, name: str, where: str) -> None:
-    """part: what enters tensor `name`. Raises ModelError with the chunk that holds what is not finite."""
-    if not part.is_floating_point() or bool(part.isfinite().all()):
-        return
-    rows = part if part.ndim == 3 else part.view(len(walk.batches[batch]), -1, part.shape[-1])
-    bad = ~rows.isfinite().flatten(1).all(1)
-    chunk = int(walk.first_chunks[batch]) + int(bad.nonzero()[0])
-    raise ModelError(
-        f"{name}: what enters it is not finite in chunk {chunk + 1} ({where}); the model or its weights overflow "
-        "there: look at the text of that chunk, or choose a wider type for the tensors before it"
-    )

@@ -13,7 +13,7 @@ import torch
 from quantmill.models.capture import named_layers
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import Place
-from quantmill.models.walked_layer import Seen, Sum, require_finite, summed_up
+from quantmill.models.summing import Seen, Sum, require_finite, summed_up
 
 if TYPE_CHECKING:
     from quantmill.models.walk import Walk

@@ -8,7 +8,7 @@ from quantmill.calibrate.gram import metric_of
 from quantmill.calibrate.moments import FITTED, HELD, Moments
 from quantmill.calibrate.targets import Shares, target_of
 from quantmill.models.places import Place
-from quantmill.models.walked_layer import Seen
+from quantmill.models.summing import Seen
 
 N_COLS, N_ROWS = 24, 10
 CPU = torch.device("cpu")
