@@ -47,5 +47,6 @@ class Shown:
         self._done += amount
         tenth = 10 * self._done // max(self._total, 1)
         if tenth > self._tenth and self._unit == "chunks" and not bars_are_shown():
-            remark(f"{self._what}: {self._done} of {self._total} chunks, {what}")
+            said = f", {what}" if what else ""
+            remark(f"{self._what}: {self._done} of {self._total} chunks{said}")
         self._tenth = tenth
