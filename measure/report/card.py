@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import PurePath
-from urllib.parse import quote
 
 from quantmill.gguf_io.kinds import containing
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import ModelFile
 from quantmill.measure.report import tables
 from quantmill.measure.report.collect import Report, without_paths
-from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, sizes
+from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, shown, sizes
 from quantmill.measure.report.tables import Table
 
 HUB = "https://huggingface.co/"
@@ -33,6 +33,7 @@ def card(
 ) -> str:
     """README.md text. base_model: repository of the original model, license_name: as Hugging Face spells it; both by
     default what the model's metadata says. repository: where the files will lie, for the commands that fetch them."""
+    setting = shown(setting)
     for value in (base_model, license_name, repository):
         if value is not None and (not value.strip() or "\n" in value):
             raise MeasureError(f"{value!r} cannot stand in a model card's header")
@@ -94,7 +95,7 @@ def _running(report: Report, repository: str | None) -> str | None:
     choices = tables.choices(report).rows
     names = {result.file.name: result.file for result in report.models}
     chosen = names[choices[-1][1]] if choices else report.models[0].file
-    name = PurePath(chosen.path).name
+    name = shlex.quote(PurePath(chosen.path).name)
     fetch = f"hf download {repository} {name} --local-dir .\n" if repository else ""
     return (
         f"## How to download and run\n\n```sh\n{fetch}llama-cli -m {name}       # in the terminal\n"
@@ -109,7 +110,7 @@ def _quality(report: Report, ours: Report) -> list[str]:
         return []
     against = report.base.file.name if report.base else "the saved base"
     parts = [
-        f"## Quality\n\nAgainst {_escaped(against)} on `{PurePath(text.path).name}` "
+        f"## Quality\n\nAgainst {_escaped(against)} on {_code(PurePath(text.path).name)} "
         f"({text.n_chunks} chunks of {text.n_ctx} tokens, {text.n_scored} scored).\n"
     ]
     parts += [
@@ -127,12 +128,14 @@ def _recipe(report: Report, setting: Setting) -> str | None:
     lines = []
     for name, why in chosen:
         recipe = setting.recipes.get(name)
-        said = f", [recipe]({quote(recipe)}) for `quantmill quantize --recipe`" if recipe else ""
+        said = f", [recipe]({setting.link(recipe)}) for `quantmill quantize --recipe`" if recipe else ""
         lines.append(f"* {_escaped(name)}: {_escaped(why)}{said}")
     if setting.importance is not None:
         file, texts = setting.importance
-        said = ", ".join(f"`{text}`" for text in texts)
-        lines.append(f"* importance matrix of all files: [{_escaped(file)}]({quote(file)}), from {said}")
+        said = ", ".join(map(_code, texts))
+        lines.append(
+            f"* importance matrix of all files: [{_escaped(file)}]({setting.link(file)}), from {said}"
+        )
     lines += [f"* not tried: {_escaped(line)}" for line in setting.left_out]
     return "\n".join(["## Recipe\n", *lines, ""])
 
@@ -144,7 +147,7 @@ def _provenance(report: Report) -> list[str]:
     for run in report.runs:
         parts.append(f"* {run.date}, quantmill {run.version}, {_escaped(run.machine)}; {run.device}")
     for text in dict.fromkeys(run.text for run in report.runs if run.text):
-        parts.append(f"* evaluation text `{PurePath(text.path).name}`, sha256 `{text.sha256}`")
+        parts.append(f"* evaluation text {_code(PurePath(text.path).name)}, sha256 `{text.sha256}`")
     if report.base is not None:
         file = report.base.file
         parts.append(f"* base {_escaped(file.name)}, {tables.size(file.bytes)}, sha256 `{file.sha256}`")
@@ -161,8 +164,8 @@ def _origins(file: ModelFile) -> list[str]:
         chunks = facts.get("quantize.imatrix.chunks_count")
         data = facts.get("quantize.imatrix.dataset")
         lines.append(
-            f"importance matrix `{facts['quantize.imatrix.file']}`"
-            + (f" from `{data}`" if data else "")
+            f"importance matrix {_code(facts['quantize.imatrix.file'])}"
+            + (f" from {_code(data)}" if data else "")
             + (f", {chunks} chunks" if chunks else "")
         )
     own = {key: value for key, value in facts.items() if key.startswith("quantmill.")}
@@ -176,16 +179,21 @@ def _part(title: str, table: Table | None, report: Report, column: int = 0) -> s
 
 def _markdown(table: Table, report: Report, column: int = 0) -> str:
     """A table; the names in `column` link to their files, which lie beside the card."""
-    links = {r.file.name: PurePath(r.file.path).name for r in report.models}
+    names = {r.file.name for r in report.models}
 
     def shown(i: int, cell: str) -> str:
         text = _escaped(cell)
-        return f"[{text}]({quote(links[cell])})" if i == column and cell in links else text
+        return f"[{text}]({report.links[cell]})" if i == column and cell in names else text
 
     rows = ["| " + " | ".join(shown(i, cell) for i, cell in enumerate(row)) + " |" for row in table.rows]
     head = "| " + " | ".join(map(_escaped, table.head)) + " |"
     rule = "| --- |" + " ---: |" * (len(table.head) - 1)
     return "\n".join([head, rule, *rows, ""])
+
+
+def _code(text: str) -> str:
+    """As code, whatever it holds: two signs open what has one of them inside."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _escaped(cell: str) -> str:

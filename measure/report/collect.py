@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import PurePath
 from typing import TypeVar
+from urllib.parse import quote
 
 from quantmill.escape import escaped
 from quantmill.measure.errors import MeasureError
@@ -33,7 +34,8 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Report:
-    """models: best first where there is a ranking, else by size. labels: names without their common beginning."""
+    """models: best first where there is a ranking, else by size. labels: names without their common beginning. links:
+    of models, name of the file in a URL."""
 
     title: str
     runs: tuple[Run, ...]
@@ -41,6 +43,7 @@ class Report:
     base: ModelResult | None
     comparisons: tuple[Comparison, ...]
     labels: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
     heat_maps: tuple[HeatMap, ...] = ()
 
     @property
@@ -54,7 +57,12 @@ def collect(runs: Sequence[Run], title: str | None = None, heat_maps: Sequence[H
     Names come from files: what could steer a terminal or end a line in them is escaped here, for all that show a
     report. Raises MeasureError when records compare with different bases or texts.
     """
-    runs, heat_maps = _showable(tuple(runs)), _showable(tuple(heat_maps))
+    links = {
+        escaped(result.file.name): quote(PurePath(result.file.path).name)
+        for run in runs
+        for result in run.models
+    }
+    runs, heat_maps = showable(tuple(runs)), showable(tuple(heat_maps))
     title = None if title is None else escaped(title)
     texts = {(run.text.sha256, run.text.n_ctx, run.text.n_chunks): run for run in runs if run.text}
     if len(texts) > 1:
@@ -88,6 +96,7 @@ def collect(runs: Sequence[Run], title: str | None = None, heat_maps: Sequence[H
         base=base,
         comparisons=comparisons,
         labels={name: name[start:] or name for name in names},
+        links=links,
         heat_maps=(*(type_map(result.file) for result in models), *heat_maps),
     )
 
@@ -106,16 +115,16 @@ def without_paths(command: str) -> str:
     return shlex.join(words)
 
 
-def _showable(record: _T) -> _T:
+def showable(record: _T) -> _T:
     """A record, or several, with all its words escaped."""
     if isinstance(record, str):
         return escaped(record)  # type: ignore[return-value]
-    if isinstance(record, tuple | list):
-        return type(record)(map(_showable, record))  # type: ignore[return-value]
-    if isinstance(record, dict):
-        return {_showable(key): _showable(value) for key, value in record.items()}  # type: ignore[return-value]
+    if isinstance(record, tuple | list | frozenset):
+        return type(record)(map(showable, record))  # type: ignore[return-value]
+    if isinstance(record, Mapping):
+        return {showable(key): showable(value) for key, value in record.items()}  # type: ignore[return-value]
     if is_dataclass(record) and not isinstance(record, type):
-        changed = {one.name: _showable(getattr(record, one.name)) for one in fields(record)}
+        changed = {one.name: showable(getattr(record, one.name)) for one in fields(record)}
         return replace(record, **changed)  # type: ignore[return-value]
     return record
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import PurePath
-from urllib.parse import quote
 
 from quantmill.gguf_io.kinds import containing
 from quantmill.measure.report import tables
 from quantmill.measure.report.collect import HeatMap, Report, without_paths
-from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, sizes
+from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, shown, sizes
 from quantmill.measure.report.svg import Line, Point, scatter
 from quantmill.measure.report.tables import Table, size
 
@@ -22,6 +21,7 @@ PAGE = containing("a page of quantmill report", b"<!doctype html>", MARK.encode(
 
 def page(report: Report, setting: Setting = NO_SETTING) -> str:
     """The whole document."""
+    setting = shown(setting)
     style = resources.files("quantmill.measure.report").joinpath("style.css").read_text("utf-8")
     sections = [
         _summary(report),
@@ -141,7 +141,7 @@ def _choice(report: Report, setting: Setting) -> str:
     items = "".join(
         f"<li>{escape(name)}: {escape(why)}"
         + (
-            f" (<a href='{escape(quote(recipe))}'>recipe</a>)"
+            f" (<a href='{escape(setting.link(recipe))}'>recipe</a>)"
             if (recipe := setting.recipes.get(name))
             else ""
         )

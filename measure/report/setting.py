@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
-from quantmill.measure.report.collect import Report
+from quantmill.escape import escaped
+from quantmill.measure.report.collect import Report, showable
 from quantmill.measure.report.tables import Table
 
 GB = 1e9
@@ -37,7 +39,8 @@ class Prediction:
 class Setting:
     """reasons: why each file was chosen, by its name. recipes: its recipe's file, by its name. importance: file of the
     importance matrix, and the texts it is from. datasets, language, license_name, license_link, pipeline_tag: for the
-    card's header. fit: how a size was found for a memory. others: names of files that are not ours, measured beside."""
+    card's header. fit: how a size was found for a memory. others: names of files that are not ours, measured beside.
+    links: filled in by `shown`."""
 
     rivals: tuple[Rival, ...] = ()
     predictions: tuple[Prediction, ...] = ()
@@ -52,9 +55,20 @@ class Setting:
     fit: str | None = None
     left_out: tuple[str, ...] = ()
     others: frozenset[str] = frozenset()
+    links: Mapping[str, str] = field(default_factory=dict)
+
+    def link(self, file: str) -> str:
+        """A file beside the card or page, in a URL."""
+        return self.links.get(file, quote(file))
 
 
 NO_SETTING = Setting()
+
+
+def shown(setting: Setting) -> Setting:
+    """All its words as they may be shown, links still leading to their files."""
+    files = [*setting.recipes.values(), *([setting.importance[0]] if setting.importance else [])]
+    return replace(showable(setting), links={escaped(file): quote(file) for file in files})
 
 
 def own(report: Report, setting: Setting) -> Report:
