@@ -15,16 +15,17 @@ without a layer where another has the same tensors, runs in llama.cpp.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bench.machine import describe
-from bench.tables import Column, report
+from bench.machine import Machine, describe
+from bench.tables import Column, as_json, heading, markdown, save
 from quantmill.gguf_io.convert import Checkpoint, open_checkpoint
 from quantmill.gguf_io.source import GGUFSource
 from quantmill.gguf_io.tensors import TensorSource
@@ -55,6 +56,7 @@ UNPRUNED = {
     "glm4-moe-draft-nextn": "a draft, without the model's layers",
     "qwen3.5-draft-nextn": "a draft, without the model's layers",
 }
+TITLE = "Conversion beside llama.cpp's"
 COLUMNS = (
     Column("model", "model"),
     Column("general.architecture", "architecture"),
@@ -77,13 +79,19 @@ def main() -> int:
     )
     parser.add_argument("--type", default="auto", choices=["auto", "f32", "f16", "bf16"])
     parser.add_argument("--only", nargs="*", default=list(MODELS), help="tiny models to compare, by name")
-    parser.add_argument("--out", type=Path, help="save the table as OUT.md and OUT.json")
+    parser.add_argument(
+        "--out", type=Path, help="save as OUT.md and OUT.json; rows of other models there stay"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if not options.models:
-            rows = of_families(options.only, options.llama_cpp, Path(scratch))
+            rows = []
             machine = describe("bench.compare_convert", sys.argv[1:])
-            report(options.out, "Conversion beside llama.cpp's", machine, COLUMNS, rows)
+            for row in of_families(options.only, options.llama_cpp, Path(scratch)):
+                rows.append(row)
+                if options.out:
+                    save(options.out, *written(machine, with_others(options.out, rows)))
+            print(written(machine, rows)[0])
             right = (row.equal and row.near is not False and row.quantized is not False for row in rows)
             return int(not all(right))
         outputs = [Path(scratch) / f"{i}.gguf" for i in range(len(options.models))]
@@ -103,12 +111,25 @@ def main() -> int:
     return int(any(differ))
 
 
+def written(machine: Machine, rows: Sequence[Row]) -> tuple[str, str]:
+    """The table for people and for programs."""
+    return f"{heading(TITLE, machine)}\n{markdown(COLUMNS, rows)}", as_json(machine, rows)
+
+
+def with_others(out: Path, rows: Sequence[Row]) -> list[Row]:
+    """These rows and those that OUT.json holds of other models, in the order of the list."""
+    path = out.with_name(out.name + ".json")
+    saved = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    found = {row["model"]: Row(**row) for row in saved} | {row.model: row for row in rows}
+    return [found[name] for name in MODELS if name in found]
+
+
 def failed(error: str) -> list[str]:
     return [f"the reference failed: {error.strip().splitlines()[-1]}"] if error else []
 
 
-def of_families(names: Sequence[str], llama_cpp: Path, scratch: Path) -> list[Row]:
-    """The rows of tiny models; what differs goes to stderr."""
+def of_families(names: Sequence[str], llama_cpp: Path, scratch: Path) -> Iterator[Row]:
+    """The rows of tiny models, each as it is known; what differs goes to stderr."""
     jobs = []
     for name in names:
         directory = write_model(name, scratch / name / "Tiny-Model-1B-Instruct")
@@ -116,14 +137,12 @@ def of_families(names: Sequence[str], llama_cpp: Path, scratch: Path) -> list[Ro
         jobs.append(
             Job(str(directory), str(scratch / f"{name}.gguf"), pre, MODELS[name].options, MODELS[name].raw)
         )
-    rows = []
     for name, job, error in zip(names, jobs, convert(jobs, llama_cpp), strict=True):
         source = opened(name, Path(job.directory))
         lines = failed(error) or differences(source, GGUFSource(Path(job.out)))
         for line in lines:
             print(f"{name}: {line}", file=sys.stderr)
-        rows.append(_row(name, Path(job.directory), source, not lines, scratch))
-    return rows
+        yield _row(name, Path(job.directory), source, not lines, scratch)
 
 
 def _row(name: str, directory: Path, source: Checkpoint, equal: bool, scratch: Path) -> Row:
