@@ -49,6 +49,9 @@ def convert(
     fp8_as_q8: Annotated[
         bool, typer.Option("--fp8-as-q8", help="Weights stored as FP8 become Q8_0, whatever --type says.")
     ] = False,
+    mmproj: Annotated[
+        bool, typer.Option("--mmproj", help="Only the part that sees: encoder of images and projector.")
+    ] = False,
     no_nextn: NoNextn = False,
     nextn_only: NextnOnly = False,
     revision: Revision = None,
@@ -60,7 +63,8 @@ def convert(
 ) -> None:
     """Turn a Hugging Face model into a GGUF with the tensors and keys of llama.cpp's convert_hf_to_gguf.py.
 
-    `quantmill quantize` takes the directory itself; this is for those who want the baseline file.
+    `quantmill quantize` takes the directory itself; this is for those who want the baseline file, and for the file
+    that llama.cpp's --mmproj takes.
     """
     if (output is None) == (outfile is None):
         raise UsageError("expected MODEL OUTPUT: give the GGUF to write, once")
@@ -72,10 +76,16 @@ def convert(
     target = output or outfile
     assert target is not None
     later = later_layers(no_nextn, nextn_only)
+    if mmproj and (fp8_as_q8 or no_nextn or nextn_only):
+        raise UsageError(
+            "--mmproj takes no --fp8-as-q8, --no-nextn or --nextn-only: these are for the text part"
+        )
     wanted = Conversion(
         local_model(model, revision), target, type, device, threads or None, force, fp8_as_q8, later
     )
-    if dry_run:
+    if mmproj:
+        _run_projector(wanted, dry_run, as_json)
+    elif dry_run:
         _show_plan(target, plan_conversion(wanted), as_json)
     else:
         _run(wanted, as_json)
@@ -86,19 +96,28 @@ def _run(wanted: Conversion, as_json: bool) -> None:
 
     with (shown := _Shown()):
         result = run(wanted, shown)
-    plan, n_bytes, seconds = result.written.plan, result.written.file_bytes, result.written.seconds
+    written = result.written
+    _show(wanted, result.type, len(written.plan.entries), written.file_bytes, written.seconds, as_json)
+
+
+def _run_projector(wanted: Conversion, dry_run: bool, as_json: bool) -> None:
+    from quantmill.jobs.projector import run
+
+    result = run(wanted, write=not dry_run)
+    print_warnings(result.warnings)
+    _show(wanted, result.type, result.n_tensors, result.file_bytes, result.seconds, as_json)
+
+
+def _show(
+    wanted: Conversion, type: str, n_tensors: int, n_bytes: int, seconds: float | None, as_json: bool
+) -> None:
+    """seconds: None where nothing was written."""
     if as_json:
-        facts = {
-            "output": str(wanted.output),
-            "type": result.type,
-            "tensors": len(plan.entries),
-            "bytes": n_bytes,
-            "seconds": round(seconds, 3),
-        }
-        show(json_text(facts))
+        facts = {"output": str(wanted.output), "type": type, "tensors": n_tensors, "bytes": n_bytes}
+        show(json_text(facts | ({} if seconds is None else {"seconds": round(seconds, 3)})))
         return
-    size = size_text(n_bytes)
-    show(f"{wanted.output}: {result.type}, {len(plan.entries)} tensors, {size}, {seconds:.1f} s")
+    end = "not written" if seconds is None else f"{seconds:.1f} s"
+    show(f"{wanted.output}: {type}, {n_tensors} tensors, {size_text(n_bytes)}, {end}")
 
 
 def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:

@@ -46,7 +46,8 @@ def model_facts(metadata: Mapping[str, MetaValue], overrides: Mapping[str, MetaV
             raise RecipeError(f"the model has no {full}")
         return default
 
-    n_layer = number("block_count", None)
+    # of encoders of images (the --mmproj file), which llama.cpp's loader asks for nothing
+    n_layer = number("block_count", 0 if arch == "clip" else None)
     n_expert = number("expert_count", 0)
     n_head = number("attention.head_count", 0)
     n_head_kv = number("attention.head_count_kv", n_head)

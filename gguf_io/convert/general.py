@@ -55,8 +55,14 @@ def parameter_counts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int
     return writer.get_total_parameter_count()
 
 
-def write(writer: GGUFWriter, directory: Path, counts: tuple[int, int, int, int], warn: Warn) -> None:
-    """Add general.type and what model card, config.json and the name of the model say about it."""
+def write(
+    writer: GGUFWriter,
+    directory: Path,
+    counts: tuple[int, int, int, int],
+    warn: Warn,
+    kind: str = gguf.GGUFType.MODEL,
+) -> None:
+    """Add general.type, `kind`, and what model card, config.json and the name of the model say about it."""
     total, shared, one_expert, n_experts = counts
     organization, name = _name(directory)
     found = gguf.Metadata.apply_metadata_heuristic(
@@ -70,7 +76,7 @@ def write(writer: GGUFWriter, directory: Path, counts: tuple[int, int, int, int]
         found.name = name
     if found.size_label is None and total > 0:
         found.size_label = gguf.size_label(total, shared, one_expert, n_experts)
-    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_type(kind)
     found.set_gguf_meta_model(writer)
 
 

@@ -8,6 +8,7 @@ all layers alike. The facts are those of llama.cpp (`src/models/*.cpp: load_arch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,18 +109,19 @@ def _as_in_other_layer(
 
 
 def _expected(config: Config, dimensions: str, optional: bool, kind: tuple[str, int], layer: int) -> Expected:
-    shape = tuple(_size(config, dimension, layer) for dimension in dimensions.split())
+    shape = tuple(size(config, dimension, layer) for dimension in dimensions.split())
     keys = ", ".join(dimensions.split()).replace("*", " × ").replace("+", " + ")
     return Expected(shape, keys, optional, kind)
 
 
-def _size(config: Config, dimension: str, layer: int) -> int:
+def size(config: Config, dimension: str, layer: int = 0) -> int:
+    """What one dimension comes to in a layer. Raises GGUFError when a key that it needs is missing."""
     total = 0
     for product in dimension.split("+"):
-        size = 1
-        for factor in product.split("*"):
-            size *= int(factor) if factor.isdecimal() else _number(config, factor, layer)
-        total += size
+        factors = product.split("*")
+        total += math.prod(
+            int(factor) if factor.isdecimal() else _number(config, factor, layer) for factor in factors
+        )
     return total
 
 

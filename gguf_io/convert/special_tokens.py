@@ -12,7 +12,7 @@ from typing import Any
 
 from gguf import GGUFWriter
 
-from quantmill.gguf_io.convert import chat_templates
+from quantmill.gguf_io.convert import chat_templates, keys
 from quantmill.gguf_io.convert.tokenizer_files import definition, merges_txt
 from quantmill.gguf_io.convert.tokenizer_json import KINDS, TokenizerFiles, content
 
@@ -41,10 +41,15 @@ class SpecialTokens:
             getattr(writer, f"add_{kind}_token_id")(token_id)
         for kind, value in self.adds.items():
             if hasattr(writer, f"add_add_{kind}_token"):  # there is no key for adding unk, pad or mask
-                getattr(writer, f"add_add_{kind}_token")(value)
+                add_flag(writer, kind, value)
         chat_templates.write(writer, self.chat_templates)
         for key, value in self.normalizer.items():
             writer.add_bool(f"tokenizer.ggml.normalizer.{key}", value)
+
+
+def add_flag(writer: GGUFWriter, kind: str, value: bool) -> None:
+    """Whether a special token is put around a text; said again, the later value counts in the earlier place."""
+    keys.add(writer, "tokenizer.ggml", [(f"add_{kind}_token", keys.BOOL, value)])
 
 
 def load(

@@ -79,7 +79,7 @@ def llama(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
         for kind, token_id in CODE_LLAMA_INFILL.items():
             getattr(writer, f"add_{kind}_token_id")(token_id)
     if config["vocab_size"] == GRANITE_SMALL_VOCAB:
-        writer.add_add_bos_token(False)
+        special_tokens.add_flag(writer, "bos", False)
 
 
 def gemma2(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
@@ -113,7 +113,7 @@ def gemma4(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     )
     special_tokens.load(files, merges=True, ids=tokenizer.token_to_id).write(writer)
     writer.add_add_space_prefix(False)
-    writer.add_add_bos_token(True)
+    special_tokens.add_flag(writer, "bos", True)
 
 
 def ernie(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
@@ -173,9 +173,9 @@ def laguna(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
 
 
 def modern_bert(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(True)
-    writer.add_add_sep_token(True)
+    special_tokens.add_flag(writer, "bos", True)
+    special_tokens.add_flag(writer, "eos", True)
+    special_tokens.add_flag(writer, "sep", True)
     bpe(writer, files, config)
 
 

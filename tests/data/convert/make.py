@@ -6,6 +6,8 @@ tensors.json: what transformers' save_pretrained writes for each model of models
 golden.json: what llama.cpp's converter makes of the models of tests/support/convert_models.py: metadata, and a
 digest of every tensor. The made-up tokenizers have no hash that llama.cpp knows; it is told their pre-tokenizer, which
 our converter has to recognise by itself.
+golden_projectors.json: the same of the parts that see, of projectors.json (tests/support/projector_models.py), in every
+type.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ sys.path.insert(0, str(HERE.parents[2]))
 # ruff: noqa: E402 - the repository is not installed for this script
 from tests.support.convert_models import MODELS, write_model
 from tests.support.llama_converter import Job, convert
+from tests.support.projector_models import MODELS as PROJECTORS
+from tests.support.projector_models import TYPES, write_projector
 
 
 def main() -> None:
@@ -31,7 +35,11 @@ def main() -> None:
     )
     parser.add_argument("--llama.cpp", dest="llama_cpp", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(MODELS))
+    parser.add_argument("--projectors", action="store_true", help="Only golden_projectors.json.")
     options = parser.parse_args()
+    if options.projectors:
+        _write("golden_projectors.json", projectors(options.llama_cpp))
+        return
     shapes = _read("tensors.json")
     missing = [name for name in options.only if not MODELS[name].tensors_of and name not in shapes]
     shapes |= {name: saved_shapes(name) for name in missing}
@@ -45,6 +53,20 @@ def main() -> None:
             golden[name] = digest_gguf(Path(jobs[name].out))
             print(name, len(golden[name]["tensors"]), "tensors", flush=True)
     _write("golden.json", {key: golden[key] for key in MODELS if key in golden})
+
+
+def projectors(llama_cpp: Path) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = {}
+        for name in PROJECTORS:
+            directory = write_projector(name, Path(scratch) / name / "Tiny-Model-1B-Instruct")
+            for kind in TYPES:
+                out, options = f"{scratch}/{name}-{kind}.gguf", ["--mmproj", "--outtype", kind]
+                jobs[f"{name} {kind}"] = Job(str(directory), out, "", options)
+        errors = convert(list(jobs.values()), llama_cpp)
+        if any(errors):
+            raise SystemExit("\n".join(errors))
+        return {name: digest_gguf(Path(made.out)) for name, made in jobs.items()}
 
 
 def saved_shapes(name: str) -> dict[str, list[int]]:

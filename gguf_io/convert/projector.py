@@ -1,0 +1,138 @@
+"""The part of a model that sees as tensors and keys of a GGUF of its own, llama.cpp's --mmproj file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGUFWriter
+
+from quantmill.gguf_io.convert import general, keys, layout
+from quantmill.gguf_io.convert.config import configuration, load_optional_json
+from quantmill.gguf_io.convert.families import family_of
+from quantmill.gguf_io.convert.output_types import FILE_TYPES, output_type, recorded
+from quantmill.gguf_io.convert.storage.numbers import to_float32
+from quantmill.gguf_io.convert.storage.reader import Reader, check_values
+from quantmill.gguf_io.convert.stored import readers
+from quantmill.gguf_io.convert.towers import TOWERS, Tensor, Tower
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.layout import OutputTensor
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.gguf_io.safetensors import open_shards
+from quantmill.gguf_io.types import GGML_TYPES
+
+ARCHITECTURE = "clip"
+_ALL = slice(None)
+
+
+class Projector:
+    """tensors: what is to be written, with the type it is written in; `values` gives their numbers. outtype: what
+    "auto" became. paths: the files that are read."""
+
+    def __init__(self, directory: Path, outtype: str = "auto") -> None:
+        warnings: list[str] = []
+        raw = configuration(directory)
+        tower = _tower_of(raw)
+        text = family_of(raw).completed(raw)
+        config = tower.completed(_settings(directory, raw, text))
+        stored = open_shards(directory, warnings.append)
+        found = readers(text, stored, warnings.append)
+        self.outtype = output_type(outtype.upper(), stored)
+        self._sources = dict(_placed(directory, tower, config, found))
+        self.tensors = tuple(
+            _output(name, tensor, reader, self.outtype) for name, (tensor, reader) in self._sources.items()
+        )
+        writer = GGUFWriter(None, ARCHITECTURE)
+        shapes = [(tensor.name, tensor.shape[::-1]) for tensor in self.tensors]
+        counts = general.parameter_counts(shapes)
+        general.write(writer, directory, counts, warnings.append, gguf.GGUFType.MMPROJ)
+        writer.add_file_type(FILE_TYPES[self.outtype])
+        for row in tower.keys:
+            keys.add(writer, ARCHITECTURE, row.write(config))
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        self.metadata: Metadata = recorded(writer)
+        self.paths = tuple(dict.fromkeys(tensor.path for tensor in stored.values()))
+        self.warnings = tuple(warnings)
+
+    def values(self, name: str) -> np.ndarray:
+        """f32 [rows, columns] of a tensor; leading dimensions are rows, a vector is one row."""
+        tensor, reader = self._sources[name]
+        values = to_float32(reader.values(_ALL, _ALL), reader.plain).reshape(reader.shape)
+        if tensor.plane is not None:
+            values = values.take(tensor.plane, axis=2)
+        values = values + np.float32(tensor.plus) if tensor.plus else values
+        return np.ascontiguousarray(values).reshape(-1, reader.shape[-1])
+
+
+def _tower_of(raw: Mapping[str, Any]) -> Tower:
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    for tower in TOWERS:
+        if name in tower.classes and isinstance(raw.get("vision_config"), Mapping):
+            return tower
+    supported = ", ".join(sorted(one for tower in TOWERS for one in tower.classes))
+    what = "has no vision_config" if any(name in tower.classes for tower in TOWERS) else "is not supported"
+    raise GGUFError(
+        f"--mmproj: architecture {name} {what}. Supported with what sees: {supported}. "
+        "Convert this part with llama.cpp's convert_hf_to_gguf.py --mmproj"
+    )
+
+
+def _settings(directory: Path, raw: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """vision_config, with what the encoder must know of the text part and of the preparation of images."""
+    found = dict(raw["vision_config"])
+    found |= {"text_size": text["hidden_size"], "text_norm_eps": text.get("rms_norm_eps", 1e-6)}
+    found.setdefault("model_type", "")
+    for file, inner in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        prepared = load_optional_json(directory / file)
+        parts = (prepared, prepared.get(inner) if inner else None)
+        for part in parts:
+            if isinstance(part, Mapping):
+                wanted = ("image_mean", "image_std", "image_seq_length")
+                found |= {key: part[key] for key in wanted if part.get(key) is not None}
+    return found
+
+
+def _placed(
+    directory: Path, tower: Tower, config: Mapping[str, Any], found: Mapping[str, Reader]
+) -> Iterable[tuple[str, tuple[Tensor, Reader]]]:
+    """GGUF name -> what it is made of, in the order of llama.cpp's converter. Raises GGUFError for what is too much,
+    missing or of another shape than config.json says."""
+    expected: dict[str, list[tuple[str, Tensor]]] = {}
+    for tensor in tower.tensors:
+        for here, there in tensor.numbers(config) if tensor.numbers else ((0, 0),):
+            made = (tensor.target.format(there), tensor)
+            expected.setdefault(tensor.name.format(here), []).append(made)
+    for name, reader in found.items():
+        match = re.match(tower.prefix, name)
+        if match is None or re.match(tower.left_out, name[match.end() :]):
+            continue
+        made_of_it = expected.pop(name[match.end() :], None)
+        if made_of_it is None:
+            raise GGUFError(f"{directory}: llama.cpp's encoder of this kind has no place for {name}")
+        check_values(name, reader)
+        for target, tensor in made_of_it:
+            shape = tuple(layout.size(config, dimension) for dimension in tensor.shape.split())
+            if reader.shape != shape:
+                raise GGUFError(
+                    f"{directory}: {name} has shape {list(reader.shape)}, vision_config asks for {list(shape)} "
+                    f"({', '.join(tensor.shape.split())})"
+                )
+            yield target, (tensor, reader)
+    if expected:
+        name, (first, *_) = next(iter(expected.items()))
+        raise GGUFError(
+            f"{directory}: {name} ({first[0]}) is missing ({len(expected)} tensors of the encoder are): "
+            "the checkpoint is incomplete or holds the text part only"
+        )
+
+
+def _output(name: str, tensor: Tensor, reader: Reader, outtype: str) -> OutputTensor:
+    shape = tuple(n for i, n in enumerate(reader.shape) if not (i == 2 and tensor.plane is not None))
+    kind = tensor.type(outtype) if len(shape) > 1 else "F32"
+    block = GGML_TYPES[kind].block
+    return OutputTensor(name, shape[::-1], kind if shape[-1] % block == 0 else "F16")

@@ -1,0 +1,118 @@
+"""convert --mmproj: the part of a model that sees, byte for byte as llama.cpp's converter makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quantmill.cli import app
+from quantmill.gguf_io.convert.projector import Projector
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.jobs import quantize
+from quantmill.jobs.convert import Conversion
+from quantmill.jobs.projector import run
+from quantmill.recipe import Recipe
+from tests.data.convert.make import digest_gguf
+from tests.support.convert_models import DATA, edit, write_model, write_shards, written_once
+from tests.support.projector_models import MODELS, tensors, write_projector
+
+GOLDEN = json.loads((DATA / "golden_projectors.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return written_once(write_projector, tmp_path_factory.mktemp)
+
+
+@pytest.mark.parametrize("entry", GOLDEN)
+def test_the_file_is_llama_cpps(entry, models, tmp_path):
+    name, kind = entry.split()
+    out = tmp_path / "mmproj.gguf"
+    result = run(Conversion(models(name), out, kind))
+    found = json.loads(json.dumps(digest_gguf(out)))
+    assert found == GOLDEN[entry]
+    assert [list(part) for part in found.values()] == [list(part) for part in GOLDEN[entry].values()]
+    assert (result.n_tensors, result.file_bytes) == (len(found["tensors"]), out.stat().st_size)
+
+
+def test_command(models, tmp_path):
+    out = tmp_path / "mmproj.gguf"
+    ask = ["convert", str(models("gemma3")), str(out), "--mmproj", "--type", "f16"]
+    looked = CliRunner().invoke(app, [*ask, "--dry-run", "--json"])
+    assert looked.exit_code == 0, looked.output
+    assert not out.exists()
+    written = CliRunner().invoke(app, ask)
+    assert written.exit_code == 0, written.output
+    assert json.loads(looked.stdout)["bytes"] == out.stat().st_size
+
+
+def test_options_of_the_text_part_are_refused(models, tmp_path):
+    found = CliRunner().invoke(
+        app, ["convert", str(models("gemma3")), str(tmp_path / "out.gguf"), "--mmproj", "--mtp"]
+    )
+    assert found.exit_code == 2
+    assert "--mmproj takes no" in found.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "digest"),
+    [("Q8_0", "8f45381bd294961031310a929c2a0157"), ("Q4_K_M", "918e2a2ffff1ea068e884339e10e35d2")],
+)
+def test_quantized_as_llama_quantize_does(kind, digest, models, tmp_path):
+    """digest: of what `llama-quantize mmproj.gguf out.gguf KIND` writes."""
+    source, out = tmp_path / "mmproj.gguf", tmp_path / "out.gguf"
+    run(Conversion(models("qwen3-vl"), source))
+    quantize.run(quantize.Job(str(source), out, Recipe(kind)))
+    assert hashlib.sha256(out.read_bytes()).hexdigest()[:32] == digest
+
+
+def _without(directory: Path, name: str, tensor: str) -> None:
+    found = tensors(name)
+    del found[tensor]
+    write_shards(directory, found)
+
+
+VISION = MODELS["qwen3-vl"]["config"]["vision_config"]
+
+
+@pytest.mark.parametrize(
+    ("vision", "words"),
+    [
+        ({"hidden_size": 64}, "vision_config asks for"),
+        ({"hidden_size": "32"}, "hidden_size of vision_config must be a positive whole number"),
+        ({"patch_size": 0}, "patch_size of vision_config must be a positive whole number"),
+        ({"depth": 2}, "deepstack_visual_indexes is [0, 2]; the encoder has 2 layers"),
+        ({"deepstack_visual_indexes": [0]}, "has no place for model.visual.deepstack_merger_list.1"),
+        ({"depth": 4}, "blocks.3.norm1.weight (v.blk.3.ln1.weight) is missing (12 tensors"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(vision, words, tmp_path):
+    directory = write_projector("qwen3-vl", tmp_path / "model")
+    edit(directory / "config.json", vision_config={**VISION, **vision})
+    with pytest.raises(GGUFError) as error:
+        Projector(directory)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_incomplete_encoder_is_refused(tmp_path):
+    directory = write_projector("gemma3", tmp_path / "model")
+    _without(directory, "gemma3", "multi_modal_projector.mm_soft_emb_norm.weight")
+    with pytest.raises(GGUFError, match=r"mm_soft_emb_norm\.weight .* is missing"):
+        Projector(directory)
+
+
+def test_without_the_preparation_of_images(tmp_path):
+    directory = write_projector("gemma3", tmp_path / "model")
+    (directory / "preprocessor_config.json").unlink()
+    with pytest.raises(GGUFError, match=r"preprocessor_config\.json: image_mean must be a list of numbers"):
+        Projector(directory)
+
+
+def test_a_model_that_does_not_see(tmp_path):
+    with pytest.raises(GGUFError, match="architecture LlamaForCausalLM is not supported"):
+        Projector(write_model("llama", tmp_path / "model"))
