@@ -120,7 +120,7 @@ def speeds(trial: Trial) -> Iterator[Row]:
     found = limits(trial.engine)
     yield Row("speeds", "disk", None, found.disk, "GB/s")
     yield Row("speeds", "upload", None, found.upload, "GB/s")
-    for type in _types(trial):
+    for type in _types(trial)[: 1 if trial.small else None]:
         (row,) = check([trial.engine], [type], seconds=0.05 if trial.small else 0.5)
         name, most = slowest(row, found)
         registers = f", {row.registers} registers" if row.registers else ""

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from quantmill.qkernels import api
-from quantmill.qkernels.engines import Engine, choose_engines
+from quantmill.qkernels.engines import Engine, choose_engines, serving
 from quantmill.qkernels.rows import row_quantizers
+from quantmill.qkernels.trust import case_of
 from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_search, get_type
 
 # Names of element types, numpy's (ml_dtypes' for the third) and torch's → the ggml type as which they are read.
@@ -124,9 +125,8 @@ def _quantized(
     search: Search,
 ) -> Any:
     """A matrix [n_rows, n_cols] → u8 [n_rows, row_bytes] of the same kind; a tensor's on the engine's device."""
-    if not isinstance(matrix, np.ndarray) and engine.device != "cpu":
-        encode: Any = api.quantize  # takes either kind of array
-        return encode(matrix.to(engine.device).float(), type.name, importance, engine.name, search=search)
+    if not isinstance(matrix, np.ndarray) and engine.row is not serving("cpu"):
+        return _on_its_device(matrix.to(engine.device).float(), type, importance, engine, threads, search)
     stored = _STORED[str(matrix.dtype).removeprefix("torch.")]
     (quantizer, *_) = row_quantizers(engine, threads, search)
     raw = quantizer.load(_bytes_of(matrix), stored)
@@ -136,6 +136,27 @@ def _quantized(
     import torch
 
     return torch.from_numpy(done)
+
+
+def _on_its_device(
+    rows: Any,
+    type: QuantType,
+    importance: np.ndarray | None,
+    engine: Engine,
+    threads: int | None,
+    search: Search,
+) -> Any:
+    """Rows f32 stay where they are, and the device is believed as in a job; else the CPU engine does its work."""
+    encode: Any = api.quantize  # takes either kind of array
+    guard: Any = row_quantizers(engine, threads, search)[0]
+    case = case_of(type.name, importance is not None and type.reads_importance(search), search)
+    done = guard.beside(
+        case,
+        type.name,
+        rows.shape[1],
+        lambda: encode(rows, type.name, importance, engine.name, search=search),
+    )
+    return encode(rows, type.name, importance, "cpu", threads, search) if done is None else done
 
 
 def _bytes_of(matrix: Any) -> np.ndarray:

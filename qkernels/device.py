@@ -13,7 +13,7 @@ from quantmill.qkernels.checks import checked_importance, require_finite, requir
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow, RowQuantizer
-from quantmill.qkernels.flushing import FLUSHING, risky_blocks, risky_importance
+from quantmill.qkernels.flushing import FLUSHING, bounds, risky_blocks
 from quantmill.qkernels.guarded import Guard, GuardedQuantizer, Shared, faults_of
 from quantmill.qkernels.lanes.tensors import bytes_per_block
 from quantmill.qkernels.memory_faults import in_slabs
@@ -114,7 +114,8 @@ def quantize(
     n_rows, n_cols = rows.shape
     out = torch.empty((n_rows, type.row_bytes(n_cols)), dtype=torch.uint8, device=rows.device)
     flushes = rows.device.type in FLUSHING
-    by_cpu = flushes and (type.family == "plain" or risky_importance(importance))
+    safe = bounds(importance) if flushes and type.family != "plain" else None
+    by_cpu = flushes and safe is None
 
     def redo(first: int, which: np.ndarray) -> None:
         slab = rows[first : first + len(which)][torch.from_numpy(which).to(rows.device)].cpu().numpy()
@@ -137,8 +138,8 @@ def quantize(
         slab = rows[first : first + n].contiguous()
         if not bool(torch.isfinite(slab).all()):
             require_finite(slab.cpu().numpy(), first)
-        if flushes:
-            risky = engine.lanes(engine.encoder).risky(slab).cpu().numpy()
+        if safe is not None:
+            risky = engine.lanes(engine.encoder).risky(slab, safe).cpu().numpy()
             if risky.any():
                 redo(first, risky)
 
@@ -193,7 +194,8 @@ class DeviceQuantizer:
         source, target = readable_type(source_type), get_type(type)
         n_rows, n_cols = len(raw), raw.shape[1] // source.bytes * source.block
         checked = checked_importance(importance, n_cols, target, self.search)
-        if self._flushes and (target.family == "plain" or risky_importance(checked)):
+        safe = bounds(checked) if self._flushes and target.family != "plain" else None
+        if self._flushes and safe is None:
             return _by_cpu(raw, source.name, target, checked, self._threads, self.search)
         weights = None if checked is None else torch.tensor(checked, device=self._device)
         out = np.empty((n_rows, target.row_bytes(n_cols)), np.uint8)
@@ -211,7 +213,7 @@ class DeviceQuantizer:
                 )
 
         def work(stored: torch.Tensor) -> Sequence[torch.Tensor]:
-            return self._work(stored, source, target, weights)
+            return self._work(stored, source, target, weights, safe)
 
         def send(first: int, n: int, turn: int) -> Arriving:
             return self._travel.send(raw[first : first + n], turn, work)
@@ -225,15 +227,20 @@ class DeviceQuantizer:
         return np.array(raw)  # reads the file here, not in the worker
 
     def _work(
-        self, stored: torch.Tensor, source: QuantType, target: QuantType, weights: torch.Tensor | None
+        self,
+        stored: torch.Tensor,
+        source: QuantType,
+        target: QuantType,
+        weights: torch.Tensor | None,
+        safe: Sequence[int] | None,
     ) -> Sequence[torch.Tensor]:
         """Blocks, whether each row is finite, and on devices that flush which rows are at risk."""
         rows = _exact_rows(stored, source) if self._flushes else dequantize(stored, source.name)
         blocks = encode_rows(self.engine.row, target, rows, weights, self.search)
         finite = torch.isfinite(rows).all(1)
-        if not self._flushes:
+        if safe is None:
             return blocks, finite
-        risky = self.engine.row.lanes(self.engine.row.encoder).risky(rows)
+        risky = self.engine.row.lanes(self.engine.row.encoder).risky(rows, safe)
         by_blocks = risky_blocks(stored, source)
         return blocks, finite, risky if by_blocks is None else risky | by_blocks
 

@@ -262,7 +262,8 @@ def describe(device: str) -> str:
     import torch
 
     if device == "mps":
-        return f"Apple GPU, {torch.mps.recommended_max_memory() / 2**30:.0f} GiB"
+        name = getattr(torch._C, "_mps_get_name", lambda: "Apple GPU")()
+        return f"{name}, {torch.mps.recommended_max_memory() / 2**30:.0f} GiB"
     module = torch.xpu if device.startswith("xpu") else torch.cuda
     properties = module.get_device_properties(device)
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

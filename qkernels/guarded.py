@@ -138,12 +138,22 @@ class GuardedQuantizer:
         # what is wrong with the input is the same on any device
         checked = checked_importance(importance, n_cols, target, shared.search)
         case = case_of(type, checked is not None, shared.search)
-        if shared.lost or not self._trusted(case, type, checked is not None):
+        done = self.beside(case, type, n_cols, lambda: self._by_device(loaded, source_type, type, importance))
+        if done is None:
             return self._by_cpu(loaded, source_type, type, importance)
+        self._check_sample(case, loaded, source_type, type, importance, done)
+        return done
+
+    def beside(self, case: str, type: str, n_cols: int, work: Callable[[], Any]) -> Any | None:
+        """What `work` makes on the device, of rows of so many columns; None where the CPU has to do it.
+
+        Raises QuantizeError for input that no device could quantize, DeviceFault where faults are errors.
+        """
+        shared = self._shared
+        if shared.lost or not self._trusted(case, type, "importance" in case):
+            return None
         try:
-            done = within(
-                shared.guard.seconds, lambda: self._by_device(loaded, source_type, type, importance)
-            )
+            return within(shared.guard.seconds, work)
         except DeviceFault as error:
             shared.lose(str(error))
         except QuantizeError:
@@ -153,10 +163,7 @@ class GuardedQuantizer:
                 shared.fault(f"{shared.engine.device} has no memory for a row of {n_cols}; the CPU does it")
             else:
                 shared.lose(f"{error.__class__.__name__}: {first_line(error)}")
-        else:
-            self._check_sample(case, loaded, source_type, type, importance, done)
-            return done
-        return self._by_cpu(loaded, source_type, type, importance)
+        return None
 
     def _by_device(
         self, raw: np.ndarray, source_type: str, type: str, importance: np.ndarray | None

@@ -140,6 +140,15 @@ def travel_to(device: torch.device) -> Travel:
     """The way that torch allows for a device."""
     if device.type in ("cuda", "xpu"):
         return Streams(device)
-    if device.type == "mps" and hasattr(torch.mps, "_host_alias_storage"):
-        return Shared(device)
-    return Plain(device)
+    return Shared(device) if device.type == "mps" and _shares(device) else Plain(device)
+
+
+def _shares(device: torch.device) -> bool:
+    """Whether the host sees the device's memory: on Apple's own chips, and where torch tells."""
+    if not hasattr(torch.mps, "_host_alias_storage"):
+        return False
+    try:
+        seen_by_host(torch.empty(1, dtype=torch.uint8, device=device))
+    except RuntimeError:
+        return False
+    return True

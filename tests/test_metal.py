@@ -195,14 +195,34 @@ def assert_flushed(case: tuple[str, bool], monkeypatch, kinds: list[str]) -> Non
 
 def test_machines_agree_on_rows_at_risk(exactly):
     rows = np.concatenate([data_kinds.rows(kind, 2, 512) for kind in data_kinds.ROWS])
-    found = metal.risky(torch.from_numpy(rows)).numpy()
+    safe = flushing.bounds(None)
+    assert safe is not None
+    found = metal.risky(torch.from_numpy(rows), safe).numpy()
     size = np.abs(rows).reshape(len(rows), -1, 16)
-    alone = (size != 0) & ((size < 2.0**-44) | (size > 2.0**100))
+    alone = (size != 0) & ((size < 2.0**-28) | (size > 2.0**100))
     top = size.max(2)
-    expected = alone.any((1, 2)) | ((top != 0) & (top < 2.0**-26)).any(1)
+    expected = alone.any((1, 2)) | ((top != 0) & (top < 2.0**-12)).any(1)
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(torch_lanes.risky(torch.from_numpy(rows)).numpy(), expected)
+    np.testing.assert_array_equal(torch_lanes.risky(torch.from_numpy(rows), safe).numpy(), expected)
     assert 0 < expected.sum() < len(rows)
+
+
+def test_bounds_follow_the_importance():
+    """Smaller importance wants larger weights, for the third of the one and the fifth power of the other meet."""
+
+    def top(values: np.ndarray) -> float:
+        safe = flushing.bounds(values.astype(np.float32))
+        assert safe is not None
+        return float(np.int32(safe[1]).view(np.float32))
+
+    ones = np.ones(64)
+    assert np.isclose(top(ones), 2.0 ** (-96 / 5))
+    assert np.isclose(top(ones / 1024), 2.0 ** (-66 / 5))
+    assert top(ones * 2**20) == 2.0**-24
+    assert top(np.where(np.arange(64) % 16 == 3, 1, 2.0**-30)) == np.float32(2.0 ** (-96 / 5))
+    assert np.isclose(top(np.zeros(64)), 2.0**-12)
+    assert flushing.bounds(np.full(64, 2.0**-40, np.float32)) is None
+    assert flushing.bounds(np.full(64, 2.0**50, np.float32)) is None
 
 
 @pytest.mark.parametrize("value", ["1", "", "true"])
@@ -258,9 +278,17 @@ def test_memory_that_host_and_gpu_share(monkeypatch, source):
 
 
 def test_the_way_to_a_device_is_what_torch_allows(monkeypatch):
-    assert isinstance(travel.travel_to(torch.device("mps")), travel.Shared)
+    metal_device, here = torch.device("mps"), torch.device("cpu")
+    monkeypatch.setattr(travel, "_shares", lambda device: True)
+    assert isinstance(travel.travel_to(metal_device), travel.Shared)
+    assert isinstance(travel.travel_to(here), travel.Plain)
+    monkeypatch.undo()
+    # this torch has no MPS
+    assert isinstance(travel.travel_to(metal_device), travel.Plain)
+    monkeypatch.setattr(torch.mps, "_host_alias_storage", lambda storage: storage)
+    assert travel._shares(here)
     monkeypatch.delattr(torch.mps, "_host_alias_storage")
-    assert isinstance(travel.travel_to(torch.device("mps")), travel.Plain)
+    assert not travel._shares(here)
 
 
 def test_numbers_that_decoding_would_flush_are_told_apart():

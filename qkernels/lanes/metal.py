@@ -8,6 +8,7 @@ integers as one buffer of 64-bit numbers. A grid has as many threads as asked fo
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,9 +78,9 @@ def encode(
     return packed_rows(tile.arrays["out"])
 
 
-def risky(rows: torch.Tensor) -> torch.Tensor:
+def risky(rows: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     """rows [n_rows, n_cols] f32, contiguous → bool [n_rows]: not for a GPU that flushes sub-normal numbers."""
     groups = rows.numel() // 32
     flags = torch.empty(groups, dtype=torch.int32, device=rows.device)
-    start(risky_source(), RISKY, groups, [rows, flags, [groups]])
+    start(risky_source(), RISKY, groups, [rows, flags, [groups, *bounds]])
     return flags.view(len(rows), -1).any(1)

@@ -18,7 +18,6 @@ from quantmill.qkernels.lanes.metal_body import MetalBody
 from quantmill.qkernels.lanes.metal_prelude import PRELUDE
 from quantmill.qkernels.lanes.metal_words import WORDS, Array, Value, Writer
 from quantmill.qkernels.lanes.program import LaneError, Program
-from quantmill.qkernels.programs.risky import LEAST, LEAST_TOP, MOST
 from quantmill.qkernels.types import QuantType
 
 # What a GPU of Apple's binds to a kernel at most (Metal feature set tables: buffers in a compute function).
@@ -137,11 +136,12 @@ RISKY = "risky_weights_kernel"
 
 @functools.cache
 def risky_source() -> str:
-    """The text of a kernel that looks at 32 weights a thread. sizes: groups of 32."""
+    """The text of a kernel that looks at 32 weights a thread. sizes: groups of 32, then the bounds' bits."""
     buffers = {"x": _Buffer("float", "number * 32ul"), "risk": _Buffer("int", "number")}
     arrays = [buffer.array(name) for name, buffer in buffers.items()]
     b = Writer()
-    MetalBody(b, _programs("programs.risky")["risky_weights"], [0, *arrays, LEAST, LEAST_TOP, MOST]).value()
+    bounds = [Value(f"int(sizes[{i}])", "index", simple=True) for i in (1, 2, 3)]
+    MetalBody(b, _programs("programs.risky")["risky_weights"], [0, *arrays, *bounds]).value()
     return "\n".join([PRELUDE, _kernel(RISKY, buffers, "n", [], b)])
 
 

@@ -9,7 +9,7 @@ that one of the devices lacks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from quantmill.qkernels.lanes.encoder import Encoder, Phase
 from quantmill.qkernels.lanes.loader import load
 from quantmill.qkernels.lanes.tensors import packed_rows, tile_of
 from quantmill.qkernels.lanes.torch_arrays import Array, Index
-from quantmill.qkernels.programs.risky import LEAST, LEAST_TOP, MOST
 from quantmill.qkernels.types import QuantType
 
 
@@ -269,10 +268,10 @@ def encode(
     return packed_rows(arrays["out"])
 
 
-def risky(rows: torch.Tensor) -> torch.Tensor:
+def risky(rows: torch.Tensor, bounds: Sequence[int]) -> torch.Tensor:
     """rows [n_rows, n_cols] f32 → bool [n_rows]: not for a GPU that flushes sub-normal numbers."""
     groups = rows.reshape(len(rows), -1, 32).permute(2, 0, 1)
     flags = torch.empty((1, *groups.shape[1:]), dtype=torch.int32, device=rows.device)
     found = Array(flags)
-    programs("programs.risky")["risky_weights"](0, Array(groups), found, LEAST, LEAST_TOP, MOST)
+    programs("programs.risky")["risky_weights"](0, Array(groups), found, *bounds)
     return found.whole[0].any(1)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from quantmill.qkernels.lanes.vocabulary import bits, imax, izeros, ld, st, where
 
-# Bits of 2^-44, 2^-26 and 2^100. A weight below the first, or sixteen that are all below the second, may meet such
-# numbers: squares and their products with weights of importance are summed, and sums multiplied. Zeros are no risk.
-LEAST, LEAST_TOP, MOST = ((127 + exponent) << 23 for exponent in (-44, -26, 100))
-
 
 def risky_weights(j, X, RISK, SMALL, SMALL_TOP, LARGE):
-    """Thirty-two weights; RISK becomes 1 if they are at risk. By their bits, which nothing flushes."""
+    """RISK becomes 1 if one of 32 weights lies below SMALL or above LARGE, or sixteen are all below SMALL_TOP.
+
+    Zeros are no risk. The bounds are bits of floats, and so are the weights here: nothing flushes them.
+    """
     risk = izeros(ld(X, 0))
     for half in range(2):
         top = risk - risk
