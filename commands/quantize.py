@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,7 @@ from quantmill.commands.options import (
     Threads,
     later_layers,
 )
+from quantmill.commands.pruning import prune_first, wanted_pruning, with_pruning
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
     check_calibration,
@@ -35,7 +36,7 @@ from quantmill.commands.quantize_arguments import (
 from quantmill.commands.quantize_run import Further, Make, quantize_and_show, reach_and_show, show_plan
 
 if TYPE_CHECKING:
-    from quantmill.commands.polish import Added
+    from quantmill.jobs.quantize import Job
     from quantmill.recipe import Plan
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -126,7 +127,47 @@ def quantize(
     no_fallback: Annotated[
         bool, typer.Option("--no-fallback", help="Fail where a row length forces another type than wanted.")
     ] = False,
-    prune_layers: Annotated[str | None, typer.Option(metavar="5,39", help="Leave these layers out.")] = None,
+    prune_layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="5,39|auto:N",
+            help="Leave these layers out, or the N that are measured to lose least on the calibration text.",
+        ),
+    ] = None,
+    prune_experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART|N",
+            help="Leave a part of the experts of every layer out (0.25), or N of them: by what they do on the "
+            "calibration text, without one by their weights.",
+        ),
+    ] = None,
+    max_damage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KLD|none",
+            help="Refuse to prune where the mean KL divergence on held-back chunks is larger. [default: 0.5]",
+        ),
+    ] = None,
+    expert_criterion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="best|REAP|strength|count|AIMER",
+            help="By what experts are chosen. [default: what is measured to lose least]",
+        ),
+    ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Average experts that leave into those they are most like, where that helps."
+        ),
+    ] = False,
+    no_heal: Annotated[
+        bool,
+        typer.Option(
+            "--no-heal", help="Leave the matrices that stay as they are; by default some are refitted."
+        ),
+    ] = False,
     override_kv: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=TYPE:VALUE", help="Set metadata; int, float, bool or str."),
@@ -214,13 +255,17 @@ def quantize(
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
     from quantmill.jobs.recipe import other_importance, read_recipe
-    from quantmill.recipe import Recipe, get_search, parse_layers, parse_override, parse_type
+    from quantmill.recipe import Recipe, get_search, parse_override, parse_type
 
     size = size_of(target_size, "--target-size") if target_size else None
     target = find_target(size, target_bpw, adds_keys=polish or compensate)
     if target is None and (measure_chunks or min_type or max_type):
         raise UsageError("--measure-chunks, --min-type, --max-type belong to a target size")
-    check_calibration(calibration or [], compensate, target is not None, polish)
+    others = compensate or polish or target is not None
+    pruning = wanted_pruning(
+        prune_layers, prune_experts, max_damage, merge, no_heal, expert_criterion, calibration or [], others
+    )
+    check_calibration(calibration or [], compensate, target is not None, polish, bool(pruning))
     if not compensate:
         refuse_without_compensate(effort, chunks, alpha, damping, resume and not polish)
     rules = rules_of(tensor_type or [])
@@ -246,7 +291,6 @@ def quantize(
             pure=pure,
             fallback=not no_fallback,
             allow_requantize=allow_requantize,
-            prune_layers=parse_layers(prune_layers) if prune_layers else (),
             overrides=tuple(parse_override(text) for text in override_kv or ()),
             keep_split=keep_split,
             split_max_bytes=size_of(split_max_size, "--split-max-size") if split_max_size else None,
@@ -271,27 +315,30 @@ def quantize(
             *_text_files(calibration or []),
         ),
     )
-    further: Further | None = None
-    if polish and not compensate:  # which polishes by itself, on chunks that its codes have not seen
-        from quantmill.commands.polish import polish_made
-
-        def further(paths: Sequence[Path]) -> Added:
-            return polish_made(paths, Path(job.source), calibration or [], job.threads, device, resume)
-
+    job, lost = prune_first(job, pruning, as_json)
+    # a compensation polishes by itself, on chunks that its codes have not seen
+    further = _polishing(job, calibration or [], resume) if polish and not compensate else None
     make: Make = quantize_and_show
     planned: Callable[[Job], Plan] = plan_job
     if compensate:
         from quantmill.commands.compensate import ways
 
         make, planned = ways(tuple(calibration or ()), effort, chunks, alpha, damping, resume, polish)
-    make = functools.partial(make, as_json=as_json, further=further)
+    make = with_pruning(functools.partial(make, as_json=as_json, further=further), lost)
     if target is not None:
         request = find_request(job, target, calibration, measure_chunks, min_type, max_type)
         reach_and_show(request, dry_run, as_json, make)
     elif dry_run:
-        show_plan(planned(job), as_json)
+        show_plan(planned(job), as_json, lost)
     else:
         make(job)
+
+
+def _polishing(job: Job, texts: list[str], resume: bool) -> Further:
+    """The step that trains the file that was just made."""
+    from quantmill.commands.polish import polish_made
+
+    return lambda paths: polish_made(paths, Path(job.source), texts, job.threads, job.device, resume)
 
 
 def _text_files(texts: list[str]) -> list[str]:

@@ -126,14 +126,24 @@ def files_of(texts: Sequence[str]) -> list[str]:
     return [text.removeprefix(FILE_MARK) for text in texts if text.startswith(FILE_MARK)]
 
 
-def check_calibration(texts: list[str], compensate: bool, has_target: bool, polish: bool) -> None:
+def check_calibration(
+    texts: list[str], compensate: bool, has_target: bool, polish: bool, prune: bool = False
+) -> None:
     """--calibration only names a text: something must want it. Raises UsageError."""
     if compensate and not texts:
         raise UsageError("--compensate needs a text: --calibration FILE")
     if polish and not texts:
         raise UsageError("--polish needs a text: --calibration FILE")
-    if texts and not (compensate or has_target or polish):
-        raise UsageError("--calibration only names a text; add --compensate, --polish or --target-size")
+    if polish and prune:
+        raise UsageError(
+            "--polish wants the original of what it trains, which a pruned model has not; prune into a file with COPY "
+            "first, and quantize that one"
+        )
+    if texts and not (compensate or has_target or polish or prune):
+        raise UsageError(
+            "--calibration only names a text; add --compensate, --polish, --target-size, --prune-layers or "
+            "--prune-experts"
+        )
     if has_target and len(texts) > 1:
         raise UsageError("--target-size measures on one text; give --calibration once")
 

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantmill.gguf_io import TensorSource, open_source
+from quantmill.gguf_io import TensorSource
 from quantmill.gguf_io.filesystem import digest
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.imatrix.text import Cutting, Text
+from quantmill.jobs.edits import NO_EDITS, open_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.measurements import measurements_of
 from quantmill.jobs.quantize import Job, importance_index, load_importance
@@ -78,7 +79,7 @@ def run(request: Request, bar: Bar) -> Allocated:
     the packages' own errors. An interrupt loses nothing that was measured."""
     job = request.job
     with ExitStack() as opened:
-        source = open_source(job.source, job.later)
+        source = open_model(job.source, job.edits, job.later)
         opened.callback(source.close)
         importance = load_importance(job)
         index = importance_index(job, importance)
@@ -114,6 +115,8 @@ def run(request: Request, bar: Bar) -> Allocated:
 
 def _digests(request: Request, source: TensorSource) -> dict[str, str]:
     found = {"model": digest(source.paths), "imatrix": "", "text": ""}
+    if request.job.edits is not NO_EDITS:
+        found["edits"] = request.job.edits.digest
     if request.job.imatrix is not None:
         found["imatrix"] = digest([Path(request.job.imatrix)])
     if request.text is not None:
@@ -135,7 +138,7 @@ def _sensitivity(
     job = request.job
     path = Path(job.source)
     device = torch.device(choose_engines(job.device)[0].device)
-    loaded = from_source(open_source(path), path, device, torch.float32)
+    loaded = from_source(open_model(job.source, job.edits), path, device, torch.float32)
     # threads of the host that feed one device would only wait for each other
     threads = (job.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
     try:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantmill.gguf_io import GGUFSink, open_source
+from quantmill.gguf_io import GGUFSink
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_plan import chunks_of, digest, kept_bytes, load_model, plan_of, read
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
+from quantmill.jobs.edits import open_model
 from quantmill.jobs.finished_layers import FinishedLayers
 from quantmill.jobs.line import Line
 from quantmill.jobs.quantize import (
@@ -73,7 +74,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     check_outputs(job)
     engines = choose_engines(job.device)
     with ExitStack() as opened:
-        source = open_source(job.source, job.later)
+        source = open_model(job.source, job.edits, job.later)
         opened.callback(source.close)
         loaded = load_model(job, source, torch.device(engines[0].device))
         importance = load_importance(job)
@@ -188,6 +189,7 @@ def _identity(state: _Run, loaded: LoadedModel) -> dict[str, str]:
     return {
         "model": hashlib.sha256(repr(sizes).encode()).hexdigest(),
         "text": digest(state.chunks),
+        "edits": state.job.edits.digest,
         "types": hashlib.sha256(repr((types, state.job.recipe.prune_layers)).encode()).hexdigest(),
         "effort": calibration.effort,
         "alpha": str(calibration.alpha),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantmill.gguf_io import TensorSource, open_source
+from quantmill.gguf_io import TensorSource
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import bytes_in
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
@@ -21,6 +21,7 @@ from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_request import CHUNKS, Calibration
 from quantmill.jobs.compensated import compensated_entries
+from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job, importance_index, load_importance, sink_of
@@ -46,7 +47,7 @@ def plan_job(job: Job, calibration: Calibration, watcher: Watcher | None = None)
     texts = read(calibration)
     choose_engines(job.device)
     with ExitStack() as opened:
-        source = open_source(job.source, job.later)
+        source = open_model(job.source, job.edits, job.later)
         opened.callback(source.close)
         loaded = load_model(job, source, torch.device("cpu"))
         chunks, _ = chunks_of(texts, calibration, loaded)

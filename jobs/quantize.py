@@ -16,6 +16,7 @@ from quantmill.gguf_io import GGUFError, GGUFSink, TensorSource, open_source
 from quantmill.gguf_io.kinds import MODEL
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix.store import ImportanceMatrix, load
+from quantmill.jobs.edits import NO_EDITS, Edits, cut_importance, open_model
 from quantmill.jobs.errors import PlanError
 from quantmill.jobs.line import Line
 from quantmill.jobs.watcher import PlanWatcher, Silent
@@ -38,6 +39,7 @@ class Job:
     output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type. `later`:
     whether a directory's layers that predict further tokens are there: "with", "without", or "only" they.
     `strict_device`: a device that is not right or does not work is an error, where else the CPU does its work.
+    `edits`: what pruning changes of the source, and so of everything that is made of it.
     """
 
     source: str
@@ -55,6 +57,7 @@ class Job:
     way_out: str = ""
     later: str = "with"
     strict_device: bool = False
+    edits: Edits = NO_EDITS
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,19 @@ def load_importance(job: Job) -> ImportanceMatrix | None:
     """The importance that a job's tensors are searched with, filtered; None without."""
     if job.imatrix is None:
         return None
-    return load(job.imatrix).filtered(job.include_weights, job.exclude_weights)
+    return _whole_importance(job, job.imatrix).filtered(job.include_weights, job.exclude_weights)
+
+
+def _whole_importance(job: Job, imatrix: str) -> ImportanceMatrix:
+    """Of the experts that stay, before it is filtered."""
+    matrix = load(imatrix)
+    if not job.edits.experts:
+        return matrix
+    source = open_source(job.source)
+    try:
+        return cut_importance(matrix, job.edits, source)
+    finally:
+        source.close()
 
 
 def importance_index(job: Job, importance: ImportanceMatrix | None) -> ImportanceIndex | None:
@@ -218,7 +233,7 @@ class _Ready:
 
 
 def _prepare(job: Job, opened: ExitStack) -> _Ready:
-    source = open_source(job.source, job.later)
+    source = open_model(job.source, job.edits, job.later)
     opened.callback(source.close)
     plan, importance = _plan(job, source)
     problems = list(plan.problems)
@@ -254,7 +269,7 @@ def _plan(job: Job, source: TensorSource) -> tuple[Plan, ImportanceMatrix | None
     problems: list[str] = []
     specs = source.specs()
     if job.imatrix is not None:
-        whole = load(job.imatrix)
+        whole = _whole_importance(job, job.imatrix)
         importance = whole.filtered(job.include_weights, job.exclude_weights)
         warnings = _filters_without_use(job, whole)
         if not {spec.name for spec in specs} & set(whole.entries):

@@ -17,8 +17,8 @@ def forbidden(job: Job, n_fresh: int) -> str | None:
     """Why a compensated file cannot be polished, None when it can. n_fresh: chunks that codes were not fitted to."""
     if n_fresh < FEWEST:
         return f"{n_fresh} chunks of text are left, {FEWEST} are needed (of plain texts without weights)"
-    if job.recipe.prune_layers:
-        return "layers are left out, so that the original is another model"
+    if job.recipe.prune_layers or job.edits.experts:
+        return "layers or experts are left out, so that the original is another model"
     return None
 
 

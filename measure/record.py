@@ -42,6 +42,7 @@ FACTS = (
     "quantize.imatrix.chunks_count",
 )
 _LONGEST_FACT = 200
+PRUNED = "quantmill.pruned."  # keys that hold lists, of layers and of experts
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ def _fact(key: str, value: Any) -> str | None:
     """The value as text when it is one of FACTS and short; of a file its name, as paths tell about their owner."""
     if key not in FACTS and not key.startswith("quantmill."):
         return None
+    if key.startswith(PRUNED) and isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(f"{one:.6g}" for one in value)
     if not isinstance(value, str | int | float) or len(str(value)) > _LONGEST_FACT:
         return None
     return PurePath(str(value)).name if key.endswith((".file", ".dataset")) else str(value)

@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 See = Callable[[int, int, torch.Tensor], None]  # (which input, expert, rows [n, n_cols])
+# (expert, what it puts out [n, n_hidden], its places in top_k_index.flatten() [n])
+Made = Callable[[int, torch.Tensor, torch.Tensor], None]
 FLAGS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate", "num_experts")
 
 
@@ -32,11 +34,13 @@ def recording_forward(
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
+    made: Made | None = None,
 ) -> torch.Tensor:
     """hidden_states [n_tokens, n_hidden], top_k_index and top_k_weights [n_tokens, k] → [n_tokens, n_hidden].
 
     see() is told what enters the up (and gate) and the down matrix of every expert that is routed to; with
-    route_all of every expert, as if all tokens went there. The result is that of the routing either way.
+    route_all of every expert, as if all tokens went there. The result is that of the routing either way; made() is told
+    what each expert puts out for the tokens that are routed to it.
     """
     n_tokens, k = top_k_index.shape
     order, ends = by_expert(top_k_index, module.num_experts)
@@ -57,6 +61,8 @@ def recording_forward(
             see(inputs[1], expert, inner)
         if end > begin:
             parts.append(_down(module, expert, inner))
+            if made is not None:
+                made(expert, parts[-1], order[begin:end])
         begin = end
     weighted = torch.cat(parts) * top_k_weights.reshape(-1, 1)[order]
     slots = torch.empty(n_tokens * k, weighted.shape[-1], dtype=hidden_states.dtype, device=order.device)

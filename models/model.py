@@ -189,20 +189,8 @@ def from_source(
 ) -> LoadedModel:
     """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages."""
     specs = {spec.name: spec for spec in source.specs()}
-    architecture = source.metadata.value("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelError(f"{path}: is no model: the key general.architecture is missing")
-    facts = Facts(
-        architecture,
-        source.metadata,
-        {name: spec.shape for name, spec in specs.items()},
-        lambda name: to_float32(source.read(name), specs[name].type),
-    )
-    family = _family(facts)
-    settings = family.settings(facts)
-    with quiet_transformers():
-        model = skeleton(family.model_type, settings, dtype)
-    table = _table(family, family.completed(settings), model)
+    facts = facts_of(source, path)
+    model, table = table_of(source, path, dtype)
     Filler(model, table, source, specs, device, dtype).fill()
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
@@ -214,8 +202,8 @@ def from_source(
         tokenizer=vocabulary,
         name_map=_name_map(table),
         table=table,
-        architecture=architecture,
-        n_vocab=settings["vocab_size"],
+        architecture=facts.architecture,
+        n_vocab=facts.shapes["token_embd.weight"][1],
         n_bytes=n_bytes(model),
         device=device,
         dtype=dtype,
@@ -223,7 +211,32 @@ def from_source(
     )
 
 
-def _family(facts: Facts) -> Family:
+def facts_of(source: TensorSource, path: Path) -> Facts:
+    """Raises ModelError for a file that is no model."""
+    specs = {spec.name: spec for spec in source.specs()}
+    architecture = source.metadata.value("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelError(f"{path}: is no model: the key general.architecture is missing")
+    return Facts(
+        architecture,
+        source.metadata,
+        {name: spec.shape for name, spec in specs.items()},
+        lambda name: to_float32(source.read(name), specs[name].type),
+    )
+
+
+def table_of(source: TensorSource, path: Path, dtype: torch.dtype) -> tuple[Any, TensorTable]:
+    """transformers' model of a GGUF, its parameters on the meta device, and where each of them is stored."""
+    facts = facts_of(source, path)
+    family = runnable_family(facts)
+    settings = family.settings(facts)
+    with quiet_transformers():
+        model = skeleton(family.model_type, settings, dtype)
+    return model, _table(family, family.completed(settings), model)
+
+
+def runnable_family(facts: Facts) -> Family:
+    """Raises ModelError for an architecture that no family here can run."""
     family = family_of_gguf(facts)
     if family is None:
         raise ModelError(

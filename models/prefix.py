@@ -10,7 +10,7 @@ for layer in range(prefix.n_layers):
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -54,6 +54,8 @@ class Prefix:
         self._at = 0
         self._kept: list[Any] = []  # per batch, what layer `_at - 1` puts out
         self._running = _Running()
+        self._left_out: frozenset[int] = frozenset()
+        self._tuples: bool | None = None  # whether layers put out tuples, once that matters
 
     @property
     def n_layers(self) -> int:
@@ -89,7 +91,7 @@ class Prefix:
             self._running.batch = batch
             return work(batch, self._loaded.logits(self._batches[batch], first=self._first)[:, :-1].float())
 
-        with self._resting(range(self._at)):
+        with self._resting([*range(self._at), *self._left_out]):
             return self._share_out(one, range(len(self._batches)))
 
     def move_to(self, layer: int) -> None:
@@ -105,6 +107,20 @@ class Prefix:
     def restart(self) -> None:
         """Back to the beginning; what was kept is forgotten."""
         self._at, self._kept = 0, []
+
+    @contextmanager
+    def without(self, layers: Collection[int]) -> Iterator[None]:
+        """Inside, the model goes round these layers; none of them lies before `at`."""
+        assert all(layer >= self._at for layer in layers)
+        if self._tuples is None:
+            with self._watching(self._layers[-1]):
+                self._loaded.logits(self._batches[0][:1, :2])
+            self._tuples, self._running.output = isinstance(self._running.output, tuple), None
+        self._left_out = frozenset(layers)
+        try:
+            yield
+        finally:
+            self._left_out = frozenset()
 
     def _output_of(self, batch: int) -> Any:
         """What the layer that is watched puts out."""
@@ -124,7 +140,9 @@ class Prefix:
     @contextmanager
     def _replaced_forward(self, layer: nn.Module, gives_kept: bool) -> Iterator[None]:
         def forward(hidden_states: Any, *others: Any, **named: Any) -> Any:
-            return self._kept[self._running.batch] if gives_kept else hidden_states
+            if gives_kept:
+                return self._kept[self._running.batch]
+            return (hidden_states,) if self._tuples and self._left_out else hidden_states
 
         layer.forward = forward  # type: ignore[method-assign]
         try:

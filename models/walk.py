@@ -22,6 +22,7 @@ import torch
 
 from quantmill.models.capture import Call, capture, equal, named_layers
 from quantmill.models.errors import ModelError
+from quantmill.models.held import Pass, first_of, hold
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import taking
 from quantmill.models.walked_layer import Layer
@@ -80,9 +81,28 @@ class Walk:
                 )
         return [capture(self.loaded.model, self.modules, ids)[0].hidden for ids in self.batches], calls
 
-    def layers(self) -> Iterator[Layer]:
-        """Each layer in turn, both streams before it; when the next is asked for, both have passed this one."""
-        for index in range(len(self.modules)):
+    @torch.inference_mode()
+    def pass_layer(self, index: int) -> list[dict[str, Any]]:
+        """Take the original stream through a layer, and nothing else; what the layer's parts put out, by batch."""
+        run = Pass()
+        held = hold(self.modules[index], self.prefixes[index], run, self.loaded.dtype)
+
+        def one(batch: int) -> dict[str, Any]:
+            run.begin(changed=False)
+            self.original[batch] = first_of(held.layer(self.original[batch], **self.calls[index].arguments))
+            return run.outputs
+
+        try:
+            return self.share_out(one, range(len(self.batches)))
+        finally:
+            held.close()
+
+    def layers(self, first: int = 0) -> Iterator[Layer]:
+        """Each layer in turn, both streams before it; when the next is asked for, both have passed this one.
+
+        first: begin there; the streams are what the caller has made of them.
+        """
+        for index in range(first, len(self.modules)):
             layer = Layer(self, index)
             try:
                 yield layer

@@ -134,10 +134,20 @@ class Layer:
     @torch.inference_mode()
     def _find_places(self) -> tuple[Place, ...]:
         """Run the original stream through the layer, keep what enters every matrix, and see what writes the stream."""
+        return find_places(self.walk.loaded, self.held, self.walk.original[0], *self._observed(changed=False))
+
+    @torch.inference_mode()
+    def again(self) -> None:
+        """Run the only stream through the layer once more, with the changed weights; it goes on with what comes out."""
+        assert not self.walk.two_streams
+        self._observed(changed=True)
+
+    def _observed(self, changed: bool) -> Any:
+        """What was seen of the first batch; what enters matrices and what is put out is kept of all."""
         walk = self.walk
 
         def one(batch: int) -> Any:
-            self.run.begin(changed=False, noting=True)
+            self.run.begin(changed=changed, noting=True)
             out = self._pass(walk.original[batch])
             return out, self.run.seen, self.run.outputs, self.run.products if batch == 0 else {}
 
@@ -146,7 +156,19 @@ class Layer:
         self._original_inputs = [{id(m): inputs for m, inputs in seen} for _, seen, *_ in done]
         self._original_outputs = [outputs for _, _, outputs, _ in done]
         trim()  # what is kept lies between what came and went
-        return find_places(walk.loaded, self.held, walk.original[0], *done[0])
+        return done[0]
+
+    def entering(self, place: Place, batch: int) -> tuple[torch.Tensor, ...]:
+        """What enters the module of a place in the original stream; of experts also which and with what weights."""
+        return self._original_inputs[batch][id(place.module)]
+
+    def output(self, batch: int) -> torch.Tensor:
+        """What the layer puts out in the original stream, [n_seq, n_ctx, n_hidden]."""
+        return self._outputs[batch]
+
+    def part_output(self, batch: int, part: str) -> torch.Tensor:
+        """The same of a part of the layer that holds matrices, such as its attention."""
+        return first_of(self._original_outputs[batch][part])
 
     def _see(self, place: Place, batch: int) -> Iterator[Seen]:
         original = self._original_inputs[batch][id(place.module)]

@@ -8,8 +8,8 @@ from pathlib import PurePath
 
 from quantmill.gguf_io.kinds import containing
 from quantmill.measure.errors import MeasureError
-from quantmill.measure.record import ModelFile
-from quantmill.measure.report import tables
+from quantmill.measure.record import PRUNED, ModelFile
+from quantmill.measure.report import pruned, tables
 from quantmill.measure.report.collect import Report, without_paths
 from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, shown, sizes
 from quantmill.measure.report.tables import Table
@@ -54,6 +54,9 @@ def card(
     parts += [f"{_escaped(setting.fit)}.\n"] if setting.fit else []
     parts.append(_running(ours, repository))
     parts += _quality(report, ours)
+    parts.append(_part("Left out", pruned.pruned(ours), ours))
+    parts.append(_part("Damage by layer", pruned.by_layer(ours), ours, column=-1))
+    parts.append(_part("Damage by expert", pruned.by_expert(ours), ours, column=-1))
     parts.append(_part("Tasks", tables.tasks(report), ours))
     parts.append(_part("Tokens per second", tables.speeds(report), ours))
     parts.append(_part("Types, share of weights", tables.type_counts(ours), ours))
@@ -168,7 +171,11 @@ def _origins(file: ModelFile) -> list[str]:
             + (f" from {_code(data)}" if data else "")
             + (f", {chunks} chunks" if chunks else "")
         )
-    own = {key: value for key, value in facts.items() if key.startswith("quantmill.")}
+    own = {
+        key: value
+        for key, value in facts.items()
+        if key.startswith("quantmill.") and not (key.startswith(PRUNED) and "," in value)  # lists have tables
+    }
     lines += [f"`{key}` {_escaped(value)}" for key, value in sorted(own.items())]
     return lines
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import PurePath
 
 from quantmill.gguf_io.kinds import containing
-from quantmill.measure.report import tables
+from quantmill.measure.report import pruned, tables
 from quantmill.measure.report.collect import HeatMap, Report, without_paths
 from quantmill.measure.report.setting import NO_SETTING, Setting, own, reasons, shown, sizes
 from quantmill.measure.report.svg import Line, Point, scatter
@@ -29,7 +29,7 @@ def page(report: Report, setting: Setting = NO_SETTING) -> str:
         _verdicts(report),
         _choice(own(report, setting), setting),
     ]
-    sections += [_quality(report), _tasks(report), _speeds(report)]
+    sections += [_quality(report), _pruned(report), _tasks(report), _speeds(report)]
     sections += [_types(report), _origin(report)]
     title = escape(report.title)
     return (
@@ -197,6 +197,15 @@ def _quality(report: Report) -> str:
     body = _table(tables.quality(report))
     spread = _table(tables.percentiles(report))
     return _section("Perplexity and divergence", body and body + spread + note)
+
+
+def _pruned(report: Report) -> str:
+    layers, experts = pruned.by_layer(report), pruned.by_expert(report)
+    return (
+        _section("Left out", _table(pruned.pruned(report)))
+        + _section("Damage by layer", _table(layers))
+        + _section("Damage by expert", _table(experts))
+    )
 
 
 def _tasks(report: Report) -> str:

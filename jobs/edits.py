@@ -1,0 +1,129 @@
+"""What pruning changes of a model before anything else is done with it: experts cut, matrices refitted.
+
+A job that has edits reads its model through them (`open_model`); layers are left out by the recipe, because an
+importance matrix names tensors as they were. To run the pruned model, `pruned_model` leaves them out as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quantmill.gguf_io import TensorSource, open_source
+from quantmill.gguf_io.edited import EditedSource, Stored
+from quantmill.gguf_io.edited import Edits as SourceEdits
+from quantmill.gguf_io.metadata import Metadata, MetaValue
+from quantmill.imatrix.matrix import Entry, ImportanceMatrix
+from quantmill.recipe.prune import plan_pruning, prune_metadata
+from quantmill.recipe.prune_experts import cut_metadata, cut_tensors, find_experts, routing_tables
+
+
+@dataclass(frozen=True, eq=False)
+class Edits:
+    """experts: layer → numbers of its experts that stay. replaced: tensor (as named in the source) → what stands for it
+    now, of the experts that stay."""
+
+    experts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    replaced: Mapping[str, Stored] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all they change."""
+        found = hashlib.sha256(repr(sorted(self.experts.items())).encode())
+        for name, stored in sorted(self.replaced.items()):
+            found.update(f"{name} {stored.type}".encode())
+            found.update(np.ascontiguousarray(stored.rows).data)
+        return found.hexdigest()
+
+
+NO_EDITS = Edits()
+
+
+def open_model(path: str, edits: Edits = NO_EDITS, later: str = "with") -> TensorSource:
+    """The model of a job, edited. Raises as open_source does; RecipeError for experts that cannot be cut."""
+    source = open_source(path, later)
+    return source if edits is NO_EDITS else edited(source, edits)
+
+
+def edited(source: TensorSource, edits: Edits) -> EditedSource:
+    metadata, kept, tables = _cut(source, edits)
+    return EditedSource(source, metadata, SourceEdits({}, kept, {**tables, **edits.replaced}))
+
+
+def pruned_model(source: TensorSource, edits: Edits, layers: tuple[int, ...]) -> EditedSource:
+    """The model without `layers`, those behind them moved up: what is run to see what was lost."""
+    metadata, kept, tables = _cut(source, edits)
+    names = [spec.name for spec in source.specs()]
+    pruning = plan_pruning(layers, names)
+    if pruning.dropped:
+        arch = str(metadata.value("general.architecture"))
+        metadata, _ = prune_metadata(metadata, arch, pruning)
+        count = metadata[f"{arch}.block_count"]
+        left = MetaValue(count.type, int(count.value) - len(pruning.dropped))
+        metadata = metadata.replace(f"{arch}.block_count", left)
+    renamed = {name: pruning.new_name(name) for name in names}
+    return EditedSource(source, metadata, SourceEdits(renamed, kept, {**tables, **edits.replaced}))
+
+
+def _cut(
+    source: TensorSource, edits: Edits
+) -> tuple[Metadata, dict[str, tuple[int, ...]], dict[str, Stored]]:
+    if not edits.experts:
+        return source.metadata, {}, {}
+    specs = source.specs()
+    experts = find_experts(source.metadata, specs)
+    kept = cut_tensors(specs, experts, edits.experts)
+    n_kept = len(next(iter(edits.experts.values())))
+    tables = {
+        name: Stored("I32", remapped(source.read(name), edits.experts[layer], experts.n))
+        for name, layer in routing_tables(specs).items()
+    }
+    return cut_metadata(source.metadata, n_kept), kept, tables
+
+
+def remapped(table: np.ndarray, kept: tuple[int, ...], n_experts: int) -> np.ndarray:
+    """Which experts each token goes to, u8 rows of i32 [n_tokens, n_used] → the same in numbers of those that stay.
+
+    In the place of one that is gone comes the next that stays and the token does not have yet.
+    """
+    old = table.view("<i4").copy()
+    new = np.full(n_experts, -1, np.int32)
+    new[list(kept)] = np.arange(len(kept))
+    out = new[old]
+    following = np.searchsorted(kept, old)  # the place among those that stay where a missing one would be
+    for row, column in np.argwhere(out < 0):
+        choice = int(following[row, column]) % len(kept)
+        while choice in out[row]:
+            choice = (choice + 1) % len(kept)
+        out[row, column] = choice
+    return np.ascontiguousarray(out, "<i4").view(np.uint8)
+
+
+def cut_importance(matrix: ImportanceMatrix, edits: Edits, source: TensorSource) -> ImportanceMatrix:
+    """The rows of the experts that stay, where an entry has one for each that was there."""
+    if not edits.experts:
+        return matrix
+    experts = find_experts(source.metadata, source.specs())
+    kept = cut_tensors(source.specs(), experts, edits.experts)
+    entries = dict(matrix.entries)
+    for name, found in matrix.entries.items():
+        spec = next((spec for spec in source.specs() if spec.name == name), None)
+        if (
+            spec is not None
+            and name in kept
+            and found.n_values == spec.n_cols * experts.n
+            and len(spec.shape) > 2
+        ):
+            entries[name] = _rows(found, list(kept[name]), experts.n)
+    return ImportanceMatrix(
+        entries, matrix.datasets, matrix.chunk_count, matrix.chunk_size, matrix.legacy, matrix.run
+    )
+
+
+def _rows(entry: Entry, kept: list[int], n_experts: int) -> Entry:
+    counts = entry.counts if entry.counts.size == 1 else entry.counts.reshape(n_experts, -1)[kept].reshape(-1)
+    in_sum = None if entry.in_sum is None else entry.in_sum.reshape(n_experts, -1)[kept]
+    return Entry(entry.in_sum2.reshape(n_experts, -1)[kept], counts, in_sum)

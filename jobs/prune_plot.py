@@ -1,0 +1,57 @@
+"""The picture of a scan: damage against bytes saved, layer sets by how many layers they are."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from quantmill.gguf_io.kinds import containing
+from quantmill.gguf_io.outputs import Output
+from quantmill.gguf_io.partial import write_whole
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.prune_request import Scan
+
+SUFFIXES = (".png", ".svg")
+MARK = "quantmill prune"
+PLOT = containing("a plot of quantmill", MARK.encode())
+
+
+def require_kind(path: Path) -> None:
+    """Raises JobError for a kind of picture that there is not."""
+    if path.suffix not in SUFFIXES:
+        raise JobError(f"{path}: a plot is a .png or .svg file")
+
+
+def picture(found: Scan, kind: str) -> bytes:
+    """kind: png or svg. Raises JobError when matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise JobError("a picture needs matplotlib: pip install 'quantmill[report]'") from error
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    above, below = figure.subplots(2)
+    singles = [one for one in found.sets if len(one.layers) == 1]
+    above.bar([one.layers[0] for one in singles], [one.influence for one in singles])
+    above.set_xlabel("layer")
+    above.set_ylabel("block influence, 1 − cosine")
+    for size in sorted({len(one.layers) for one in found.sets}):
+        sets = [one for one in found.sets if len(one.layers) == size and one.kld is not None]
+        below.scatter(
+            [100 * one.n_bytes / found.n_bytes for one in sets],
+            [one.kld for one in sets],
+            label=f"{size} left out",
+        )
+    for one in found.best:
+        if one.kld is not None:
+            below.annotate(",".join(map(str, one.layers)), (100 * one.n_bytes / found.n_bytes, one.kld))
+    below.set_yscale("log")
+    below.set_xlabel("bytes saved, % of the model")
+    below.set_ylabel("mean KL divergence, nats a token")
+    below.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=120, metadata={"Software" if kind == "png" else "Creator": MARK})
+    return buffer.getvalue()
+
+
+def write(output: Output, content: bytes) -> None:
+    write_whole(output.final, content)

@@ -1,0 +1,44 @@
+"""transformers' model with its weights in plain tensors, to be saved as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantmill.gguf_io import TensorSource
+from quantmill.models.errors import ModelError
+from quantmill.models.model import table_of
+from quantmill.qkernels import to_float32
+
+
+def plain_model(source: TensorSource, path: Path, dtype: torch.dtype) -> Any:
+    """The model of GGUF tensors and metadata; parameters in `dtype`, those that the class computes in float32 in that.
+
+    Raises ModelError for a tensor that is missing.
+    """
+    specs = {spec.name: spec for spec in source.specs()}
+    model, table = table_of(source, path, dtype)
+
+    def read(name: str) -> np.ndarray:
+        values = to_float32(np.ascontiguousarray(source.read(name)), specs[name].type)
+        return values.reshape(table.views[name].shape)
+
+    missing = sorted(name for name in table.views if name not in specs)
+    if missing:
+        raise ModelError(f"{path}: {missing[0]} is missing ({len(missing)} tensors are)")
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name in table.uses:
+            values = torch.from_numpy(table.to_hf(name, read).astype(np.float32))
+            state[name] = values.reshape(tensor.shape).to(tensor.dtype)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    left = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if left:
+        raise ModelError(
+            f"{path}: {left[0]} and {len(left) - 1} more tensors of the model are not in the GGUF"
+        )
+    return model.eval()

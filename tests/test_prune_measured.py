@@ -1,0 +1,354 @@
+"""Pruning that is measured on a text: influence, damage, the choice of layers and experts, healing, limits."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quantmill.calibrate.errors import CalibrationError
+from quantmill.calibrate.prune_damage import Damage, scored_prefix
+from quantmill.calibrate.prune_influence import influence_of
+from quantmill.calibrate.prune_merge import matched, merged
+from quantmill.calibrate.prune_solve import Routed, Rows, solve_experts, solve_matrix
+from quantmill.cli import main
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.imatrix.text import Text
+from quantmill.jobs.edits import NO_EDITS, Edits, pruned_model
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.prune import run, scan
+from quantmill.jobs.prune_layers import runs_of
+from quantmill.jobs.prune_request import Request
+from quantmill.jobs.watcher import Silent
+from quantmill.models.model import from_source, load
+from quantmill.recipe.prune_experts import Share
+from tests.support.llama_model import LlamaModel
+from tests.support.measure_models import EXAMPLE, tiny
+
+MODEL = str(tiny("F16"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes((EXAMPLE / "calibration.txt").read_bytes()[:30_000])
+    return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory) -> Iterator[None]:
+    """Measurements are kept here, and only here."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+def request(text: Path, **options) -> Request:
+    return Request(MODEL, (Text(text),), n_chunks=10, threads=1, **options)
+
+
+def in_turn(work, items):
+    """What shares work out among no threads."""
+    return [work(item) for item in items]
+
+
+class Counting(Silent):
+    """What was measured, by stage."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[str] = []
+
+    def began(self, what, total, unit):
+        self.stages.append(what)
+
+    def note(self, line):
+        self.notes.append(line)
+
+
+# The arithmetic
+
+
+def test_least_squares_of_one_matrix():
+    """With enough rows, the change that made the loss; nothing where the held-back rows would lose by it."""
+    rng = torch.Generator().manual_seed(0)
+    wanted = torch.randn(5, 16, generator=rng)
+    inputs = [torch.randn(200, 16, generator=rng) for _ in range(3)]
+    rows = [Rows(x, x @ wanted.T) for x in inputs]
+    found = solve_matrix(rows[:2], rows[2:], in_turn)
+    assert found.delta is not None
+    torch.testing.assert_close(found.delta[0], wanted, atol=0.02, rtol=0)
+    assert found.after < 1e-4 * found.before
+    noise = [Rows(x, torch.randn(200, 5, generator=rng)) for x in inputs]
+    assert solve_matrix(noise[:1], noise[2:], in_turn).delta is None
+
+
+def test_least_squares_of_experts_that_share_tokens():
+    """Two experts a token: what the joint normal equations give, solved by numpy."""
+    rng = torch.Generator().manual_seed(0)
+    n_tokens, n_cols, n_out = 400, 6, 3
+    pairs = torch.stack([torch.randperm(3, generator=rng)[:2] for _ in range(n_tokens)])
+    weights = torch.rand(n_tokens, 2, generator=rng)
+    inner = torch.randn(n_tokens, 3, n_cols, generator=rng)
+    missing = torch.randn(n_tokens, n_out, generator=rng) + inner[:, 0, :n_out]
+    inputs, tokens, wide = [], [], torch.zeros(n_tokens, 3, n_cols)
+    for expert in range(3):
+        at, slot = (pairs == expert).nonzero(as_tuple=True)
+        rows = inner[at, expert] * weights[at, slot, None]
+        inputs.append(rows)
+        tokens.append(at)
+        wide[at, expert] = rows
+    routed = Routed(tuple(inputs), tuple(tokens), missing)
+    found = solve_experts(routed, routed, in_turn)
+    assert found.delta is not None
+    flat = wide.reshape(n_tokens, -1).double().numpy()
+    square = flat.T @ flat
+    mean = np.mean([np.diag((x.T @ x).numpy()) for x in inputs])
+    exact = np.linalg.solve(square + 1e-3 * mean * np.eye(18), flat.T @ missing.double().numpy())
+    ours = found.delta.permute(0, 2, 1).reshape(18, n_out).numpy()
+    np.testing.assert_allclose(ours, exact, atol=2e-4)
+
+
+def test_merging_finds_the_order_of_neurons():
+    """An expert that is another one with its neurons in another order, and nearly its router row, changes nothing."""
+    rng = np.random.default_rng(0)
+    parts = {name: rng.standard_normal((3, 8, 5)).astype(np.float32) for name in ("gate", "up", "down")}
+    order = rng.permutation(8)
+    for values in parts.values():
+        values[2] = values[0][order]
+    router = rng.standard_normal((3, 5)).astype(np.float32)
+    router[2] = router[0] * 1.01
+    np.testing.assert_array_equal(order[matched(parts["up"][0], parts["up"][2])], np.arange(8))
+    found = merged(parts, router, (0, 1), [2.0, 1.0, 6.0])
+    for name, values in found.items():
+        np.testing.assert_allclose(values, parts[name][:2], rtol=1e-5, atol=1e-6)
+
+
+def test_runs():
+    assert runs_of((1, 2, 4, 7, 8, 9)) == [(1, 2), (4, 1), (7, 3)]
+
+
+# What is measured
+
+
+def test_influence_saliency_and_damage_against_transformers(text):
+    """transformers' own hidden states and experts; and the damage is that of the model that is cut."""
+    torch.set_num_threads(1)
+    loaded = load(MODEL)
+    chunks = np.array(loaded.tokenizer.encode(text.read_text())[:1024], np.int32).reshape(4, 256)
+    found = influence_of(loaded, chunks)
+    ids = torch.from_numpy(chunks.astype(np.int64))
+    inside: dict[int, tuple[torch.Tensor, ...]] = {}
+    states: list[torch.Tensor] = []
+    layers = loaded.model.model.layers
+    handles = []
+    for number, layer in enumerate(layers):
+        handles.append(
+            layer.mlp.experts.register_forward_pre_hook(
+                lambda module, inputs, number=number: inside.__setitem__(number, inputs)
+            )
+        )
+        handles.append(layer.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0])))
+    handles.append(layers[-1].register_forward_hook(lambda module, inputs, out: states.append(out)))
+    with torch.no_grad():
+        loaded.model(input_ids=ids)
+        for handle in handles:
+            handle.remove()
+        for first, n in ((0, 1), (2, 1), (1, 3)):
+            cosine = torch.cosine_similarity(states[first], states[first + n], dim=-1).mean()
+            assert found.of_run(first, n) == pytest.approx(1 - float(cosine), abs=1e-5)
+        hidden, index, weights = inside[1]
+        experts = layers[1].mlp.experts
+        for expert in range(8):
+            at, slot = (index == expert).nonzero(as_tuple=True)
+            assert found.routed[1][expert] == len(at)
+            if len(at):
+                only = torch.full((len(at), 1), expert)
+                out = experts(hidden[at], only, torch.ones(len(at), 1))
+                shares = weights[at, slot] / weights[at].sum(-1)
+                wanted = float((shares * out.norm(dim=-1)).mean())
+                assert found.saliency[1][expert] == pytest.approx(wanted, rel=1e-4)
+    damage = Damage(loaded, chunks, in_turn)
+    measured = {layers: float(s.kld.mean()) for layers, s in damage.measure([(2,), (1, 3), (1,)])}
+    for gone, kld in measured.items():
+        cut = from_source(
+            pruned_model(open_source(MODEL), NO_EDITS, gone), Path(MODEL), torch.device("cpu"), torch.float32
+        )
+        scores = damage.predictions.scores(scored_prefix(cut, chunks, in_turn))
+        assert kld == pytest.approx(float(scores.kld.mean()), rel=1e-5)
+        assert damage.predictions.nll.mean() == pytest.approx(float(scores.nll_base.mean()), rel=1e-6)
+
+
+def test_scan_measures_each_set_once(text, capsys, tmp_path):
+    watcher = Counting()
+    found = scan(request(text, n_layers=2, breadth=3), watcher)
+    assert watcher.stages == ["influence", "original", "sets of 1", "sets of 2"]
+    singles = [one for one in found.sets if len(one.layers) == 1]
+    assert [one.layers for one in singles] == [(0,), (1,), (2,), (3,)]
+    assert [one.layers for one in singles if one.kld is None] == [(0,)]  # the one of most influence
+    for size in (1, 2):
+        klds = [one.kld for one in found.sets if len(one.layers) == size and one.kld is not None]
+        assert found.best[size - 1].kld == min(klds)
+    assert len(found.experts) == 32
+    again = Counting()
+    assert scan(request(text, n_layers=2, breadth=3), again) == found
+    assert again.stages == []
+    plot = tmp_path / "scan.png"
+    command = [
+        "prune",
+        "scan",
+        MODEL,
+        "--calibration",
+        str(text),
+        "--chunks",
+        "10",
+        "--breadth",
+        "3",
+        "-t",
+        "1",
+    ]
+    assert main([*command, "--plot", str(plot), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["best"][1]["layers"] == list(found.best[1].layers)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main(command) == 0
+    assert "the best of its size" in capsys.readouterr().out
+
+
+def test_an_interrupted_scan_goes_on(text):
+    class Stopping(Counting):
+        def progressed(self, amount, what=""):
+            if "without 2" in what:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(Request(MODEL, (Text(text),), n_chunks=11, threads=1, n_layers=1), Stopping())
+    watcher, told = Counting(), []
+    watcher.progressed = lambda amount, what="": told.append(what)  # type: ignore[method-assign]
+    scan(Request(MODEL, (Text(text),), n_chunks=11, threads=1, n_layers=1), watcher)
+    assert "influence" not in watcher.stages
+    assert [what.partition(":")[0] for what in told if what] == ["without 3"]
+
+
+# What is made
+
+
+def test_experts_are_chosen_and_refitted(text):
+    """The best of the criteria; healed it loses at most 0.7 of what it did, and the file says what was measured."""
+    watcher = Counting()
+    pruned = run(request(text, experts=Share(0.25)), watcher)
+    assert pruned.kld <= 0.7 * pruned.cut.kld.value
+    assert pruned.refitted[0].name == "blk.0.ffn_down_exps.weight"
+    assert any("experts chosen by" in note for note in watcher.notes)
+    assert all(len(gone) == 2 for gone in pruned.experts.values())
+    with_edits = from_source(
+        pruned_model(open_source(MODEL), pruned.edits, ()), Path(MODEL), torch.device("cpu"), torch.float32
+    )
+    loaded = load(MODEL)
+    held = pruned.chunks[: pruned.n_held]
+    damage = Damage(loaded, held, in_turn)
+    scores = damage.predictions.scores(scored_prefix(with_edits, held, in_turn))
+    assert float(scores.kld.mean()) == pytest.approx(pruned.kld, rel=1e-5)
+
+
+def test_layers_by_measurement_into_a_file(text, tmp_path, capsys):
+    """auto:1 takes the layer that scan found best; the healed file runs in llama.cpp, and says what went."""
+    output = tmp_path / "cut.gguf"
+    command = ["quantize", "--prune-layers", "auto:1", "--calibration", str(text), "-t", "1", "--json"]
+    assert main([*command, MODEL, str(output), "Q8_0"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    said = printed["pruning"]
+    assert said["kld"] < said["kld_unhealed"]
+    assert printed["file_bytes"] == output.stat().st_size
+    metadata = open_source(output).metadata
+    assert list(metadata.value("quantmill.pruned.layers")) == said["layers"]
+    assert metadata.value("quantmill.pruned.kld") == pytest.approx(said["kld"])
+    assert metadata.value("qwen3moe.block_count") == 3
+    with LlamaModel(output) as model:
+        assert np.isfinite(model.logits(list(range(3, 40)))).all()
+
+
+def test_too_much_damage_is_refused(text, tmp_path, capsys):
+    output = tmp_path / "cut.gguf"
+    command = ["quantize", "--prune-layers", "0", "--calibration", str(text), "--no-heal", "-t", "1"]
+    command += [MODEL, str(output), "COPY"]
+    assert main(command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "nats a token of KL divergence away from the original" in error
+    assert "--max-damage none" in error
+    assert not output.exists()
+    assert main([*command[:1], "--max-damage", "none", *command[1:]]) == 0
+    assert "damage as cut" in capsys.readouterr().out
+    assert open_source(output).metadata.value("quantmill.pruned.kld") > 0.5
+
+
+def test_layers_by_number_stay_as_they_are_without_a_text(tmp_path):
+    output = tmp_path / "cut.gguf"
+    assert main(["quantize", "--prune-layers", "0", MODEL, str(output), "COPY"]) == 0
+    assert not [key for key in open_source(output).metadata if key.startswith("quantmill")]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--prune-layers", "auto:1"], 2, "needs a text to measure on"),
+        (["--prune-layers", "auto:0"], 2, "expected auto:N"),
+        (["--prune-layers", "auto:4", "--calibration", "TEXT"], 1, "the model has 4 layers, at most 3"),
+        (["--prune-layers", "0,1,2,3", "--calibration", "TEXT"], 1, "no layer would remain"),
+        (["--prune-layers", "9", "--calibration", "TEXT"], 1, "the model has no layer 9"),
+        (["--prune-experts", "7", "--calibration", "TEXT"], 1, "at most 6 can leave"),
+        (["--prune-experts", "9"], 1, "the model has 8 experts"),
+        (["--prune-experts", "0.25", "--max-damage", "0.1"], 2, "belongs to pruning that is measured"),
+        (["--prune-layers", "1", "--calibration", "TEXT", "--max-damage", "much"], 2, "--max-damage much"),
+        (["--prune-layers", "1", "--calibration", "TEXT", "--merge"], 2, "--merge is about experts"),
+        (
+            ["--prune-experts", "2", "--calibration", "TEXT", "--expert-criterion", "reap"],
+            2,
+            "did you mean REAP",
+        ),
+        (["--prune-layers", "1", "--calibration", "TEXT", "--polish"], 2, "--polish wants the original"),
+        (["--calibration", "TEXT"], 2, "--prune-layers"),
+    ],
+)
+def test_what_pruning_is_not_given(options, code, words, text, tmp_path, capsys):
+    options = [str(text) if one == "TEXT" else one for one in options]
+    assert main(["quantize", *options, "-t", "1", MODEL, str(tmp_path / "x.gguf"), "COPY"]) == code
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_hidden_states_that_are_not_finite_are_named(text, tmp_path):
+    source = open_source(MODEL)
+    tensors = [OutputTensor(spec.name, spec.shape, spec.type) for spec in source.specs()]
+    with GGUFSink(tmp_path / "bad.gguf", source.metadata, tensors) as sink:
+        for spec in source.specs():
+            rows = source.read(spec.name)
+            if spec.name == "blk.1.attn_norm.weight":
+                rows = np.full(rows.size // 4, np.nan, np.float32).view(np.uint8)
+            sink.write(spec.name, np.ascontiguousarray(rows))
+        sink.commit()
+    with pytest.raises((CalibrationError, JobError, ValueError), match="not finite"):
+        run(Request(str(tmp_path / "bad.gguf"), (Text(text),), n_chunks=10, threads=1, experts=Share(2)))
+
+
+def test_a_text_that_is_too_short(tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("Once upon a time. " * 50)
+    with pytest.raises(JobError, match="give a longer text"):
+        run(Request(MODEL, (Text(short),), layers=(1,)))
+
+
+def test_edits_have_a_digest_of_all_they_change():
+    one = Edits({0: (1, 2)})
+    assert one.digest == Edits({0: (1, 2)}).digest != Edits({0: (1, 3)}).digest
