@@ -84,9 +84,7 @@ def wanted_pruning(
 def _number(text: str) -> int:
     word = text.removeprefix("auto:")
     if not (word.isascii() and word.isdigit() and int(word)):
-        raise UsageError(
-            f"--prune-layers {text!r}: expected auto:N (N at least 1), or numbers: 5,39"
-        )
+        raise UsageError(f"--prune-layers {text!r}: expected auto:N (N at least 1), or numbers: 5,39")
     return int(word)
 
 
