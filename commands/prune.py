@@ -88,7 +88,7 @@ def scan(
     output = None
     if plot is not None:
         require_kind(plot)
-        inputs = (request.model, *(text.path for text in texts))
+        inputs = [request.model, *(str(text.path) for text in texts)]
         output = check_output(plot, PLOT, inputs, force=force)
         print_warnings(output.warnings)
     with Shown() as watcher:

@@ -106,7 +106,7 @@ class Search:
     def all_sets(self, longest: int) -> tuple[Set, ...]:
         """Every single layer and the cheapest runs, measured or not, and whatever was measured."""
         n = self.influence.n_layers
-        wanted = [(layer,) for layer in range(n)]
+        wanted: list[tuple[int, ...]] = [(layer,) for layer in range(n)]
         for size in range(2, min(longest, n - 1) + 1):
             runs = sorted(range(n - size + 1), key=partial(self.influence.of_run, n=size))[:_RUNS]
             wanted += [tuple(range(first, first + size)) for first in runs]
