@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from quantmill.calibrate.prune_damage import scored_prefix
 from quantmill.calibrate.prune_influence import aimer
 from quantmill.gguf_io import TensorSource, open_source
 from quantmill.jobs.edits import Edits
 from quantmill.jobs.prune_request import ExpertRow
 from quantmill.jobs.prune_session import Session
+from quantmill.measure.damage import scored_prefix
 from quantmill.measure.perplexity import perplexity
 from quantmill.recipe.prune_experts import Experts, Share, expert_layers, find_experts, least_salient
 

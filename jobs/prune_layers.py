@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import combinations
 
-from quantmill.calibrate.prune_damage import Damage, Predictions
 from quantmill.calibrate.prune_influence import Influence
 from quantmill.jobs.edits import NO_EDITS, Edits
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.prune_request import Set
 from quantmill.jobs.prune_session import Session
+from quantmill.measure.damage import Damage, Predictions
 from quantmill.measure.divergence import TokenScores
 from quantmill.measure.perplexity import perplexity
 from quantmill.models.model import LoadedModel

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from quantmill import __version__
-from quantmill.calibrate.prune_damage import Predictions, scored_prefix
 from quantmill.calibrate.prune_influence import Influence, influence_of
 from quantmill.calibrate.workers import Workers, working
 from quantmill.gguf_io import TensorSource, open_source
@@ -23,6 +22,7 @@ from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.polish_checks import Chunks, chunks_of
 from quantmill.jobs.prune_request import CHUNKS, MEASURED, Request
 from quantmill.jobs.watcher import Watcher
+from quantmill.measure.damage import Predictions, scored_prefix
 from quantmill.measure.divergence import TokenScores
 from quantmill.measure.perplexity import perplexity
 from quantmill.models.model import LoadedModel, from_source, usable_device

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from quantmill.calibrate.errors import CalibrationError
-from quantmill.calibrate.prune_damage import Damage, scored_prefix
 from quantmill.calibrate.prune_influence import influence_of
 from quantmill.calibrate.prune_merge import matched, merged
 from quantmill.calibrate.prune_solve import Routed, Rows, solve_experts, solve_matrix
@@ -25,6 +24,7 @@ from quantmill.jobs.prune import run, scan
 from quantmill.jobs.prune_layers import runs_of
 from quantmill.jobs.prune_request import Request
 from quantmill.jobs.watcher import Silent
+from quantmill.measure.damage import Damage, scored_prefix
 from quantmill.models.model import from_source, load
 from quantmill.recipe.prune_experts import Share
 from tests.support.llama_model import LlamaModel
