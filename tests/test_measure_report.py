@@ -369,12 +369,14 @@ def test_wide_letters_stay_inside() -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("ys", [[1.0], [0.0001, 0.5], [27.1, 27.2, 27.15], [3.0, 3.0]])
+@pytest.mark.parametrize("ys", [[1.0], [0.0001, 0.5], [0.000002, 0.00005], [27.1, 27.2, 27.15], [3.0, 3.0]])
 def test_axes_have_ticks_inside_the_plot(ys: list[float], log: bool) -> None:
     svg = scatter([Point(i + 1, y, 0.0, "x", "x") for i, y in enumerate(ys)], "x", "y", log)
     ticks = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', svg)
     vertical = [(float(y), float(text)) for x, y, anchor, text in ticks if anchor == "end"]
     assert 1 <= len(vertical) <= 9
     assert all(0 < y < HEIGHT - 30 for y, _ in vertical)
+    # None reaches the title that stands left of them.
+    assert all(float(x) - 6.9 * len(text) > 15 for x, y, anchor, text in ticks if anchor == "end")
     # Higher values stand higher.
     assert [text for _, text in sorted(vertical)] == sorted((text for _, text in vertical), reverse=True)

@@ -28,7 +28,8 @@ TYPES = ("Q8_0", "Q5_0", "Q4_K", "Q6_K", "IQ4_XS", "IQ3_S", "IQ1_M", "NVFP4")
     ("triple", "processor"),
     [
         ("aarch64-apple-darwin", "apple-m1"),
-        ("aarch64-linux-gnu", "neoverse-n1"),
+        # The same instructions as apple-m1's, scheduled otherwise.
+        pytest.param("aarch64-linux-gnu", "neoverse-n1", marks=pytest.mark.slow),
         ("x86_64-linux-gnu", "sapphirerapids"),
     ],
 )

@@ -12,7 +12,7 @@ from unicodedata import east_asian_width
 from quantmill.measure.report.collect import pareto
 
 WIDTH, HEIGHT = 480, 320
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 78, 14, 12, 42
 FONT = 12
 CHARACTER = 7.6  # width of a letter at FONT: types are capitals and digits
 WIDE = 12.5  # of the widest Latin letters, and of Chinese and Japanese signs
