@@ -42,11 +42,12 @@ _WHERE = r"^model\.layers\.(\d+)\."
 @dataclass(frozen=True)
 class Nextn:
     """key: config.json's number of such layers. layer: the tensors of one that an ordinary layer has too. norms: how
-    the values of norms change."""
+    the values of norms change. draft: whether llama.cpp runs them without the others."""
 
     key: str
     layer: Mapping[str, str]
     norms: Values | None = None
+    draft: bool = True
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -98,6 +99,11 @@ def take(
     if later == ONLY and not count:
         raise GGUFError(
             f"{directory}: has no layers that predict further tokens (NextN, MTP) for this to be of"
+        )
+    if later == ONLY and layers and not layers.draft:
+        raise GGUFError(
+            f"{directory}: llama.cpp runs the layers that predict further tokens (NextN, MTP) of this architecture not "
+            "by themselves; leave the option away"
         )
     config["nextn"] = 0 if later == WITHOUT else count
     config["nextn_only"] = later == ONLY

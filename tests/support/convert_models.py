@@ -139,11 +139,12 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
 def _later_layer(
     random: np.random.RandomState, model: Model, found: dict[str, tuple[str, np.ndarray]]
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """A layer that predicts further tokens: the last one's tensors anew, and what it has beside them."""
+    """A layer that predicts further tokens: the tensors of the last anew, of K-EXAONE those of the first, which has no
+    experts; and what it has beside them."""
     last, width = model.config["num_hidden_layers"] - 1, model.config["hidden_size"]
-    of_qwen = model.architecture.startswith("Qwen")
-    first, own = ("mtp.", "mtp.layers.0.") if of_qwen else (f"model.layers.{last + 1}.",) * 2
-    prefix = f"model.layers.{last}."
+    apart = model.architecture.startswith(("Qwen", "Exaone"))
+    first, own = ("mtp.", "mtp.layers.0.") if apart else (f"model.layers.{last + 1}.",) * 2
+    prefix = f"model.layers.{0 if model.model_type == 'exaone_moe' else last}."
     shapes = {
         own + tensor.removeprefix(prefix): values.shape
         for tensor, (_, values) in found.items()
@@ -152,7 +153,7 @@ def _later_layer(
     beside = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
     beside["final_layernorm" if model.model_type == "hy_v3" else "shared_head.norm"] = (width,)
     mtp = dict(zip(beside, ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"), strict=True))
-    shapes |= {f"{first}{mtp[part] if of_qwen else part}.weight": shape for part, shape in beside.items()}
+    shapes |= {f"{first}{mtp[part] if apart else part}.weight": shape for part, shape in beside.items()}
     return {
         tensor: _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
         for tensor, shape in shapes.items()

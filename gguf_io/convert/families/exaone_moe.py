@@ -1,10 +1,10 @@
-"""K-EXAONE: EXAONE 4 with experts; layers that predict further tokens are left out."""
+"""K-EXAONE: EXAONE 4 with experts; a layer that predicts further tokens has none."""
 
 from __future__ import annotations
 
 from gguf import MODEL_ARCH, RopeScalingType
 
-from quantmill.gguf_io.convert import keys, layout, rope, rules
+from quantmill.gguf_io.convert import keys, layout, nextn, rope, rules
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, STRING, Key
 from quantmill.gguf_io.convert.rules import Rule
@@ -43,7 +43,7 @@ FAMILY = Family(
         Key("routed_scaling_factor", "expert_weights_scale", FLOAT32, needed=True),
         Key("norm_topk_prob", "expert_weights_norm", BOOL, needed=True),
         Key("first_k_dense_replace", "leading_dense_block_count"),
-        keys.written("nextn_predict_layers", lambda config: 0),
+        keys.written("nextn_predict_layers", lambda config: config.get("nextn", 0)),
         keys.written("rope.scaling.type", lambda config: RopeScalingType.NONE.value, STRING),
     ),
     defaults={
@@ -68,4 +68,14 @@ FAMILY = Family(
     },
     rules=(Rule(r"^mtp\."), *rules.STACKED_EXPERTS),
     tables=rope.llama3,
+    nextn=nextn.Nextn(
+        "num_nextn_predict_layers",
+        {
+            **layout.NORMS_BEFORE.shapes,
+            **layout.ATTENTION.shapes,
+            **layout.HEAD_NORMS.shapes,
+            **layout.FEED_FORWARD,
+        },
+        draft=False,
+    ),
 )

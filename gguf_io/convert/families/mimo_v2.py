@@ -110,6 +110,7 @@ FAMILY = Family(
         keys.Rows(read=_read),
     ),
     defaults={
+        "attention_value_scale": 0.707,
         "head_dim": 192,
         "layer_types": _layer_types,
         "max_position_embeddings": 131072,
