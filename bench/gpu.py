@@ -268,10 +268,11 @@ def main() -> None:
     if given.engine:
         engine = Engine(given.engine, engine.device, "asked for")
     if given.section:
-        with tempfile.TemporaryDirectory(dir=".") as folder:
+        with tempfile.TemporaryDirectory(dir=given.out.parent) as folder:
             section(given.section, Trial(engine, given.small, Path(folder).resolve()))
         return
-    options = ["--device", engine.device, "--engine", engine.name, *(["--small"] if given.small else [])]
+    options = ["--device", engine.device, "--engine", engine.name, "--out", str(given.out.resolve())]
+    options += ["--small"] if given.small else []
     rows = look(options, 60 * given.minutes)
     facts = asdict(describe("bench.gpu", sys.argv[1:]))
     given.out.write_text(json.dumps({"machine": facts, "rows": [asdict(row) for row in rows]}, indent=1))
