@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-RIDGES = (1e-3, 1e-2, 1e-1)  # times the mean of the diagonal of the second moments
+# Times the mean of the diagonal of the second moments; tried in turn until held-back rows lose by a stronger one.
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_LEAST_GAIN = 0.99  # of the error of held-back rows: with less nothing is changed
 _ROUNDS = 12  # of conjugate gradients, for experts whose rows overlap
 
 ShareOut = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -59,18 +61,27 @@ class Sums:
 def solve_matrix(fitted: Sequence[Rows], held: Sequence[Rows], share_out: ShareOut) -> Change:
     """One matrix that all rows go through."""
     sums, judge = Sums(fitted, share_out), Sums(held, share_out)
-    best = Change(None, judge.power, judge.power)
     mean = float(sums.square.diagonal().mean())
-    if not mean > 0:
-        return best
-    for ridge in RIDGES:
+
+    def solved(ridge: float) -> tuple[torch.Tensor, float]:
         added = torch.eye(len(sums.square), dtype=torch.float64, device=sums.square.device) * (ridge * mean)
         factor = torch.linalg.cholesky(sums.square.double() + added)
         delta = torch.cholesky_solve(sums.cross.double().T, factor).T.float()
-        error = judge.error(delta)
-        if error < best.after:
-            best = Change(delta[None], judge.power, error)
-    return best
+        return delta[None], judge.error(delta)
+
+    return _best(solved, judge.power) if mean > 0 else Change(None, judge.power, judge.power)
+
+
+def _best(solved: Callable[[float], tuple[torch.Tensor, float]], before: float) -> Change:
+    """The change by the ridge that serves held-back rows best; none where that gains too little."""
+    found: torch.Tensor | None = None
+    least = float("inf")
+    for ridge in RIDGES:
+        delta, error = solved(ridge)
+        if error >= least:
+            break
+        found, least = delta, error
+    return Change(found, before, least) if least < _LEAST_GAIN * before else Change(None, before, before)
 
 
 @dataclass(frozen=True)
@@ -106,17 +117,14 @@ def solve_experts(fitted: Routed, held: Routed, share_out: ShareOut) -> Change:
     """
     squares = torch.stack(share_out(lambda x: x.T @ x, fitted.inputs))
     before = float(held.missing.square().sum(dtype=torch.float64))
-    best = Change(None, before, before)
     mean = float(squares.diagonal(dim1=-2, dim2=-1).mean())
-    if not mean > 0:
-        return best
     wanted = fitted.back(fitted.missing, share_out)
-    for ridge in RIDGES:
+
+    def solved(ridge: float) -> tuple[torch.Tensor, float]:
         delta = _conjugate(fitted, squares, wanted, ridge * mean, share_out)
-        error = held.error(delta, share_out)
-        if error < best.after:
-            best = Change(delta, before, error)
-    return best
+        return delta, held.error(delta, share_out)
+
+    return _best(solved, before) if mean > 0 else Change(None, before, before)
 
 
 def _conjugate(
