@@ -224,6 +224,7 @@ def test_scan_measures_each_set_once(text, capsys, tmp_path):
     assert "the best of its size" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_scan_goes_on(text):
     class Stopping(Counting):
         def progressed(self, amount, what=""):
@@ -260,6 +261,7 @@ def test_experts_are_chosen_and_refitted(text):
     assert float(scores.kld.mean()) == pytest.approx(pruned.kld, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_by_measurement_into_a_file(text, tmp_path, capsys):
     """auto:1 takes the layer that scan found best; the healed file runs in llama.cpp, and says what went."""
     output = tmp_path / "cut.gguf"

@@ -49,7 +49,7 @@ def test_files_that_are_whole_have_no_such_part():
 
 def test_a_file_may_say_anything():
     text = card(report_of({"experts": "<b>,x", "experts_layers": "0", "experts_share": "y", "kld": "z"}))
-    assert "<b>" not in text
+    assert "<b>" not in text.replace("\\<b>", "")  # escaped as all words from files
 
 
 def test_lists_are_facts(tmp_path):
