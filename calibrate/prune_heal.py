@@ -62,7 +62,8 @@ def heal(
     """
     for index in range(layers[first]):
         original.pass_layer(index)
-    pruned.original[:] = original.original
+    if layers[first] == first:  # else layers are gone before it, and its stream is its own from the beginning
+        pruned.original[:] = original.original
     for layer in pruned.layers(first):
         old = layers[layer.index]
         following = layers[layer.index + 1] if layer.index + 1 < len(layers) else len(original.modules)

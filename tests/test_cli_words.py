@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 COMMANDS = [[name] for name in cli.COMMANDS]
 COMMANDS += [["imatrix", name] for name in ("collect", "stats", "merge", "convert", "diff")]
 COMMANDS += [["evaluate", name] for name in ("compare", "speed")]
+COMMANDS += [["prune", name] for name in ("scan", "cut")]
 
 
 def run(capsys, *words):

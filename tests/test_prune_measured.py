@@ -279,6 +279,13 @@ def test_layers_by_measurement_into_a_file(text, tmp_path, capsys):
         assert np.isfinite(model.logits(list(range(3, 40)))).all()
 
 
+def test_the_first_layer_leaves(text):
+    """Nothing is before the cut: the layers behind it are refitted on the pruned model's own stream."""
+    pruned = run(request(text, layers=(0,), max_damage=None))
+    assert pruned.kld < pruned.cut.kld.value
+    assert {int(one.name.split(".")[1]) for one in pruned.refitted} <= {1, 2, 3}
+
+
 def test_too_much_damage_is_refused(text, tmp_path, capsys):
     output = tmp_path / "cut.gguf"
     command = ["quantize", "--prune-layers", "0", "--calibration", str(text), "--no-heal", "-t", "1"]
