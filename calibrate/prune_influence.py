@@ -2,14 +2,11 @@
 
 Block influence of a layer, or of a run of them, is 1 − the mean cosine of a token's hidden state before and behind
 (ShortGPT, arXiv 2403.03853). The saliency of an expert is the mean, over the tokens that are routed to it, of its
-routing weight times the norm of what it puts out, weights of a token summing to one (REAP, arXiv 2510.13999). AIMER
-needs no text: mean |w| over the root of the mean w² of an expert's weights, the larger the less it is missed
-(arXiv 2603.18492).
+routing weight times the norm of what it puts out, weights of a token summing to one (REAP, arXiv 2510.13999).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,14 +18,10 @@ import torch
 from torch import nn
 
 from quantmill.calibrate.errors import CalibrationError
-from quantmill.gguf_io import TensorSource
 from quantmill.models.capture import named_layers
 from quantmill.models.experts import is_recordable, recording_forward
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import BATCH_TOKENS, input_ids
-from quantmill.qkernels import to_float32
-
-_STACK = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
 
 
 @dataclass(frozen=True)
@@ -142,25 +135,3 @@ def _watched(loaded: LoadedModel, path: str, layers: nn.ModuleList) -> Iterator[
                     object.__setattr__(module, "forward", partial(found[number].forward, module))
                     stack.callback(object.__delattr__, module, "forward")
         yield found
-
-
-def aimer(source: TensorSource, n_experts: int) -> dict[int, np.ndarray]:
-    """Layer → mean |w| / √(mean w²) of each expert's weights [n_experts] f64, all its matrices together."""
-    sums: dict[int, np.ndarray] = {}
-    for spec in source.specs():
-        match = _STACK.fullmatch(spec.name)
-        if match is None:
-            continue
-        each = spec.n_rows // n_experts
-        found = sums.setdefault(int(match[1]), np.zeros((3, n_experts)))
-        for expert in range(n_experts):
-            rows, type = source.fetch(spec.name, expert * each, each)
-            weights = to_float32(np.ascontiguousarray(rows), type)
-            found[0, expert] += np.abs(weights).sum(dtype=np.float64)
-            found[1, expert] += np.square(weights).sum(dtype=np.float64)
-            found[2, expert] += weights.size
-        source.release(spec.name)
-    return {
-        layer: (absolute / n) / np.sqrt(np.maximum(square / n, np.finfo(np.float64).tiny))
-        for layer, (absolute, square, n) in sums.items()
-    }

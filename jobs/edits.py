@@ -29,6 +29,13 @@ class Edits:
     experts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     replaced: Mapping[str, Stored] = field(default_factory=dict)
 
+    def gone(self, n_experts: int) -> dict[int, tuple[int, ...]]:
+        """Layer → numbers of its experts that leave, of n_experts."""
+        return {
+            layer: tuple(expert for expert in range(n_experts) if expert not in kept)
+            for layer, kept in self.experts.items()
+        }
+
     @property
     def digest(self) -> str:
         """A hash of all they change."""
@@ -106,11 +113,12 @@ def cut_importance(matrix: ImportanceMatrix, edits: Edits, source: TensorSource)
     """The rows of the experts that stay, where an entry has one for each that was there."""
     if not edits.experts:
         return matrix
-    experts = find_experts(source.metadata, source.specs())
-    kept = cut_tensors(source.specs(), experts, edits.experts)
+    specs = {spec.name: spec for spec in source.specs()}
+    experts = find_experts(source.metadata, specs.values())
+    kept = cut_tensors(specs.values(), experts, edits.experts)
     entries = dict(matrix.entries)
     for name, found in matrix.entries.items():
-        spec = next((spec for spec in source.specs() if spec.name == name), None)
+        spec = specs.get(name)
         if (
             spec is not None
             and name in kept

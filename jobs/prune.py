@@ -67,10 +67,7 @@ def run(request: Request, watcher: Watcher | None = None) -> Pruned:
             layers = search.best(request.n_layers)[-1].layers
             measured = search.singles()
             chosen_by.append("layers by measured KL divergence")
-        gone = {
-            layer: tuple(expert for expert in range(n_experts) if expert not in kept)
-            for layer, kept in edits.experts.items()
-        }
+        gone = edits.gone(n_experts)
         pruned = replace(
             _rewritten(opened, edits, layers),
             experts=gone,

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from quantmill.calibrate.prune_influence import aimer
-from quantmill.gguf_io import TensorSource, open_source
+from quantmill.calibrate.prune_aimer import aimer
 from quantmill.jobs.edits import Edits
 from quantmill.jobs.prune_request import ExpertRow
 from quantmill.jobs.prune_session import Session
+from quantmill.jobs.prune_weights import Scores, by_weights, kept_by
 from quantmill.measure.damage import scored_prefix
 from quantmill.measure.perplexity import perplexity
-from quantmill.recipe.prune_experts import Experts, Share, expert_layers, find_experts, least_salient
-
-Scores = Mapping[int, Sequence[float]]  # layer → saliency of its experts, larger is kept
-
-
-def without_text(model: str, share: Share) -> tuple[Edits, Experts]:
-    """Experts chosen by their weights alone (AIMER). Raises RecipeError, GGUFError, OSError."""
-    source = open_source(model)
-    try:
-        experts = find_experts(source.metadata, source.specs())
-        n = share.of(experts)
-        return kept_by(by_weights(source, experts), n, experts), experts
-    finally:
-        source.close()
-
-
-def by_weights(source: TensorSource, experts: Experts) -> Scores:
-    return {layer: (-found).tolist() for layer, found in aimer(source, experts.n).items()}
-
-
-def kept_by(scores: Scores, n: int, experts: Experts) -> Edits:
-    return Edits({layer: least_salient(found, n, experts) for layer, found in scores.items()})
+from quantmill.recipe.prune_experts import Share, expert_layers, find_experts
 
 
 class ExpertChoice:

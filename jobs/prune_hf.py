@@ -24,9 +24,9 @@ from quantmill.gguf_io.outputs import require_space
 from quantmill.jobs.edits import NO_EDITS, Edits, pruned_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.prune import run as prune
-from quantmill.jobs.prune_choice import without_text
 from quantmill.jobs.prune_facts import PREFIX, facts_of, facts_of_weights
 from quantmill.jobs.prune_request import Pruned, Request
+from quantmill.jobs.prune_weights import without_text
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models.model import facts_of as model_facts
 from quantmill.models.model import runnable_family
@@ -108,11 +108,7 @@ def _chosen(job: Job, watcher: Watcher) -> tuple[Pruned | None, Edits, tuple[int
     if job.experts is None:
         return None, NO_EDITS, job.layers, ()
     edits, experts = without_text(job.model, job.experts)
-    gone = {
-        layer: tuple(expert for expert in range(experts.n) if expert not in kept)
-        for layer, kept in edits.experts.items()
-    }
-    return None, edits, job.layers, facts_of_weights(gone, experts.n)
+    return None, edits, job.layers, facts_of_weights(edits.gone(experts.n), experts.n)
 
 
 def _save(

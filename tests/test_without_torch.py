@@ -46,6 +46,7 @@ NEEDY = {
 FREE = [
     ["quantize", "--imatrix", MATRIX, str(EXAMPLE), "{out}/a.gguf", "Q4_K_M"],
     ["quantize", "--allow-requantize", "{q8}", "{out}/b.gguf", "Q4_K_M"],
+    ["quantize", "--prune-experts", "2", str(EXAMPLE), "{out}/f.gguf", "COPY"],
     ["convert", str(EXAMPLE), "{out}/c.gguf", "--type", "bf16"],
     ["imatrix", "stats", MATRIX, "--plot", "{out}/d.html"],
     ["imatrix", "merge", MATRIX, MATRIX, "-o", "{out}/e.gguf"],
