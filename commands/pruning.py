@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def wanted_pruning(
     other_use: bool,
 ) -> Wanted:
     """texts: of --calibration; other_use: whether something else wants them too, so that layers given by number stay
-    as they are unless a limit is named. Raises UsageError."""
+    as they are unless a limit is named, or --no-heal. Raises UsageError."""
     from quantmill.recipe import parse_layers
     from quantmill.recipe.prune_experts import parse_share
 
@@ -62,7 +61,7 @@ def wanted_pruning(
         numbers = parse_layers(layers) if layers and not n_layers else ()
         share = parse_share(experts) if experts else None
     limit(max_damage)
-    by_number = bool(numbers) and not share and other_use and max_damage is None
+    by_number = bool(numbers) and not share and other_use and max_damage is None and not no_heal
     used = () if by_number else tuple(texts)
     found = Wanted(numbers, n_layers, share, max_damage, merge, not no_heal, criterion, used)
     if n_layers and not texts:
@@ -125,11 +124,16 @@ def request_of(wanted: Wanted, model: str, device: str, threads: int | None) -> 
         )
 
 
-def prune_first(job: Job, wanted: Wanted, as_json: bool) -> tuple[Job, dict[str, Any]]:
-    """The job on the pruned model, and what goes into the JSON object; what was lost is shown."""
+def prune_first(job: Job, wanted: Wanted, as_json: bool, writes: bool) -> tuple[Job, dict[str, Any]]:
+    """The job on the pruned model, and what goes into the JSON object; what was lost is shown.
+
+    writes: whether the job makes a file afterwards, so that its output is looked at before the work."""
     if wanted.measured:
         from quantmill.jobs.prune import apply, run
+        from quantmill.jobs.quantize import check_outputs
 
+        if writes:  # what is measured for hours must have a place to go
+            check_outputs(job)
         with Shown() as watcher:
             pruned = run(request_of(wanted, job.source, job.device, job.threads), watcher)
         if not as_json:
@@ -142,15 +146,6 @@ def prune_first(job: Job, wanted: Wanted, as_json: bool) -> tuple[Job, dict[str,
     job = replace(job, recipe=replace(job.recipe, prune_layers=wanted.layers))
     remark("experts are chosen by their weights alone (AIMER); --calibration FILE measures what is lost")
     return apply_without_text(job, wanted.experts), {}
-
-
-def with_pruning(make: Callable[..., None], pruning: dict[str, Any]) -> Callable[..., None]:
-    """The same, with what was pruned in the JSON object."""
-
-    def made(job: Job, extra: dict[str, Any] | None = None, **options: Any) -> None:
-        make(job, extra={**pruning, **(extra or {})}, **options)
-
-    return made if pruning else make
 
 
 def pruned_text(pruned: Pruned) -> str:

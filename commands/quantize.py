@@ -21,7 +21,7 @@ from quantmill.commands.options import (
     Threads,
     later_layers,
 )
-from quantmill.commands.pruning import prune_first, wanted_pruning, with_pruning
+from quantmill.commands.pruning import prune_first, wanted_pruning
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
     check_calibration,
@@ -315,7 +315,7 @@ def quantize(
             *_text_files(calibration or []),
         ),
     )
-    job, lost = prune_first(job, pruning, as_json)
+    job, lost = prune_first(job, pruning, as_json, writes=not dry_run)
     # a compensation polishes by itself, on chunks that its codes have not seen
     further = _polishing(job, calibration or [], resume) if polish and not compensate else None
     make: Make = quantize_and_show
@@ -324,14 +324,14 @@ def quantize(
         from quantmill.commands.compensate import ways
 
         make, planned = ways(tuple(calibration or ()), effort, chunks, alpha, damping, resume, polish)
-    make = with_pruning(functools.partial(make, as_json=as_json, further=further), lost)
+    make = functools.partial(make, as_json=as_json, further=further)
     if target is not None:
         request = find_request(job, target, calibration, measure_chunks, min_type, max_type)
-        reach_and_show(request, dry_run, as_json, make)
+        reach_and_show(request, dry_run, as_json, make, lost)
     elif dry_run:
         show_plan(planned(job), as_json, lost)
     else:
-        make(job)
+        make(job, extra=lost)
 
 
 def _polishing(job: Job, texts: list[str], resume: bool) -> Further:

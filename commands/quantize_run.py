@@ -71,10 +71,12 @@ class _Shown(Shown):
             detail(f"{entry.name}: {entry.source_type} -> {entry.type}, {size_text(entry.n_bytes)}")
 
 
-def reach_and_show(request: Request, dry_run: bool, as_json: bool, make: Make) -> None:
+def reach_and_show(
+    request: Request, dry_run: bool, as_json: bool, make: Make, extra: Mapping[str, Any]
+) -> None:
     """Find the types for a size, and make the file unless the plan is all that is wanted.
 
-    make(job, extra=…): how; quantize_and_show or one like it.
+    make(job, extra=…): how; quantize_and_show or one like it. extra: goes into the JSON object as well.
     """
     from quantmill.commands.allocation import allocation_object, allocation_text, find
     from quantmill.jobs.quantize import check_outputs
@@ -86,11 +88,11 @@ def reach_and_show(request: Request, dry_run: bool, as_json: bool, make: Make) -
         print_warnings(output.warnings)
     found = find(request)
     if dry_run:
-        show_plan(found.plan, as_json, allocation_object(found))
+        show_plan(found.plan, as_json, {**extra, **allocation_object(found)})
         if not as_json:
             show(allocation_text(found, None))
         return
-    make(found.job, extra=allocation_object(found))
+    make(found.job, extra={**extra, **allocation_object(found)})
     write_recipe(output, request, found, __version__)
     if not as_json:
         show(allocation_text(found, output.path))

@@ -51,6 +51,8 @@ def run(request: Request, watcher: Watcher | None = None) -> Pruned:
     Raises RecipeError for what leaves no model, JobError for damage above the limit, saying how much it is, and the
     packages' own errors for a model or a text that does not serve.
     """
+    if not (request.layers or request.n_layers or request.experts):
+        raise JobError("nothing is pruned: name layers, how many, or how many experts")
     watcher = watcher or Silent()
     with session(request, watcher) as opened:
         plan_pruning(request.layers, [spec.name for spec in opened.source.specs()])

@@ -358,6 +358,19 @@ def test_a_text_that_is_too_short(tmp_path):
         run(Request(MODEL, (Text(short),), layers=(1,)))
 
 
+def test_an_output_that_may_not_be_is_refused_before_the_measuring(text, tmp_path, capsys):
+    output = tmp_path / "notes.txt"
+    output.write_text("mine")
+    command = ["quantize", "--prune-layers", "auto:1", "--calibration", str(text), "-t", "1"]
+    assert main([*command, MODEL, str(output), "COPY"]) == 1
+    said = capsys.readouterr().err
+    assert "notes.txt" in said
+    assert "chunks" not in said
+    assert output.read_text() == "mine"
+    with pytest.raises(JobError, match="nothing is pruned"):
+        run(request(text))
+
+
 def test_edits_have_a_digest_of_all_they_change():
     one = Edits({0: (1, 2)})
     assert one.digest == Edits({0: (1, 2)}).digest != Edits({0: (1, 3)}).digest
