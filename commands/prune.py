@@ -71,7 +71,7 @@ def scan(
     from quantmill.imatrix.text import text_argument
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.prune import scan as run
-    from quantmill.jobs.prune_plot import PLOT, picture, require_kind, write
+    from quantmill.jobs.prune_plot import PLOT, picture, require_plot, write
     from quantmill.jobs.prune_request import BREADTH, Request
 
     with parsing():
@@ -87,14 +87,14 @@ def scan(
         )
     output = None
     if plot is not None:
-        require_kind(plot)
+        require_plot(plot)
         inputs = [request.model, *(str(text.path) for text in texts)]
         output = check_output(plot, PLOT, inputs, force=force)
         print_warnings(output.warnings)
     with Shown() as watcher:
         found = run(request, watcher)
-    if output is not None:
-        write(output, picture(found, plot.suffix[1:] if plot else ""))
+    if plot is not None and output is not None:
+        write(output, picture(found, plot.suffix[1:]))
     show(json_text(scan_object(found)) if as_json else scan_text(found))
 
 

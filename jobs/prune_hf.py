@@ -77,7 +77,6 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         raise JobError(f"{directory}: is there already; --to-hf writes a folder of its own")
     if not directory.resolve().parent.is_dir():
         raise JobError(f"{directory.parent}: no such folder")
-    pruned, edits, layers, facts = _chosen(job, watcher)
     source = open_source(job.model)
     try:
         if not Path(job.model).is_dir() and any(spec.name == "rope_freqs.weight" for spec in source.specs()):
@@ -85,6 +84,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
                 f"{job.model}: its RoPE is stretched by a table (rope_freqs.weight), which a config.json made from a "
                 "GGUF cannot say; give the Hugging Face model"
             )
+        pruned, edits, layers, facts = _chosen(job, watcher)
         seen = pruned_model(source, edits, layers)
         require_space([directory.resolve()], sum(2 * spec.n_rows * spec.n_cols for spec in seen.specs()))
         writing = beside(directory.resolve(), _WRITING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 
 from quantmill.gguf_io.kinds import containing
@@ -16,18 +17,18 @@ MARK = "quantmill prune"
 PLOT = containing("a plot of quantmill", MARK.encode())
 
 
-def require_kind(path: Path) -> None:
-    """Raises JobError for a kind of picture that there is not."""
+def require_plot(path: Path) -> None:
+    """Before the work. Raises JobError for a kind of picture that there is not, or when matplotlib is missing."""
     if path.suffix not in SUFFIXES:
         raise JobError(f"{path}: a plot is a .png or .svg file")
+    if find_spec("matplotlib") is None:
+        raise JobError("a picture needs matplotlib: pip install 'quantmill[report]'")
 
 
 def picture(found: Scan, kind: str) -> bytes:
-    """kind: png or svg. Raises JobError when matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise JobError("a picture needs matplotlib: pip install 'quantmill[report]'") from error
+    """kind: png or svg, where require_plot has been asked."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 8), layout="constrained")
     above, below = figure.subplots(2)
     singles = [one for one in found.sets if len(one.layers) == 1]
