@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import show, table_text
+from quantmill.commands.console import UsageError, show, table_text
 from quantmill.commands.options import Json
 from quantmill.commands.watching import Shown
 from quantmill.plain_json import json_text
@@ -32,7 +32,7 @@ def devices(
         bool, typer.Option("--bench", help="As --check, and what limits a file: disk, PCIe or the search.")
     ] = False,
     types: Annotated[
-        str | None, typer.Option("--types", metavar="A,B", help="Only these types. [default: all]")
+        str | None, typer.Option("--types", metavar="A,B", help="Check only these types. [default: all]")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -40,6 +40,8 @@ def devices(
     from quantmill.qkernels.engines import available_engines, choose_engines, describe
 
     found = available_engines()
+    if types and not (check or bench):
+        raise UsageError("--types says which to check; add --check or --bench")
     if check or bench:
         _check(found, types, bench, as_json)
         return

@@ -204,7 +204,7 @@ class GuardedQuantizer:
             return f"{type} does not run on {shared.engine.device} ({reason}); the CPU does it"
         if not verdict.different:
             return ""
-        return f"{_differs(verdict, type, shared.engine, 'hard blocks')}; the CPU does this type"
+        return f"{_differs(verdict, type, shared.engine, 'blocks compared')}; the CPU does this type"
 
     def _check_sample(
         self,

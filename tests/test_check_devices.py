@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from quantmill.cli import main
 from quantmill.commands.devices import app
 from quantmill.jobs.check_devices import Checked, Limits, check, limits, slowest
 from quantmill.qkernels import engines, trial
@@ -67,6 +68,20 @@ def test_the_commands(faults, monkeypatch, tmp_path):  # noqa: F811
     assert {row["limited_by"] for row in found["types"]} <= {"disk", "search"}
     assert limits(PLAIN).upload is None
     assert not list(tmp_path.glob("tmp*"))
+
+
+def test_a_folder_that_cannot_be_written_tells_nothing_of_the_disk(monkeypatch):
+    def refused(dir):
+        raise PermissionError(dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("quantmill.jobs.check_devices._PROBE_BYTES", 1 << 20)
+    assert limits(PLAIN).disk is None
+
+
+def test_types_without_a_check_are_refused(capsys):
+    assert main(["devices", "--types", "Q8_0"]) == 2
+    assert "add --check or --bench" in capsys.readouterr().err
 
 
 @pytest.fixture
