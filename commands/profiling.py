@@ -66,6 +66,8 @@ def shown(profile: bool, chunk: int) -> Iterator[Shown]:
             f"{rate:.0f} tokens/s: {counting.tokens} in {counting.seconds:.1f} s, "
             f"of which matrix multiplications took {100 * share:.1f} %"
         )
+    if not measured.seconds:  # all was known from an earlier run
+        return
     dearest = sorted(measured.seconds.items(), key=lambda pair: -pair[1])[:_N_SHOWN]
     rows = [(name, f"{seconds:.2f} s") for name, seconds in dearest]
     for line in table_text(rows, right=(1,)).splitlines():

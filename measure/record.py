@@ -169,7 +169,8 @@ def _fact(key: str, value: Any) -> str | None:
     if key not in FACTS and not key.startswith("quantmill."):
         return None
     if key.startswith(PRUNED) and isinstance(value, Sequence) and not isinstance(value, str):
-        return ",".join(f"{one:.6g}" for one in value)
+        numbers = all(isinstance(one, int | float) for one in value)  # a file may say anything
+        return ",".join(f"{one:.6g}" for one in value) if numbers else None
     if not isinstance(value, str | int | float) or len(str(value)) > _LONGEST_FACT:
         return None
     return PurePath(str(value)).name if key.endswith((".file", ".dataset")) else str(value)

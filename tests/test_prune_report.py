@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantmill.measure.record import ModelFile, ModelResult, Run, describe
+from quantmill.measure.record import ModelFile, ModelResult, Run, _fact, describe
 from quantmill.measure.report import card, collect, page
 from quantmill.measure.speed import Speed
 from tests.support.measure_models import EXAMPLE
@@ -50,6 +50,11 @@ def test_files_that_are_whole_have_no_such_part():
 def test_a_file_may_say_anything():
     text = card(report_of({"experts": "<b>,x", "experts_layers": "0", "experts_share": "y", "kld": "z"}))
     assert "<b>" not in text.replace("\\<b>", "")  # escaped as all words from files
+
+
+def test_lists_of_words_are_no_facts():
+    assert _fact("quantmill.pruned.layers", [3, 4]) == "3,4"
+    assert _fact("quantmill.pruned.layers", ["a", "b"]) is None
 
 
 def test_lists_are_facts(tmp_path):
