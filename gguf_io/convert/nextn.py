@@ -98,12 +98,12 @@ def take(
     count = layers.count(config, names) if layers else 0
     if later == ONLY and not count:
         raise GGUFError(
-            f"{directory}: has no layers that predict further tokens (NextN, MTP) for this to be of"
+            f"{directory}: has no layers that predict further tokens (NextN, MTP); leave out --nextn-only"
         )
     if later == ONLY and layers and not layers.draft:
         raise GGUFError(
-            f"{directory}: llama.cpp runs the layers that predict further tokens (NextN, MTP) of this architecture not "
-            "by themselves; leave the option away"
+            f"{directory}: llama.cpp does not run the layers that predict further tokens (NextN, MTP) of this "
+            "architecture alone; leave out --nextn-only"
         )
     config["nextn"] = 0 if later == WITHOUT else count
     config["nextn_only"] = later == ONLY
