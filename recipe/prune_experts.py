@@ -17,7 +17,7 @@ from quantmill.gguf_io.metadata import Metadata, MetaValue
 from quantmill.recipe.errors import RecipeError
 
 # Tensors whose outermost axis counts the experts: stacks, their biases and factors, the router's rows and its bias.
-_OF_EXPERTS = re.compile(
+OF_EXPERTS = re.compile(
     r"blk\.(\d+)\.(?:ffn_(?:gate|up|down|gate_up)_exps\.(?:weight|bias|scale|input_scale)"
     r"|ffn_gate_inp\.(?:weight|bias)|exp_probs_b(?:\.bias)?)"
 )
@@ -78,7 +78,7 @@ def find_experts(metadata: Metadata, specs: Iterable[TensorSpec]) -> Experts:
     arch = metadata.value("general.architecture")
     n = int(metadata.value(f"{arch}.expert_count", 0) or 0)
     names = [spec.name for spec in specs]
-    if not n or not any(_OF_EXPERTS.fullmatch(name) for name in names):
+    if not n or not any(OF_EXPERTS.fullmatch(name) for name in names):
         raise RecipeError(f"--prune-experts: the model has no experts (architecture {arch})")
     for name in names:
         if _CHUNKS.match(name):
@@ -134,7 +134,7 @@ def least_salient(saliency: Sequence[float], n: int, experts: Experts) -> tuple[
 
 def expert_layers(specs: Iterable[TensorSpec]) -> tuple[int, ...]:
     """Layers that have experts, those for predicting several tokens too."""
-    found = {int(match[1]) for spec in specs if (match := _OF_EXPERTS.fullmatch(spec.name))}
+    found = {int(match[1]) for spec in specs if (match := OF_EXPERTS.fullmatch(spec.name))}
     return tuple(sorted(found))
 
 
@@ -147,7 +147,7 @@ def cut_tensors(
     """
     found = {}
     for spec in specs:
-        match = _OF_EXPERTS.fullmatch(spec.name)
+        match = OF_EXPERTS.fullmatch(spec.name)
         if match is None:
             continue
         if spec.shape[-1] != experts.n:

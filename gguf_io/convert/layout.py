@@ -172,14 +172,6 @@ FEED_FORWARD = {
 }
 
 
-# Tensors of a layer that have a part for each expert, in every family: who takes experts out takes them out of these.
-OF_EXPERTS = (
-    *("ffn_gate_inp.weight", "ffn_gate_inp.bias", "exp_probs_b.bias", "exp_probs_b"),
-    *("ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight", "ffn_gate_up_exps.weight"),
-    *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias", "ffn_down_exps.scale"),
-)
-
-
 def expert_tensors(count: str, inner: str) -> dict[str, str]:
     """Router and stacks of experts. count, inner: keys of their number and of their inner size."""
     return {
