@@ -14,7 +14,7 @@ from quantmill.gguf_io.errors import GGUFError
 _NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 FAMILIES: tuple[Family, ...] = tuple(import_module(f"{__name__}.{name}").FAMILY for name in _NAMES)
 
-SUPPORTED = tuple(sorted(name for family in FAMILIES for name in family.classes))
+SUPPORTED = tuple(sorted({name for family in FAMILIES for name in family.classes}))
 RUNNABLE = tuple(sorted({family.name for family in FAMILIES if family.runs}))
 
 
