@@ -258,6 +258,7 @@ def test_without_memory_for_a_row_the_cpu_does_it(model, right, faults, tmp_path
     monkeypatch.setattr(device, "encode_rows", none)
     watcher = Listener()
     assert made(model, tmp_path / "out.gguf", watcher) == right
+    assert watcher.lines
     assert all("has no memory for a row of 256; the CPU does it" in line for line in watcher.lines)
 
 
