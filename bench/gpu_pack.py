@@ -47,9 +47,8 @@ def pack(folder: Path) -> None:
     np.savez_compressed(folder / "oracle.npz", **oracle_bytes())  # type: ignore[arg-type]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder / "packages")]
     subprocess.run([*command, "--only-binary=:all:", *_PACKAGES], check=True)
-    for large in ("numpy*",):  # is there already
-        for file in (folder / "packages").glob(large):
-            file.unlink()
+    for file in (folder / "packages").glob("numpy*"):  # large, and there already
+        file.unlink()
     (folder / "README").write_text(_README)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if size > _MOST_BYTES:

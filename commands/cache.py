@@ -24,7 +24,8 @@ def cache(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show where quantmill keeps compiled searches, tables and what --target-size measured, and how large they are.
+    """Show where quantmill keeps compiled searches, tables, answers about devices and what --target-size and pruning
+    measured, and how large they are.
 
     Models from the hub are not among them: they lie in huggingface_hub's own cache (`hf cache ls`).
     """

@@ -12,6 +12,7 @@ from gguf import PoolingType
 from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.keys import written
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.filesystem import read_regular
 
 MODES = {
     "mean": ("pooling_mode_mean_tokens", PoolingType.MEAN),
@@ -26,7 +27,7 @@ def modules(directory: Path) -> Iterator[tuple[str, Path]]:
     if not path.is_file():
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(read_regular(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise GGUFError(f"{path}: not JSON ({error})") from None
     for one in found if isinstance(found, list) else [found]:
