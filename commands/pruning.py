@@ -104,6 +104,16 @@ def limit(text: str | None) -> float | None:
     return value
 
 
+def require_unhealed(wanted: Wanted) -> None:
+    """Beside what runs the model with all its layers. Raises UsageError where matrices would be refitted around a cut:
+    they stand for the layers that are gone, and with them the model is neither the original nor the pruned one."""
+    if wanted.measured and wanted.heal and (wanted.layers or wanted.n_layers):
+        raise UsageError(
+            "--compensate and --target-size run the model with all its layers, which matrices healed around a cut do "
+            "not fit; prune into a file with COPY first, and quantize that one, or add --no-heal"
+        )
+
+
 def request_of(wanted: Wanted, model: str, device: str, threads: int | None) -> Request:
     from quantmill.imatrix.text import text_argument
     from quantmill.jobs.prune_request import Request

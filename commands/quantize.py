@@ -21,7 +21,7 @@ from quantmill.commands.options import (
     Threads,
     later_layers,
 )
-from quantmill.commands.pruning import prune_first, wanted_pruning
+from quantmill.commands.pruning import prune_first, require_unhealed, wanted_pruning
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
     check_calibration,
@@ -266,6 +266,8 @@ def quantize(
         prune_layers, prune_experts, max_damage, merge, no_heal, expert_criterion, calibration or [], others
     )
     check_calibration(calibration or [], compensate, target is not None, polish, bool(pruning))
+    if compensate or target is not None:
+        require_unhealed(pruning)
     if not compensate:
         refuse_without_compensate(effort, chunks, alpha, damping, resume and not polish)
     rules = rules_of(tensor_type or [])

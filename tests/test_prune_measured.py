@@ -325,6 +325,12 @@ def test_layers_by_number_stay_as_they_are_without_a_text(tmp_path):
             "did you mean REAP",
         ),
         (["--prune-layers", "1", "--calibration", "TEXT", "--polish"], 2, "--polish wants the original"),
+        (["--prune-layers", "auto:1", "--calibration", "TEXT", "--compensate"], 2, "with COPY first"),
+        (
+            ["--prune-layers", "1", "--max-damage", "1", "--calibration", "TEXT", "--compensate"],
+            2,
+            "--no-heal",
+        ),
         (["--calibration", "TEXT"], 2, "--prune-layers"),
     ],
 )
