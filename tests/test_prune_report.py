@@ -23,11 +23,15 @@ FACTS = {
 }
 
 
-def report_of(facts: dict[str, str]):
+def result_of(name: str, facts: dict[str, str]) -> ModelResult:
     keys = {f"quantmill.pruned.{key}": value for key, value in facts.items()}
-    file = ModelFile("cut", "cut.gguf", 1 << 20, 1 << 20, 8.0, "0" * 64, "qwen3moe", (), keys)
-    result = ModelResult(file, speed=(Speed("tg128", 20.0, 0.25, 5),))
-    return collect([Run("0", "quantmill evaluate speed x", "now", "m", "llama-bench", (result,))])
+    file = ModelFile(name, f"{name}.gguf", 1 << 20, 1 << 20, 8.0, name[0] * 64, "qwen3moe", (), keys)
+    return ModelResult(file, speed=(Speed("tg128", 20.0, 0.25, 5),))
+
+
+def report_of(facts: dict[str, str], **others: dict[str, str]):
+    results = (result_of("cut", facts), *(result_of(name, more) for name, more in others.items()))
+    return collect([Run("0", "quantmill evaluate speed x", "now", "m", "llama-bench", results)])
 
 
 def test_what_was_left_out_is_on_card_and_page():
@@ -40,6 +44,14 @@ def test_what_was_left_out_is_on_card_and_page():
     html = page(report)
     for words in ("Left out", "Damage by layer", "Damage by expert", "25.0 %", "0.3583"):
         assert words in html
+
+
+def test_several_files_are_told_apart_and_those_alike_are_shown_once():
+    text = card(report_of(FACTS, alike=FACTS, other={**FACTS, "layers": "2", "experts": "6,7,1,3"}))
+    assert "| [cut](cut.gguf) | 1 | 0.1100 | 0.3583 | yes |" in text
+    assert "| [other](other.gguf) | 2 | 0.1200 | 0.4000 | yes |" in text
+    assert "| [other](other.gguf) | 2 | 1, 3 | 25.0 % |" in text
+    assert "| [alike](alike.gguf) | 1 | 0.1100" not in text
 
 
 def test_files_that_are_whole_have_no_such_part():

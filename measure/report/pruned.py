@@ -33,40 +33,40 @@ def pruned(report: Report) -> Table | None:
 
 def by_layer(report: Report) -> Table | None:
     """Block influence of every layer, and the divergence without it alone where that was measured."""
-    for file in _files(report):
-        influence = _list(file, "influence")
-        if not influence:
-            continue
+    rows = []
+    for file in _different(report, "influence", "layers", "measured_kld"):
         measured = dict(zip(_list(file, "measured"), _list(file, "measured_kld"), strict=False))
         gone = set(_list(file, "layers"))
-        rows = [
-            (
-                str(layer),
-                _rounded(value),
-                _rounded(measured.get(str(layer), "")),
-                "yes" * (str(layer) in gone),
-            )
-            for layer, value in enumerate(influence)
-        ]
-        return Table(("layer", "block influence", "KLD without it", "left out"), tuple(rows))
-    return None
+        for layer, value in enumerate(_list(file, "influence")):
+            kld = _rounded(measured.get(str(layer), ""))
+            rows.append((file.name, str(layer), _rounded(value), kld, "yes" * (str(layer) in gone)))
+    head = ("model", "layer", "block influence", "KLD without it", "left out")
+    return Table(head, tuple(rows)) if rows else None
 
 
 def by_expert(report: Report) -> Table | None:
     """The experts that were left out of each layer, with their share of what its experts put out on the text."""
-    for file in _files(report):
+    rows = []
+    for file in _different(report, "experts_layers", "experts", "experts_share"):
         layers, experts = _list(file, "experts_layers"), _list(file, "experts")
         shares = _numbers(file, "experts_share")
-        if not layers or not experts:
-            continue
         each = len(experts) // len(layers)
-        rows = []
+        if not each:
+            continue
         for i, layer in enumerate(layers):
             part = slice(i * each, (i + 1) * each)
             share = f"{100 * sum(shares[part]):.1f} %" if shares else ""
-            rows.append((layer, ", ".join(experts[part]), share))
-        return Table(("layer", "experts left out", "their share of the output"), tuple(rows))
-    return None
+            rows.append((file.name, layer, ", ".join(experts[part]), share))
+    head = ("model", "layer", "experts left out", "their share of the output")
+    return Table(head, tuple(rows)) if rows else None
+
+
+def _different(report: Report, *keys: str) -> list[ModelFile]:
+    """The files that say the first of these; of those that say the same in all of them one, the others are alike."""
+    found: dict[tuple[str, ...], ModelFile] = {}
+    for file in _files(report):
+        found.setdefault(tuple(_said(file, key) for key in keys), file)
+    return [file for file in found.values() if _list(file, keys[0])]
 
 
 def _files(report: Report) -> list[ModelFile]:
