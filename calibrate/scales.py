@@ -146,6 +146,11 @@ class ScaledTensor:
         self.pieces = [pieces.setdefault(piece.name, ScaledPiece(piece)) for piece in packed.pieces]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what enters the product; transformers asks some matrices for it."""
+        return self.way.dtype
+
+    @property
     def plain(self) -> bool:
         """Whether rows of the tensor are rows of its one piece."""
         return len(self.pieces) == 1 and self.packed.pieces[0].view.plain

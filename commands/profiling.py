@@ -63,7 +63,7 @@ def shown(profile: bool, chunk: int) -> Iterator[Shown]:
     if counting.seconds:
         rate, share = counting.tokens / counting.seconds, measured.matmuls / counting.seconds
         print_line(
-            f"{rate:.0f} tokens/s: {counting.tokens} in {counting.seconds:.1f} s, "
+            f"{rate:.0f} tokens/s: {counting.tokens} in {counting.seconds:.2f} s, "
             f"of which matrix multiplications took {100 * share:.1f} %"
         )
     if not measured.seconds:  # all was known from an earlier run

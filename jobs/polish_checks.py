@@ -27,6 +27,7 @@ LEAST_COSINE = 0.4
 # Tensors that one file has and another of the same model does not: tied heads, and what follows from the settings.
 OPTIONAL = ("output.weight", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
+_OF_EVERY_LAYER = "per_layer_token_embd.weight"
 FACTORS = (".scale", ".input_scale")  # of a whole matrix, beside blocks of NVFP4
 
 
@@ -88,6 +89,11 @@ def chunks_of(
 def check_base(quant: TensorSource, base: TensorSource) -> None:
     """Raises JobError, naming the first tensor that differs, unless `base` is a finer copy of the model of `quant`."""
     require_no_factors(quant.specs(), "polish")
+    if any(spec.name == _OF_EVERY_LAYER for spec in quant.specs()):
+        raise JobError(
+            f"{quant.paths[0]}: has an embedding for every layer ({_OF_EVERY_LAYER}), which polish does not run; "
+            "quantize --search thorough makes such a file better"
+        )
     names = f"{quant.paths[0]} and the base {base.paths[0]}"
     ours, theirs = (source.metadata.value("general.architecture") for source in (quant, base))
     if ours != theirs:

@@ -51,7 +51,7 @@ def run(capsys, *words):
         (["imatrix", "stats", "m.gguf", "--suggest", "--more-type", "foo"], "unknown tensor type 'foo'"),
         (["imatrix"], ""),
         (["types", "extra"], "extra"),
-        (["cache", "clear"], "unexpected extra argument(s) (clear); did you mean --clear? ("),
+        (["cache", "clear"], "(clear); did you mean --clear? ("),
         (["cache", "--json", "clear"], "did you mean --clear?"),
         (["imatrix", "--stats", "m.gguf"], "no such option: --stats; did you mean the command stats?"),
         (["evaluate", "--speed", "m.gguf"], "no such option: --speed; did you mean the command speed?"),
