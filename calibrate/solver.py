@@ -2,9 +2,9 @@
 
     start, blocks = solve(target, metric, "Q4_K", EFFORTS["normal"])
 
-The block scales start from llama.cpp's own importance search or from the thorough one (STARTED_THOROUGHLY). Columns are
-then fixed with feedback, codes go down coordinate by coordinate, scales are refitted on the format's grid, in turns
-(effort says how often).
+The block scales start from llama.cpp's own search, for types where that ignores importance from the thorough one:
+others lose more in the end from the better start, or hardly less. Columns are then fixed with feedback, codes go down
+coordinate by coordinate, scales are refitted on the format's grid, in turns (effort says how often).
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ ROWS = {"cpu": 1024}
 ROWS_ON_DEVICE = 1 << 16
 WEIGHTS = {"cpu": 1 << 21}
 WEIGHTS_ON_DEVICE = 1 << 28
-# Beside the types whose search ignores importance in llama.cpp. What is lost in the end, over that from llama.cpp's
-# start, on matrices of SmolLM2 and of the small mixture of experts: Q2_K 0.96 and 1.01, Q4_K 0.99 and 1.00, Q5_K 0.98
-# and 0.99, IQ3_S 0.98 and 0.99; MXFP4 0.94, NVFP4 0.86, Q8_0 0.95, TQ2_0 0.46, Q2_0 0.35. Others lose more from the
-# better start: Q4_0 1.03 and 1.01, Q5_0 1.04, IQ2_XS 1.03, IQ2_S 1.02, Q3_K and Q6_K 1.00.
-STARTED_THOROUGHLY = frozenset({"Q2_K", "Q4_K", "Q5_K", "IQ3_S"})
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ def _piece(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     theirs = plain(target, metric.diagonal, type)
     start = theirs
-    if TYPES[type].importance == "none" or type in STARTED_THOROUGHLY:
+    if TYPES[type].importance == "none":
         start = plain(target, metric.diagonal, type, "thorough")
     if feedback is not None:
         grid = GRIDS[type]
