@@ -16,11 +16,10 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench import machine, tables
 from bench.quality import judged, ratio
-from bench.quality_models import Bench, plain_file, smollm2
+from bench.quality_models import Bench, add_options, plain_file, smollm2
 
 METHODS: dict[str, tuple[str, ...]] = {"types": (), "types, codes, scales": ("--compensate", "--polish")}
 
@@ -101,18 +100,10 @@ def _cpu_seconds() -> float:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.allocation", description=__doc__)
-    parser.add_argument("--llama", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
+    add_options(parser)
     parser.add_argument("--types", nargs="+", default=["Q4_K_M", "Q3_K_M"], metavar="TYPE")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
-    parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens, of each text that judges")
-    parser.add_argument("--imatrix-chunks", type=int, default=64)
     parser.add_argument("--measure-chunks", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--calibration", type=Path, help="a text instead of the one that is made")
-    parser.add_argument("--evaluation", type=Path, help="likewise")
-    parser.add_argument("--other", type=Path, help="likewise")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, after every row")
     return parser.parse_args(arguments)
 
 
@@ -128,9 +119,7 @@ def main(arguments: list[str]) -> int:
         for method in options.methods:
             rows.append(measure(bench, type, method, options.measure_chunks))
             print(tables.markdown(_COLUMNS, rows[-1:]), flush=True)
-            if options.out:
-                page = f"{tables.heading('Types that fit a size', facts)}\n{tables.markdown(_COLUMNS, rows)}"
-                tables.save(options.out, page, tables.as_json(facts, rows))
+            tables.keep(options.out, "Types that fit a size", facts, _COLUMNS, rows)
     return 0
 
 

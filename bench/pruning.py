@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench import machine, process, tables
 from bench.quality import judged
-from bench.quality_models import EXAMPLE, MODELS, Bench
+from bench.quality_models import EXAMPLE, MODELS, Bench, add_options
 from quantmill.gguf_io import open_source
 
 FIXED = {1: "3", 2: "3,24", 4: "3,10,17,24"}
@@ -136,17 +136,9 @@ def _scan(bench: Bench) -> dict[str, object]:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.pruning", description=__doc__)
-    parser.add_argument("--llama", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
+    add_options(parser)
     parser.add_argument("--model", choices=("smollm2", "moe"), default="smollm2")
     parser.add_argument("--layers", type=int, nargs="+", choices=tuple(FIXED), default=list(FIXED))
-    parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens, of the text that judges")
-    parser.add_argument("--imatrix-chunks", type=int, default=64, help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--calibration", type=Path, help="a text instead of the one that is made")
-    parser.add_argument("--evaluation", type=Path, help="likewise")
-    parser.add_argument("--other", type=Path, help="likewise")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, after every row")
     return parser.parse_args(arguments)
 
 
@@ -163,10 +155,7 @@ def main(arguments: list[str]) -> int:
     for row in measure(bench, done, options.layers):
         print(tables.markdown(_COLUMNS, [row]), flush=True)
         results.append(row)
-        if options.out:
-            title = tables.heading("What pruning costs", facts)
-            page = f"{title}\n{tables.markdown(_COLUMNS, results)}"
-            tables.save(options.out, page, tables.as_json(facts, results))
+        tables.keep(options.out, "What pruning costs", facts, _COLUMNS, results)
     return 0
 
 

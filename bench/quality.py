@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import machine, process, tables
-from bench.quality_models import MODELS, Bench, plain_file
+from bench.quality_models import MODELS, Bench, add_options, plain_file
 from quantmill.gguf_io import open_source
 
 _CHUNK = re.compile(r"^\s*(\d+)\s+[\d.]+ ±\s+[\d.]+\s+\S+ ±\s+[\d.]+\s+(\S+) ±", re.MULTILINE)
@@ -189,18 +189,10 @@ def merged(old: list[Row], new: list[Row]) -> list[Row]:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
-    parser.add_argument("--llama", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
+    add_options(parser)
     parser.add_argument("--model", choices=tuple(MODELS), default="smollm2")
     parser.add_argument("--types", nargs="+", metavar="TYPE", help="of SmolLM2 file types, else tensor types")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
-    parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens, of each text that judges")
-    parser.add_argument("--imatrix-chunks", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--calibration", type=Path, help="a text instead of the one that is made")
-    parser.add_argument("--evaluation", type=Path, help="likewise")
-    parser.add_argument("--other", type=Path, help="likewise")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, after every row")
     return parser.parse_args(arguments)
 
 
@@ -218,10 +210,7 @@ def main(arguments: list[str]) -> int:
         for row in measure(bench, type, options.methods):
             print(tables.markdown(_COLUMNS, [row]), flush=True)
             results = merged(results, [row])
-            if options.out:
-                title = tables.heading("Quality at the same size", facts)
-                page = f"{title}\n{tables.markdown(_COLUMNS, results)}"
-                tables.save(options.out, page, tables.as_json(facts, results))
+            tables.keep(options.out, "Quality at the same size", facts, _COLUMNS, results)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,19 @@ class Bench:
         layout = [] if self.presets else ["--tensor-type", f"^blk.*={type}"]
         command = [sys.executable, "-m", "quantmill", "quantize", *layout, *map(str, options)]
         return [*command, str(self.f16), str(output), type if self.presets else "Q8_0"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What every bench on these models takes: folders, texts, how much of them, where the rows go."""
+    parser.add_argument("--llama", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens, of each text that judges")
+    parser.add_argument("--imatrix-chunks", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--calibration", type=Path, help="a text instead of the one that is made")
+    parser.add_argument("--evaluation", type=Path, help="likewise")
+    parser.add_argument("--other", type=Path, help="likewise")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json, after every row")
 
 
 def smollm2(options: argparse.Namespace) -> Bench:

@@ -58,10 +58,20 @@ def report(
     out: Path | None, title: str, machine: Machine, columns: Sequence[Column], rows: Sequence[Any]
 ) -> None:
     """Print one table under its circumstances, and save it as OUT.md and OUT.json where that is asked for."""
-    text = f"{heading(title, machine)}\n{markdown(columns, rows)}"
+    keep(out, title, machine, columns, rows)
+    print(_page(title, machine, columns, rows))
+
+
+def keep(
+    out: Path | None, title: str, machine: Machine, columns: Sequence[Column], rows: Sequence[Any]
+) -> None:
+    """Save one table under its circumstances as OUT.md and OUT.json, where that is asked for."""
     if out:
-        save(out, text, as_json(machine, rows))
-    print(text)
+        save(out, _page(title, machine, columns, rows), as_json(machine, rows))
+
+
+def _page(title: str, machine: Machine, columns: Sequence[Column], rows: Sequence[Any]) -> str:
+    return f"{heading(title, machine)}\n{markdown(columns, rows)}"
 
 
 def save(prefix: Path, text: str, data: str) -> None:
