@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from quantmill.calibrate.workers import Workers
+from quantmill.models.workers import Workers
 
 BETAS = (0.9, 0.98)
 EPSILON = 1e-12

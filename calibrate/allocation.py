@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from quantmill.calibrate.workers import Workers
 from quantmill.models.exchange import Exchange
 from quantmill.models.model import LoadedModel
 from quantmill.models.prefix import Prefix
 from quantmill.models.scoring import row_slabs
+from quantmill.models.workers import Workers
 
 _UNSCORED = 4  # the first of so many parts of a chunk is context only
 _HEAD = 4  # what embeddings, head and comparison cost, in layers

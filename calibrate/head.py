@@ -16,7 +16,7 @@ import torch
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.modules import ScaledLinear
 from quantmill.calibrate.scales import ScaledTensor
-from quantmill.calibrate.workers import Workers
+from quantmill.models.workers import Workers
 
 SLAB = 6 << 20  # logits of one model at a time, in the head's dtype
 PART = 1 << 19  # of them at a time in float32

@@ -14,9 +14,9 @@ from quantmill.calibrate.gram import Metric, metric_of, shrunk
 from quantmill.calibrate.moments import FITTED, HELD, Moments
 from quantmill.calibrate.solver import Effort, plain, solvable, solve
 from quantmill.calibrate.targets import NO_SHARES, Shares, target_of
-from quantmill.calibrate.workers import Workers
 from quantmill.models.places import Place
 from quantmill.models.walked_layer import Layer
+from quantmill.models.workers import Workers
 from quantmill.qkernels import dequantize
 
 BLOCK = 256  # columns of the largest block of any type

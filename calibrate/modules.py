@@ -15,8 +15,8 @@ from torch import nn
 
 from quantmill.calibrate.attention import share_out_attention
 from quantmill.calibrate.scales import ScaledPiece, ScaledTensor, Way
-from quantmill.calibrate.workers import Workers, tiles
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear
+from quantmill.models.workers import Workers, tiles
 
 TILE_TOKENS = 128  # rows of a product computed at a time
 

@@ -21,8 +21,8 @@ from quantmill.calibrate.layer import (
 )
 from quantmill.calibrate.moments import Moments
 from quantmill.calibrate.targets import Shares
-from quantmill.calibrate.workers import Workers
 from quantmill.models.walked_output import Output
+from quantmill.models.workers import Workers
 from quantmill.qkernels import to_float32
 
 ROWS_WEIGHTS = 1 << 25  # weights of the rows that have a target at a time; part of what decides the bytes

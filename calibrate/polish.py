@@ -21,8 +21,8 @@ from quantmill.calibrate.modules import make_trainable
 from quantmill.calibrate.replay import Replay
 from quantmill.calibrate.scales import Factors, ScaledPiece, Way
 from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
-from quantmill.calibrate.workers import Workers
 from quantmill.models.model import LoadedModel
+from quantmill.models.workers import Workers
 from quantmill.qkernels.scales import is_trainable
 
 FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales

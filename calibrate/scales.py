@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.replay import Replay
-from quantmill.calibrate.workers import Workers, shares, tiles
 from quantmill.gguf_io.convert.rules import Index
 from quantmill.models.packed import PackedTensor, Piece, decode
+from quantmill.models.workers import Workers, shares, tiles
 from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import gradient, is_trainable, n_values, read_scales, write_scales
 

@@ -132,8 +132,8 @@ def _sensitivity(
     import torch
 
     from quantmill.calibrate.allocation import Sensitivity
-    from quantmill.calibrate.workers import working
     from quantmill.models.model import from_source
+    from quantmill.models.workers import working
 
     job = request.job
     path = Path(job.source)

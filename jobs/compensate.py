@@ -39,8 +39,8 @@ from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
-    from quantmill.calibrate.workers import Workers
     from quantmill.models.model import LoadedModel
+    from quantmill.models.workers import Workers
 
 
 @dataclass
@@ -66,7 +66,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     """
     import torch
 
-    from quantmill.calibrate.workers import working
+    from quantmill.models.workers import working
 
     started = time.perf_counter()
     watcher = watcher or SilentLayers()

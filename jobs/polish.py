@@ -21,7 +21,6 @@ import torch
 from quantmill.calibrate.head import Divergence, Head, check_head
 from quantmill.calibrate.polish import Student, Training, teacher_head
 from quantmill.calibrate.teacher import From, HiddenStates, listen
-from quantmill.calibrate.workers import Workers, working
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
@@ -38,6 +37,7 @@ from quantmill.measure.token_scores import compare
 from quantmill.models.memory import trim
 from quantmill.models.model import LoadedModel, from_source, usable_device
 from quantmill.models.tokenizer import from_metadata
+from quantmill.models.workers import Workers, working
 
 __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 

@@ -13,7 +13,6 @@ import torch
 
 from quantmill import __version__
 from quantmill.calibrate.prune_influence import Influence, influence_of
-from quantmill.calibrate.workers import Workers, working
 from quantmill.gguf_io import TensorSource, open_source
 from quantmill.imatrix import chat
 from quantmill.jobs.compensate_plan import digest
@@ -27,6 +26,7 @@ from quantmill.measure.divergence import TokenScores
 from quantmill.measure.perplexity import perplexity
 from quantmill.models.model import LoadedModel, from_source, usable_device
 from quantmill.models.tokenizer import from_metadata
+from quantmill.models.workers import Workers, working
 from quantmill.qkernels.cache import cache_dir
 
 

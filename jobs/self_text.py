@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantmill.calibrate.workers import working
 from quantmill.gguf_io import Metadata, open_source
 from quantmill.imatrix.chat import from_metadata
 from quantmill.imatrix.matrix import ImatrixError
@@ -18,6 +17,7 @@ from quantmill.jobs.watcher import Watcher
 from quantmill.models.model import from_source, usable_device
 from quantmill.models.sampling import sample, text_of_tokens
 from quantmill.models.tokenizer import Tokenizer
+from quantmill.models.workers import working
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 SEQUENCE, TOGETHER = 512, 16  # tokens of a sequence; sequences sampled side by side

@@ -12,7 +12,6 @@ from quantmill import cli
 from quantmill.calibrate.allocation import Sensitivity
 from quantmill.calibrate.curves import loss_curve
 from quantmill.calibrate.weights import Subject, quantized, sampled_errors
-from quantmill.calibrate.workers import Workers, working
 from quantmill.commands.allocation import find_target
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix import store
@@ -21,6 +20,7 @@ from quantmill.models.exchange import Exchange
 from quantmill.models.model import load
 from quantmill.models.prefix import Prefix
 from quantmill.models.scoring import scored_logits
+from quantmill.models.workers import Workers, working
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.recipe.budget import Target

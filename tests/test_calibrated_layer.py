@@ -11,9 +11,9 @@ from quantmill.calibrate import output
 from quantmill.calibrate.layer import Settings, quantize_layer
 from quantmill.calibrate.output import quantize_output
 from quantmill.calibrate.solver import EFFORTS
-from quantmill.calibrate.workers import working
 from quantmill.gguf_io.source import open_source
 from quantmill.models.walk import Walk
+from quantmill.models.workers import working
 from quantmill.qkernels import dequantize
 from tests.support import oracle
 from tests.support.measure_models import untied

@@ -13,11 +13,11 @@ import torch
 
 from quantmill.calibrate.head import Divergence, check_head
 from quantmill.calibrate.polish import Rates, Student
-from quantmill.calibrate.workers import working
 from quantmill.cli import main
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.models.model import LoadedModel, load
+from quantmill.models.workers import working
 from quantmill.qkernels import to_float32
 from tests.support.measure_families import FAMILIES, random_model
 

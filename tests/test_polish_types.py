@@ -10,11 +10,11 @@ import torch
 
 from quantmill.calibrate.head import Divergence
 from quantmill.calibrate.polish import Rates, Student
-from quantmill.calibrate.workers import working
 from quantmill.gguf_io import open_source
 from quantmill.imatrix.text import Text
 from quantmill.jobs import convert, polish, quantize
 from quantmill.models.model import load
+from quantmill.models.workers import working
 from quantmill.qkernels.types import TYPES
 from quantmill.recipe import Recipe, parse_rule
 from tests.support.llama_model import LlamaModel

@@ -8,7 +8,7 @@ from quantmill.calibrate import solver
 from quantmill.calibrate.gram import Metric, metric_of, shrunk
 from quantmill.calibrate.layer import column_parts
 from quantmill.calibrate.solver import EFFORTS, Effort, plain, solve
-from quantmill.calibrate.workers import working
+from quantmill.models.workers import working
 from quantmill.qkernels.lattices import GRIDS, LATTICES
 from tests.support import oracle
 

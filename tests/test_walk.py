@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from quantmill.calibrate.workers import working
 from quantmill.gguf_io.source import open_source
 from quantmill.models import walked_layer
 from quantmill.models.errors import ModelError
 from quantmill.models.model import from_source
 from quantmill.models.walk import Walk
+from quantmill.models.workers import working
 from tests.support.measure_models import EXAMPLE, tiny
 
 CPU = torch.device("cpu")

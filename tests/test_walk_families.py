@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from quantmill.calibrate.workers import working
 from quantmill.gguf_io.source import open_source
 from quantmill.models.errors import ModelError
 from quantmill.models.model import from_source
 from quantmill.models.walk import Walk, walked_names
+from quantmill.models.workers import working
 from tests.support.measure_families import FAMILIES, random_model
 
 # What a walk cannot feed: transformers never multiplies by attn_k_b, routers are no block matrices of a type.

@@ -1,0 +1,123 @@
+"""What polish refuses, on the example model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantmill.errors import QuantmillError
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.imatrix.text import Text
+from quantmill.jobs.polish import Job, plan_job, run
+from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.polishing import CHUNKS, TEXT, job, quantmill
+
+
+def rewritten(path: Path, change) -> Path:
+    """The quantized example with `change(name, values)` done to its F32 tensors."""
+    source = open_source(tiny("Q4_0"))
+    with GGUFSink(
+        path, source.metadata, [OutputTensor(s.name, s.shape, s.type) for s in source.specs()]
+    ) as sink:
+        for spec in source.specs():
+            raw = np.array(source.read(spec.name))
+            sink.write(
+                spec.name, change(spec.name, raw.view("<f4")).view("u1") if spec.type == "F32" else raw
+            )
+        sink.commit()
+    return path
+
+
+def test_bad_numbers_in_the_quant(tmp_path: Path) -> None:
+    def change(name: str, values: np.ndarray) -> np.ndarray:
+        return np.full_like(values, np.nan) if name == "blk.2.attn_norm.weight" else values
+
+    quant = rewritten(tmp_path / "nan.gguf", change)
+    with pytest.raises(QuantmillError, match="predictions are not finite"):
+        run(job(tmp_path / "out.gguf", quant=quant))
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.gguf"]
+
+
+def test_a_rate_too_high_is_said(tmp_path: Path) -> None:
+    with pytest.raises(QuantmillError, match=r"--lr 1\.5"):
+        job(tmp_path / "out.gguf", rate=1.5)
+
+
+def test_another_models_base(tmp_path: Path) -> None:
+    from tests.support.measure_families import FAMILIES, random_model
+
+    random_model(tmp_path, *FAMILIES["qwen3, yarn"])
+    with pytest.raises(QuantmillError, match="different models: architecture"):
+        plan_job(Job(tiny("Q4_0"), tmp_path, (Text(TEXT),), tmp_path / "out.gguf"))
+
+
+def test_the_first_tensor_that_differs(tmp_path: Path) -> None:
+    source = open_source(tiny("F16"))
+    with GGUFSink(
+        tmp_path / "base.gguf",
+        source.metadata,
+        [OutputTensor(s.name, s.shape, s.type) for s in source.specs()],
+    ) as sink:
+        for spec in source.specs():
+            raw = np.array(source.read(spec.name))
+            sink.write(spec.name, raw[::-1].copy() if spec.name == "blk.1.attn_k.weight" else raw)
+        sink.commit()
+    with pytest.raises(QuantmillError, match=r"blk\.1\.attn_k\.weight"):
+        plan_job(Job(tiny("Q4_0"), tmp_path / "base.gguf", (Text(TEXT),), tmp_path / "out.gguf"))
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(QuantmillError, match="nothing to learn"):
+        plan_job(Job(tiny("Q4_0"), tiny("Q4_0"), (Text(TEXT),), tmp_path / "out.gguf"))
+    plan = plan_job(Job(tiny("Q4_0"), tiny("Q8_0"), (Text(TEXT),), tmp_path / "out.gguf"))
+    assert "quantized itself (Q8_0)" in plan.warnings[0]
+
+
+def test_a_base_that_is_worse(tmp_path: Path) -> None:
+    """The roles exchanged: the original stands as the quant's base with its norms spoiled."""
+    source = open_source(tiny("F16"))
+    with GGUFSink(
+        tmp_path / "base.gguf",
+        source.metadata,
+        [OutputTensor(s.name, s.shape, s.type) for s in source.specs()],
+    ) as sink:
+        for spec in source.specs():
+            raw = np.array(source.read(spec.name))
+            spoiled = spec.name.startswith("blk.1") and spec.type == "F32" and len(spec.shape) == 1
+            sink.write(spec.name, (raw.view("<f4") * np.float32(0.2)).view("u1") if spoiled else raw)
+        sink.commit()
+    with pytest.raises(QuantmillError, match="predicts the held-back text worse"):
+        run(Job(tiny("Q4_0"), tmp_path / "base.gguf", (Text(TEXT),), tmp_path / "out.gguf", n_chunks=CHUNKS))
+    assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
+
+
+def test_a_short_text(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("It is a truth universally acknowledged. " * 40)
+    done = quantmill(
+        "polish",
+        tiny("Q4_0"),
+        "--base",
+        EXAMPLE,
+        "--calibration",
+        tmp_path / "short.txt",
+        "-o",
+        tmp_path / "o.gguf",
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "at least 10 chunks of 512, 5120 tokens" in done.stderr
+
+
+def test_an_output_is_no_input(tmp_path: Path) -> None:
+    quant = tmp_path / "q.gguf"
+    quant.write_bytes(tiny("Q4_0").read_bytes())
+    with pytest.raises(QuantmillError, match="is an input"):
+        plan_job(Job(quant, EXAMPLE, (Text(TEXT),), quant))
+
+
+def test_polish_needs_a_text(tmp_path: Path) -> None:
+    done = quantmill("quantize", EXAMPLE, tmp_path / "out.gguf", "Q4_0", "--polish")
+    assert done.returncode == 2
+    assert "--calibration" in done.stderr
