@@ -31,6 +31,7 @@ def collect_imatrix(
     chunks: int | None = None,
     parse_special: bool = False,
     process_output: bool = False,
+    nextn: bool = False,
     revision: str | None = None,
     device: str | torch.device = "auto",
     dtype: str = "auto",
@@ -39,8 +40,9 @@ def collect_imatrix(
 ) -> CollectionResult:
     """Run a model (GGUF, Hugging Face directory, org/name) over texts and write its importance matrix to `output`.
 
-    texts: files, or conversations (.jsonl). ctx: tokens in a chunk; chunks: at most so many. The result holds the
-    matrix, the perplexity of the text and the tensors that saw too little of it. Raises QuantmillError, OSError.
+    texts: files, or conversations (.jsonl). ctx: tokens in a chunk; chunks: at most so many. nextn: also the layers
+    that predict further tokens. The result holds the matrix, the perplexity of the text and the tensors that saw too
+    little of it. Raises QuantmillError, OSError.
     """
     from quantmill.imatrix.text import Cutting, Text
     from quantmill.jobs.collect import Job, run
@@ -55,6 +57,7 @@ def collect_imatrix(
         cutting=Cutting(ctx, chunks),
         parse_special=parse_special,
         process_output=process_output,
+        nextn=nextn,
         device=str(device),
         dtype=dtype,
         threads=threads,

@@ -95,6 +95,10 @@ def collect(
         bool, typer.Option(help="Also keep Σx (.in_sum), for the mean-based statistics.")
     ] = False,
     route_all_experts: Annotated[bool, typer.Option(help="Show every token to every expert.")] = False,
+    nextn: Annotated[
+        bool,
+        typer.Option("--nextn", "--mtp", help="Also the layers that predict further tokens (NextN, MTP)."),
+    ] = False,
     shrink_experts: Shrink = 0,
     seed: Annotated[int | None, typer.Option(help="Shuffle the chunks. [default: in order]")] = None,
     batch: Annotated[
@@ -143,6 +147,7 @@ def collect(
             perplexity=ppl,
             with_means=means,
             route_all=route_all_experts,
+            nextn=nextn,
             shrink=shrink_experts,
             batch=batch,
             device=device,

@@ -32,7 +32,8 @@ class Settings:
     """bos: token that replaces the first of every chunk, None where the model wants none
     process_output: also the output projection (of tied models: the embedding)
     perplexity: predict the second half of each chunk; with_means: also Σx
-    route_all: show every expert every token; batch: chunks run together, None: by the model and the length of a chunk
+    route_all: show every expert every token; nextn: the model runs its layers that predict further tokens, too
+    batch: chunks run together, None: by the model and the length of a chunk
     """
 
     bos: int | None = None
@@ -40,6 +41,7 @@ class Settings:
     perplexity: bool = True
     with_means: bool = False
     route_all: bool = False
+    nextn: bool = False
     batch: int | None = None
 
 

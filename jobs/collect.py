@@ -21,6 +21,7 @@ from quantmill.imatrix.run import Saving
 from quantmill.imatrix.run import run as run_saving
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.models import nextn
 from quantmill.models.model import LoadedModel, load, usable_device
 
 
@@ -29,9 +30,9 @@ class Job:
     """model: a GGUF file or a Hugging Face directory; name: what it was asked for by, so that --resume knows it.
 
     format None: by the output's name. perplexity: of the text, while running. with_means: also Σx. route_all: every
-    token to every expert. shrink: draw each expert to its layer's mean as if it had seen so many more tokens. batch:
-    chunks run together, None: by the model and the length of a chunk. every: chunks between two savings, 0: only when
-    stopped.
+    token to every expert. nextn: also the layers that predict further tokens. shrink: draw each expert to its layer's
+    mean as if it had seen so many more tokens. batch: chunks run together, None: by the model and the length of a
+    chunk. every: chunks between two savings, 0: only when stopped.
     """
 
     model: Path
@@ -45,6 +46,7 @@ class Job:
     perplexity: bool = True
     with_means: bool = False
     route_all: bool = False
+    nextn: bool = False
     shrink: int = 0
     batch: int | None = None
     device: str = "auto"
@@ -94,6 +96,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             perplexity=job.perplexity,
             with_means=job.with_means,
             route_all=job.route_all,
+            nextn=job.nextn,
             batch=job.batch,
         )
         for warning in output.warnings:
@@ -136,15 +139,19 @@ def _loaded(job: Job, watcher: Watcher) -> Iterator[LoadedModel]:
     dtype = job.dtype
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    if device.type != "cuda" or _fits(job.model, device, dtype):
-        loaded = load(job.model, str(device), dtype, job.tokenizer)
+    offloaded = device.type == "cuda" and not _fits(job.model, device, dtype)
+    if not offloaded:
+        loaded = load(job.model, str(device), dtype, job.tokenizer, job.nextn)
     else:
         watcher.note(
             f"{job.name}: does not fit on {device}; its weights stay in main memory and visit it in turn"
         )
-        loaded = load(job.model, "cpu", dtype, job.tokenizer)
-        offload(loaded.model, device)
+        loaded = load(job.model, "cpu", dtype, job.tokenizer, job.nextn)
     try:
+        if job.nextn:
+            loaded = nextn.attach(loaded)
+        if offloaded:
+            offload(loaded.model, device)
         yield loaded
     finally:
         loaded.close()

@@ -112,13 +112,18 @@ def _is_leaf(module: nn.Module) -> bool:
 
 
 def load(
-    path: str | Path, device: str = "cpu", dtype: str = "float32", tokenizer_path: str | Path | None = None
+    path: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    tokenizer_path: str | Path | None = None,
+    converted: bool = False,
 ) -> LoadedModel:
     """Load a GGUF (single or split) or a Hugging Face directory.
 
     device: torch's name of one, or "auto" (see automatic_device).
     dtype: of activations and decoded weights ("float32", "bfloat16", "float16").
     tokenizer_path: a Hugging Face directory whose tokenizer is used instead of the model's own.
+    converted: a directory too runs as the GGUF that it becomes, with all that this holds.
     Raises ModelError for a model that cannot be built, OSError for a path that cannot be read.
     """
     path = Path(path)
@@ -126,7 +131,7 @@ def load(
     if tokenizer_path and not Path(tokenizer_path).is_dir():
         raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
     given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
-    if path.is_dir() and not is_packed(path):
+    if path.is_dir() and not converted and not is_packed(path):
         return _load_directory(path, target, compute, given)
     # What is packed runs as the GGUF that it becomes: transformers needs a library or a GPU for each kind of packing.
     return from_source(open_source(path), path, target, compute, given)

@@ -1,8 +1,8 @@
 """Types of tensors that no text comes to: those of layers that predict further tokens (NextN, MTP).
 
-transformers and llama-imatrix do not run them, so they have no importance, and llama-quantize stops at the first whose
-type needs some. Here they take the nearest type that does not, and a warning says so; `--no-fallback` refuses as
-llama-quantize does.
+llama-imatrix does not run them, and `quantmill imatrix` does when told to (`--nextn`). Without importance
+llama-quantize stops at the first whose type needs some. Here they take the nearest type that does not, and a warning
+says so; `--no-fallback` refuses as llama-quantize does.
 """
 
 from __future__ import annotations
@@ -45,5 +45,5 @@ class Unseen:
         more = f" and {len(self._replaced) - 1} like it" if len(self._replaced) > 1 else ""
         return [
             f"{self._replaced[0]}{more} predict further tokens and have no importance: a type that needs none is "
-            "taken for them (--no-fallback refuses, --no-nextn leaves them out)"
+            "taken for them (quantmill imatrix --nextn collects it, --no-fallback refuses, --no-nextn leaves them out)"
         ]

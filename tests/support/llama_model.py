@@ -15,9 +15,11 @@ import numpy as np
 
 _F16, _F32 = 1, 0  # ggml.h: enum ggml_type
 # Positions in llama_context_params, counted in 32-bit words (llama.h).
-_N_CTX, _N_THREADS, _N_THREADS_BATCH, _FLASH_ATTENTION, _TYPE_K, _TYPE_V = 0, 7, 8, 13, 26, 27
+_N_CTX, _N_THREADS, _N_THREADS_BATCH, _KIND, _FLASH_ATTENTION, _TYPE_K, _TYPE_V = 0, 7, 8, 9, 13, 26, 27
+_OF_NEXTN = 1  # llama.h: LLAMA_CONTEXT_TYPE_MTP
 # In llama_model_params: four of its flags, one a byte: vocab_only, check_tensors, use_extra_bufts, no_host.
 _BOOLS, _VOCAB_ONLY, _EXTRA_BUFFERS = 18, 0x1, 0x10000
+_MORE_BOOLS, _LOAD_NEXTN = 19, 0x100
 
 
 class _Params(ctypes.Structure):
@@ -80,14 +82,16 @@ def _tokenize(llama: ctypes.CDLL, vocab: Any, text: str, add_special: bool, pars
 
 
 class LlamaModel:
-    """A GGUF that llama.cpp has loaded. Use as a context manager."""
+    """A GGUF that llama.cpp has loaded. Use as a context manager. nextn: to run the layer that predicts further tokens
+    instead of the others."""
 
-    def __init__(self, path: Path, n_ctx: int = 64) -> None:
+    def __init__(self, path: Path, n_ctx: int = 64, nextn: bool = False) -> None:
         self._llama = _llama()
         self._context = None
-        self._model = self._llama.llama_model_load_from_file(
-            bytes(path), self._llama.llama_model_default_params()
-        )
+        of_model = self._llama.llama_model_default_params()
+        assert of_model.words[_BOOLS] == _EXTRA_BUFFERS
+        of_model.words[_MORE_BOOLS] = _LOAD_NEXTN if nextn else 0
+        self._model = self._llama.llama_model_load_from_file(bytes(path), of_model)
         if not self._model:
             raise RuntimeError(f"llama.cpp does not load {path}")
         params = self._llama.llama_context_default_params()
@@ -95,6 +99,7 @@ class LlamaModel:
         params.words[_N_CTX] = n_ctx
         params.words[_N_THREADS] = params.words[_N_THREADS_BATCH] = 1
         params.words[_FLASH_ATTENTION] = 0
+        params.words[_KIND] = _OF_NEXTN if nextn else 0
         params.words[_TYPE_K] = params.words[_TYPE_V] = _F32
         self._context = self._llama.llama_init_from_model(self._model, params)
         if not self._context:
@@ -106,10 +111,14 @@ class LlamaModel:
         """Token ids of `text` without added BOS or EOS."""
         return _tokenize(self._llama, self._vocab, text, False, special)
 
-    def logits(self, tokens: list[int]) -> np.ndarray:
-        """float32 [len(tokens), n_vocab] of one sequence; once for a model, whose cache it fills."""
+    def logits(self, tokens: list[int], hidden: np.ndarray | None = None) -> np.ndarray:
+        """float32 [len(tokens), n_vocab] of one sequence; once for a model, whose cache it fills. hidden: of nextn, the
+        states [len(tokens), n_embd] of the tokens before."""
         batch = self._llama.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
+        states = None if hidden is None else np.ascontiguousarray(hidden, np.float32)
+        if states is not None:
+            batch.embd = states.ctypes.data
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, i
             batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
