@@ -27,13 +27,14 @@ from quantmill.commands.quantize_arguments import (
     check_calibration,
     check_together,
     files_of,
-    positional,
+    refuse_several,
     refuse_without_compensate,
     rules_of,
     size_of,
-    without_type,
+    told_apart,
 )
 from quantmill.commands.quantize_run import Further, Make, quantize_and_show, reach_and_show, show_plan
+from quantmill.commands.several import quantize_several
 
 if TYPE_CHECKING:
     from quantmill.jobs.quantize import Job
@@ -47,11 +48,12 @@ def quantize(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL [OUTPUT] TYPE [THREADS]",
+            metavar="MODEL [OUTPUT] TYPE[,TYPE...] [THREADS]",
             help="A GGUF file (of a split model its first file), a Hugging Face directory or org/name on the hub; "
             "the file to write, by default ggml-model-TYPE.gguf beside a file, NAME-TYPE.gguf for a directory or "
             "org/NAME; a file type as `quantmill types` "
-            "lists them, by name or number, or COPY.",
+            "lists them, by name or number, or COPY. Several are made from one reading of the model; OUTPUT is then a "
+            "folder, or a name with {type} in it.",
         ),
     ],
     imatrix: Annotated[
@@ -271,21 +273,15 @@ def quantize(
     if not compensate:
         refuse_without_compensate(effort, chunks, alpha, damping, resume and not polish)
     rules = rules_of(tensor_type or [])
-    if target is not None:
-        if recipe is not None:
-            raise UsageError("--recipe says all types; leave out --target-size and --target-bpw")
-        source, output, n_threads = without_type(arguments, "--target-size or --target-bpw")
-        file_type = "Q8_0"  # until the types are found
-    elif recipe is None:
-        source, output, file_type, n_threads = positional(arguments, keep_split)
-    else:
-        source, output, n_threads = without_type(arguments, "--recipe")
-        file = read_recipe(recipe)
-        file_type, rules = file.file_type, (*rules, *file.rules)
+    file = None if recipe is None else read_recipe(recipe)
+    if file is not None:
+        rules = (*rules, *file.rules)
         print_warnings(other_importance(file, str(recipe), imatrix))
+    given = told_apart(arguments, keep_split, target is not None, file)
+    refuse_several(given, compensate, polish)
     with parsing():
         wanted = Recipe(
-            file_type,
+            given.file_types[0],
             rules=rules,
             token_embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
             output_tensor_type=parse_type(output_tensor_type) if output_tensor_type else None,
@@ -299,14 +295,14 @@ def quantize(
             search=get_search(search),
         )
     job = Job(
-        str(local_model(source, revision)),
-        output,
+        str(local_model(given.source, revision)),
+        given.outputs[0],
         wanted,
         imatrix=imatrix,
         include_weights=tuple(include_weights or ()),
         exclude_weights=tuple(exclude_weights or ()),
         device=device,
-        threads=(threads if threads is not None else n_threads) or None,
+        threads=(threads if threads is not None else given.n_threads) or None,
         max_buffer_bytes=max_buffer_size << 20 if max_buffer_size else DEFAULT_BUFFER_BYTES,
         force=force,
         later=later,
@@ -327,7 +323,9 @@ def quantize(
 
         make, planned = ways(tuple(calibration or ()), effort, chunks, alpha, damping, resume, polish)
     make = functools.partial(make, as_json=as_json, further=further)
-    if target is not None:
+    if len(given.outputs) > 1:
+        quantize_several(job, given, dry_run, as_json, lost)
+    elif target is not None:
         request = find_request(job, target, calibration, measure_chunks, min_type, max_type)
         reach_and_show(request, dry_run, as_json, make, lost)
     elif dry_run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from quantmill.commands.console import UsageError, parsing
 from quantmill.errors import meant
 
 if TYPE_CHECKING:
+    from quantmill.jobs.recipe import RecipeFile
     from quantmill.recipe import TypeRule
 
+_TYPE_MARK = "{type}"  # in an output of several types
 FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
 
 
@@ -39,52 +42,102 @@ def check_together(*pairs: tuple[str, object, str, object]) -> None:
             raise UsageError(f"{first} and {second} cannot be used together")
 
 
-def positional(arguments: list[str], keep_split: bool) -> tuple[str, Path, str, int | None]:
-    """MODEL [OUTPUT] TYPE [THREADS] → model, output, file type, threads; told apart as llama-quantize does.
+@dataclass(frozen=True)
+class Positional:
+    """MODEL [OUTPUT] TYPE[,TYPE…] [THREADS]: an output for each type."""
+
+    source: str
+    file_types: tuple[str, ...]
+    outputs: tuple[Path, ...]
+    n_threads: int | None
+
+
+def positional(arguments: list[str], keep_split: bool) -> Positional:
+    """The arguments told apart as llama-quantize does, which takes one type.
 
     It takes `7B.gguf` for type 7 where a type may stand; here a type is a whole word.
     """
-    from quantmill.recipe import find_file_type, get_file_type
-
     if not 2 <= len(arguments) <= 4:
         raise UsageError("expected MODEL [OUTPUT] TYPE [THREADS]")
     source, rest = arguments[0], arguments[1:]
-    output: Path | None = None
-    if find_file_type(rest[0]) is None and len(rest) > 1:
-        output, rest = Path(rest[0]), rest[1:]
+    output: str | None = None
+    if len(rest) > 1 and not _are_types(rest[0]):
+        output, rest = rest[0], rest[1:]
     _refuse_type_typo(arguments, output)
-    with parsing():
-        file_type = get_file_type(rest[0])
+    file_types = _file_types(rest[0])
     if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdecimal()):
         raise UsageError(f"expected a number of threads behind the type, not {' '.join(rest[1:])!r}")
+    outputs = _outputs(source, output, file_types, "" if keep_split else ".gguf")
+    return Positional(source, file_types, outputs, int(rest[1]) if len(rest) == 2 else None)
+
+
+def _are_types(text: str) -> bool:
+    from quantmill.recipe import find_file_type
+
+    return all(find_file_type(word) is not None for word in text.split(","))
+
+
+def _file_types(text: str) -> tuple[str, ...]:
+    """`Q4_K_M,Q5_K_M` → their names."""
+    from quantmill.recipe import get_file_type
+
+    with parsing():
+        found = [get_file_type(word) for word in text.split(",")]
+    for name in found:
+        if found.count(name) > 1:
+            raise UsageError(f"{text}: {name} is there twice; each type makes one file")
+    return tuple(found)
+
+
+def _outputs(source: str, output: str | None, file_types: Sequence[str], suffix: str) -> tuple[Path, ...]:
+    """Where each type goes: OUTPUT itself for one; of several a pattern with {type}, or a folder for default names."""
     if output is None:
-        output = default_output(source, file_type, "" if keep_split else ".gguf")
-    return source, output, file_type, int(rest[1]) if len(rest) == 2 else None
+        return tuple(default_output(source, type, suffix) for type in file_types)
+    if len(file_types) == 1:
+        return (Path(output),)
+    if _TYPE_MARK in output:
+        return tuple(Path(output.replace(_TYPE_MARK, type)) for type in file_types)
+    folder = Path(output)
+    if folder.suffix.lower() == ".gguf" or (folder.exists() and not folder.is_dir()):
+        raise UsageError(
+            f"{output}: is one file, for {len(file_types)} types; give a folder, or a name with {_TYPE_MARK} in it "
+            f"such as {folder.stem}-{_TYPE_MARK}.gguf"
+        )
+    if not folder.is_dir():
+        raise UsageError(
+            f"{output}: there is no such folder; create it, or give a name with {_TYPE_MARK} in it"
+        )
+    return tuple(folder / default_output(source, type, suffix).name for type in file_types)
 
 
-def _refuse_type_typo(arguments: list[str], output: Path | None) -> None:
+def _refuse_type_typo(arguments: list[str], output: str | None) -> None:
     """`model.gguf Q4_KM 8` must not write a file Q4_KM of type 8."""
     from quantmill.recipe import FILE_TYPES
 
-    word = arguments[1]
-    if (
-        len(arguments) == 3
-        and output is not None
-        and arguments[2].isdecimal()
-        and not set(word) & set("./\\")
-    ):
+    if output is None or len(arguments) != 3 or not arguments[2].isdecimal() or set(output) & set("./\\"):
+        return
+    for word in output.split(","):
         found = meant(word, FILE_TYPES)
-        if found is not None:
+        if found is not None and not _are_types(word):
             raise UsageError(
-                f"unknown file type {word!r}; did you mean {found}? (A file of that name: ./{word})"
+                f"unknown file type {word!r}; did you mean {found}? (A file of that name: ./{output})"
             )
 
 
-def without_type(arguments: list[str], option: str) -> tuple[str, Path, int | None]:
-    """MODEL OUTPUT [THREADS], where `option` says what the tensors become → model, output, threads."""
+def told_apart(
+    arguments: list[str], keep_split: bool, has_target: bool, recipe: RecipeFile | None
+) -> Positional:
+    """The arguments; without a TYPE where a target size or a recipe says what the tensors become."""
+    if not has_target and recipe is None:
+        return positional(arguments, keep_split)
+    if has_target and recipe is not None:
+        raise UsageError("--recipe says all types; leave out --target-size and --target-bpw")
     if len(arguments) not in (2, 3) or not all(word.isdecimal() for word in arguments[2:]):
+        option = "--recipe" if recipe is not None else "--target-size or --target-bpw"
         raise UsageError(f"with {option} TYPE is left out: expected MODEL OUTPUT [THREADS]")
-    return arguments[0], Path(arguments[1]), int(arguments[2]) if len(arguments) == 3 else None
+    file_type = "Q8_0" if recipe is None else recipe.file_type  # of a target, until the types are found
+    n_threads = int(arguments[2]) if len(arguments) == 3 else None
+    return Positional(arguments[0], (file_type,), (Path(arguments[1]),), n_threads)
 
 
 def size_of(text: str, option: str) -> int:
@@ -158,3 +211,12 @@ def refuse_without_compensate(
             raise UsageError(f"{name} belongs to --compensate; add it, or leave {name} out")
     if resume:
         raise UsageError("--resume goes on with a stopped --compensate or --polish; add one of them")
+
+
+def refuse_several(given: Positional, compensate: bool, polish: bool) -> None:
+    """Raises UsageError for several types where each would be fitted to a text for itself."""
+    for option, is_there in (("--compensate", compensate), ("--polish", polish)):
+        if is_there and len(given.file_types) > 1:
+            raise UsageError(
+                f"{option} takes one type, for the text is walked for each; got {', '.join(given.file_types)}"
+            )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,24 +53,34 @@ def show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) 
         raise typer.Exit(1)
 
 
-class _Shown(Shown):
-    """Also says what it does, and with --verbose what each tensor becomes."""
+class ShownPlans(Shown):
+    """Also says what it does, and with --verbose what each tensor becomes. jobs: in the order of their plans."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, jobs: Sequence[Job]) -> None:
         super().__init__()
-        self._job = job
-        self._entries: dict[str, PlanEntry] = {}  # that were not spoken of
+        self._jobs = cycle(jobs)  # a device that fails has all of it planned again
+        self._entries: dict[str, list[PlanEntry]] = {}  # that were not spoken of
 
     def planned(self, plan: Plan) -> None:
-        remark(f"quantizing {self._job.source} to {self._job.output} as {self._job.recipe.file_type}")
+        job = next(self._jobs)
+        remark(f"quantizing {job.source} to {job.output} as {job.recipe.file_type}")
         print_warnings([*fallback_warning(plan), *plan.warnings])
-        self._entries = {entry.name: entry for entry in plan.entries}
+        for entry in plan.entries:
+            self._entries.setdefault(entry.name, []).append(entry)
 
     def progressed(self, amount: int, what: str = "") -> None:
         super().progressed(amount, what)
-        entry = self._entries.pop(what, None)
-        if entry is not None:
+        for entry in self._entries.pop(what, ()):
             detail(f"{entry.name}: {entry.source_type} -> {entry.type}, {size_text(entry.n_bytes)}")
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Says what helps where it is not enough."""
+    try:
+        yield
+    except MemoryError:
+        raise CommandError("not enough memory; a smaller --max-buffer-size helps") from None
 
 
 def reach_and_show(
@@ -104,11 +116,8 @@ def quantize_and_show(
     """Do the job and show what came of it; `extra` goes into the JSON object."""
     from quantmill.jobs.quantize import run
 
-    try:
-        with (shown := _Shown(job)):
-            result = run(job, shown)
-    except MemoryError:
-        raise CommandError("not enough memory; a smaller --max-buffer-size helps") from None
+    with enough_memory(), (shown := ShownPlans([job])):
+        result = run(job, shown)
     added, below = further(result.paths) if further else ({}, "")
     if as_json:
         show(json_text({**plan_object(result.plan), **result_object(result), **(extra or {}), **added}))

@@ -70,6 +70,11 @@ class GGUFSink:
         """Bytes of all files together, keys and padding included."""
         return sum(layout.file_bytes for layout in self._layouts)
 
+    @property
+    def finals(self) -> tuple[Path, ...]:
+        """The files themselves, links followed."""
+        return tuple(self._finals)
+
     def specs(self) -> tuple[TensorSpec, ...]:
         """Where each tensor will lie."""
         return tuple(self._specs.values())
@@ -92,18 +97,31 @@ class GGUFSink:
         """
         part = memoryview(data).cast("B")
         with self._lock:
-            if not self._files:
-                raise GGUFError(f"{shown(name)}: the output is not open for writing")
-            spec = self._specs.get(name)
-            if spec is None:
-                raise GGUFError(f"{shown(name)}: was not declared")
-            if part.nbytes % spec.row_bytes:
-                raise GGUFError(f"{shown(name)}: {part.nbytes} bytes are not whole rows of {spec.row_bytes}")
-            done = self._written[name]
-            if done + part.nbytes > spec.n_bytes:
-                raise GGUFError(f"{shown(name)}: {done + part.nbytes} bytes written, {spec.n_bytes} declared")
-            self._files[spec.shard].write_at(spec.offset + done, part)
-            self._written[name] = done + part.nbytes
+            self._put(name, self._written.get(name, 0), part)
+
+    def write_rows(self, name: str, first_row: int, data: Any) -> None:
+        """The same at a place: rows from `first_row` on, each once, in any order."""
+        part = memoryview(data).cast("B")
+        with self._lock:
+            self._put(name, first_row * self._spec(name).row_bytes, part)
+
+    def _spec(self, name: str) -> TensorSpec:
+        if not self._files:
+            raise GGUFError(f"{shown(name)}: the output is not open for writing")
+        spec = self._specs.get(name)
+        if spec is None:
+            raise GGUFError(f"{shown(name)}: was not declared")
+        return spec
+
+    def _put(self, name: str, start: int, part: memoryview) -> None:
+        spec = self._spec(name)
+        if part.nbytes % spec.row_bytes:
+            raise GGUFError(f"{shown(name)}: {part.nbytes} bytes are not whole rows of {spec.row_bytes}")
+        done = max(start, self._written[name]) + part.nbytes
+        if done > spec.n_bytes:
+            raise GGUFError(f"{shown(name)}: {done} bytes written, {spec.n_bytes} declared")
+        self._files[spec.shard].write_at(spec.offset + start, part)
+        self._written[name] += part.nbytes
 
     def commit(self) -> None:
         """Flush to the disk and give the files their names. Raises GGUFError when a tensor is incomplete."""

@@ -24,8 +24,9 @@ from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.edits import NO_EDITS, open_model
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.importance import importance_index, load_importance
 from quantmill.jobs.measurements import measurements_of
-from quantmill.jobs.quantize import Job, importance_index, load_importance
+from quantmill.jobs.quantize import Job
 from quantmill.jobs.weighing import Bar, Weighing
 from quantmill.qkernels.engines import choose_engines
 from quantmill.recipe.budget import Limits, Solution, Target, pose, solve

@@ -22,19 +22,18 @@ from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, 
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.finished_layers import FinishedLayers
-from quantmill.jobs.line import Line
+from quantmill.jobs.importance import load_importance
 from quantmill.jobs.quantize import (
     Job,
     check_outputs,
-    load_importance,
+    line_of,
     require_sound,
     sink_of,
-    way_out,
 )
 from quantmill.jobs.thorough import polish_fresh
+from quantmill.jobs.worker import carry
 from quantmill.models.memory import trim
 from quantmill.qkernels.engines import choose_engines
-from quantmill.qkernels.rows import row_quantizers
 from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
@@ -89,14 +88,8 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         kept = _walk(state, loaded, workers)
         walked_s = time.perf_counter() - started
         rest = [entry for entry in plan.entries if entry.name not in state.done]
-        search = job.recipe.search
-        quantizers = [
-            quantizer
-            for engine in engines
-            for quantizer in row_quantizers(engine, job.threads, search, watcher.warn, job.strict_device)
-        ]
-        line = Line(source, sink, importance, quantizers, watcher, lambda entry: way_out(job, entry))
-        line.carry(rest, job.max_buffer_bytes)
+        with line_of(job, source, [sink], importance, engines, watcher) as line:
+            carry(line, [rest], job.max_buffer_bytes, watcher)
         sink.commit()
     if calibration.polish or calibration.effort == "thorough":
         device = engines[0].device

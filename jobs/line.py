@@ -1,30 +1,29 @@
-"""The assembly line: read → quantize → write, a slab of rows at a time, the three steps overlapping."""
+"""The assembly line of this machine: read → quantize → write, a slab of rows at a time, the three steps overlapping."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 
-from quantmill.gguf_io import GGUFSink, TensorSource
+from quantmill.gguf_io import TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.advice import unfit_row
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.watcher import PlanWatcher
 from quantmill.qkernels import QuantizeError, to_float32
 from quantmill.qkernels.checks import require_finite, require_finite_scales
 from quantmill.qkernels.engines import RowQuantizer
 from quantmill.qkernels.trust import DeviceFault
 from quantmill.qkernels.types import TYPES, NotFiniteError, TooLargeError
 from quantmill.recipe import PlanEntry
-from quantmill.recipe.slabs import Slab, slabs
+from quantmill.recipe.slabs import Slab
 
 # Slabs under way beside those being quantized: one read, one waiting, one written.
 _SLABS_IN_TRANSIT = 3
@@ -47,121 +46,141 @@ class Clock:
                 self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
 
 
+class RowSink(Protocol):
+    """An output that takes rows at their places."""
+
+    def write_rows(self, name: str, first_row: int, data: np.ndarray) -> None:
+        """Rows of a tensor, from `first_row` on. Raises GGUFError."""
+
+
 @dataclass(frozen=True)
 class Read:
-    """Rows of a slab in some type, and what weighs their columns."""
+    """Rows of a slab: `loaded` in some type for the search, `copied` as the output has them, where one wants them.
+    importance: of the columns, for entries that are weighed."""
 
-    rows: np.ndarray
+    loaded: np.ndarray
     type: str
+    copied: np.ndarray | None = None
     importance: np.ndarray | None = None
 
 
 class Line:
-    """The assembly line: a thread reads, one a quantizer works, one writes; slabs leave in the order they came."""
+    """A jobs.worker.Worker: a thread reads, one a quantizer works, one writes. A context manager.
+
+    sinks: the outputs, in the order of a slab's entries. What several of them want in one type is made once.
+    way_out: how to give a tensor another type.
+    """
 
     def __init__(
         self,
         source: TensorSource,
-        sink: GGUFSink,
+        sinks: Sequence[RowSink],
         importance: ImportanceMatrix | None,
         quantizers: Sequence[RowQuantizer],
-        watcher: PlanWatcher,
         way_out: Callable[[PlanEntry], str],
     ) -> None:
         self.clock = Clock()
         self._source = source
-        self._sink = sink
+        self._sinks = sinks
         self._importance = importance
-        self._quantizers = quantizers
-        self._watcher = watcher
-        self._way_out = way_out  # how to give a tensor another type
+        self._way_out = way_out
         self._columns: tuple[str, np.ndarray | None] = ("", None)  # importance of the tensor being read
+        self._pools = ExitStack()
+        self._reader, self._writer, *workers = (ThreadPoolExecutor(1) for _ in range(2 + len(quantizers)))
+        for pool in (self._reader, *workers, self._writer):
+            self._pools.callback(pool.shutdown, cancel_futures=True)
+        self._devices = cycle(zip(workers, quantizers, strict=True))
+        self.at_once = self.in_one_memory = _SLABS_IN_TRANSIT + len(quantizers)
 
-    def carry(self, entries: Sequence[PlanEntry], max_bytes: int) -> None:
-        """All rows of all entries from source to sink. Raises the first error; then nothing more is started."""
-        in_flight = _SLABS_IN_TRANSIT + len(self._quantizers)
-        under_way: deque[Future[None]] = deque()
-        with ExitStack() as pools:
-            reader, writer, *workers = (ThreadPoolExecutor(1) for _ in range(2 + len(self._quantizers)))
-            for pool in (reader, *workers, writer):
-                pools.callback(pool.shutdown, cancel_futures=True)
-            devices = cycle(zip(workers, self._quantizers, strict=True))
-            for slab in slabs(entries, max_bytes // in_flight):
-                worker, quantizer = next(devices)
-                read = reader.submit(self._read, slab, quantizer)
-                made = worker.submit(self._make, slab, quantizer, read)
-                under_way.append(writer.submit(self._write, slab, made))
-                if len(under_way) == in_flight:
-                    under_way.popleft().result()
-            for written in under_way:
-                written.result()
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pools.close()
+
+    def submit(self, slab: Slab) -> Future[None]:
+        worker, quantizer = next(self._devices)
+        read = self._reader.submit(self._read, slab, quantizer)
+        made = worker.submit(self._make, slab, quantizer, read)
+        return self._writer.submit(self._write, slab, made)
 
     def _read(self, slab: Slab, quantizer: RowQuantizer) -> Read:
         """The rows as the next step wants them, and their importance."""
         with self.clock("read"):
-            entry = slab.entry
-            if not entry.converted:
-                raw = self._source.read(entry.source, slab.first_row, slab.n_rows)
-                _require_sound(slab, raw)
-                return Read(raw, entry.source_type)
-            raw, type = self._source.fetch(entry.source, slab.first_row, slab.n_rows)
-            return Read(quantizer.load(raw, type), type, self._importance_of(slab))
+            place = slab.source, slab.first_row, slab.n_rows
+            copied = None
+            if not all(entry.converted for entry in slab.entries):
+                copied = self._source.read(*place)
+                _require_sound(slab, copied)
+            if copied is not None and not any(entry.converted for entry in slab.entries):
+                return Read(copied, slab.entries[0].source_type, copied)
+            raw, type = self._source.fetch(*place)
+            return Read(quantizer.load(raw, type), type, copied, self._importance_of(slab))
 
     def _importance_of(self, slab: Slab) -> np.ndarray | None:
-        name = slab.entry.importance_name
-        if name is None or self._importance is None:
+        entry = next((entry for entry in slab.entries if entry.importance_name is not None), None)
+        if entry is None or entry.importance_name is None or self._importance is None:
             return None
+        name = entry.importance_name
         if self._columns[0] != name:
-            entry = slab.entry
             self._columns = (name, self._importance.columns(name, entry.n_cols, entry.n_matrices))
         columns = self._columns[1]
         return None if columns is None else columns[slab.matrix]
 
-    def _make(self, slab: Slab, quantizer: RowQuantizer, read: Future[Read]) -> np.ndarray:
+    def _make(self, slab: Slab, quantizer: RowQuantizer, read: Future[Read]) -> list[np.ndarray]:
         found = read.result()
-        entry = slab.entry
-        if not entry.converted:
-            return found.rows
+        made: dict[tuple[str, bool], np.ndarray] = {}
         with self.clock("quantize"):
-            try:
-                return quantizer.quantize(found.rows, found.type, entry.type, found.importance)
-            except DeviceFault:  # of the device, not of this tensor
-                raise
-            except QuantizeError as error:
-                raise self._explained(error, slab, found) from error
+            for entry in slab.entries:
+                kind = _kind(entry)
+                if entry.converted and kind not in made:
+                    made[kind] = self._quantized(slab, entry, quantizer, found)
+        copied = found.loaded if found.copied is None else found.copied
+        return [made[_kind(entry)] if entry.converted else copied for entry in slab.entries]
 
-    def _explained(self, error: QuantizeError, slab: Slab, read: Read) -> JobError:
+    def _quantized(self, slab: Slab, entry: PlanEntry, quantizer: RowQuantizer, read: Read) -> np.ndarray:
+        importance = None if entry.importance_name is None else read.importance
+        try:
+            return quantizer.quantize(read.loaded, read.type, entry.type, importance)
+        except DeviceFault:  # of the device, not of this tensor
+            raise
+        except QuantizeError as error:
+            raise self._explained(error, slab, entry, read) from error
+
+    def _explained(self, error: QuantizeError, slab: Slab, entry: PlanEntry, read: Read) -> JobError:
         """The error of an engine, which knows the rows of a slab, in the words of the model: tensor and row."""
-        entry = slab.entry
         if isinstance(error, NotFiniteError):
             return _damaged(error, slab)
         if isinstance(error, TooLargeError):
-            weights = to_float32(read.rows[error.row : error.row + 1], read.type)[0]
-            return unfit_row(
-                entry, slab.first_row + error.row, weights, read.importance, self._way_out(entry)
-            )
+            weights = to_float32(read.loaded[error.row : error.row + 1], read.type)[0]
+            importance = None if entry.importance_name is None else read.importance
+            return unfit_row(entry, slab.first_row + error.row, weights, importance, self._way_out(entry))
         return JobError(f"{entry.name}: {error}")
 
-    def _write(self, slab: Slab, made: Future[np.ndarray]) -> None:
-        data = made.result()
+    def _write(self, slab: Slab, made: Future[list[np.ndarray]]) -> None:
+        parts = made.result()
         with self.clock("write"):
-            self._sink.write(slab.entry.name, data)
-            self._source.release(slab.entry.source, slab.first_row, slab.n_rows)
-        entry = slab.entry
-        n_bytes = entry.source_bytes * slab.n_rows * entry.n_cols // entry.n_weights
-        self._watcher.progressed(n_bytes, entry.name)
+            for sink, entry, part in zip(self._sinks, slab.entries, parts, strict=True):
+                sink.write_rows(entry.name, slab.first_row, part)
+            self._source.release(slab.source, slab.first_row, slab.n_rows)
+
+
+def _kind(entry: PlanEntry) -> tuple[str, bool]:
+    """Entries of one slab that agree in this have the same bytes."""
+    return entry.type, entry.importance_name is not None
 
 
 def _damaged(error: NotFiniteError, slab: Slab) -> JobError:
     return JobError(
-        f"{slab.entry.name}: {error.value} in row {slab.first_row + error.row}, column {error.column}; "
+        f"{slab.entries[0].name}: {error.value} in row {slab.first_row + error.row}, column {error.column}; "
         "the model is damaged: convert or fetch it again"
     )
 
 
 def _require_sound(slab: Slab, raw: np.ndarray) -> None:
     """Copied rows are checked as llama-quantize checks them: finite numbers, finite scales."""
-    type = TYPES.get(slab.entry.type)
+    entry = slab.entries[0]
+    type = TYPES.get(entry.source_type)
     if type is None:  # integers
         return
     try:
@@ -173,6 +192,6 @@ def _require_sound(slab: Slab, raw: np.ndarray) -> None:
         raise _damaged(error, slab) from error
     except TooLargeError:
         raise JobError(
-            f"{slab.entry.name}: rows {slab.first_row} to {slab.first_row + slab.n_rows - 1} hold a scale that is NaN "
+            f"{entry.name}: rows {slab.first_row} to {slab.first_row + slab.n_rows - 1} hold a scale that is NaN "
             "or infinite; the model is damaged: convert or fetch it again"
         ) from None

@@ -7,7 +7,7 @@ the speed, never the bytes. Without a GPU engine nothing here loads torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,54 +15,40 @@ from pathlib import Path
 from quantmill.gguf_io import GGUFError, GGUFSink, TensorSource, open_source
 from quantmill.gguf_io.kinds import MODEL
 from quantmill.gguf_io.outputs import check_output
-from quantmill.imatrix.store import ImportanceMatrix, load
-from quantmill.jobs.edits import NO_EDITS, Edits, cut_importance, open_model
+from quantmill.imatrix.store import ImportanceMatrix
+from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import PlanError
+from quantmill.jobs.importance import filters_without_use, importance_index, whole_importance
 from quantmill.jobs.line import Line
+from quantmill.jobs.quantize_request import DEFAULT_BUFFER_BYTES, Job, inputs_of, way_out
 from quantmill.jobs.watcher import PlanWatcher, Silent
+from quantmill.jobs.worker import carry
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trust import DeviceFault
-from quantmill.qkernels.types import TYPES, QuantizeError
-from quantmill.recipe import FILE_TYPES, ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
+from quantmill.qkernels.types import QuantizeError
+from quantmill.recipe import Plan, build_plan
 
-DEFAULT_BUFFER_BYTES = 128 << 20
-
-
-@dataclass(frozen=True)
-class Job:
-    """`source`: a GGUF file or a Hugging Face directory. `threads`: of the CPU engine, None for all cores.
-
-    `imatrix_name`: what the metadata calls it, its texts then by name too; by default their paths, as llama-quantize.
-    `max_buffer_bytes` bounds the rows in memory, in all their forms, over all slabs under way.
-    `force`: replace an output that is no GGUF model. `inputs`: further files that were read for this job, which no
-    output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type. `later`:
-    whether a directory's layers that predict further tokens are there: "with", "without", or "only" they.
-    `strict_device`: a device that is not right or does not work is an error, where else the CPU does its work.
-    `edits`: what pruning changes of the source, and so of everything that is made of it.
-    """
-
-    source: str
-    output: Path
-    recipe: Recipe
-    imatrix: str | None = None
-    imatrix_name: str | None = None
-    include_weights: tuple[str, ...] = ()
-    exclude_weights: tuple[str, ...] = ()
-    device: str = "auto"
-    threads: int | None = None
-    max_buffer_bytes: int = DEFAULT_BUFFER_BYTES
-    force: bool = False
-    inputs: tuple[str, ...] = ()
-    way_out: str = ""
-    later: str = "with"
-    strict_device: bool = False
-    edits: Edits = NO_EDITS
+__all__ = [
+    "DEFAULT_BUFFER_BYTES",
+    "Job",
+    "Result",
+    "check_outputs",
+    "kept_notes",
+    "line_of",
+    "plan_job",
+    "plan_jobs",
+    "require_sound",
+    "run",
+    "run_jobs",
+    "sink_of",
+]
 
 
 @dataclass(frozen=True)
 class Result:
-    """`step_seconds`: how long each step was busy; they overlap, so the sum exceeds `seconds`."""
+    """`step_seconds`: how long each step was busy; they overlap, so the sum exceeds `seconds`. Both are those of all
+    jobs that were done together."""
 
     plan: Plan
     paths: tuple[Path, ...]
@@ -83,8 +69,13 @@ def plan_job(job: Job) -> Plan:
     Raises RecipeError for a recipe that no run could follow, GGUFError, ImatrixError or OSError for inputs that are
     not sound.
     """
+    return plan_jobs((job,))[0]
+
+
+def plan_jobs(jobs: Sequence[Job]) -> tuple[Plan, ...]:
+    """The same for run_jobs."""
     with ExitStack() as opened:
-        return _prepare(job, opened).plan
+        return _prepare(jobs, opened).plans
 
 
 def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
@@ -94,52 +85,78 @@ def run(job: Job, watcher: PlanWatcher | None = None) -> Result:
     tensor and row), and as plan_job does. An interrupt leaves nothing behind. A device that is found to give wrong
     bytes has its file thrown away, and all of it is done again on the CPU; DeviceFault with `strict_device`.
     """
+    return run_jobs((job,), watcher)[0]
+
+
+def run_jobs(jobs: Sequence[Job], watcher: PlanWatcher | None = None) -> tuple[Result, ...]:
+    """Do jobs that differ in nothing but output and file type, and read the model once for all of them.
+
+    Each file is the one that `run` makes of its job; none appears before all are complete. Raises as `run` does.
+    """
     watcher = watcher or Silent()
     try:
-        return _run(job, watcher)
+        return _run(jobs, watcher)
     except DeviceFault as fault:
-        if job.strict_device:
+        if jobs[0].strict_device:
             raise
         watcher.warn(f"{fault}; what it has made is thrown away, and the CPU begins again")
-        return _run(replace(job, device="cpu"), watcher)
+        return _run([replace(job, device="cpu") for job in jobs], watcher)
 
 
-def _run(job: Job, watcher: PlanWatcher) -> Result:
+def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
     started = time.perf_counter()
+    first = jobs[0]
     with ExitStack() as opened:
-        ready = _prepare(job, opened)
-        plan, sink = ready.plan, ready.sink
-        if plan.problems or sink is None:
-            raise PlanError(plan.problems)
-        for warning in sink.warnings:
+        ready = _prepare(jobs, opened)
+        plans, sinks = ready.plans, ready.sinks
+        require_sound(*plans)
+        for warning in (line for sink in sinks for line in sink.warnings):
             watcher.warn(warning)
-        opened.enter_context(sink)
-        watcher.planned(plan)
-        for note in kept_notes(plan):
+        for sink in sinks:
+            opened.enter_context(sink)
+        for plan in plans:
+            watcher.planned(plan)
+        for note in dict.fromkeys(note for plan in plans for note in kept_notes(plan)):
             watcher.note(note)
-        watcher.began(job.recipe.file_type, sum(entry.source_bytes for entry in plan.entries), "bytes")
-        search = job.recipe.search
-        quantizers = [
-            quantizer
-            for engine in ready.engines
-            for quantizer in row_quantizers(engine, job.threads, search, watcher.warn, job.strict_device)
-        ]
-        line = Line(
-            ready.source, sink, ready.importance, quantizers, watcher, lambda entry: way_out(job, entry)
-        )
-        line.carry(plan.entries, job.max_buffer_bytes)
+        n_bytes = sum(entry.source_bytes for entry in plans[0].entries)
+        watcher.began(", ".join(job.recipe.file_type for job in jobs), n_bytes, "bytes")
+        entries = [plan.entries for plan in plans]
+        with line_of(first, ready.source, sinks, ready.importance, ready.engines, watcher) as line:
+            carry(line, entries, first.max_buffer_bytes, watcher)
         with line.clock("write"):
-            sink.commit()
+            for sink in sinks:
+                sink.commit()
         sources = ready.source.paths
-    return Result(
-        plan=plan,
-        paths=sink.paths,
-        source_bytes=sum(path.stat().st_size for path in sources),
-        file_bytes=sink.file_bytes,
-        seconds=time.perf_counter() - started,
-        step_seconds=line.clock.seconds,
-        engines=ready.engines,
+    return tuple(
+        Result(
+            plan=plan,
+            paths=sink.paths,
+            source_bytes=sum(path.stat().st_size for path in sources),
+            file_bytes=sink.file_bytes,
+            seconds=time.perf_counter() - started,
+            step_seconds=line.clock.seconds,
+            engines=ready.engines,
+        )
+        for plan, sink in zip(plans, sinks, strict=True)
     )
+
+
+def line_of(
+    job: Job,
+    source: TensorSource,
+    sinks: Sequence[GGUFSink],
+    importance: ImportanceMatrix | None,
+    engines: Sequence[Engine],
+    watcher: PlanWatcher,
+) -> Line:
+    """The assembly line of a job, or of several that are alike, on this machine."""
+    search = job.recipe.search
+    quantizers = [
+        quantizer
+        for engine in engines
+        for quantizer in row_quantizers(engine, job.threads, search, watcher.warn, job.strict_device)
+    ]
+    return Line(source, sinks, importance, quantizers, lambda entry: way_out(job, entry))
 
 
 def check_outputs(job: Job, n_bytes: int | None = None) -> None:
@@ -152,11 +169,7 @@ def check_outputs(job: Job, n_bytes: int | None = None) -> None:
         source.close()
         n_bytes = min(n_bytes, sum(path.stat().st_size for path in source.paths))
     if not job.recipe.keep_split and job.recipe.split_max_bytes is None:
-        check_output(job.output, MODEL, _inputs(job), force=job.force, n_bytes=n_bytes)
-
-
-def _inputs(job: Job) -> tuple[str, ...]:
-    return (job.source, *([job.imatrix] if job.imatrix else []), *job.inputs)
+        check_output(job.output, MODEL, inputs_of(job), force=job.force, n_bytes=n_bytes)
 
 
 def kept_notes(plan: Plan) -> list[str]:
@@ -168,10 +181,11 @@ def kept_notes(plan: Plan) -> list[str]:
     ]
 
 
-def require_sound(plan: Plan) -> None:
-    """Raises PlanError with what makes the plan impossible."""
-    if plan.problems:
-        raise PlanError(plan.problems)
+def require_sound(*plans: Plan) -> None:
+    """Raises PlanError with what makes the plans impossible."""
+    problems = tuple(dict.fromkeys(problem for plan in plans for problem in plan.problems))
+    if problems:
+        raise PlanError(problems)
 
 
 def sink_of(
@@ -187,67 +201,53 @@ def sink_of(
     return sink
 
 
-def load_importance(job: Job) -> ImportanceMatrix | None:
-    """The importance that a job's tensors are searched with, filtered; None without."""
-    if job.imatrix is None:
-        return None
-    return _whole_importance(job, job.imatrix).filtered(job.include_weights, job.exclude_weights)
-
-
-def _whole_importance(job: Job, imatrix: str) -> ImportanceMatrix:
-    """Of the experts that stay, before it is filtered."""
-    matrix = load(imatrix)
-    if not job.edits.experts:
-        return matrix
-    source = open_source(job.source)
-    try:
-        return cut_importance(matrix, job.edits, source)
-    finally:
-        source.close()
-
-
-def importance_index(job: Job, importance: ImportanceMatrix | None) -> ImportanceIndex | None:
-    """What planning must know of the importance."""
-    if importance is None or job.imatrix is None:
-        return None
-    datasets = importance.datasets
-    if job.imatrix_name is not None:
-        datasets = tuple(Path(name).name for name in datasets)
-    return ImportanceIndex(
-        job.imatrix_name or job.imatrix,
-        {name: entry.n_values for name, entry in importance.entries.items()},
-        datasets,
-        importance.chunk_count,
-    )
-
-
 @dataclass(frozen=True)
 class _Ready:
-    """A job that has been looked at from all sides. No sink: its place is one of the plan's problems."""
+    """Jobs that have been looked at from all sides. Fewer sinks than jobs: a place is one of the plans' problems."""
 
     source: TensorSource
-    plan: Plan
+    plans: tuple[Plan, ...]
     importance: ImportanceMatrix | None
     engines: tuple[Engine, ...]
-    sink: GGUFSink | None
+    sinks: tuple[GGUFSink, ...]
 
 
-def _prepare(job: Job, opened: ExitStack) -> _Ready:
-    source = open_model(job.source, job.edits, job.later)
+def _prepare(jobs: Sequence[Job], opened: ExitStack) -> _Ready:
+    first = jobs[0]
+    assert all(_alike(first, job) for job in jobs)
+    source = open_model(first.source, first.edits, first.later)
     opened.callback(source.close)
-    plan, importance = _plan(job, source)
-    problems = list(plan.problems)
+    whole = None if first.imatrix is None else whole_importance(first, first.imatrix)
+    importance = whole and whole.filtered(first.include_weights, first.exclude_weights)
+    plans = [_plan(job, source, whole, importance) for job in jobs]
     engines: tuple[Engine, ...] = ()
     try:
-        engines = choose_engines(job.device)
+        engines = choose_engines(first.device)
     except QuantizeError as error:
-        problems.append(str(error))
-    sink = None
-    try:
-        sink = _sink(job, source, plan)
-    except GGUFError as error:
-        problems.append(str(error))
-    return _Ready(source, replace(plan, problems=tuple(problems)), importance, engines, sink)
+        plans = [_with_problem(plan, str(error)) for plan in plans]
+    sinks: list[GGUFSink] = []
+    finals: dict[Path, Path] = {}
+    for i, job in enumerate(jobs):
+        others = sum(plan.file_bytes for plan in plans[:i])
+        try:
+            sink = _sink(job, source, plans[i], others)
+            for path, final in zip(sink.paths, sink.finals, strict=True):
+                if finals.setdefault(final, path) is not path:
+                    raise GGUFError(f"{path}: is the same file as {finals[final]}; choose another output")
+            sinks.append(sink)
+        except GGUFError as error:
+            plans[i] = _with_problem(plans[i], str(error))
+    return _Ready(source, tuple(plans), importance, engines, tuple(sinks))
+
+
+def _alike(job: Job, other: Job) -> bool:
+    """Whether all but output and file type is the same."""
+    recipe = replace(job.recipe, file_type=other.recipe.file_type)
+    return replace(job, output=other.output, recipe=recipe) == other
+
+
+def _with_problem(plan: Plan, problem: str) -> Plan:
+    return replace(plan, problems=(*plan.problems, problem))
 
 
 def _sink(job: Job, source: TensorSource, plan: Plan, kept_bytes: int = 0) -> GGUFSink:
@@ -257,21 +257,21 @@ def _sink(job: Job, source: TensorSource, plan: Plan, kept_bytes: int = 0) -> GG
         plan.output_tensors(),
         keep_split=job.recipe.keep_split,
         split_max_bytes=job.recipe.split_max_bytes,
-        inputs=(*source.paths, *_inputs(job)),
+        inputs=(*source.paths, *inputs_of(job)),
         force=job.force,
         kept_bytes=kept_bytes,
     )
 
 
-def _plan(job: Job, source: TensorSource) -> tuple[Plan, ImportanceMatrix | None]:
-    importance = None
+def _plan(
+    job: Job, source: TensorSource, whole: ImportanceMatrix | None, importance: ImportanceMatrix | None
+) -> Plan:
+    """importance: of the whole, what the job's filters leave."""
     warnings: list[str] = []
     problems: list[str] = []
     specs = source.specs()
-    if job.imatrix is not None:
-        whole = _whole_importance(job, job.imatrix)
-        importance = whole.filtered(job.include_weights, job.exclude_weights)
-        warnings = _filters_without_use(job, whole)
+    if whole is not None:
+        warnings = filters_without_use(job, whole)
         if not {spec.name for spec in specs} & set(whole.entries):
             problems.append(
                 f"{job.imatrix}: none of its {len(whole.entries)} entries is named as a tensor of {job.source}; "
@@ -281,24 +281,4 @@ def _plan(job: Job, source: TensorSource) -> tuple[Plan, ImportanceMatrix | None
     # A matrix of another model is one problem, not one for every tensor.
     problems += [text for text in plan.problems if not problems or str(job.imatrix) not in text]
     warnings = [*source.warnings, *warnings, *plan.warnings]
-    return replace(plan, warnings=tuple(warnings), problems=tuple(problems)), importance
-
-
-def _filters_without_use(job: Job, importance: ImportanceMatrix) -> list[str]:
-    given = [("--include-weights", text) for text in job.include_weights]
-    given += [("--exclude-weights", text) for text in job.exclude_weights]
-    return [
-        f"{option} {text}: no entry of {job.imatrix} has this in its name"
-        for option, text in given
-        if not any(text in name for name in importance.entries)
-    ]
-
-
-def way_out(job: Job, entry: PlanEntry) -> str:
-    """How to give a tensor a type that holds it, with an option that the command has."""
-    if job.way_out:
-        return job.way_out
-    base = FILE_TYPES.get(job.recipe.file_type)
-    if base is not None and TYPES[base.base].family == "plain":
-        return "choose the file type BF16 or F32"
-    return f"give this tensor a type that holds it (--tensor-type {entry.name}=bf16)"
+    return replace(plan, warnings=tuple(warnings), problems=tuple(problems))

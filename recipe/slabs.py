@@ -1,4 +1,4 @@
-"""How the rows of a plan travel: in slabs that fit the memory, no slab across two experts."""
+"""How the rows of a model travel: in slabs that fit the memory, no slab across two experts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,40 @@ from quantmill.recipe.plan import PlanEntry
 
 @dataclass(frozen=True)
 class Slab:
-    """Rows of one tensor that travel together; `matrix` is the expert they belong to (one vector of importance)."""
+    """Rows of one tensor that travel together. entries: what each output makes of them; `matrix` is the expert they
+    belong to (one vector of importance)."""
 
-    entry: PlanEntry
+    entries: tuple[PlanEntry, ...]
     first_row: int
     n_rows: int
     matrix: int = 0
 
+    @property
+    def source(self) -> str:
+        """The tensor's name in the model that is read."""
+        return self.entries[0].source
 
-def slabs(entries: Sequence[PlanEntry], budget: int) -> Iterator[Slab]:
-    """Slabs of at most `budget` bytes (or one row): raw, as float32 and quantized. In order, experts apart."""
-    for entry in entries:
-        n_rows = entry.n_weights // entry.n_cols
-        row_bytes = entry.source_bytes // n_rows
-        if entry.converted:
-            row_bytes += entry.n_bytes // n_rows + 4 * entry.n_cols
+    @property
+    def source_bytes(self) -> int:
+        entry = self.entries[0]
+        return entry.source_bytes * self.n_rows * entry.n_cols // entry.n_weights
+
+
+def slabs(outputs: Sequence[Sequence[PlanEntry]], budget: int) -> Iterator[Slab]:
+    """Slabs of at most `budget` bytes (or one row): raw, as float32 and quantized. In order, experts apart.
+
+    outputs: the entries of each, of the same tensors in the same order.
+    """
+    for entries in zip(*outputs, strict=True):
+        first = entries[0]
+        assert all(entry.source == first.source for entry in entries)
+        n_rows = first.n_weights // first.n_cols
+        made = [entry.n_bytes // n_rows for entry in entries if entry.converted]
+        row_bytes = first.source_bytes // n_rows + sum(made) + (4 * first.n_cols if made else 0)
         step = max(1, budget // row_bytes)
-        n_parts = entry.n_matrices if entry.importance_name is not None else 1
+        weighed = any(entry.importance_name is not None for entry in entries)
+        n_parts = first.n_matrices if weighed else 1
         part_rows = n_rows // n_parts
         for part in range(n_parts):
-            for first in range(0, part_rows, step):
-                yield Slab(entry, part * part_rows + first, min(step, part_rows - first), part)
+            for start in range(0, part_rows, step):
+                yield Slab(entries, part * part_rows + start, min(step, part_rows - start), part)

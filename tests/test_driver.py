@@ -142,7 +142,7 @@ def test_slabs_cover_all_rows_and_keep_experts_apart():
     plan = plan_job(Job(str(tiny("F16")), Path("unused"), Recipe("Q4_K_M"), imatrix=IMATRIX))
     entry = entry_of(plan, "blk.0.ffn_up_exps.weight")
     row_bytes = (entry.source_bytes + entry.n_bytes) // (entry.n_weights // entry.n_cols) + 4 * entry.n_cols
-    found = list(slabs([entry], 5 * row_bytes))
+    found = list(slabs([[entry]], 5 * row_bytes))
     assert [slab.first_row for slab in found] == list(np.cumsum([0] + [slab.n_rows for slab in found[:-1]]))
     assert sum(slab.n_rows for slab in found) == entry.n_weights // entry.n_cols
     rows = entry.shape[1]
@@ -249,12 +249,12 @@ SLOW_RUN = """
 import sys, time, signal
 from quantmill import cli
 from quantmill.gguf_io import GGUFSink
-write = GGUFSink.write
-def slowly(self, name, data):
+write_rows = GGUFSink.write_rows
+def slowly(self, name, first_row, data):
     time.sleep(0.05)
     print('writing', flush=True)
-    write(self, name, data)
-GGUFSink.write = slowly
+    write_rows(self, name, first_row, data)
+GGUFSink.write_rows = slowly
 sys.exit(cli.main(['quantize', sys.argv[1], sys.argv[2], 'Q8_0']))
 """
 
