@@ -52,6 +52,7 @@ class Row:
 
 
 UNPRUNED = {
+    "deepseek-v2-lite": "llama.cpp knows it by its 26 or 27 layers",
     "gemma4": "has an embedding for each layer, which would have to be cut",
     "glm4-moe-draft-nextn": "a draft, without the model's layers",
     "qwen3.5-draft-nextn": "a draft, without the model's layers",

@@ -35,11 +35,14 @@ ALIASES = {
     "Gemma4ForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",  # test_text_of_a_model_that_sees
     "Qwen3VLMoeForConditionalGeneration",
+    "KimiK25ForConditionalGeneration",
 }
 # Classes whose GGUF is converted and quantized, not run.
 NOT_RUN = {
     "Llama4ForCausalLM": "its experts are multiplied as whole stacks, not one by one",
     "Llama4ForConditionalGeneration": "the same",
+    "BailingMoeForCausalLM": "transformers has no model of this class",
+    "BailingMoeV2ForCausalLM": "transformers has no model of this class",
     "Gemma3TextModel": "makes vectors of texts, whose tokens all see each other",
     "ModernBertModel": "makes vectors of texts, whose tokens all see each other",
 }
@@ -132,6 +135,8 @@ def test_the_docs_name_every_family() -> None:
     page = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
     names = (*SUPPORTED, *(family.name for family in KNOWN))
     assert [name for name in names if f"`{name}`" not in page] == []
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"{len(SUPPORTED)} classes of models of {len({one.name for one in KNOWN})} architectures" in readme
 
 
 def test_what_is_not_run_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from gguf import GGUFWriter, TokenType
 from tokenizers import Tokenizer
 
-from quantmill.gguf_io.convert import chat_templates, pretokenizer, special_tokens, vocabulary
+from quantmill.gguf_io.convert import (
+    chat_templates,
+    keys,
+    pretokenizer,
+    special_tokens,
+    tiktoken_files,
+    vocabulary,
+)
 from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tokenizer_files import has_sentencepiece
@@ -23,6 +30,7 @@ TokenizerWriter = Callable[[GGUFWriter, TokenizerFiles, Config], None]
 CODE_LLAMA_VOCAB = 32016
 CODE_LLAMA_INFILL = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 GRANITE_SMALL_VOCAB = 49152
+HUNYUAN_BEGINS, HUNYUAN_7B_WIDTH, HUNYUAN_7B_BEGINS = 127959, 4096, 127958
 GEMMA_SHOWN = (
     *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
     '<|"|>',
@@ -147,12 +155,35 @@ def glm(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     _write_glm(writer, files, config, roles)
 
 
+def bpe_or_tiktoken(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """Byte-level BPE, or a vocabulary whose class is code of the checkpoint (tiktoken_files.py)."""
+    found = tiktoken_files.read(files, config["vocab_size"])
+    if found is None:
+        bpe(writer, files, config)
+        return
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(found.pre)
+    writer.add_token_list(found.vocabulary.texts)
+    writer.add_token_types(found.vocabulary.types)
+    writer.add_token_merges(found.merges)
+    special_tokens.load(files).write(writer)
+
+
+def hunyuan_moe(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """config.json names a wrong beginning of text."""
+    bpe_or_tiktoken(writer, files, config)
+    keys.add(writer, "tokenizer.ggml", [("bos_token_id", keys.UINT32, HUNYUAN_BEGINS)])
+
+
 def hunyuan(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
-    """Hunyuan's files name a wrong end of text; where there are several, the first ends a turn."""
-    bpe(writer, files, config)
+    """Hunyuan's files name a wrong end of text; where there are several, the first ends a turn. Of the 7B model, whose
+    vocabulary has no tokenizer.json, the beginning is wrong too."""
+    bpe_or_tiktoken(writer, files, config)
+    if not files.has("tokenizer.json") and config["hidden_size"] == HUNYUAN_7B_WIDTH:
+        keys.add(writer, "tokenizer.ggml", [("bos_token_id", keys.UINT32, HUNYUAN_7B_BEGINS)])
     end = files.config.get("eod_token_id")
     if isinstance(end, int) and end >= 0:
-        writer.add_eos_token_id(end)
+        keys.add(writer, "tokenizer.ggml", [("eos_token_id", keys.UINT32, end)])
     path = files.path("generation_config.json")
     ends = load_optional_json(path).get("eos_token_id")
     if isinstance(ends, list) and len(ends) > 1 and isinstance(ends[0], int):

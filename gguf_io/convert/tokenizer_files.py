@@ -7,8 +7,6 @@ which llama.cpp's converter asks for its vocabulary.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from quantmill.gguf_io import pretokenizers
 from quantmill.gguf_io.byte_characters import byte_characters
+from quantmill.gguf_io.convert.ranks import ranks_of
 from quantmill.gguf_io.convert.tokenizer_json import KINDS, TokenizerFiles, content
 from quantmill.gguf_io.errors import GGUFError
 
@@ -116,15 +115,8 @@ def _tiktoken(files: TokenizerFiles) -> dict[bytes, int] | None:
         with path.open("rb") as file:
             if file.read(1) == b"\n":
                 continue
-        ranks = {}
-        try:
-            for line in path.read_bytes().split(b"\n"):
-                if line.strip():
-                    token, rank = line.split()
-                    ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
-            continue
-        if ranks:
+        ranks = ranks_of(path)
+        if ranks is not None:
             return ranks
     return None
 

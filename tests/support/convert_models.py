@@ -125,7 +125,10 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
             tensor: (dtype, values.swapaxes(1, 2) if ".experts." in tensor else values)
             for tensor, (dtype, values) in _fused(found).items()
         }
-    if name.endswith("-vision"):
+    if name == "kimi-k2.5-vision":
+        found = {f"language_model.{tensor}": value for tensor, value in found.items()}
+        found["vision_tower.encoder.final_layernorm.weight"] = _floats("BF16", np.ones(64, np.float32))
+    elif name.endswith("-vision"):
         found = {tensor.replace("model.", "model.language_model."): value for tensor, value in found.items()}
         tower = "visual.merger.norm" if name == "qwen3.5-vision" else "vision_tower.post_layernorm"
         found[f"model.{tower}.weight"] = _floats("BF16", np.ones(64, np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from pathlib import Path
@@ -30,10 +31,12 @@ GLM = ("[gMASK]", "<|observation|>")
 
 
 def write_tokenizer(directory: Path, kind: str, vocab_size: int) -> None:
-    """kind: spm, gemma4, or the name of a pre-tokenizer's definition; "+glm" behind it: with GLM's further special
-    tokens."""
+    """kind: spm, gemma4, kimi-k2 or hunyuan (tiktoken's form), or the name of a pre-tokenizer's definition; "+glm"
+    behind it: with GLM's further special tokens."""
     if kind == "spm":
         _write_sentencepiece(directory, vocab_size)
+    elif kind in TIKTOKEN:
+        _write_tiktoken(directory, kind)
     elif kind == "gemma4":
         _write_byte_fallback(directory, vocab_size)
     else:
@@ -204,6 +207,28 @@ def _write_bpe(directory: Path, pre: str) -> None:
         "clean_up_tokenization_spaces": False,
     }
     _write_json(directory / "tokenizer_config.json", {**settings, "chat_template": "{{ messages }}"})
+
+
+TIKTOKEN = {"kimi-k2": ("tiktoken.model", "TikTokenTokenizer"), "hunyuan": ("hy.tiktoken", "HYTokenizer")}
+
+
+def _write_tiktoken(directory: Path, kind: str) -> None:
+    """All bytes, then the beginnings of some words; the special tokens follow, which the class knows."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    for word in [prefix + word for word in WORDS for prefix in (" ", "")]:
+        for end in range(2, len(word) + 1):
+            if word[:end].encode() not in tokens:
+                tokens.append(word[:end].encode())
+    file, name = TIKTOKEN[kind]
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    (directory / file).write_text("".join(lines), encoding="ascii")
+    settings: dict[str, Any] = {"tokenizer_class": name, "chat_template": "{{ messages }}"}
+    if kind == "kimi-k2":
+        named = {len(tokens): "[BOS]", len(tokens) + 1: "[EOS]", len(tokens) + 2: "<|im_end|>"}
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        settings |= {"bos_token": "[BOS]", "eos_token": "[EOS]"}
+        settings["added_tokens_decoder"] = {str(i): {"content": text, **flags} for i, text in named.items()}
+    _write_json(directory / "tokenizer_config.json", settings)
 
 
 def _byte_characters() -> list[str]:

@@ -10,13 +10,43 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SCRIPT = """
-import json, runpy, sys, traceback
+import base64, json, runpy, sys, traceback
 root, jobs = sys.argv[1], json.load(sys.stdin)
 sys.path[:0] = [root, root + "/gguf-py"]
 from conversion.base import ModelBase, TextModel
 from conversion.deepseek import DeepseekV32Model
 # it wants a class of tokenizer that says of itself that it adds a BOS
 DeepseekV32Model.set_vocab = TextModel._set_vocab_gpt2
+# Classes of tokenizers that come as code with a checkpoint: what llama.cpp's converter asks of them, from the files.
+from transformers import AutoTokenizer
+class FromTiktoken:
+    def __init__(self, directory, file):
+        lines = open(directory + "/" + file, "rb").read().split(b"\\n")
+        pairs = (line.split() for line in lines if line)
+        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        settings = json.load(open(directory + "/tokenizer_config.json"))
+        config = json.load(open(directory + "/config.json"))
+        self.vocab_size, first = (config | config.get("text_config", {}))["vocab_size"], len(ranks)
+        if file == "hy.tiktoken":
+            names = ["endoftext", "startoftext", "bos", "eos", "pad"]
+            names += ["extra_%d" % i for i in range(self.vocab_size - first - 5)]
+            self.special_tokens = {"<|%s|>" % name: i for i, name in enumerate(names, first)}
+        else:
+            named = {int(i): token["content"] for i, token in settings["added_tokens_decoder"].items()}
+            places = range(first, first + 258)
+            self.special_tokens = {named.get(i, "<|reserved_token_%d|>" % i): i for i in places}
+            self.eos_id = self.special_tokens[settings["eos_token"]]
+        self.mergeable_ranks, self.model = ranks, self
+        self._mergeable_ranks = ranks
+of_files = AutoTokenizer.from_pretrained
+def tokenizer(directory, *arguments, trust_remote_code=False, **named):
+    file = next((one for one in ("tiktoken.model", "hy.tiktoken") if (directory / one).is_file()), None)
+    if file is None:
+        return of_files(directory, *arguments, trust_remote_code=trust_remote_code, **named)
+    if not trust_remote_code:
+        raise ValueError("its tokenizer is code")
+    return FromTiktoken(str(directory), file)
+AutoTokenizer.from_pretrained = tokenizer
 guess, load = TextModel.get_vocab_base_pre, ModelBase.load_hparams
 def read(directory, is_mistral_format):
     with open(str(directory) + "/config.json", encoding="utf-8") as file:

@@ -453,6 +453,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "hunyuan moe": (
+        "hunyuan_v1_moe",
+        {
+            "head_dim": 64,
+            "num_experts": 4,
+            "moe_topk": 2,
+            "moe_intermediate_size": 256,
+            "num_shared_expert": 1,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 10000.0,
+                "alpha": 1000.0,
+                "factor": 1.0,
+            },
+        },
+    ),
     "gemma 4": (
         "gemma4_text",
         GEMMA_4

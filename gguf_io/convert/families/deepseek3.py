@@ -1,15 +1,15 @@
-"""DeepSeek V3 and R1: V2 with experts chosen by sigmoid."""
+"""DeepSeek V3 and R1, Kimi K2, text part of Kimi K2.5: V2 with experts chosen by sigmoid."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from quantmill.gguf_io.convert import layout
+from quantmill.gguf_io.convert import layout, tokenizer
 from quantmill.gguf_io.convert.families import deepseek2
 
 FAMILY = replace(
     deepseek2.FAMILY,
-    classes=("DeepseekV3ForCausalLM",),
+    classes=("DeepseekV3ForCausalLM", "KimiK25ForConditionalGeneration"),
     model_type="deepseek_v3",
     tensors=(
         *deepseek2.TENSORS,
@@ -30,5 +30,6 @@ FAMILY = replace(
         "scoring_func": "sigmoid",  # the class knows no other; llama.cpp must be told
         "topk_group": 4,
     },
+    vocabulary=tokenizer.bpe_or_tiktoken,
     is_this=lambda facts: facts.get("expert_gating_func") == deepseek2.SIGMOID,
 )

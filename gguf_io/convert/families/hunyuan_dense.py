@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gguf import MODEL_ARCH, RopeScalingType
 
@@ -14,19 +14,24 @@ from quantmill.gguf_io.convert.rules import Config, Part, Rule
 LONG = 256 * 1024  # tokens for which alpha was chosen
 
 
-def _write_alpha(config: Config) -> Iterable[Item]:
-    """A RoPE that is called dynamic, but has a base that alpha stretches once and for all."""
-    settings = rope.of_full_attention(config)
-    if settings["rope_type"] not in ("dynamic", "xdrope"):
-        return
-    size = keys.head_dim(config)
-    base = settings.get("rope_theta", 10000.0) * settings.get("alpha", 50) ** (size / (size - 2))
-    yield "rope.freq_base", FLOAT32, base
-    yield "rope.scaling.type", STRING, RopeScalingType.NONE.value
-    yield "rope.scaling.factor", FLOAT32, 1
-    if settings["rope_type"] == "dynamic":
-        yield "rope.scaling.original_context_length", UINT32, LONG
-        yield "context_length", UINT32, LONG
+def write_alpha(usual: int) -> Callable[[Config], Iterable[Item]]:
+    """A RoPE that is called dynamic, but has a base that alpha stretches once and for all. usual: alpha, where
+    config.json has none."""
+
+    def write(config: Config) -> Iterable[Item]:
+        settings = rope.of_full_attention(config)
+        if settings["rope_type"] not in ("dynamic", "xdrope"):
+            return
+        size = keys.head_dim(config)
+        base = settings.get("rope_theta", 10000.0) * settings.get("alpha", usual) ** (size / (size - 2))
+        yield "rope.freq_base", FLOAT32, base
+        yield "rope.scaling.type", STRING, RopeScalingType.NONE.value
+        yield "rope.scaling.factor", FLOAT32, 1
+        if settings["rope_type"] == "dynamic":
+            yield "rope.scaling.original_context_length", UINT32, LONG
+            yield "context_length", UINT32, LONG
+
+    return write
 
 
 _WHERE = r"^model\.layers\.(\d+)\.self_attn\."
@@ -50,7 +55,7 @@ FAMILY = Family(
         keys.RMS_NORM,
         keys.HEAD_SIZES,
         keys.FILE_TYPE,
-        keys.Rows(_write_alpha),
+        keys.Rows(write_alpha(50)),
     ),
     defaults={
         "max_position_embeddings": 2048,
