@@ -53,7 +53,6 @@ class Row:
 
 UNPRUNED = {
     "deepseek-v2-lite": "llama.cpp knows it by its 26 or 27 layers",
-    "gemma4": "has an embedding for each layer, which would have to be cut",
     "glm4-moe-draft-nextn": "a draft, without the model's layers",
     "qwen3.5-draft-nextn": "a draft, without the model's layers",
 }
@@ -165,9 +164,12 @@ def _row(name: str, directory: Path, source: Checkpoint, equal: bool, scratch: P
 
 
 def spare_layer(directory: Path) -> tuple[int, ...]:
-    """The last layer that has the same tensors as another: without the only one of a kind a model may not run."""
+    """The last layer that has the same tensors as another: without the only one of a kind a model may not run. None
+    where there is an embedding for each layer, which would have to be cut."""
     kinds: dict[int, set[str]] = {}
     with open_checkpoint(directory) as source:
+        if any(spec.name == "per_layer_token_embd.weight" for spec in source.specs()):
+            return ()
         for spec in source.specs():
             if spec.name.startswith("blk."):
                 _, layer, kind = spec.name.split(".", 2)

@@ -63,6 +63,7 @@ def test_every_supported_architecture_has_a_model():
         "LFM2ForCausalLM",
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
+        "Gemma3nForConditionalGeneration",
         "Gemma4ForConditionalGeneration",
         "Llama4ForConditionalGeneration",
     }

@@ -32,6 +32,7 @@ ALIASES = {
     "LFM2ForCausalLM",
     "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForConditionalGeneration",
+    "Gemma3nForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",  # test_text_of_a_model_that_sees
     "Qwen3VLMoeForConditionalGeneration",

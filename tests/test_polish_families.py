@@ -27,7 +27,7 @@ BLOCK = 32
 # A GGUF of these holds factors of the configuration inside its matrices; in its own configuration they are 1.
 FACTORS_INSIDE = ("falcon h1", "granite 4, dense")
 # With an embedding for every layer, which polish does not run.
-REFUSED = ("gemma 4",)
+REFUSED = ("gemma 3n", "gemma 4")
 
 
 def quantized(model: Path, path: Path) -> Path:

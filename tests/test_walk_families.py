@@ -54,6 +54,7 @@ _FINAL_NORMS = (
 
 # Families whose layers cannot be run one by one, and what is said of it.
 UNWALKABLE = {
+    "gemma 3n": "its layers are given more than the hidden states of a text",
     "gemma 4": "its layers are given more than the hidden states of a text",
     "glm 5": "its layers are given more than the hidden states of a text",
 }
@@ -71,7 +72,7 @@ def test_what_cannot_be_walked_is_said(name: str, tmp_path: Path) -> None:
 # Their layers are made of parts that others have.
 ALIKE = (
     *("granite 4, no experts", "granite 4, dense", "deepseek v3.2", "hy v3", "laguna", "afmoe", "hunyuan"),
-    *("cohere 2 moe", "nemotron h"),
+    *("cohere 2 moe", "nemotron h", "hunyuan moe"),
 )
 
 

@@ -42,6 +42,8 @@ ALWAYS_F32 = (
     "ssm_conv1d.weight",
     "shortconv.conv.weight",
     "indexer.proj.weight",
+    "altup_correct_coef.weight",
+    "altup_predict_coef.weight",
 )
 
 
@@ -190,7 +192,7 @@ class Checkpoint:
     def _forms(self, name: str) -> tuple[str, ...]:
         """The blocks in which rows of a tensor can be had: those that all of its sources have."""
         view = self._table.views.get(name)
-        if view is None or view.vector or view.transpose or view.factors or view.columns is not None:
+        if view is None or view.vector or not view.in_whole_rows:
             return ()
         first, *others = (reader.forms for reader in self._sources(name))
         return tuple(form for form in first if all(form in forms for forms in others))
@@ -237,6 +239,9 @@ class Checkpoint:
             values = reader.values(_as_slice(rows + start), _as_slice(columns))
             values = to_float32(values, reader.plain) if kind != reader.plain else values
             values = view.multiplied(values, _as_slice(rows)) if view.factors else values
+            if view.padding and len(values) < wanted.stop - wanted.start:
+                missing = (wanted.stop - wanted.start - len(values), values.shape[1])
+                values = np.concatenate((values, np.zeros(missing, values.dtype)))
             yield values.T if view.transpose else values
 
 

@@ -130,6 +130,10 @@ def complete(defaults: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
     for key in REQUIRED:
         if config.get(key) is None and callable(defaults.get(key)):
             config[key] = defaults[key](config)
+    for key in (*REQUIRED, *COUNTS):
+        number = config.get(key)
+        if isinstance(number, list) and number and number.count(number[0]) == len(number):
+            config[key] = number[0]  # said of each layer
     for key, limit in REQUIRED.items():
         number = config.get(key)
         if number is None and defaults.get(key, key) is None:  # the family has no such number
@@ -140,8 +144,6 @@ def complete(defaults: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
             )
     for key in COUNTS:
         number = config.get(key)
-        if isinstance(number, list) and number and number.count(number[0]) == len(number):
-            number = config[key] = number[0]  # said of each layer
         if number is not None and (type(number) is not int or not 0 <= number < 2**31):
             raise GGUFError(f"config.json: key {key!r} must be a number from 0 on, not {number!r}")
     _check_layer_types(config)

@@ -18,7 +18,7 @@ class View:
     matrix (a vector is a matrix of one column). shape: of the result, Hugging Face dimension order. Of every
     source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `values` change.
     vector: the source is one, whatever the shape of the result. factors: what the rows of a source matrix are
-    multiplied with, one after the other.
+    multiplied with, one after the other. padding: rows of zeros behind those of the only source matrix.
     """
 
     sources: tuple[str, ...]
@@ -30,6 +30,7 @@ class View:
     values: Values | None = None
     vector: bool = False
     factors: tuple[float | np.ndarray, ...] = ()
+    padding: int = 0
 
     @property
     def matrices(self) -> int:
@@ -38,11 +39,17 @@ class View:
     @property
     def plain(self) -> bool:
         """True when the values are those of the source in the source's order."""
-        changed = self.transpose or self.values or self.factors
+        changed = self.transpose or self.values or self.factors or self.padding
         return self.rows is None and self.columns is None and not changed
+
+    @property
+    def in_whole_rows(self) -> bool:
+        """Whether each row is one of a source, as it is."""
+        return not (self.transpose or self.factors or self.padding or self.columns is not None)
 
     def take(self, matrix: Any) -> Any:
         """[rows, columns] of one source matrix → the matrix of the GGUF tensor."""
+        assert not self.padding, "what is padded is read in rows"
         taken = self.multiplied(matrix)
         taken = taken if self.rows is None else taken[self.rows]
         taken = taken if self.columns is None else taken[:, self.columns]
@@ -58,6 +65,7 @@ class View:
     def put(self, matrix: Any, values: Any) -> None:
         """The reverse of `take`, into the part of the source matrix this view covers."""
         assert not self.factors, "a model that runs has its factors in its matrices"
+        assert not self.padding, "a model that runs has its padding in its matrices"
         values = self.values.back(values) if self.values else values
         values = values.T if self.transpose else values
         rows = slice(None) if self.rows is None else self.rows

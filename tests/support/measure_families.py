@@ -469,6 +469,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma 3n": (
+        "gemma3n_text",
+        {
+            "head_dim": 32,
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": 2048,
+            "num_kv_shared_layers": 2,
+            "activation_sparsity_pattern": [0.95, 0.95, 0.5, 0.0, 0.0, 0.0],
+            "laurel_rank": 16,
+            "final_logit_softcapping": 10.0,
+            "sliding_window": 32,
+            "tie_word_embeddings": True,
+            "rope_parameters": FULL_AND_SLIDING,
+        },
+    ),
     "gemma 4": (
         "gemma4_text",
         GEMMA_4
@@ -517,6 +534,7 @@ VOCABULARIES = {
     "glm4_moe_lite": "llama-bpe+glm",
     "ernie4_5": "spm",
     "ernie4_5_moe": "spm",
+    "gemma3n_text": "spm",
     "gemma4_text": "gemma4",
     "glm_moe_dsa": "llama-bpe+glm",
 }
