@@ -66,7 +66,7 @@ def with_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Set
 
 
 def without_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:
-    step = max(1, collecting.BATCH_TOKENS // chunks.shape[1])
+    step = collecting.together(loaded.model, len(chunks), chunks.shape[1], loaded.device)
     for i in range(0, len(chunks), step):
         collecting._run(loaded.model, chunks[i : i + step], settings, loaded.device)
 

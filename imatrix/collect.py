@@ -21,8 +21,10 @@ import torch
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 from quantmill.imatrix.recorder import Recorder
+from quantmill.imatrix.sums import Batch
+from quantmill.models.walk import chunks_together
+from quantmill.models.workers import ALONE, Tell, Workers
 
-BATCH_TOKENS = 2048  # on a CPU more tokens at once gain nothing; llama-imatrix takes as many
 ACTIVATION_BYTES = 4 << 30  # of a batch on a GPU
 SLAB = 1 << 22  # logits turned into probabilities at a time
 
@@ -84,37 +86,46 @@ class Result:
 
 
 def collect(
-    model: Any, table: TensorTable, chunks: np.ndarray, settings: Settings, result: Result
+    model: Any,
+    table: TensorTable,
+    chunks: np.ndarray,
+    settings: Settings,
+    result: Result,
+    workers: Workers = ALONE,
 ) -> Iterator[Progress]:
     """Run `model` over chunks [n_chunk, n_ctx] i32 from result.n_done on; `result` grows batch by batch.
 
-    table: gguf_io.convert's names of this model's tensors. A batch counts when it is complete: whatever ends the
-    loop, `result` holds whole batches. Raises ImatrixError for an activation that is not finite (naming the
-    tensor and the chunk), a token outside the vocabulary, or a model in which nothing can be watched.
+    table: gguf_io.convert's names of this model's tensors. A batch counts when it is complete and its turn has come:
+    whatever ends the loop, `result` holds whole batches, and how many are run side by side does not show. Raises
+    ImatrixError for an activation that is not finite (naming the tensor and the chunk), a token outside the
+    vocabulary, or a model in which nothing can be watched.
     """
     _check_tokens(model, chunks, settings)
     device = _device(model)
-    step = settings.batch or together(model, chunks.shape[1], device)
+    n_chunk, n_ctx = chunks.shape
+    step = settings.batch or together(model, n_chunk, n_ctx, device)
     recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
     result.recorder = recorder
     begin, n_before = time.perf_counter(), result.n_done
     try:
         recorder.attach(model)
-        while result.n_done < len(chunks):
-            batch = chunks[result.n_done : result.n_done + step]
+
+        def one(batch: np.ndarray, tell: Tell) -> tuple[np.ndarray, np.ndarray | None, dict[int, Batch]]:
             nll = _run(model, batch, settings, device)
-            if recorder.bad_input() is not None:
+            return batch, nll, recorder.taken()
+
+        left = [chunks[first : first + step] for first in range(n_before, n_chunk, step)]
+        for batch, nll, sums in workers.in_order(one, left):
+            if recorder.bad_input(sums) is not None:
                 raise _not_finite(model, batch, result.n_done, settings, recorder, device)
-            recorder.commit()
+            recorder.commit(sums)
             result.n_done += len(batch)
             if nll is not None:
                 result.nll += float(nll.sum())
                 result.nll2 += float((nll * nll).sum())
                 result.n_scored += nll.size
-            n_tokens = (result.n_done - n_before) * chunks.shape[1]
-            yield Progress(
-                result.n_done, len(chunks), n_tokens, time.perf_counter() - begin, result.perplexity()
-            )
+            n_tokens = (result.n_done - n_before) * n_ctx
+            yield Progress(result.n_done, n_chunk, n_tokens, time.perf_counter() - begin, result.perplexity())
     finally:
         result.entries = recorder.entries()
         result.recorder = None
@@ -164,15 +175,13 @@ def _not_finite(
     device: torch.device,
 ) -> ImatrixError:
     """Which chunk of the batch it was: run them one by one."""
-    tensor, number = recorder.bad_input(), n_done
+    tensor, number = None, n_done
     for i in range(len(batch)):
-        recorder.drop()
         _run(model, batch[i : i + 1], settings, device)
-        found = recorder.bad_input()
-        if found is not None:
-            tensor, number = found, n_done + i
+        tensor = recorder.bad_input(recorder.taken())
+        if tensor is not None:
+            number += i
             break
-    recorder.drop()
     return ImatrixError(
         f"{tensor}: the activations that enter it are not finite in chunk {number + 1}; the model or its "
         "weights overflow: try --dtype float32, or look at the text of that chunk"
@@ -196,13 +205,15 @@ def _device(model: Any) -> torch.device:
     return embedding.weight.device if hook is None else torch.device(hook.execution_device)
 
 
-def together(model: Any, n_ctx: int, device: torch.device) -> int:
-    """Chunks to run together: 2048 tokens on a CPU, on a GPU what ACTIVATION_BYTES hold.
+def together(model: Any, n_chunk: int, n_ctx: int, device: torch.device) -> int:
+    """Chunks to run together: on a CPU 2048 tokens, or fewer so that threads share them; on a GPU what
+    ACTIVATION_BYTES hold.
 
-    Never by free memory: sums of another grouping round otherwise, and the same command is to give the same file.
+    Never by free memory or threads: sums of another grouping round otherwise, and the same command is to give the same
+    file.
     """
     if device.type != "cuda":
-        return max(1, BATCH_TOKENS // n_ctx)
+        return chunks_together("cpu", n_chunk, n_ctx)
     config = model.config.get_text_config()
     # float32 logits twice, and some twenty hidden states and four intermediate ones alive at a time
     per_token = 8 * config.vocab_size + 4 * (

@@ -7,7 +7,8 @@ expert. The sums of a batch stay apart until the batch is complete and finite; t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,18 +25,28 @@ from quantmill.models.experts import is_recordable, recording_forward
 SLAB = 1 << 17  # values squared at a time on a CPU
 
 
+class _Running(threading.local):
+    """The batch that this thread runs, and the tensor it has just summed: (x, Σx², Σx)."""
+
+    def __init__(self) -> None:
+        self.batch: dict[int, Batch] = {}
+        self.last: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
+
+
 @dataclass
 class Recorder:
-    """Watches a model. with_means: also Σx. route_all: every expert is shown every token (recorded, not used)."""
+    """Watches a model, a batch a thread; a thread takes what it has seen, and one of them puts batch after batch in.
+
+    with_means: also Σx. route_all: every expert is shown every token (recorded, not used).
+    """
 
     table: TensorTable
     with_means: bool = False
     process_output: bool = False
     route_all: bool = False
     inputs: list[Input] = field(default_factory=list)
-    pending: dict[int, Batch] = field(default_factory=dict)
     _undo: list[Callable[[], Any]] = field(default_factory=list)
-    _last: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
+    _running: _Running = field(default_factory=_Running)
 
     def attach(self, model: nn.Module) -> None:
         """Put hooks into `model`. Raises ImatrixError when nothing of it can be watched."""
@@ -53,8 +64,7 @@ class Recorder:
         for undo in self._undo:
             undo()
         self._undo = []
-        self._last = None
-        self.pending = {}
+        self._running = _Running()
 
     def _attach_linear(self, model: nn.Module, name: str, module: nn.Module) -> None:
         place = self._place(f"{name}.weight")
@@ -88,7 +98,7 @@ class Recorder:
         heads = output.reshape(-1, n_heads, output.shape[-1] // n_heads)[..., :n_cols]
         square, plain = self._sums(heads.reshape(len(heads), -1))
         batch = Batch(square[None], None if plain is None else plain[None], np.array([len(heads)]))
-        self.pending[index] = batch
+        self._running.batch[index] = batch
 
     def _attach_output(self, model: Any) -> None:
         """The output projection; that of a tied model is the embedding, whose tensor is what gets quantized."""
@@ -138,27 +148,27 @@ class Recorder:
         return Input(tuple(takers), np.zeros(n_mat, np.int64)) if takers else None
 
     def _see(self, index: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x = arguments[0]
-        if self._last is None or self._last[0] is not x:
+        x, running = arguments[0], self._running
+        if running.last is None or running.last[0] is not x:
             # q, k and v (gate and up) are given the very same tensor: sum it once
-            self._last = (x, *self._sums(x))
-        _, square, plain = self._last
+            running.last = (x, *self._sums(x))
+        _, square, plain = running.last
         batch = Batch(
             square[None], None if plain is None else plain[None], np.array([x.numel() // x.shape[-1]])
         )
-        if index in self.pending:  # a layer that is used twice in one pass
-            batch = joined(self.pending[index], batch)
-        self.pending[index] = batch
+        if index in running.batch:  # a layer that is used twice in one pass
+            batch = joined(running.batch[index], batch)
+        running.batch[index] = batch
 
     def _see_expert(self, index: int, expert: int, x: torch.Tensor) -> None:
         """x [n_rows, n_cols] enters one expert of a stack."""
         place = self.inputs[index]
-        batch = self.pending.get(index)
+        batch = self._running.batch.get(index)
         if batch is None:
             n_mat = len(place.counts)
             zeros = torch.zeros(n_mat, x.shape[-1], device=x.device)
             batch = Batch(zeros, zeros.clone() if self.with_means else None, np.zeros(n_mat, np.int64))
-            self.pending[index] = batch
+            self._running.batch[index] = batch
         square, plain = self._sums(x)
         batch.square[expert] += square
         if batch.plain is not None and plain is not None:
@@ -179,31 +189,29 @@ class Recorder:
                 plain += part.sum(0)
         return square, plain
 
-    def bad_input(self) -> str | None:
-        """Name of the first tensor whose sums of the running batch are not finite."""
-        self._last = None
-        if not self.pending:
+    def taken(self) -> dict[int, Batch]:
+        """What this thread has seen since it took last, by place."""
+        batch, self._running.batch, self._running.last = self._running.batch, {}, None
+        return batch
+
+    def bad_input(self, batch: Mapping[int, Batch]) -> str | None:
+        """Name of the first tensor whose sums of a batch are not finite."""
+        if not batch:
             return None
-        finite = torch.stack([batch.square.sum() for batch in self.pending.values()]).isfinite().tolist()
-        for index, good in zip(self.pending, finite, strict=True):
+        finite = torch.stack([sums.square.sum() for sums in batch.values()]).isfinite().tolist()
+        for index, good in zip(batch, finite, strict=True):
             if not good:
                 return self.inputs[index].takers[0].name
         return None
 
-    def commit(self) -> None:
-        """Add the batch to the totals, all of it or (interrupted) nothing."""
+    def commit(self, batch: Mapping[int, Batch]) -> None:
+        """Add a batch to the totals, all of it or (interrupted) nothing."""
         inputs = list(self.inputs)
-        for index, batch in self.pending.items():
+        for index, seen in batch.items():
             old = inputs[index]
-            plain = None if batch.plain is None else added(old.plain, batch.plain)
-            inputs[index] = Input(
-                old.takers, old.counts + batch.counts, added(old.square, batch.square), plain
-            )
-        self.inputs, self.pending, self._last = inputs, {}, None
-
-    def drop(self) -> None:
-        """Forget the batch."""
-        self.pending, self._last = {}, None
+            plain = None if seen.plain is None else added(old.plain, seen.plain)
+            inputs[index] = Input(old.takers, old.counts + seen.counts, added(old.square, seen.square), plain)
+        self.inputs = inputs
 
     def entries(self) -> dict[str, Entry]:
         """Totals by GGUF name, on the host."""

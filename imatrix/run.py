@@ -22,6 +22,7 @@ from quantmill.imatrix.collect import Progress, Result, Settings, collect
 from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
 from quantmill.imatrix.merge import merge
 from quantmill.imatrix.store import load, save
+from quantmill.models.workers import ALONE, Workers
 
 Show = Callable[[Progress], None]
 Warn = Callable[[str], None]
@@ -60,6 +61,7 @@ def run(
     saving: Saving,
     show: Show = lambda progress: None,
     warn: Warn = lambda message: None,
+    workers: Workers = ALONE,
 ) -> tuple[ImportanceMatrix, Result]:
     """Collect over chunks [n_chunk, n_ctx] i32; the finished matrix is returned, the caller saves it.
 
@@ -82,7 +84,7 @@ def run(
         save(saving.partial, replace(matrix(), run=json.dumps(state)), "gguf")
 
     try:
-        for progress in collect(model, table, chunks, settings, result):
+        for progress in collect(model, table, chunks, settings, result, workers):
             show(progress)
             if saving.every and result.n_done - tried >= saving.every and result.n_done < len(chunks):
                 tried = result.n_done

@@ -23,6 +23,7 @@ from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models import nextn
 from quantmill.models.model import LoadedModel, load, usable_device
+from quantmill.models.workers import working
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,13 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         watcher.began("imatrix", len(chunks), "chunks")
         progress = _Progress(watcher)
         try:
-            matrix, found = run_saving(
-                loaded.model, loaded.table, chunks, settings, saving, progress, watcher.warn
-            )
+            with (
+                working(job.threads, usable_device(job.device).type) as workers,
+                workers.ending(loaded.model),
+            ):
+                matrix, found = run_saving(
+                    loaded.model, loaded.table, chunks, settings, saving, progress, watcher.warn, workers
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(saving.advice) from None
         missed = coverage.uncollected(matrix, _tensors(loaded))
@@ -133,8 +138,6 @@ class _Progress:
 
 @contextmanager
 def _loaded(job: Job, watcher: Watcher) -> Iterator[LoadedModel]:
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
     device = usable_device(job.device)
     dtype = job.dtype
     if dtype == "auto":

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from quantmill.gguf_io.kinds import LOGITS
 from quantmill.gguf_io.outputs import Output, check_output
@@ -38,8 +37,9 @@ from quantmill.measure.record import (
 from quantmill.measure.task_files import Kind, read_tasks, unasked
 from quantmill.measure.tasks import TaskResult, prepared
 from quantmill.models.model import LoadedModel, load, usable_device
-from quantmill.models.scoring import cut, targets
+from quantmill.models.scoring import LEAST_BATCHES, cut, targets
 from quantmill.models.text import read_text_and_digest
+from quantmill.models.workers import Workers, working
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,6 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     output, saves = _outputs(job)
     if job.lm_eval:
         require_harness()
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
     saved = Saved(saved_path(output.final) if output else None, _identity(job), job.resume, watcher.warn)
     try:
         record = _measured(job, output, saves, saved, watcher)
@@ -159,6 +157,7 @@ def _outputs(job: Job) -> tuple[Output | None, dict[str, Output]]:
 def _identity(job: Job) -> str:
     kept = {"output", "resume", "force", "command", "version", "threads", "save_logits", "save_base"}
     options = {name: value for name, value in asdict(job).items() if name not in kept}
+    options["batches"] = LEAST_BATCHES  # where a batch ends, a stopped run is gone on with
     paths = (*job.models, job.base, job.base_file, job.text, *(task.path for task in job.tasks))
     return identity_of(options, [path for path in paths if path is not None])
 
@@ -181,11 +180,15 @@ def _measured(
         for warning in (line for one in (output, *saves.values()) if one for line in one.warnings):
             watcher.warn(warning)
         base, quants = (loaded[0], loaded[1:]) if job.base else (None, loaded)
-        results, text, scores = _text(job, base, base_file, quants, saves, saved, watcher)
+        workers = opened.enter_context(working(job.threads, device.type))
+        for model in loaded:
+            opened.enter_context(workers.ending(model.model))
+        results, text, scores = _text(job, base, base_file, quants, saves, saved, watcher, workers)
         scored = [
-            task_results(i, model, tasks, job.n_ctx or 512, saved, watcher) for i, model in enumerate(loaded)
+            task_results(i, model, tasks, job.n_ctx or 512, saved, watcher, workers)
+            for i, model in enumerate(loaded)
         ]
-        harness = [_harness(i, model, job, saved) for i, model in enumerate(loaded)]
+        harness = [_harness(i, model, job, saved, workers) for i, model in enumerate(loaded)]
         dtype = str(loaded[0].dtype).removeprefix("torch.")
     files = named([describe(path) for path in paths])
     results = [
@@ -223,6 +226,7 @@ def _text(
     saves: dict[str, Output],
     saved: Saved,
     watcher: Watcher,
+    workers: Workers,
 ) -> tuple[list[ModelResult], TextInfo | None, tuple[TokenScores, ...]]:
     """Results without files, base first; the text; token scores of the quants."""
     against = base or base_file
@@ -233,13 +237,13 @@ def _text(
     chunks, source, sha256 = _chunks(job, base, base_file, quants)
     info = TextInfo(str(source), sha256, chunks.shape[1], chunks.shape[0], targets(chunks).size)
     if against is None:
-        found = alone(quants, chunks, saved, watcher)
+        found = alone(quants, chunks, saved, watcher, workers)
         return [ModelResult(NOTHING, perplexity(nll)) for nll in found], info, ()
     if saves:
         saved.forget("text")  # what is saved of the base's predictions is all of them or none
     with ExitStack() as stack:
         writers = [stack.enter_context(writer) for writer in _writers(job, saves, chunks, against)]
-        passed = divergences(against, quants, chunks, writers, saved, watcher)
+        passed = divergences(against, quants, chunks, writers, saved, watcher, workers)
     results = [ModelResult(NOTHING, perplexity(passed.base_nll))] if base else []
     for scores in passed.scores:
         summary = summarize(scores)
@@ -271,11 +275,12 @@ def _writers(
             yield LogitsWriter(output.final, chunks, base.n_vocab, job.top_k if name == "base" else 0)
 
 
-def _harness(i: int, model: LoadedModel, job: Job, saved: Saved) -> dict[str, float] | None:
+def _harness(i: int, model: LoadedModel, job: Job, saved: Saved, workers: Workers) -> dict[str, float] | None:
     if not job.lm_eval:
         return None
+    n_ctx = job.n_ctx or 2048
     return harness_metrics(
-        i, lambda: run_harness(model, job.lm_eval, job.n_ctx or 2048, job.lm_eval_limit), saved
+        i, lambda: run_harness(model, job.lm_eval, n_ctx, job.lm_eval_limit, workers), saved
     )
 
 

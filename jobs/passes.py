@@ -19,6 +19,7 @@ from quantmill.measure.task_files import Kind, Task
 from quantmill.measure.tasks import Scored, TaskResult, score
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import batches, scored_logits, targets, token_nll
+from quantmill.models.workers import Tell, Workers
 
 _STOP, _BASE = "stop", "base"
 _FIELDS = tuple(field.name for field in fields(TokenScores))
@@ -31,6 +32,7 @@ def divergences(
     writers: Sequence[LogitsWriter],
     saved: Saved,
     watcher: Watcher,
+    workers: Workers,
 ) -> compare.Pass:
     """All quants against the base, batch by batch. writers: not for chunks that were scored before."""
     found = _begun(saved.part("text"), len(quants))
@@ -39,7 +41,8 @@ def divergences(
     watcher.began("perplexity", n_models * chunks.size, "tokens")
     watcher.progressed(n_models * first * chunks.shape[1])
     with _saving(saved, "text", lambda: _arrays(found)) as keep:
-        for batch in compare.run_batches(base, quants, chunks, writers, watcher.progressed, first):
+        told = watcher.progressed
+        for batch in compare.run_batches(base, quants, chunks, writers, told, first, workers):
             found.append(batch)
             keep()
     return compare.joined(found)
@@ -64,14 +67,16 @@ def _arrays(found: Sequence[compare.Batch]) -> dict[str, np.ndarray]:
 
 
 def alone(
-    models: Sequence[LoadedModel], chunks: np.ndarray, saved: Saved, watcher: Watcher
+    models: Sequence[LoadedModel], chunks: np.ndarray, saved: Saved, watcher: Watcher, workers: Workers
 ) -> list[np.ndarray]:
     """−log p of the text's scored tokens under each model, one model after the other."""
     watcher.began("perplexity", len(models) * chunks.size, "tokens")
-    return [_alone(f"alone {i}", model, chunks, saved, watcher) for i, model in enumerate(models)]
+    return [_alone(f"alone {i}", model, chunks, saved, watcher, workers) for i, model in enumerate(models)]
 
 
-def _alone(name: str, model: LoadedModel, chunks: np.ndarray, saved: Saved, watcher: Watcher) -> np.ndarray:
+def _alone(
+    name: str, model: LoadedModel, chunks: np.ndarray, saved: Saved, watcher: Watcher, workers: Workers
+) -> np.ndarray:
     before = saved.part(name)
     done = [(int(before[_STOP]), before["nll"])] if before else []
     watcher.progressed(done[-1][0] * chunks.shape[1] if done else 0, model.path.name)
@@ -81,17 +86,20 @@ def _alone(name: str, model: LoadedModel, chunks: np.ndarray, saved: Saved, watc
             return {}
         return {_STOP: np.array(done[-1][0]), "nll": np.concatenate([nll for _, nll in done])}
 
+    def one(batch: slice, tell: Tell) -> tuple[int, np.ndarray]:
+        wanted = torch.from_numpy(targets(chunks[batch]).astype(np.int64))
+        logits = scored_logits(model, chunks[batch])
+        pairs = zip(logits, wanted, strict=True)
+        nll = np.concatenate([token_nll(rows, target.to(rows.device)) for rows, target in pairs])
+        tell(chunks[batch].size)
+        return batch.stop, nll
+
+    first = done[-1][0] if done else 0
+    cuts = batches(chunks.shape[0], chunks.shape[1], model.n_vocab)
+    left = [batch for batch in cuts if batch.start >= first]
     with _saving(saved, name, arrays) as keep:
-        for batch in batches(chunks.shape[0], chunks.shape[1], model.n_vocab):
-            if done and batch.start < done[-1][0]:
-                continue
-            wanted = torch.from_numpy(targets(chunks[batch]).astype(np.int64))
-            logits = scored_logits(model, chunks[batch])
-            parts = [
-                token_nll(rows, target.to(rows.device)) for rows, target in zip(logits, wanted, strict=True)
-            ]
-            done.append((batch.stop, np.concatenate(parts)))
-            watcher.progressed(chunks[batch].size, model.path.name)
+        for found in workers.in_order(one, left, lambda n: watcher.progressed(n, model.path.name)):
+            done.append(found)
             keep()
     return np.concatenate([nll for _, nll in done])
 
@@ -121,6 +129,7 @@ def task_results(
     n_ctx: int,
     saved: Saved,
     watcher: Watcher,
+    workers: Workers,
 ) -> list[TaskResult]:
     """Model number `i` on each file of tasks (name, kind, tasks); saved after each."""
     out = []
@@ -129,7 +138,7 @@ def task_results(
         found = saved.facts.get(key)
         if found is None:
             watcher.began(f"{kind} {model.path.name}", len(tasks), "tasks")
-            result = score(model, kind, tasks, n_ctx, watcher.progressed)
+            result = score(model, kind, tasks, n_ctx, watcher.progressed, workers)
             saved.facts[key] = _facts(result)
             saved.keep()
         else:

@@ -13,6 +13,7 @@ from quantmill.measure.errors import MeasureError
 from quantmill.measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import batches, scored_logits, targets
+from quantmill.models.workers import ALONE, Tell, Workers
 
 SAMPLE = 20_000  # characters of a text that two vocabularies must split alike
 
@@ -94,30 +95,47 @@ def run_batches(
     writers: Sequence[LogitsWriter] = (),
     advance: Callable[[int], None] = lambda tokens: None,
     first: int = 0,
+    workers: Workers = ALONE,
 ) -> Iterator[Batch]:
     """Score chunks [n_chunk, n_ctx] i32 with all models, from chunk `first` on, which a batch must have ended at.
 
-    writers: files to put the base's logits into. advance: told the tokens done, of all models together.
+    writers: files to put the base's logits into. advance: told the tokens done, of all models together. workers: run
+    batches side by side; that does not show in what is found.
     Raises MeasureError for logits that are not finite.
     """
     n_chunk, n_ctx = chunks.shape
     n_vocab = base.header.n_vocab if isinstance(base, LogitsFile) else base.n_vocab
     wanted = torch.from_numpy(targets(chunks).astype(np.int64))
-    for batch in batches(n_chunk, n_ctx, n_vocab):
-        if batch.start < first:
-            continue
-        sides, base_nll = _base_side(base, chunks, batch, wanted, writers)
-        advance(0 if isinstance(base, LogitsFile) else (batch.stop - batch.start) * n_ctx)
+
+    def one(batch: slice, tell: Tell) -> tuple[Batch, list[list[bytes]]]:
+        side = _base_side(base, chunks, batch, wanted, writers)
+        tell(0 if isinstance(base, LogitsFile) else (batch.stop - batch.start) * n_ctx)
         found = []
         for quant in quants:
             logits = scored_logits(quant, chunks[batch])
             parts = [
-                side.compare(rows, target.to(rows.device))
-                for side, rows, target in zip(sides, logits, wanted[batch], strict=True)
+                chunk.compare(rows, target.to(rows.device))
+                for chunk, rows, target in zip(side.chunks, logits, wanted[batch], strict=True)
             ]
             found.append(TokenScores.joined(parts))
-            advance((batch.stop - batch.start) * n_ctx)
-        yield Batch(batch.stop, base_nll, tuple(found))
+            tell((batch.stop - batch.start) * n_ctx)
+        return Batch(batch.stop, side.nll, tuple(found)), side.encoded
+
+    left = [batch for batch in batches(n_chunk, n_ctx, n_vocab) if batch.start >= first]
+    for found, encoded in workers.in_order(one, left, advance):
+        for writer, parts in zip(writers, encoded, strict=True):
+            for chunk in parts:
+                writer.append(chunk)
+        yield found
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The base in one batch: its predictions of each chunk, −log p of the targets, what each writer is to write."""
+
+    chunks: list[Base]
+    nll: np.ndarray | None
+    encoded: list[list[bytes]]
 
 
 def _base_side(
@@ -126,21 +144,21 @@ def _base_side(
     batch: slice,
     wanted: torch.Tensor,
     writers: Sequence[LogitsWriter],
-) -> tuple[list[Base], np.ndarray | None]:
-    """The base's predictions of each chunk, and its −log p of the targets."""
+) -> _Side:
     if isinstance(base, LogitsFile):
-        return [base.base(chunk) for chunk in range(batch.start, batch.stop)], None
+        return _Side([base.base(chunk) for chunk in range(batch.start, batch.stop)], None, [])
     sides: list[Base] = []
+    encoded: list[list[bytes]] = [[] for _ in writers]
     nll = []
     logits = scored_logits(base, chunks[batch])
     for rows, target in zip(logits, wanted[batch], strict=True):
         target = target.to(rows.device)
-        for writer in writers:
-            writer.append(rows, target)
+        for writer, parts in zip(writers, encoded, strict=True):
+            parts.append(writer.encoded(rows, target))
         log_p = torch.log_softmax(rows, dim=-1)
         nll.append(-log_p.gather(-1, target[:, None]).squeeze(-1).cpu().double().numpy())
         sides.append(DenseBase(log_p))
-    return sides, np.concatenate(nll)
+    return _Side(sides, np.concatenate(nll), encoded)
 
 
 @dataclass(frozen=True)

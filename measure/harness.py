@@ -11,6 +11,7 @@ import torch
 from quantmill.measure.errors import MeasureError
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import BATCH_TOKENS, LOGIT_BYTES
+from quantmill.models.workers import ALONE, Workers
 
 
 def require_harness() -> None:
@@ -20,7 +21,11 @@ def require_harness() -> None:
 
 
 def run_harness(
-    loaded: LoadedModel, tasks: Sequence[str], n_ctx: int, limit: int | None = None
+    loaded: LoadedModel,
+    tasks: Sequence[str],
+    n_ctx: int,
+    limit: int | None = None,
+    workers: Workers = ALONE,
 ) -> dict[str, float]:
     """Metrics of harness tasks by "task metric". limit: examples a task, None for all.
 
@@ -31,7 +36,7 @@ def run_harness(
 
     try:
         found = evaluator.simple_evaluate(
-            model=_harness_model(loaded, n_ctx), tasks=list(tasks), limit=limit, log_samples=False
+            model=_harness_model(loaded, n_ctx, workers), tasks=list(tasks), limit=limit, log_samples=False
         )
     except (KeyError, OSError) as error:
         raise MeasureError(
@@ -45,7 +50,7 @@ def run_harness(
     return out
 
 
-def _harness_model(loaded: LoadedModel, n_ctx: int) -> Any:
+def _harness_model(loaded: LoadedModel, n_ctx: int, workers: Workers) -> Any:
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -63,7 +68,7 @@ def _harness_model(loaded: LoadedModel, n_ctx: int) -> Any:
             self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
         ) -> list[tuple[float, bool]]:
             pairs = [(context[-n_ctx:], continuation) for _, context, continuation in requests]
-            return _continuations(loaded, pairs, n_ctx)
+            return _continuations(loaded, pairs, n_ctx, workers)
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             out = []
@@ -75,7 +80,7 @@ def _harness_model(loaded: LoadedModel, n_ctx: int) -> Any:
                     context_len=1,
                 )
                 pairs = [make_disjoint_window(window) for window in windows]
-                out.append(sum(score for score, _ in _continuations(loaded, pairs, n_ctx)))
+                out.append(sum(score for score, _ in _continuations(loaded, pairs, n_ctx, workers)))
             return out
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -88,24 +93,35 @@ def _harness_model(loaded: LoadedModel, n_ctx: int) -> Any:
 
 
 def _continuations(
-    loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]], n_ctx: int
+    loaded: LoadedModel, pairs: Sequence[tuple[list[int], list[int]]], n_ctx: int, workers: Workers
 ) -> list[tuple[float, bool]]:
     """(context, continuation) token ids -> (sum of the continuation's log p, whether it is the greedy one)."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    out: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     room = min(BATCH_TOKENS, max(1, LOGIT_BYTES // (4 * loaded.n_vocab)))
+    batches: list[tuple[list[int], int]] = []  # which pairs, and the longest of them
     while order:
         longest = min(n_ctx, sum(map(len, pairs[order[-1]])))
-        batch = [order.pop() for _ in range(min(len(order), max(1, room // longest)))]
+        batches.append(([order.pop() for _ in range(min(len(order), max(1, room // longest)))], longest))
+
+    def one(found: tuple[list[int], int]) -> list[tuple[float, bool]]:
+        batch, longest = found
         rows = [(pairs[i][0] + pairs[i][1])[-n_ctx:] for i in batch]
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = torch.tensor(tokens)
         logits = loaded.logits(ids)
+        out = []
         for i, tokens, predicted in zip(batch, rows, logits, strict=True):
             n = min(len(pairs[i][1]), len(tokens) - 1)
             log_p = torch.log_softmax(predicted[len(tokens) - n - 1 : len(tokens) - 1].float(), dim=-1)
             target = torch.tensor(tokens[len(tokens) - n :], device=log_p.device)
             total = float(log_p.gather(-1, target[:, None]).sum())
-            out[i] = (total, bool((log_p.argmax(-1) == target).all()))
-    return out
+            out.append((total, bool((log_p.argmax(-1) == target).all())))
+        return out
+
+    scored = dict(
+        pair
+        for (batch, _), found in zip(batches, workers.map(one, batches), strict=True)
+        for pair in zip(batch, found, strict=True)
+    )
+    return [scored[i] for i in range(len(pairs))]

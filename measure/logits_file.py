@@ -140,11 +140,15 @@ class LogitsWriter:
         self.position = 0
         self._write(start)
 
-    def append(self, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """logits [n_scored, n_vocab] f32 and target [n_scored] i64 of the next chunk."""
+    def encoded(self, logits: torch.Tensor, target: torch.Tensor) -> bytes:
+        """A chunk as the file holds it: logits [n_scored, n_vocab] f32 and target [n_scored] i64."""
         encode = _llama_rows if self.header.k == 0 else _compact_rows
-        for rows in row_slabs(*logits.shape):
-            self._write(encode(logits[rows], target[rows], self.header).tobytes())
+        slabs = row_slabs(*logits.shape)
+        return b"".join(encode(logits[rows], target[rows], self.header).tobytes() for rows in slabs)
+
+    def append(self, chunk: bytes) -> None:
+        """The next chunk, encoded."""
+        self._write(chunk)
         self.chunks_left -= 1
 
     def _write(self, data: bytes) -> None:

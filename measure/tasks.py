@@ -20,6 +20,7 @@ from quantmill.measure.perplexity import Estimate
 from quantmill.measure.task_files import Kind, Task
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import BATCH_TOKENS, LOGIT_BYTES
+from quantmill.models.workers import ALONE, Tell, Workers
 
 MIN_TRAILING = 3  # tokens after the choice from which on WinoGrande leaves the choice itself out
 
@@ -76,22 +77,30 @@ def score(
     tasks: Sequence[Task],
     n_ctx: int = 512,
     advance: Callable[[int], None] = lambda tasks: None,
+    workers: Workers = ALONE,
 ) -> TaskResult:
     """Score all tasks. n_ctx: the longest task in tokens, shared prefix counted once, as llama.cpp counts.
+
+    workers: run batches side by side; that does not show in the scores.
 
     Raises MeasureError for a task that does not fit, naming it.
     """
     scored: list[Scored] = []
-    for group in _groups(loaded, prepared(loaded, kind, tasks, n_ctx)):
+
+    def one(group: list[list[_Sequence]], tell: Tell) -> tuple[list[list[_Sequence]], list[float]]:
         means = _means(loaded, [sequence for sequences in group for sequence in sequences])
+        tell(len(group))
+        return group, means
+
+    groups = _groups(loaded, prepared(loaded, kind, tasks, n_ctx))
+    for group, means in workers.in_order(one, groups, advance):
         at = 0
         for sequences in group:
-            one = means[at : at + len(sequences)]
+            choices = means[at : at + len(sequences)]
             at += len(sequences)
             task = tasks[len(scored)]
-            taken = _take(kind, one)
-            scored.append(Scored(tuple(one), taken, taken in task.right))
-        advance(len(group))
+            taken = _take(kind, choices)
+            scored.append(Scored(tuple(choices), taken, taken in task.right))
     chance = len(tasks) / sum(len(task.choices) for task in tasks)
     return TaskResult(kind, tuple(scored), chance)
 

@@ -17,6 +17,7 @@ from quantmill.models.model import LoadedModel
 
 LOGIT_BYTES = 1 << 28  # float32 logits held at a time, of all sequences of a batch
 BATCH_TOKENS = 2048
+LEAST_BATCHES = 12  # where there are as many chunks
 
 
 def cut(tokens: list[int], n_ctx: int, limit: int | None = None) -> np.ndarray:
@@ -43,9 +44,9 @@ def targets(chunks: np.ndarray) -> np.ndarray:
 
 
 def batches(n_chunk: int, n_ctx: int, n_vocab: int) -> list[slice]:
-    """Which chunks run together: about 2048 tokens, and no more logits than LOGIT_BYTES."""
+    """Which chunks run together: about 2048 tokens, no more logits than LOGIT_BYTES, and so that threads share them."""
     fits = LOGIT_BYTES // (4 * n_vocab * (n_ctx - n_ctx // 2))
-    step = max(1, min(BATCH_TOKENS // n_ctx, fits))
+    step = max(1, min(BATCH_TOKENS // n_ctx, -(-n_chunk // LEAST_BATCHES), fits))
     return [slice(i, min(i + step, n_chunk)) for i in range(0, n_chunk, step)]
 
 

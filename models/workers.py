@@ -8,14 +8,26 @@ order: how many threads there are then changes the time and nothing else.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import torch
 
+from quantmill.models.capture import named_layers
+from quantmill.models.errors import ModelError
+
 Item = TypeVar("Item")
 Out = TypeVar("Out")
+Tell = Callable[[int], None]  # so much is done
+
+
+class _Unwanted(Exception):
+    """Nobody waits for this thread's result any more."""
 
 
 class Workers:
@@ -24,6 +36,7 @@ class Workers:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, initializer=_alone) if threads > 1 else None
+        self._ends = threading.Event()
 
     def map(self, work: Callable[[Item], Out], items: Sequence[Item]) -> list[Out]:
         """[work(item) for item in items], without gradients; the first error is raised."""
@@ -32,9 +45,85 @@ class Workers:
                 return [work(item) for item in items]
         return list(self._pool.map(_without_gradients(work), items))
 
+    def in_order(
+        self, work: Callable[[Item, Tell], Out], items: Iterable[Item], told: Tell = lambda amount: None
+    ) -> Iterator[Out]:
+        """work(item, tell) of each item in turn, without gradients; a few of them are made ahead.
+
+        told: what the work tells, on the caller's thread. Whoever asks no more ends the work that is under way.
+        """
+        if self._pool is None:
+            for item in items:
+                with torch.no_grad():
+                    out = work(item, told)
+                yield out
+            return
+        heard: SimpleQueue[int | None] = SimpleQueue()
+        waiting: deque[Future[Out]] = deque()
+        left = iter(items)
+        try:
+            while self._begin(work, left, heard, waiting):
+                while not (waiting[0].done() and heard.empty()):
+                    amount = heard.get()  # None: one of them is done
+                    if amount is not None:
+                        told(amount)
+                yield waiting.popleft().result()
+        finally:
+            self._end(waiting)
+
+    def _begin(
+        self,
+        work: Callable[[Item, Tell], Out],
+        left: Iterator[Item],
+        heard: SimpleQueue[int | None],
+        waiting: deque[Future[Out]],
+    ) -> bool:
+        """Keep every thread at work and one piece ready; False when nothing is left."""
+        assert self._pool is not None
+        while len(waiting) <= self.threads:
+            try:
+                item = next(left)
+            except StopIteration:
+                break
+            future = self._pool.submit(_without_gradients(lambda item: work(item, heard.put)), item)
+            future.add_done_callback(lambda _: heard.put(None))
+            waiting.append(future)
+        return bool(waiting)
+
+    def _end(self, waiting: Iterable[Future[Out]]) -> None:
+        under_way = [future for future in waiting if not future.cancel()]
+        self._ends.set()
+        wait(under_way)
+        self._ends.clear()
+
+    @contextlib.contextmanager
+    def ending(self, model: Any) -> Iterator[None]:
+        """Inside, threads that run `model` for nobody stop before its next layer, not at the end of their text."""
+
+        def look(*arguments: Any) -> None:
+            if self._ends.is_set():
+                raise _Unwanted
+
+        with contextlib.ExitStack() as stack:
+            if self._pool is not None:
+                for layer in _layers(model):
+                    stack.callback(layer.register_forward_pre_hook(look).remove)
+            yield
+
     def close(self) -> None:
+        self._ends.set()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+ALONE = Workers(1)  # the caller's thread, with as many of torch's own as it has
+
+
+def _layers(model: Any) -> Sequence[Any]:
+    try:
+        return list(named_layers(model)[1])
+    except ModelError:  # a model of another build: its threads end later
+        return ()
 
 
 def _alone() -> None:
@@ -50,11 +139,14 @@ def _without_gradients(work: Callable[[Item], Out]) -> Callable[[Item], Out]:
 
 
 @contextlib.contextmanager
-def working(threads: int) -> Iterator[Workers]:
-    """Workers, with torch's own threads reduced to one for the caller too until the end."""
+def working(threads: int | None, device: str = "cpu") -> Iterator[Workers]:
+    """Workers, with torch's own threads reduced to one for the caller too until the end.
+
+    threads None: one a processor. device: the kind that computes; any but "cpu" is fed by one thread.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    workers = Workers(threads)
+    workers = Workers((threads or os.cpu_count() or 1) if device == "cpu" else 1)
     try:
         yield workers
     finally:

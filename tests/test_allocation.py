@@ -20,7 +20,7 @@ from quantmill.models.exchange import Exchange
 from quantmill.models.model import load
 from quantmill.models.prefix import Prefix
 from quantmill.models.scoring import scored_logits
-from quantmill.models.workers import Workers, working
+from quantmill.models.workers import Workers
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.recipe.budget import Target
@@ -116,19 +116,6 @@ def test_divergence_is_the_formula(loaded, chunks, quantizer):
         with Exchange(loaded).instead(name, "Q2_K", rows):
             q = torch.log_softmax(joined(Prefix(loaded, chunks, 16, one_by_one)).double(), -1).numpy()
     assert found == {(name, "Q2_K"): pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-3)}
-
-
-def test_losses_are_the_same_with_one_thread_and_two(loaded, chunks, quantizer):
-    """To the last bit: types are chosen by them."""
-    source = open_source(tiny("F16"))
-    name = "blk.3.ffn_down_exps.weight"
-    rows = quantized(source, subject(source, name), "Q2_K", quantizer)
-    losses = []
-    for threads in (1, 2):
-        with working(threads) as workers:
-            sensitivity = Sensitivity(loaded, chunks, workers)
-            sensitivity.measure({name: ["Q2_K"]}, lambda *_: rows, lambda n, t, loss: losses.append(loss))
-    assert losses[0] == losses[1] > 0
 
 
 @pytest.mark.parametrize("weighed", [True, False])

@@ -362,5 +362,5 @@ def test_chunks_run_together_by_the_model_alone(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: pytest.fail("free memory was asked for"))
     model = copy.deepcopy(dense)
     model.config.vocab_size = n_vocab
-    assert together(model, n_ctx, torch.device("cuda")) == wanted
-    assert together(model, n_ctx, torch.device("cpu")) == max(1, 2048 // n_ctx)
+    assert together(model, 100, n_ctx, torch.device("cuda")) == wanted
+    assert together(model, 100, n_ctx, torch.device("cpu")) == max(1, 2048 // n_ctx)

@@ -145,7 +145,7 @@ def test_base_file_of_an_odd_vocabulary_is_padded(tmp_path: Path) -> None:
     tokens = np.zeros((1, 4), dtype=np.int32)
     logits = torch.tensor([[0.0, 1.0, -30.0, 2.0, -1.0]])
     with LogitsWriter(tmp_path / "odd", tokens, 5) as writer:
-        writer.append(logits, torch.tensor([1]))
+        writer.append(writer.encoded(logits, torch.tensor([1])))
     file = LogitsFile(tmp_path / "odd")
     assert file.rows.dtype.itemsize == 8 + 2 * 6
     base = file.base(0)

@@ -60,12 +60,6 @@ def test_says_what_was_done() -> None:
     assert all(metadata[key] == old[key] for key in old)
 
 
-def test_threads_do_not_change_the_bytes(tmp_path: Path) -> None:
-    one = Job(tiny("Q4_0"), EXAMPLE, (Text(TEXT),), tmp_path / "one.gguf", n_chunks=CHUNKS, threads=1)
-    run(one)
-    assert (tmp_path / "one.gguf").read_bytes() == polished().read_bytes()
-
-
 def test_conversations_and_weights_of_texts(tmp_path: Path) -> None:
     """A share of a text in chunks is what imatrix takes of it."""
     text = TEXT.read_text()
