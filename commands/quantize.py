@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from quantmill.commands import quantize_options as options
 from quantmill.commands.console import UsageError, parsing, print_warnings
 from quantmill.commands.options import (
     Device,
@@ -24,218 +23,71 @@ from quantmill.commands.options import (
 from quantmill.commands.pruning import prune_first, require_unhealed, wanted_pruning
 from quantmill.commands.quantize_arguments import (
     OrderedPatterns,
-    check_calibration,
     check_together,
     files_of,
-    refuse_several,
-    refuse_without_compensate,
     rules_of,
     size_of,
     told_apart,
 )
-from quantmill.commands.quantize_run import Further, Make, quantize_and_show, reach_and_show, show_plan
+from quantmill.commands.quantize_fitting import Fitting
+from quantmill.commands.quantize_run import reach_and_show, show_plan
 from quantmill.commands.several import quantize_several
 
 if TYPE_CHECKING:
+    from quantmill.commands.quantize_arguments import Positional
+    from quantmill.jobs.allocate import Request
     from quantmill.jobs.quantize import Job
-    from quantmill.recipe import Plan
+    from quantmill.jobs.recipe import RecipeFile
+    from quantmill.recipe import TypeRule
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(cls=OrderedPatterns)
 def quantize(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL [OUTPUT] TYPE[,TYPE...] [THREADS]",
-            help="A GGUF file (of a split model its first file), a Hugging Face directory or org/name on the hub; "
-            "the file to write, by default ggml-model-TYPE.gguf beside a file, NAME-TYPE.gguf for a directory or "
-            "org/NAME; a file type as `quantmill types` "
-            "lists them, by name or number, or COPY. Several are made from one reading of the model; OUTPUT is then a "
-            "folder, or a name with {type} in it.",
-        ),
-    ],
-    imatrix: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Importance matrix, .gguf or .dat.")
-    ] = None,
-    include_weights: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="Use importance only where the name contains TEXT."),
-    ] = None,
-    exclude_weights: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Use no importance where the name contains TEXT.")
-    ] = None,
-    tensor_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN=TYPE",
-            help="Type of the tensors whose name matches a regular expression, e.g. attn_v=q8_0. The first match wins.",
-        ),
-    ] = None,
-    tensor_type_file: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="More of these, separated by white space; # begins a comment."),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.toml",
-            help="What each tensor becomes (see `quantmill recipe`), instead of TYPE: MODEL OUTPUT [THREADS]. "
-            "--tensor-type and its like go first.",
-        ),
-    ] = None,
-    target_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Find the types that lose least in a file of at most SIZE (4.6GiB, 4600M), instead of TYPE: MODEL "
-            "OUTPUT [THREADS].",
-        ),
-    ] = None,
-    target_bpw: Annotated[
-        float | None, typer.Option(metavar="BITS", help="The same for so many bits per weight.")
-    ] = None,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[=WEIGHT]",
-            help="Text, plain or .jsonl conversations. With a target: measure the KL divergence of tensors on its "
-            "second half; without, losses are guessed from the error of the weights. With --compensate: what codes are "
-            "fitted to; repeatable.",
-        ),
-    ] = None,
-    measure_chunks: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Chunks of 256 tokens to measure on. [default: 8]")
-    ] = None,
-    min_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="With a target: the smallest type to choose.")
-    ] = None,
-    max_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="With a target: the largest. [default: Q8_0]")
-    ] = None,
-    token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Of the token embeddings.")
-    ] = None,
-    output_tensor_type: Annotated[str | None, typer.Option(metavar="TYPE", help="Of output.weight.")] = None,
-    leave_output_tensor: Annotated[
-        bool, typer.Option("--leave-output-tensor", help="Copy output.weight.")
-    ] = False,
-    pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")] = False,
-    allow_requantize: Annotated[
-        bool,
-        typer.Option("--allow-requantize", help="Convert tensors that are quantized already. Costs quality."),
-    ] = False,
-    no_fallback: Annotated[
-        bool, typer.Option("--no-fallback", help="Fail where a row length forces another type than wanted.")
-    ] = False,
-    prune_layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="5,39|auto:N",
-            help="Leave these layers out, or the N that are measured to lose least on the calibration text.",
-        ),
-    ] = None,
-    prune_experts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART|N",
-            help="Leave a part of the experts of every layer out (0.25), or N of them: by what they do on the "
-            "calibration text, without one by their weights.",
-        ),
-    ] = None,
-    max_damage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KLD|none",
-            help="Refuse to prune where the mean KL divergence on held-back chunks is larger. [default: 0.5]",
-        ),
-    ] = None,
-    expert_criterion: Annotated[
-        str | None,
-        typer.Option(
-            metavar="best|REAP|strength|count|AIMER",
-            help="By what experts are chosen. [default: what is measured to lose least]",
-        ),
-    ] = None,
-    merge: Annotated[
-        bool,
-        typer.Option(
-            "--merge", help="Average experts that leave into those they are most like, where that helps."
-        ),
-    ] = False,
-    no_heal: Annotated[
-        bool,
-        typer.Option(
-            "--no-heal", help="Leave the matrices that stay as they are; by default some are refitted."
-        ),
-    ] = False,
-    override_kv: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=TYPE:VALUE", help="Set metadata; int, float, bool or str."),
-    ] = None,
-    keep_split: Annotated[bool, typer.Option("--keep-split", help="As many files as the model has.")] = False,
-    split_max_size: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Files of at most so many bytes of tensors, e.g. 500M, 2G, 4GiB."),
-    ] = None,
-    max_buffer_size: Annotated[
-        int | None, typer.Option(metavar="MIB", min=1, help="Memory for rows under way. [default: 128]")
-    ] = None,
-    search: Annotated[
-        str,
-        typer.Option(
-            metavar="default|thorough",
-            help="How scales are searched: as llama.cpp does, with its bytes, or for the smallest squared error under "
-            "the importance, in about five times the time. Same types, same size.",
-        ),
-    ] = "default",
+    arguments: options.Arguments,
+    imatrix: options.Imatrix = None,
+    include_weights: options.IncludeWeights = None,
+    exclude_weights: options.ExcludeWeights = None,
+    tensor_type: options.TensorType = None,
+    tensor_type_file: options.TensorTypeFile = None,
+    recipe: options.RecipeFrom = None,
+    target_size: options.TargetSize = None,
+    target_bpw: options.TargetBpw = None,
+    calibration: options.Calibration = None,
+    measure_chunks: options.MeasureChunks = None,
+    min_type: options.MinType = None,
+    max_type: options.MaxType = None,
+    token_embedding_type: options.TokenEmbeddingType = None,
+    output_tensor_type: options.OutputTensorType = None,
+    leave_output_tensor: options.LeaveOutputTensor = False,
+    pure: options.Pure = False,
+    allow_requantize: options.AllowRequantize = False,
+    no_fallback: options.NoFallback = False,
+    prune_layers: options.PruneLayers = None,
+    prune_experts: options.PruneExperts = None,
+    max_damage: options.MaxDamage = None,
+    expert_criterion: options.ExpertCriterion = None,
+    merge: options.Merge = False,
+    no_heal: options.NoHeal = False,
+    override_kv: options.OverrideKv = None,
+    keep_split: options.KeepSplit = False,
+    split_max_size: options.SplitMaxSize = None,
+    max_buffer_size: options.MaxBufferSize = None,
+    search: options.Search = "default",
     no_nextn: NoNextn = False,
     nextn_only: NextnOnly = False,
     revision: Revision = None,
     device: Device = "auto",
-    strict_device: Annotated[
-        bool,
-        typer.Option(
-            "--strict-device",
-            help="Stop with an error where the device is not right or does not work, and the CPU would do its work.",
-        ),
-    ] = False,
+    strict_device: options.StrictDevice = False,
     threads: Threads = None,
-    compensate: Annotated[
-        bool,
-        typer.Option(
-            "--compensate",
-            help="Choose codes that undo each other's errors on the calibration text: minutes, not seconds.",
-        ),
-    ] = False,
-    effort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="fast|normal|thorough", help="How long --compensate searches. [default: normal]"
-        ),
-    ] = None,
-    chunks: Annotated[
-        int | None, typer.Option(metavar="N", min=4, help="Chunks of 512 tokens that --compensate uses.")
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Share of earlier layers' losses made good. [default: chosen on held-back chunks]"),
-    ] = None,
-    damping: Annotated[
-        float | None, typer.Option(help="Of second moments, times their mean. [default: 0.01]")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted --compensate or --polish.")
-    ] = False,
-    polish: Annotated[
-        bool,
-        typer.Option(
-            "--polish",
-            help="Then train scales and norms on the calibration text against the model, as `quantmill polish` does; "
-            "where that does not help, the plain file is kept.",
-        ),
-    ] = False,
+    compensate: options.Compensate = False,
+    effort: options.Effort = None,
+    chunks: options.FittedChunks = None,
+    alpha: options.Alpha = None,
+    damping: options.Damping = None,
+    resume: options.GoOn = False,
+    polish: options.Polish = False,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -255,30 +107,25 @@ def quantize(
     later = later_layers(no_nextn, nextn_only)
     from quantmill.commands.allocation import find_request, find_target
     from quantmill.jobs.hub import local_model
-    from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job, plan_job
-    from quantmill.jobs.recipe import other_importance, read_recipe
+    from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job
     from quantmill.recipe import Recipe, get_search, parse_override, parse_type
 
     size = size_of(target_size, "--target-size") if target_size else None
     target = find_target(size, target_bpw, adds_keys=polish or compensate)
     if target is None and (measure_chunks or min_type or max_type):
         raise UsageError("--measure-chunks, --min-type, --max-type belong to a target size")
+    texts = calibration or []
     others = compensate or polish or target is not None
     pruning = wanted_pruning(
-        prune_layers, prune_experts, max_damage, merge, no_heal, expert_criterion, calibration or [], others
+        prune_layers, prune_experts, max_damage, merge, no_heal, expert_criterion, texts, others
     )
-    check_calibration(calibration or [], compensate, target is not None, polish, bool(pruning))
+    fitting = Fitting(tuple(texts), compensate, polish, effort, chunks, alpha, damping, resume)
+    fitting.check(target is not None, bool(pruning))
     if compensate or target is not None:
         require_unhealed(pruning)
-    if not compensate:
-        refuse_without_compensate(effort, chunks, alpha, damping, resume and not polish)
-    rules = rules_of(tensor_type or [])
-    file = None if recipe is None else read_recipe(recipe)
-    if file is not None:
-        rules = (*rules, *file.rules)
-        print_warnings(other_importance(file, str(recipe), imatrix))
+    rules, file = _rules(tensor_type or [], recipe, imatrix)
     given = told_apart(arguments, keep_split, target is not None, file)
-    refuse_several(given, compensate, polish)
+    fitting.refuse_several(given.file_types)
     with parsing():
         wanted = Recipe(
             given.file_types[0],
@@ -307,42 +154,45 @@ def quantize(
         force=force,
         later=later,
         strict_device=strict_device,
-        inputs=(
-            *files_of(tensor_type or ()),
-            *([str(recipe)] if recipe else []),
-            *_text_files(calibration or []),
-        ),
+        inputs=(*files_of(tensor_type or ()), *([str(recipe)] if recipe else []), *fitting.files()),
     )
     job, lost = prune_first(job, pruning, as_json, writes=not dry_run)
-    # a compensation polishes by itself, on chunks that its codes have not seen
-    further = _polishing(job, calibration or [], resume) if polish and not compensate else None
-    make: Make = quantize_and_show
-    planned: Callable[[Job], Plan] = plan_job
-    if compensate:
-        from quantmill.commands.compensate import ways
-
-        make, planned = ways(tuple(calibration or ()), effort, chunks, alpha, damping, resume, polish)
-    make = functools.partial(make, as_json=as_json, further=further)
-    if len(given.outputs) > 1:
-        quantize_several(job, given, dry_run, as_json, lost)
-    elif target is not None:
+    request = None
+    if target is not None:
         request = find_request(job, target, calibration, measure_chunks, min_type, max_type)
-        reach_and_show(request, dry_run, as_json, make, lost)
+    _carry_out(job, given, fitting, request, dry_run, as_json, lost)
+
+
+def _rules(
+    patterns: list[str], recipe: Path | None, imatrix: str | None
+) -> tuple[tuple[TypeRule, ...], RecipeFile | None]:
+    """Those of --tensor-type and its like, which go first, and those of a recipe; and the recipe."""
+    from quantmill.jobs.recipe import other_importance, read_recipe
+
+    rules = rules_of(patterns)
+    if recipe is None:
+        return rules, None
+    file = read_recipe(recipe)
+    print_warnings(other_importance(file, str(recipe), imatrix))
+    return (*rules, *file.rules), file
+
+
+def _carry_out(
+    job: Job,
+    given: Positional,
+    fitting: Fitting,
+    request: Request | None,
+    dry_run: bool,
+    as_json: bool,
+    extra: dict[str, Any],
+) -> None:
+    """request: to find types for a size first. extra: goes into the JSON object."""
+    make, planned = fitting.ways(job, as_json)
+    if len(given.outputs) > 1:
+        quantize_several(job, given, dry_run, as_json, extra)
+    elif request is not None:
+        reach_and_show(request, dry_run, as_json, make, extra)
     elif dry_run:
-        show_plan(planned(job), as_json, lost)
+        show_plan(planned(job), as_json, extra)
     else:
-        make(job, extra=lost)
-
-
-def _polishing(job: Job, texts: list[str], resume: bool) -> Further:
-    """The step that trains the file that was just made."""
-    from quantmill.commands.polish import polish_made
-
-    return lambda paths: polish_made(paths, Path(job.source), texts, job.threads, job.device, resume)
-
-
-def _text_files(texts: list[str]) -> list[str]:
-    from quantmill.imatrix.text import text_argument
-
-    with parsing():
-        return [str(text_argument(text).path) for text in texts]
+        make(job, extra=extra)
