@@ -68,7 +68,7 @@ def with_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Set
 def without_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:
     step = collecting.together(loaded.model, len(chunks), chunks.shape[1], loaded.device)
     for i in range(0, len(chunks), step):
-        collecting._run(loaded.model, chunks[i : i + step], settings, loaded.device)
+        collecting.run_batch(loaded.model, chunks[i : i + step], settings, loaded.device)
 
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:

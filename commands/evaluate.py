@@ -22,6 +22,7 @@ from quantmill.commands.options import (
     NTasks,
     ParseSpecial,
     Resume,
+    Stream,
     Threads,
     at_least,
     device_of,
@@ -94,6 +95,7 @@ def compare(
     gpu_layers: GpuLayers = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    stream: Stream = False,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
     ] = None,
@@ -135,6 +137,7 @@ def compare(
             dtype=dtype,
             threads=threads or None,
             tokenizer=tokenizer,
+            stream=stream,
             output=output,
             resume=resume,
             force=force,

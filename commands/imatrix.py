@@ -21,6 +21,7 @@ from quantmill.commands.options import (
     ModelOption,
     ParseSpecial,
     Resume,
+    Stream,
     Threads,
     at_least,
     device_of,
@@ -111,6 +112,7 @@ def collect(
     gpu_layers: GpuLayers = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    stream: Stream = False,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
     ] = None,
@@ -154,6 +156,7 @@ def collect(
             dtype=dtype,
             threads=threads or None,
             tokenizer=tokenizer,
+            stream=stream,
             every=output_frequency,
             resume=resume,
             force=force,

@@ -67,6 +67,13 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", callback=at_least(0), help="CPU threads. [default: all cores]"),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="For a model larger than the memory: read it layer by layer, once, all of the text through each layer.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

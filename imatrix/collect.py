@@ -100,7 +100,7 @@ def collect(
     ImatrixError for an activation that is not finite (naming the tensor and the chunk), a token outside the
     vocabulary, or a model in which nothing can be watched.
     """
-    _check_tokens(model, chunks, settings)
+    check_tokens(model, chunks, settings)
     device = _device(model)
     n_chunk, n_ctx = chunks.shape
     step = settings.batch or together(model, n_chunk, n_ctx, device)
@@ -111,7 +111,7 @@ def collect(
         recorder.attach(model)
 
         def one(batch: np.ndarray, tell: Tell) -> tuple[np.ndarray, np.ndarray | None, dict[int, Batch]]:
-            nll = _run(model, batch, settings, device)
+            nll = run_batch(model, batch, settings, device)
             return batch, nll, recorder.taken()
 
         left = [chunks[first : first + step] for first in range(n_before, n_chunk, step)]
@@ -132,13 +132,19 @@ def collect(
         recorder.detach()
 
 
-@torch.inference_mode()
-def _run(model: Any, batch: np.ndarray, settings: Settings, device: torch.device) -> np.ndarray | None:
-    """batch [n_seq, n_ctx] → −log p of the scored tokens, [n] f64, or None without perplexity."""
+def token_ids(batch: np.ndarray, settings: Settings) -> torch.Tensor:
+    """batch [n_seq, n_ctx] → what the model sees, i64."""
     tokens = torch.from_numpy(batch.astype(np.int64))
-    targets = tokens.clone()
     if settings.bos is not None:
         tokens[:, 0] = settings.bos
+    return tokens
+
+
+@torch.inference_mode()
+def run_batch(model: Any, batch: np.ndarray, settings: Settings, device: torch.device) -> np.ndarray | None:
+    """batch [n_seq, n_ctx] → −log p of the scored tokens, [n] f64, or None without perplexity."""
+    targets = torch.from_numpy(batch.astype(np.int64))
+    tokens = token_ids(batch, settings)
     n_ctx = tokens.shape[1]
     first = n_ctx // 2
     arguments: dict[str, Any] = {"input_ids": tokens.to(device), "use_cache": False}
@@ -177,7 +183,7 @@ def _not_finite(
     """Which chunk of the batch it was: run them one by one."""
     tensor, number = None, n_done
     for i in range(len(batch)):
-        _run(model, batch[i : i + 1], settings, device)
+        run_batch(model, batch[i : i + 1], settings, device)
         tensor = recorder.bad_input(recorder.taken())
         if tensor is not None:
             number += i
@@ -188,7 +194,7 @@ def _not_finite(
     )
 
 
-def _check_tokens(model: Any, chunks: np.ndarray, settings: Settings) -> None:
+def check_tokens(model: Any, chunks: np.ndarray, settings: Settings) -> None:
     n_vocab = model.get_input_embeddings().num_embeddings
     largest = max(int(chunks.max(initial=0)), settings.bos or 0)
     if largest >= n_vocab:

@@ -50,15 +50,24 @@ class Recorder:
 
     def attach(self, model: nn.Module) -> None:
         """Put hooks into `model`. Raises ImatrixError when nothing of it can be watched."""
+        self.attach_part(model, "")
+        if self.process_output:
+            self.attach_output(model)
+        self.require_places(model)
+
+    def require_places(self, model: nn.Module) -> None:
+        if not self.inputs:
+            raise ImatrixError(f"{type(model).__name__}: no matrix of this model can be watched")
+
+    def attach_part(self, model: nn.Module, prefix: str) -> None:
+        """Put hooks into the modules whose names begin so."""
         for name, module in model.named_modules():
+            if not name.startswith(prefix):
+                continue
             if any(f"{name}.{part}" in self.table.uses for part in ("gate_up_proj", "up_proj", "down_proj")):
                 self._attach_experts(name, module)
             elif f"{name}.weight" in self.table.uses and _is_linear(module):
                 self._attach_linear(model, name, module)
-        if self.process_output:
-            self._attach_output(model)
-        if not self.inputs:
-            raise ImatrixError(f"{type(model).__name__}: no matrix of this model can be watched")
 
     def detach(self) -> None:
         for undo in self._undo:
@@ -100,7 +109,7 @@ class Recorder:
         batch = Batch(square[None], None if plain is None else plain[None], np.array([len(heads)]))
         self._running.batch[index] = batch
 
-    def _attach_output(self, model: Any) -> None:
+    def attach_output(self, model: Any) -> None:
         """The output projection; that of a tied model is the embedding, whose tensor is what gets quantized."""
         name = "output.weight" if "output.weight" in self.table.views else "token_embd.weight"
         head = model.get_output_embeddings()

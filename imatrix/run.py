@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from quantmill.models.workers import ALONE, Workers
 
 Show = Callable[[Progress], None]
 Warn = Callable[[str], None]
+Collecting = Callable[[Any, TensorTable, np.ndarray, Settings, Result, Workers], Iterator[Progress]]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,11 @@ def run(
     show: Show = lambda progress: None,
     warn: Warn = lambda message: None,
     workers: Workers = ALONE,
+    collecting: Collecting = collect,
 ) -> tuple[ImportanceMatrix, Result]:
     """Collect over chunks [n_chunk, n_ctx] i32; the finished matrix is returned, the caller saves it.
+
+    collecting: how; what it takes for the model is `model`.
 
     Whatever stops the run, the whole batches done until then are in the partial file. Raises ImatrixError as
     collect() does, and when the partial file belongs to another run.
@@ -84,7 +88,7 @@ def run(
         save(saving.partial, replace(matrix(), run=json.dumps(state)), "gguf")
 
     try:
-        for progress in collect(model, table, chunks, settings, result, workers):
+        for progress in collecting(model, table, chunks, settings, result, workers):
             show(progress)
             if saving.every and result.n_done - tried >= saving.every and result.n_done < len(chunks):
                 tried = result.n_done

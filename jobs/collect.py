@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from quantmill.gguf_io.convert import is_packed
 from quantmill.gguf_io.kinds import IMATRIX
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix import coverage, store
-from quantmill.imatrix.collect import Progress, Settings
+from quantmill.imatrix.collect import Progress, Settings, collect
 from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
 from quantmill.imatrix.reading import read_chunks, read_texts
-from quantmill.imatrix.run import Saving
+from quantmill.imatrix.run import Collecting, Saving
 from quantmill.imatrix.run import run as run_saving
+from quantmill.imatrix.streamed import collect_streamed
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models import nextn
 from quantmill.models.model import LoadedModel, load, usable_device
+from quantmill.models.streamed import StreamedModel, load_streamed
 from quantmill.models.workers import working
 
 
@@ -33,7 +36,8 @@ class Job:
     format None: by the output's name. perplexity: of the text, while running. with_means: also Σx. route_all: every
     token to every expert. nextn: also the layers that predict further tokens. shrink: draw each expert to its layer's
     mean as if it had seen so many more tokens. batch: chunks run together, None: by the model and the length of a
-    chunk. every: chunks between two savings, 0: only when stopped.
+    chunk. every: chunks between two savings, 0: only when stopped. stream: read the model layer by layer; then$
+    nothing is saved before the end.
     """
 
     model: Path
@@ -54,6 +58,7 @@ class Job:
     dtype: str = "auto"
     threads: int | None = None
     tokenizer: Path | None = None
+    stream: bool = False
     every: int = 10
     resume: bool = False
     force: bool = False
@@ -64,6 +69,10 @@ class Job:
         for option, value in (("--batch", self.batch), ("--threads", self.threads)):
             if value is not None and value < 1:
                 raise ImatrixError(f"{option} {value}: must be at least 1")
+        if self.stream and self.nextn:
+            raise ImatrixError(
+                "--stream and --nextn cannot be used together: these layers run behind all others"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,15 +111,15 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         )
         for warning in output.warnings:
             watcher.warn(warning)
-        watcher.began("imatrix", len(chunks), "chunks")
-        progress = _Progress(watcher)
+        progress = _Progress(watcher, job.stream)
+        model, collecting = _way(job, loaded, len(chunks), watcher)
         try:
             with (
                 working(job.threads, usable_device(job.device).type) as workers,
                 workers.ending(loaded.model),
             ):
                 matrix, found = run_saving(
-                    loaded.model, loaded.table, chunks, settings, saving, progress, watcher.warn, workers
+                    model, loaded.table, chunks, settings, saving, progress, watcher.warn, workers, collecting
                 )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(saving.advice) from None
@@ -121,16 +130,28 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     return Result(matrix, found.perplexity(), progress.rate, tuple(coverage.gaps(matrix, missed)))
 
 
+def _way(job: Job, loaded: LoadedModel, n_chunks: int, watcher: Watcher) -> tuple[Any, Collecting]:
+    """What runs, and how."""
+    if not isinstance(loaded, StreamedModel):
+        watcher.began("imatrix", n_chunks, "chunks")
+        return loaded.model, collect
+    watcher.note(f"{job.name}: its weights are read layer by layer, {n_chunks} chunks through each")
+    watcher.began("imatrix", loaded.n_layers, "layers")
+    return loaded, partial(collect_streamed, layer_done=lambda: watcher.progressed(1))
+
+
 class _Progress:
     """What is done so far, for the watcher, which wants to know how much more it is."""
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+    def __init__(self, watcher: Watcher, is_by_layers: bool) -> None:
+        self._watcher, self._is_by_layers = watcher, is_by_layers
         self._told = 0
         self.rate: float | None = None
 
     def __call__(self, progress: Progress) -> None:
         self.rate = progress.n_tokens / progress.seconds
+        if self._is_by_layers:
+            return
         ppl = f", PPL {progress.perplexity[0]:.4f}" if progress.perplexity else ""
         self._watcher.progressed(progress.n_done - self._told, f"{self.rate:.0f} tokens/s{ppl}")
         self._told = progress.n_done
@@ -142,8 +163,11 @@ def _loaded(job: Job, watcher: Watcher) -> Iterator[LoadedModel]:
     dtype = job.dtype
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    offloaded = device.type == "cuda" and not _fits(job.model, device, dtype)
-    if not offloaded:
+    offloaded = not job.stream and device.type == "cuda" and not _fits(job.model, device, dtype)
+    loaded: LoadedModel
+    if job.stream:
+        loaded = load_streamed(job.model, str(device), dtype, job.tokenizer)
+    elif not offloaded:
         loaded = load(job.model, str(device), dtype, job.tokenizer, job.nextn)
     else:
         watcher.note(

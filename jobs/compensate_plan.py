@@ -63,12 +63,13 @@ def plan_job(job: Job, calibration: Calibration, watcher: Watcher | None = None)
 
 
 def load_model(job: Job, source: TensorSource, device: object) -> LoadedModel:
+    """Without its layers: the walk reads each when it comes to it."""
     import torch
 
-    from quantmill.models.model import from_source
+    from quantmill.models.streamed import streamed_source
 
     assert isinstance(device, torch.device)
-    return from_source(source, Path(job.source), device, torch.float32)
+    return streamed_source(source, Path(job.source), device, torch.float32)
 
 
 def read(calibration: Calibration) -> Texts:

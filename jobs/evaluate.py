@@ -38,6 +38,7 @@ from quantmill.measure.task_files import Kind, read_tasks, unasked
 from quantmill.measure.tasks import TaskResult, prepared
 from quantmill.models.model import LoadedModel, load, usable_device
 from quantmill.models.scoring import LEAST_BATCHES, cut, targets
+from quantmill.models.streamed import load_streamed
 from quantmill.models.text import read_text_and_digest
 from quantmill.models.workers import Workers, working
 
@@ -59,6 +60,7 @@ class Job:
 
     base: a model, or base_file: its saved predictions. save_logits, save_base: write the base's predictions in
     llama.cpp's or the compact format with top_k entries a position. n_tasks None: all tasks of a file.
+    stream: read the models layer by layer, all of the text through each before the next is read.
     output: the record, a table where its name ends in .csv; what is finished is kept beside it until it is there, and
     with `resume` not run again. dtype "auto": float32, for differences between models are smaller than what a shorter
     type rounds away. command, version: as the record shall name them.
@@ -82,6 +84,7 @@ class Job:
     dtype: str = "auto"
     threads: int | None = None
     tokenizer: Path | None = None
+    stream: bool = False
     output: Path | None = None
     resume: bool = False
     force: bool = False
@@ -114,6 +117,11 @@ class Job:
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise MeasureError(f"{name} {value}: must be at least 1")
+        if self.stream and (self.tasks or self.lm_eval):
+            raise MeasureError(
+                "--stream reads the model once for a whole text; for tasks it would read it again and again: leave "
+                "them out, or --stream"
+            )
         if self.base_file is not None and self.text is not None:
             raise MeasureError("--base-file holds its own tokens; leave out --text")
 
@@ -173,7 +181,8 @@ def _measured(
     with ExitStack() as opened:
         loaded = []
         for path in paths:
-            loaded.append(load(path, str(device), job.dtype, job.tokenizer))
+            loading = load_streamed if job.stream else load
+            loaded.append(loading(path, str(device), job.dtype, job.tokenizer))
             opened.callback(loaded[-1].close)
         for _, kind, found in tasks:
             prepared(loaded[0], kind, found, job.n_ctx or 512)
@@ -211,7 +220,10 @@ def _measured(
             *divergence_tests(names, [one.kld for one in scores], n_chunks),
             *task_tests([file.name for file in files], [task.name for task in job.tasks], scored),
         ),
-        notes=tuple(filter(None, (unasked(task.path, task.kind) for task in job.tasks))),
+        notes=(
+            *(["weights were read layer by layer (--stream)"] if job.stream else []),
+            *filter(None, (unasked(task.path, task.kind) for task in job.tasks)),
+        ),
     )
 
 

@@ -18,7 +18,8 @@ from quantmill.measure.logits_file import LogitsFile, LogitsWriter
 from quantmill.measure.task_files import Kind, Task
 from quantmill.measure.tasks import Scored, TaskResult, score
 from quantmill.models.model import LoadedModel
-from quantmill.models.scoring import batches, scored_logits, targets, token_nll
+from quantmill.models.scoring import batches, input_ids, scored_logits, targets, token_nll
+from quantmill.models.streamed import StreamedModel
 from quantmill.models.workers import Tell, Workers
 
 _STOP, _BASE = "stop", "base"
@@ -37,7 +38,9 @@ def divergences(
     """All quants against the base, batch by batch. writers: not for chunks that were scored before."""
     found = _begun(saved.part("text"), len(quants))
     first = found[-1].stop if found else 0
-    n_models = len(quants) + isinstance(base, LoadedModel)
+    models = [*([base] if isinstance(base, LoadedModel) else []), *quants]
+    n_models = len(models)
+    take_through_layers(models, chunks, first, watcher, workers)
     watcher.began("perplexity", n_models * chunks.size, "tokens")
     watcher.progressed(n_models * first * chunks.shape[1])
     with _saving(saved, "text", lambda: _arrays(found)) as keep:
@@ -70,7 +73,8 @@ def alone(
     models: Sequence[LoadedModel], chunks: np.ndarray, saved: Saved, watcher: Watcher, workers: Workers
 ) -> list[np.ndarray]:
     """−log p of the text's scored tokens under each model, one model after the other."""
-    watcher.began("perplexity", len(models) * chunks.size, "tokens")
+    if not any(isinstance(model, StreamedModel) for model in models):
+        watcher.began("perplexity", len(models) * chunks.size, "tokens")
     return [_alone(f"alone {i}", model, chunks, saved, watcher, workers) for i, model in enumerate(models)]
 
 
@@ -79,6 +83,8 @@ def _alone(
 ) -> np.ndarray:
     before = saved.part(name)
     done = [(int(before[_STOP]), before["nll"])] if before else []
+    if take_through_layers([model], chunks, done[-1][0] if done else 0, watcher, workers):
+        watcher.began("perplexity", chunks.size, "tokens")
     watcher.progressed(done[-1][0] * chunks.shape[1] if done else 0, model.path.name)
 
     def arrays() -> dict[str, np.ndarray]:
@@ -102,6 +108,23 @@ def _alone(
             done.append(found)
             keep()
     return np.concatenate([nll for _, nll in done])
+
+
+def take_through_layers(
+    models: Sequence[LoadedModel], chunks: np.ndarray, first: int, watcher: Watcher, workers: Workers
+) -> bool:
+    """Those whose layers are read one at a time, with the batches from chunk `first` on; whether there are any."""
+    streamed = [model for model in models if isinstance(model, StreamedModel)]
+    if streamed:
+        watcher.began("layers", sum(model.n_layers for model in streamed), "layers")
+    for model in streamed:
+        left = [
+            batch
+            for batch in batches(chunks.shape[0], chunks.shape[1], models[0].n_vocab)
+            if batch.start >= first
+        ]
+        model.prepare([input_ids(model, chunks[batch]) for batch in left], watcher.progressed, workers)
+    return bool(streamed)
 
 
 @contextmanager

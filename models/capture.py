@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,6 +80,37 @@ def _bound(stub: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
         return stub(hidden_states, *rest, _layer=layer, **named)
 
     return forward
+
+
+def enter(
+    model: Any, layers: nn.ModuleList, batches: Sequence[torch.Tensor], samples: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[Call]]:
+    """What enters the first layer of each of the batches [n_seq, n_ctx], and what every layer is given beside it.
+
+    samples: of one shape, on which the latter is looked at. Raises ModelError where it depends on the text.
+    """
+    first, *others = (capture(model, layers, ids) for ids in samples)
+    for call, other in ((first[i], calls[i]) for calls in others for i in range(len(first))):
+        if not equal(call.arguments, other.arguments):
+            raise ModelError(
+                f"{type(model).__name__}: its layers are given more than the hidden states of a text, "
+                "so they cannot be walked one by one"
+            )
+    return [capture(model, layers, ids)[0].hidden for ids in batches], first
+
+
+@contextmanager
+def handing_on(layers: nn.ModuleList, hidden: Callable[[], Any]) -> Iterator[None]:
+    """Layers that do nothing but put out what `hidden` says: what lies behind them is done by the model's forward."""
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        return hidden()
+
+    with ExitStack() as stack:
+        for layer in layers:
+            object.__setattr__(layer, "forward", forward)
+            stack.callback(partial(object.__delattr__, layer, "forward"))
+        yield
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -81,10 +81,12 @@ class Filler:
         self.device, self.dtype = device, dtype
         self.packed: dict[str, PackedTensor] = {}
 
-    def fill(self) -> None:
-        self._check()
+    def fill_part(self, is_wanted: Callable[[str], bool]) -> None:
+        """Only modules and tensors whose names are wanted. Raises ModelError for one that the GGUF does not have."""
         # Embeddings and heads first: a tied head shares the embedding's blocks.
         for name, module in list(self.model.named_modules()):
+            if not is_wanted(name):
+                continue
             if isinstance(module, nn.Embedding):
                 scale = float(getattr(module, "scalar_embed_scale", 1.0))
                 self._replace(name, PackedEmbedding(self._pack(f"{name}.weight"), self.dtype, scale))
@@ -92,7 +94,7 @@ class Filler:
                 bias = self._dense(f"{name}.bias") if module.bias is not None else None
                 self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias))
         for name, tensor in list(self.model.named_parameters()) + list(self.model.named_buffers()):
-            if name not in self.table.uses:
+            if name not in self.table.uses or not is_wanted(name):
                 continue
             module, attribute = self._parent(name)
             if tensor.dim() == 3 and not isinstance(module, nn.Conv1d):
@@ -100,12 +102,15 @@ class Filler:
                 setattr(module, attribute, PackedExperts(self._pack(name), self.dtype))
             else:
                 self._set(module, attribute, self._dense(name))
-        self.model.to(self.device)
-        left = [name for name, tensor in self.model.named_parameters() if tensor.is_meta]
+        for name, module in self.model.named_modules():
+            if is_wanted(name):
+                module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(self.device), False)
+        left = [name for name, tensor in self.model.named_parameters() if tensor.is_meta and is_wanted(name)]
         if left:
             raise ModelError(f"{left[0]} and {len(left) - 1} more tensors of the model are not in the GGUF")
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Names and shapes of all tensors. Raises ModelError."""
         missing = sorted(name for name in self.table.views if name not in self.specs)
         if missing:
             raise ModelError(

@@ -11,10 +11,11 @@ conversion's reordering from the table that conversion uses (gguf_io/convert/nam
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models import tokenizer
+from quantmill.models.capture import named_layers
 from quantmill.models.errors import ModelError
 from quantmill.models.fill import Filler, skeleton, stretch_rotation
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
@@ -73,6 +75,10 @@ class LoadedModel:
             raise ModelError(f"{self.path}: logits are not finite; {self._first_bad_module(ids)}")
         return out
 
+    def layer(self, index: int) -> AbstractContextManager[Any]:
+        """One of its layers (models.capture.named_layers) with its weights; here they are always there."""
+        return nullcontext(named_layers(self.model)[1][index])
+
     def close(self) -> None:
         if self.source is not None:
             self.source.close()
@@ -102,6 +108,9 @@ class LoadedModel:
         return f"the first bad output is that of {', '.join(tensors) or found[0]}"
 
 
+Loaded = TypeVar("Loaded", bound=LoadedModel)
+
+
 def _is_leaf(module: nn.Module) -> bool:
     parts = list(module.children())
     has_weights = any(True for _ in module.parameters(recurse=False))
@@ -127,14 +136,21 @@ def load(
     Raises ModelError for a model that cannot be built, OSError for a path that cannot be read.
     """
     path = Path(path)
-    target, compute = usable_device(device), _dtype(dtype)
-    if tokenizer_path and not Path(tokenizer_path).is_dir():
-        raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
-    given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
+    target, compute, given = asked(device, dtype, tokenizer_path)
     if path.is_dir() and not converted and not is_packed(path):
         return _load_directory(path, target, compute, given)
     # What is packed runs as the GGUF that it becomes: transformers needs a library or a GPU for each kind of packing.
     return from_source(open_source(path), path, target, compute, given)
+
+
+def asked(
+    device: str, dtype: str, tokenizer_path: str | Path | None
+) -> tuple[torch.device, torch.dtype, Tokenizer | None]:
+    """What load() was asked for. Raises ModelError."""
+    target, compute = usable_device(device), _dtype(dtype)
+    if tokenizer_path and not Path(tokenizer_path).is_dir():
+        raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
+    return target, compute, tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
 
 
 def automatic_device() -> str:
@@ -193,15 +209,30 @@ def from_source(
     source: TensorSource, path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None = None
 ) -> LoadedModel:
     """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages."""
+    return built(LoadedModel, source, path, device, dtype, given, lambda model: lambda name: True)
+
+
+def built(
+    kind: type[Loaded],
+    source: TensorSource,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    given: Tokenizer | None,
+    is_held: Callable[[Any], Callable[[str], bool]],
+) -> Loaded:
+    """from_source's. is_held: gives, for transformers' model, which of its modules get their weights now."""
     specs = {spec.name: spec for spec in source.specs()}
     facts = facts_of(source, path)
     model, table = table_of(source, path, dtype)
-    Filler(model, table, source, specs, device, dtype).fill()
+    filler = Filler(model, table, source, specs, device, dtype)
+    filler.check()
+    filler.fill_part(is_held(model))
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
     model.eval()
     vocabulary = given or tokenizer.from_metadata(source.metadata)
-    return LoadedModel(
+    return kind(
         path=path,
         model=model,
         tokenizer=vocabulary,

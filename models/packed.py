@@ -175,6 +175,6 @@ class PackedExperts(nn.Module):
 
 
 def n_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers of a module, each counted once."""
-    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
+    """Bytes of all parameters and buffers of a module that are there (not on the meta device), each counted once."""
+    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers()) if not t.is_meta}
     return sum(math.prod(t.shape) * t.element_size() for t in tensors.values())

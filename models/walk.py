@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantmill.models.capture import Call, capture, equal, named_layers
+from quantmill.models.capture import Call, enter, named_layers
 from quantmill.models.errors import ModelError
 from quantmill.models.held import Pass, first_of, hold
 from quantmill.models.model import LoadedModel
@@ -71,31 +71,27 @@ class Walk:
     @torch.inference_mode()
     def _enter(self) -> tuple[list[torch.Tensor], list[Call]]:
         """What enters the first layer, and what the model gives each layer beside it."""
-        calls = capture(self.loaded.model, self.modules, self.batches[0][:1])
-        again = capture(self.loaded.model, self.modules, self.batches[-1][-1:])
-        for call, other in zip(calls, again, strict=True):
-            if not equal(call.arguments, other.arguments):
-                raise ModelError(
-                    f"{self.loaded.architecture}: its layers are given more than the hidden states of a text, "
-                    "so they cannot be walked one by one"
-                )
-        return [capture(self.loaded.model, self.modules, ids)[0].hidden for ids in self.batches], calls
+        samples = (self.batches[0][:1], self.batches[-1][-1:])
+        return enter(self.loaded.model, self.modules, self.batches, samples)
 
     @torch.inference_mode()
     def pass_layer(self, index: int) -> list[dict[str, Any]]:
         """Take the original stream through a layer, and nothing else; what the layer's parts put out, by batch."""
         run = Pass()
-        held = hold(self.modules[index], self.prefixes[index], run, self.loaded.dtype)
+        with self.loaded.layer(index):
+            held = hold(self.modules[index], self.prefixes[index], run, self.loaded.dtype)
 
-        def one(batch: int) -> dict[str, Any]:
-            run.begin(changed=False)
-            self.original[batch] = first_of(held.layer(self.original[batch], **self.calls[index].arguments))
-            return run.outputs
+            def one(batch: int) -> dict[str, Any]:
+                run.begin(changed=False)
+                self.original[batch] = first_of(
+                    held.layer(self.original[batch], **self.calls[index].arguments)
+                )
+                return run.outputs
 
-        try:
-            return self.share_out(one, range(len(self.batches)))
-        finally:
-            held.close()
+            try:
+                return self.share_out(one, range(len(self.batches)))
+            finally:
+                held.close()
 
     def layers(self, first: int = 0) -> Iterator[Layer]:
         """Each layer in turn, both streams before it; when the next is asked for, both have passed this one.
@@ -103,12 +99,13 @@ class Walk:
         first: begin there; the streams are what the caller has made of them.
         """
         for index in range(first, len(self.modules)):
-            layer = Layer(self, index)
-            try:
-                yield layer
-                layer.finish()
-            finally:
-                layer.held.close()
+            with self.loaded.layer(index):
+                layer = Layer(self, index)
+                try:
+                    yield layer
+                    layer.finish()
+                finally:
+                    layer.held.close()
 
     def output(self) -> Output | None:
         """The output matrix, when both streams have passed all layers; None for one that is tied."""

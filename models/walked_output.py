@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from quantmill.models.capture import named_layers
+from quantmill.models.capture import handing_on, named_layers
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import Place
 from quantmill.models.summing import Seen, Sum, require_finite, summed_up
@@ -80,17 +79,17 @@ class Output:
 
     @contextmanager
     def _layers_handing_on(self) -> Iterator[None]:
-        def forward(*inputs: Any, **named: Any) -> Any:
-            hidden = self._running.hidden
-            return (hidden,) if self.walk.layers_give_tuples else hidden
+        def hidden() -> Any:
+            given = self._running.hidden
+            return (given,) if self.walk.layers_give_tuples else given
 
         def enter(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             self._running.entered = inputs[0]
             raise _Reached
 
-        with ExitStack() as stack:
-            stack.callback(self._head.register_forward_pre_hook(enter).remove)
-            for layer in named_layers(self.walk.loaded.model)[1]:
-                object.__setattr__(layer, "forward", forward)
-                stack.callback(partial(object.__delattr__, layer, "forward"))
-            yield
+        handle = self._head.register_forward_pre_hook(enter)
+        try:
+            with handing_on(named_layers(self.walk.loaded.model)[1], hidden):
+                yield
+        finally:
+            handle.remove()

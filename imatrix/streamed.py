@@ -1,0 +1,103 @@
+"""Collection from a model whose layers are read one at a time: all chunks pass a layer before the next is read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from quantmill.gguf_io.convert.names import TensorTable
+from quantmill.imatrix.collect import Progress, Result, Settings, check_tokens, run_batch, together, token_ids
+from quantmill.imatrix.matrix import ImatrixError
+from quantmill.imatrix.recorder import Recorder
+from quantmill.imatrix.sums import Batch
+from quantmill.models.streamed import StreamedModel
+from quantmill.models.workers import ALONE, Tell, Workers
+
+
+def collect_streamed(
+    loaded: StreamedModel,
+    table: TensorTable,
+    chunks: np.ndarray,
+    settings: Settings,
+    result: Result,
+    workers: Workers = ALONE,
+    layer_done: Callable[[], None] = lambda: None,
+) -> Iterator[Progress]:
+    """As collect.collect, with the same sums, from result.n_done on; all chunks are complete at once, at the end.
+
+    Raises as it does; of an activation that is not finite the tensor is named, and the chunks that ran together.
+    """
+    check_tokens(loaded.model, chunks, settings)
+    step = settings.batch or together(loaded.model, chunks.shape[0], chunks.shape[1], loaded.device)
+    first = result.n_done
+    batches = [chunks[begin : begin + step] for begin in range(first, len(chunks), step)]
+    recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
+    began = time.perf_counter()
+    for name, take in loaded.layers([token_ids(batch, settings) for batch in batches]):
+
+        def one(
+            number: int, tell: Tell, take: Callable[[int], object] = take
+        ) -> tuple[int, dict[int, Batch]]:
+            take(number)
+            return number, recorder.taken()
+
+        recorder.attach_part(loaded.model, f"{name}.")
+        try:
+            for number, sums in workers.in_order(one, range(len(batches))):
+                _put(recorder, sums, first + number * step, len(batches[number]))
+        finally:
+            recorder.detach()
+        layer_done()
+    recorder.require_places(loaded.model)
+    _read_out(loaded, batches, settings, result, recorder, workers)
+    result.entries = recorder.entries()
+    result.n_done = len(chunks)
+    n_tokens = (len(chunks) - first) * chunks.shape[1]
+    seconds = time.perf_counter() - began
+    yield Progress(result.n_done, len(chunks), n_tokens, seconds, result.perplexity())
+
+
+def _read_out(
+    loaded: StreamedModel,
+    batches: list[np.ndarray],
+    settings: Settings,
+    result: Result,
+    recorder: Recorder,
+    workers: Workers,
+) -> None:
+    """What lies behind the layers: the output projection, where it is wanted, and the perplexity."""
+    if not settings.perplexity and not settings.process_output:
+        loaded.states.clear()
+        return
+    if settings.process_output:
+        recorder.attach_output(loaded.model)
+
+    def one(batch: np.ndarray, tell: Tell) -> tuple[np.ndarray | None, dict[int, Batch]]:
+        with loaded.behind(token_ids(batch, settings)):
+            nll = run_batch(loaded.model, batch, settings, loaded.device)
+        return nll, recorder.taken()
+
+    first = result.n_done
+    try:
+        for batch, (nll, sums) in zip(batches, workers.in_order(one, batches), strict=True):
+            _put(recorder, sums, first, len(batch))
+            first += len(batch)
+            if nll is not None:
+                result.nll += float(nll.sum())
+                result.nll2 += float((nll * nll).sum())
+                result.n_scored += nll.size
+    finally:
+        recorder.detach()
+
+
+def _put(recorder: Recorder, sums: dict[int, Batch], first: int, n: int) -> None:
+    tensor = recorder.bad_input(sums)
+    if tensor is not None:
+        where = f"chunk {first + 1}" if n == 1 else f"one of chunks {first + 1} to {first + n}"
+        raise ImatrixError(
+            f"{tensor}: the activations that enter it are not finite in {where}; the model or its weights overflow: "
+            "try --dtype float32, or look at the text of that chunk"
+        )
+    recorder.commit(sums)

@@ -1,0 +1,85 @@
+"""Models whose layers are read one at a time: the same numbers as in memory, and the memory of one layer."""
+
+import pytest
+import torch
+
+from quantmill import cli
+from quantmill.imatrix.store import load as load_matrix
+from quantmill.models.model import load
+from quantmill.models.packed import n_bytes
+from quantmill.models.streamed import load_streamed
+from tests.support.measure_models import EXAMPLE, tiny
+
+TEXT = EXAMPLE / "calibration.txt"
+
+
+def same_logits(path, vocabulary=256):
+    torch.manual_seed(0)
+    whole, streamed = load(path, converted=True), load_streamed(path)
+    batches = [torch.randint(0, vocabulary, (n_seq, 24)) for n_seq in (3, 3, 2)]
+    streamed.prepare(batches)
+    for ids in (*batches, torch.randint(0, vocabulary, (1, 9))):  # the last was not announced
+        for first in (0, 5):
+            assert torch.equal(whole.logits(ids, first), streamed.logits(ids, first))
+    assert not streamed.states  # logits that were asked for are forgotten
+    return whole, streamed
+
+
+@pytest.mark.parametrize("path", [tiny("Q8_0"), EXAMPLE])
+def test_logits_are_those_of_the_model_in_memory(path):
+    whole, streamed = same_logits(path)
+    assert streamed.n_bytes < whole.n_bytes / 4
+    assert n_bytes(streamed.model) == streamed.n_bytes  # nothing of a layer was kept
+
+
+def test_only_one_layer_is_held():
+    streamed = load_streamed(tiny("F16"))
+    held = []
+    for _, take in streamed.layers([torch.zeros(1, 8, dtype=torch.int64)]):
+        take(0)
+        held.append(n_bytes(streamed.model) - streamed.n_bytes)
+    whole = load(tiny("F16"))
+    assert max(held) < (whole.n_bytes - streamed.n_bytes) / len(held) * 1.2
+    assert min(held) > 0
+
+
+def test_states_that_are_not_finite_name_their_layer():
+    from quantmill.models.errors import ModelError
+
+    streamed = load_streamed(tiny("F16"))
+    embeddings = streamed.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, given, out: out * float("inf"))
+    with pytest.raises(ModelError, match=r"what model\.layers\.0 puts out is not finite"):
+        streamed.prepare([torch.ones(1, 8, dtype=torch.int64)])
+
+
+@pytest.mark.parametrize("options", [["--process-output", "--means"], ["--no-ppl"]])
+def test_an_importance_matrix_is_the_same(tmp_path, options):
+    model = str(tiny("Q8_0"))
+    common = ["imatrix", model, "-f", str(TEXT), "--ctx", "64", "--chunks", "30", *options]
+    for name, more in (("a", []), ("b", ["--stream"]), ("c", ["--stream", "--threads", "1"])):
+        assert cli.main([*common, "-o", str(tmp_path / f"{name}.gguf"), *more]) == 0
+    found = (tmp_path / "a.gguf").read_bytes()
+    assert (tmp_path / "b.gguf").read_bytes() == found == (tmp_path / "c.gguf").read_bytes()
+    assert len(load_matrix(tmp_path / "b.gguf").entries) > 20
+
+
+def test_an_evaluation_is_the_same(tmp_path):
+    import json
+
+    common = ["evaluate", str(tiny("Q8_0")), "--base", str(tiny("F16")), "--text", str(TEXT)]
+    common += ["--ctx", "64", "--chunks", "20"]
+    found = []
+    for name, more in (("a", []), ("b", ["--stream"])):
+        assert cli.main([*common, *more, "-o", str(tmp_path / f"{name}.json")]) == 0
+        found.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert found[0]["models"] == found[1]["models"]
+    assert found[0]["base"] == found[1]["base"]
+    assert any("layer by layer" in note for note in found[1]["notes"])
+
+
+def test_tasks_are_refused(tmp_path, capsys):
+    tasks = tmp_path / "tasks.txt"
+    tasks.write_text("x")
+    assert cli.main(["evaluate", str(tiny("F16")), "--stream", "--hellaswag", str(tasks)]) == 2
+    assert "--stream reads the model once for a whole text" in capsys.readouterr().err
