@@ -196,7 +196,8 @@ class _Builder:
         shape = self._of_vector(name, target, part, taken[0]) if vector else (*leading, *taken)
         factors = tuple(part.factors(self.config, n_rows) or ()) if part.factors else ()
         one = (n_rows, n_columns)
-        padding = max(0, self._number(part.padded_to) - n_rows) if part.padded_to else 0
+        given, wanted = map(self._number, part.padded) if part.padded else (0, 0)
+        padding = max(0, wanted - n_rows) if n_rows == given else 0
         shape = (shape[0] + padding, *shape[1:])
         return View((name,), one, shape, rows, columns, part.transpose, part.values, vector, factors, padding)
 

@@ -41,8 +41,8 @@ class Part:
     many equal matrices the rows are divided (heads of a fused projection). transpose: after choosing. values: a
     change of each value, of vectors only. squeeze: dimensions of 1 are dropped first (a convolution's kernels).
     columns_of: makes a vector a matrix, of as many columns as this number or key of the configuration says. factors:
-    what the rows of a matrix are multiplied with, one factor after the other; a model that runs has none. padded_to:
-    rows of zeros are put behind the others up to this key of the configuration.
+    what the rows of a matrix are multiplied with, one factor after the other; a model that runs has none. padded:
+    where there are as many rows as the first key says, rows of zeros are put behind them up to the second's number.
     """
 
     name: str = r"\g<0>"
@@ -54,7 +54,7 @@ class Part:
     squeeze: bool = False
     columns_of: str | int | None = None
     factors: Factors | None = None
-    padded_to: str | None = None
+    padded: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,12 @@ class View:
 
     def take(self, matrix: Any) -> Any:
         """[rows, columns] of one source matrix → the matrix of the GGUF tensor."""
-        assert not self.padding, "what is padded is read in rows"
         taken = self.multiplied(matrix)
         taken = taken if self.rows is None else taken[self.rows]
         taken = taken if self.columns is None else taken[:, self.columns]
         taken = taken.T if self.transpose else taken
+        if self.padding:
+            taken = _padded(taken, self.padding)
         return self.values.there(taken) if self.values else taken
 
     def multiplied(self, matrix: Any, rows: Index | slice = slice(None)) -> Any:
@@ -65,12 +66,21 @@ class View:
     def put(self, matrix: Any, values: Any) -> None:
         """The reverse of `take`, into the part of the source matrix this view covers."""
         assert not self.factors, "a model that runs has its factors in its matrices"
-        assert not self.padding, "a model that runs has its padding in its matrices"
+        values = values[: -self.padding] if self.padding else values
         values = self.values.back(values) if self.values else values
         values = values.T if self.transpose else values
         rows = slice(None) if self.rows is None else self.rows
         columns = slice(None) if self.columns is None else self.columns
         matrix[rows, columns] = values
+
+
+def _padded(matrix: Any, padding: int) -> Any:
+    """With so many rows of zeros behind it."""
+    if isinstance(matrix, np.ndarray):
+        return np.concatenate((matrix, np.zeros((padding, matrix.shape[1]), matrix.dtype)))
+    import torch
+
+    return torch.nn.functional.pad(matrix, (0, 0, 0, padding))
 
 
 def chosen(index: Index | None, n: int) -> int:

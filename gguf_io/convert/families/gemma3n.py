@@ -174,10 +174,14 @@ FAMILY = Family(
         "sliding_window": 512,
         "tie_word_embeddings": True,
         "vocab_size": 262400,
+        "vocab_size_per_layer_input": 262144,
     },
     rules=(
         # Tokens of pictures and sounds have no rows of their own in the checkpoint.
-        Rule(r"^model\.embed_tokens(_per_layer)?\.weight$", (Part(padded_to="vocab_size"),)),
+        Rule(
+            r"^model\.embed_tokens(_per_layer)?\.weight$",
+            (Part(padded=("vocab_size_per_layer_input", "vocab_size")),),
+        ),
         *(
             Rule(
                 rf"^model\.altup_{theirs}projections\.(?P<expert>\d+)\.weight$",

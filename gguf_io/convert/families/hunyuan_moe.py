@@ -69,6 +69,7 @@ FAMILY = replace(
         keys.Rows(hunyuan_dense.write_alpha(1000)),
         keys.Rows(read=_read),
     ),
+    defaults={**hunyuan_dense.FAMILY.defaults, "moe_topk": 1, "num_experts": 1},
     rules=(
         *hunyuan_dense.FAMILY.rules,
         Rule(rf"{_WHERE}gate\.wg\.weight$", (Part(r"blk.\1.ffn_gate_inp.weight"),)),
