@@ -21,8 +21,10 @@ from quantmill.commands.options import (
     Json,
     NextnOnly,
     NoNextn,
+    Ray,
     Revision,
     Threads,
+    WithRay,
     later_layers,
 )
 from quantmill.commands.watching import Shown
@@ -38,7 +40,7 @@ _TYPES = ("auto", "f16", "bf16", "f32", "q8_0")
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
-@app.command()
+@app.command(cls=WithRay)
 def convert(
     model: Annotated[str, typer.Argument(help="A Hugging Face model directory, or org/name on the hub.")],
     output: Annotated[Path | None, typer.Argument(help="The GGUF to write.")] = None,
@@ -57,6 +59,7 @@ def convert(
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = None,
+    ray: Ray = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -76,12 +79,12 @@ def convert(
     target = output or outfile
     assert target is not None
     later = later_layers(no_nextn, nextn_only)
-    if mmproj and (fp8_as_q8 or no_nextn or nextn_only):
+    if mmproj and (fp8_as_q8 or no_nextn or nextn_only or ray):
         raise UsageError(
-            "--mmproj takes no --fp8-as-q8, --no-nextn or --nextn-only: these are for the text part"
+            "--mmproj takes no --fp8-as-q8, --no-nextn, --nextn-only or --ray: these are for the text part"
         )
     wanted = Conversion(
-        local_model(model, revision), target, type, device, threads or None, force, fp8_as_q8, later
+        local_model(model, revision), target, type, device, threads or None, force, fp8_as_q8, later, ray
     )
     if mmproj:
         _run_projector(wanted, dry_run, as_json)

@@ -7,9 +7,10 @@ An alias that llama.cpp's tools have for an option stands with it; what they hav
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from quantmill.commands.console import UsageError, set_verbosity
 from quantmill.errors import choices
@@ -56,6 +57,13 @@ NextnOnly = Annotated[
 ]
 
 
+class WithRay(TyperCommand):
+    """`--ray` alone is a word of its own, and not followed by an address."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--ray=auto" if word == "--ray" else word for word in args])
+
+
 def later_layers(no_nextn: bool, nextn_only: bool) -> str:
     """The two options as open_checkpoint has them."""
     if no_nextn and nextn_only:
@@ -66,6 +74,15 @@ def later_layers(no_nextn: bool, nextn_only: bool) -> str:
 Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", callback=at_least(0), help="CPU threads. [default: all cores]"),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[=HOST:PORT]",
+        help="Let the hosts of a Ray cluster do the work: the one at HOST:PORT, else the one that runs here, else "
+        "one that is started for it. Model and output lie in a file system that all of them share.",
+    ),
 ]
 Stream = Annotated[
     bool,

@@ -16,6 +16,7 @@ from quantmill.commands.options import (
     Json,
     NextnOnly,
     NoNextn,
+    Ray,
     Revision,
     Threads,
     later_layers,
@@ -81,6 +82,7 @@ def quantize(
     device: Device = "auto",
     strict_device: options.StrictDevice = False,
     threads: Threads = None,
+    ray: Ray = None,
     compensate: options.Compensate = False,
     effort: options.Effort = None,
     chunks: options.FittedChunks = None,
@@ -103,6 +105,14 @@ def quantize(
         ("--keep-split", keep_split, "--split-max-size", split_max_size),
         ("--nextn-only", nextn_only, "--compensate", compensate),
         ("--nextn-only", nextn_only, "--polish", polish),
+        *(
+            ("--ray", ray, name, is_there)
+            for name, is_there in (("--compensate", compensate), ("--polish", polish))
+        ),
+        *(
+            ("--ray", ray, name, wish)
+            for name, wish in (("--target-size", target_size), ("--target-bpw", target_bpw))
+        ),
     )
     later = later_layers(no_nextn, nextn_only)
     from quantmill.commands.allocation import find_request, find_target
@@ -154,6 +164,7 @@ def quantize(
         force=force,
         later=later,
         strict_device=strict_device,
+        ray=ray,
         inputs=(*files_of(tensor_type or ()), *([str(recipe)] if recipe else []), *fitting.files()),
     )
     job, lost = prune_first(job, pruning, as_json, writes=not dry_run)

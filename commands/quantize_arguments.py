@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typer.core import TyperCommand
-
 from quantmill.commands.console import UsageError, parsing
+from quantmill.commands.options import WithRay
 from quantmill.errors import meant
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ _TYPE_MARK = "{type}"  # in an output of several types
 FILE_MARK = "file:\0"  # no argument of a process can hold a NUL
 
 
-class OrderedPatterns(TyperCommand):
+class OrderedPatterns(WithRay):
     """Keeps `--tensor-type` and `--tensor-type-file` in the order given: the first pattern that matches wins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -241,6 +241,12 @@ class PartialFile:
         sync_directory(self.final.parent)
 
     @property
+    def path(self) -> Path:
+        """Where the file is now."""
+        assert self._path is not None
+        return self._path
+
+    @property
     def has_final_name(self) -> bool:
         return self._path == self.final
 

@@ -14,6 +14,7 @@ from quantmill.gguf_io.layout import FileLayout, OutputTensor, lay_out
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.outputs import check_output, require_space
 from quantmill.gguf_io.partial import PartialFile, sync_directory
+from quantmill.gguf_io.shared import Place, Places, SharedFile, header_hash
 from quantmill.gguf_io.tensors import TensorSpec
 
 __all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
@@ -104,6 +105,25 @@ class GGUFSink:
         part = memoryview(data).cast("B")
         with self._lock:
             self._put(name, first_row * self._spec(name).row_bytes, part)
+
+    def places(self) -> Places:
+        """For other processes, which write into the files themselves (gguf_io.shared)."""
+        files = tuple(
+            SharedFile(
+                file.path, final, layout.file_bytes, len(layout.header), header_hash(bytes(layout.header))
+            )
+            for file, final, layout in zip(self._files, self._finals, self._layouts, strict=True)
+        )
+        tensors = {
+            name: Place(spec.shard, spec.offset, spec.row_bytes, spec.n_rows)
+            for name, spec in self._specs.items()
+        }
+        return Places(files, tensors)
+
+    def count_written(self, name: str, n_rows: int) -> None:
+        """Rows that another process has written, each counted once."""
+        with self._lock:
+            self._written[name] += n_rows * self._spec(name).row_bytes
 
     def _spec(self, name: str) -> TensorSpec:
         if not self._files:

@@ -20,8 +20,8 @@ from quantmill.recipe.patterns import parse_rule
 class Conversion:
     """`model`: a Hugging Face directory. `type`: f16, bf16, f32, q8_0, or auto for what the checkpoint is in.
 
-    `threads`, `device`, `force`, `later`: as in jobs.quantize.Job. `fp8_as_q8`: what was FP8 becomes Q8_0, the rest
-    `type`.
+    `threads`, `device`, `force`, `later`, `ray`: as in jobs.quantize.Job. `fp8_as_q8`: what was FP8 becomes Q8_0, the
+    rest `type`.
     """
 
     model: Path
@@ -32,6 +32,7 @@ class Conversion:
     force: bool = False
     fp8_as_q8: bool = False
     later: str = "with"
+    ray: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def _job(conversion: Conversion) -> tuple[quantize.Job, str]:
         force=conversion.force,
         way_out="convert to another type (--type bf16 or --type f32)",
         later=conversion.later,
+        ray=conversion.ray,
     )
     return job, checkpoint.outtype
 

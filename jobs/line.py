@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,8 +42,18 @@ class Clock:
         try:
             yield
         finally:
-            with self._lock:
-                self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+            self.add({step: time.perf_counter() - started})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        with self._lock:
+            for step, more in seconds.items():
+                self.seconds[step] = self.seconds.get(step, 0.0) + more
+
+    def taken(self) -> dict[str, float]:
+        """What it shows; then it begins at zero."""
+        with self._lock:
+            seconds, self.seconds = self.seconds, {}
+        return seconds
 
 
 class RowSink(Protocol):

@@ -121,9 +121,16 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         n_bytes = sum(entry.source_bytes for entry in plans[0].entries)
         watcher.began(", ".join(job.recipe.file_type for job in jobs), n_bytes, "bytes")
         entries = [plan.entries for plan in plans]
-        with line_of(first, ready.source, sinks, ready.importance, ready.engines, watcher) as line:
-            carry(line, entries, first.max_buffer_bytes, watcher)
-        with line.clock("write"):
+        engines = ready.engines
+        if first.ray is None:
+            with line_of(first, ready.source, sinks, ready.importance, engines, watcher) as line:
+                carry(line, entries, first.max_buffer_bytes, watcher)
+            clock = line.clock
+        else:
+            from quantmill.jobs.on_ray import carry_on_ray  # nobody else needs it
+
+            clock, engines = carry_on_ray(first, ready.source, sinks, ready.importance, entries, watcher)
+        with clock("write"):
             for sink in sinks:
                 sink.commit()
         sources = ready.source.paths
@@ -134,8 +141,8 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
             source_bytes=sum(path.stat().st_size for path in sources),
             file_bytes=sink.file_bytes,
             seconds=time.perf_counter() - started,
-            step_seconds=line.clock.seconds,
-            engines=ready.engines,
+            step_seconds=clock.seconds,
+            engines=engines,
         )
         for plan, sink in zip(plans, sinks, strict=True)
     )
@@ -222,7 +229,9 @@ def _prepare(jobs: Sequence[Job], opened: ExitStack) -> _Ready:
     plans = [_plan(job, source, whole, importance) for job in jobs]
     engines: tuple[Engine, ...] = ()
     try:
-        engines = choose_engines(first.device)
+        engines = (
+            choose_engines(first.device) if first.ray is None else ()
+        )  # there each worker chooses its own
     except QuantizeError as error:
         plans = [_with_problem(plan, str(error)) for plan in plans]
     sinks: list[GGUFSink] = []

@@ -22,7 +22,8 @@ class Job:
     output may be. `way_out`: what to say of a tensor that its type cannot hold, where it is not --tensor-type. `later`:
     whether a directory's layers that predict further tokens are there: "with", "without", or "only" they.
     `strict_device`: a device that is not right or does not work is an error, where else the CPU does its work.
-    `edits`: what pruning changes of the source, and so of everything that is made of it.
+    `edits`: what pruning changes of the source, and so of everything that is made of it. `ray`: the Ray cluster that
+    does the work (jobs.cluster), None: this process; device and threads are then those of each of its workers.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Job:
     later: str = "with"
     strict_device: bool = False
     edits: Edits = NO_EDITS
+    ray: str | None = None
 
 
 def inputs_of(job: Job) -> tuple[str, ...]:

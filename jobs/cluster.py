@@ -1,0 +1,110 @@
+"""The way to a Ray cluster, and plain words for what can be wrong with it. Ray is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from quantmill.errors import MissingPackageError, one_line
+from quantmill.jobs.errors import JobError
+
+AUTO = "auto"  # the cluster that runs on this machine, else one that lives as long as the job
+_STORE_BYTES = 200 << 20  # what a cluster of our own keeps for objects: tasks and answers are small
+_PATIENCE = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host of the cluster. id: Ray's; cpus, gpus: what it offers."""
+
+    id: str
+    name: str
+    cpus: int
+    gpus: int
+
+
+def ray_module() -> Any:
+    """Raises MissingPackageError."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"--ray needs Ray ({one_line(error)}): pip install 'quantmill[ray]'"
+        ) from None
+
+
+@contextmanager
+def connected(address: str, threads: int | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at HOST:PORT, or AUTO; at the end the connection is closed, and with it a cluster
+    that was started for it. threads: of such a cluster.
+
+    Raises JobError: no cluster there, versions that differ.
+    """
+    ray = ray_module()
+    if ray.is_initialized():
+        raise JobError("this process is connected to a Ray cluster already; call ray.shutdown() first")
+    quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
+    if address == AUTO:
+        try:
+            _connect(ray, AUTO, {"log_to_driver": False, "logging_level": "error"})
+        except ConnectionError:
+            _connect(ray, "local", {**quiet, "num_cpus": threads, "object_store_memory": _STORE_BYTES})
+    else:
+        _require_listener(address)
+        _connect(ray, address, {"log_to_driver": False, "logging_level": "error"})
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        if address == AUTO:
+            raise
+        raise JobError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise JobError(f"{address}: Ray cannot connect: {one_line(error)}") from error
+        found = re.findall(r"(?:Ray|Python): ?[\w.]+", str(error))
+        raise JobError(
+            f"{address}: the cluster and this process differ in their versions ({', '.join(found)}); install the same"
+        ) from error
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself would ask for a minute."""
+    host, separator, port = address.rpartition(":")
+    if "://" in address:
+        raise JobError(
+            f"--ray={address}: give HOST:PORT of the cluster's head, as `ray start --head` prints it"
+        )
+    if not separator or not port.isdecimal():
+        raise JobError(f"--ray={address}: expected HOST:PORT, or nothing for the cluster of this machine")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(
+            f"no Ray cluster answers at {address} ({one_line(error)}); start one with `ray start --head`, or leave the "
+            "address out"
+        ) from error
+
+
+def nodes(ray: Any) -> list[Node]:
+    """Those that can work, in the order of their names."""
+    found = []
+    for node in ray.nodes():
+        resources = node["Resources"]
+        cpus = int(resources.get("CPU", 0))
+        if node["Alive"] and cpus:
+            found.append(
+                Node(node["NodeID"], node["NodeManagerHostname"], cpus, int(resources.get("GPU", 0)))
+            )
+    return sorted(found, key=lambda node: (node.name, node.id))

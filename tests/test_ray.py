@@ -1,0 +1,212 @@
+"""Quantizing and converting on a Ray cluster of several raylets on this machine: the same bytes, and plain errors."""
+
+import errno
+import os
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from quantmill import cli
+from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.metadata import Metadata
+from quantmill.gguf_io.shared import SharedRows
+from quantmill.jobs.carrier import Carrier, Task, inputs_of
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.quantize import Job, plan_job, run
+from quantmill.jobs.watcher import Silent
+from quantmill.recipe import Recipe
+from quantmill.recipe.slabs import slabs
+from tests.support.measure_models import EXAMPLE, tiny
+
+IMATRIX = str(EXAMPLE / "imatrix.gguf")
+STORE = 80 << 20
+
+# Without Ray
+
+
+def opened(tmp_path, entries_type="Q4_0"):
+    """A job, its plan, and an output that is open for others to write into."""
+    job = Job(str(tiny("F16")), tmp_path / "out.gguf", Recipe(entries_type), device="cpu")
+    plan = plan_job(job)
+    return job, plan, GGUFSink(job.output, plan.metadata, plan.output_tensors())
+
+
+def task_of(job, sink, **changes):
+    with open_source(job.source) as source:
+        inputs = inputs_of(source.paths)
+    return replace(Task(job, inputs, (sink.places(),), None, 1), **changes)
+
+
+def test_a_carrier_writes_what_the_line_writes(tmp_path):
+    job, plan, sink = opened(tmp_path)
+    with sink:
+        carrier = Carrier(task_of(job, sink))
+        rows = list(slabs([plan.entries], 1 << 18))
+        for slab in reversed(rows):  # in any order, some twice
+            for _ in range(1 + (slab.first_row == 0)):
+                outcome = carrier.carry(slab)
+                assert outcome.error is None
+            sink.count_written(slab.entries[0].name, slab.n_rows)
+        assert carrier.finish()[0].error is None
+        carrier.close()
+        sink.commit()
+    whole = run(replace(job, output=tmp_path / "whole.gguf"))
+    assert (tmp_path / "out.gguf").read_bytes() == whole.paths[0].read_bytes()
+
+
+def test_rows_that_nobody_counted_are_missed(tmp_path):
+    _, _, sink = opened(tmp_path)
+    with sink, pytest.raises(GGUFError, match=r"0 bytes written, \d+ declared"):
+        sink.commit()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_worker_does_not_see_is_said(tmp_path):
+    job, plan, sink = opened(tmp_path)
+    slab = next(slabs([plan.entries], 1 << 20))
+    with sink:
+        task = task_of(job, sink)
+        gone = replace(task.inputs[0], path=str(tmp_path / "elsewhere.gguf"))
+        outcome = Carrier(replace(task, inputs=(gone,))).carry(slab)
+        assert (
+            "elsewhere.gguf: cannot be read here (No such file or directory); put the model" in outcome.error
+        )
+        other = replace(task.inputs[0], ends="0" * 64)
+        assert (
+            "is another file here than on the head"
+            in Carrier(replace(task, inputs=(other,))).carry(slab).error
+        )
+        places = task.outputs[0]
+        unseen = replace(places, files=(replace(places.files[0], path=tmp_path / "nowhere"),))
+        outcome = Carrier(replace(task, outputs=(unseen,))).carry(slab)
+        assert "out.gguf: the output is not seen here" in outcome.error
+        assert outcome.error.startswith(f"{outcome.host}: ")
+        assert "has quantmill" in Carrier(task).ready("0.0")[0].error
+
+
+def test_a_full_disk_of_one_worker_is_said(tmp_path, monkeypatch):
+    with GGUFSink(tmp_path / "x.gguf", Metadata(), [OutputTensor("a", (64, 4), "F32")]) as sink:
+        rows = SharedRows(sink.places())
+
+        def full(*given):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(GGUFError, match=r"x\.gguf: the disk is full at byte \d+ of \d+; free space"):
+            rows.write_rows("a", 0, bytes(1024))
+        rows.close()
+
+
+# With it
+
+
+@pytest.fixture(scope="module")
+def ray():
+    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'quantmill[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster(ray):
+    """Two raylets of a processor each."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
+    made = Cluster(initialize_head=True, connect=False, head_node_args=head)
+    try:
+        made.add_node(num_cpus=1, object_store_memory=STORE)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def test_several_types_on_two_hosts_are_the_same_bytes(tmp_path, cluster):
+    for name in ("there", "here"):
+        (tmp_path / name).mkdir()
+    common = ["quantize", str(tiny("F16")), "--imatrix", IMATRIX, "--max-buffer-size", "1", "--threads", "1"]
+    types = "Q4_0,Q8_0"
+    assert cli.main([*common, str(tmp_path / "there"), types, f"--ray={cluster.address}"]) == 0
+    assert cli.main([*common, str(tmp_path / "here"), types]) == 0
+    for path in (tmp_path / "here").iterdir():
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+    assert len(list((tmp_path / "there").iterdir())) == 2
+
+
+def test_nobody_at_the_address(tmp_path, ray, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["quantize", str(tiny("F16")), str(tmp_path / "x.gguf"), "Q4_0"]
+    assert cli.main([*words, f"--ray=127.0.0.1:{port}"]) == 1
+    assert f"error: no Ray cluster answers at 127.0.0.1:{port}" in capsys.readouterr().err
+    assert cli.main([*words, "--ray=nonsense"]) == 1
+    assert "expected HOST:PORT" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_that_differ_are_both_said(ray, monkeypatch):
+    from quantmill.jobs import cluster
+
+    def init(**options):
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.1.0\n    Python: 3.9.1\n"
+            "This process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+        )
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(JobError, match=r"\(Ray: 2\.1\.0, Python: 3\.9\.1, Ray: 2\.60\.0, Python: 3\.11\.7\)"),
+        cluster.connected(cluster.AUTO, 1),
+    ):
+        pass
+
+
+class Killing(Silent):
+    """Kills workers of the cluster now and then while a job goes on."""
+
+    def __init__(self, times):
+        self.left, self.warnings = times, []
+
+    def warn(self, line):
+        self.warnings.append(line)
+
+    def progressed(self, amount, what=""):
+        if self.left:
+            self.left -= 1
+            threading.Thread(target=kill_a_worker).start()
+            time.sleep(0.3)
+
+
+def kill_a_worker():
+    import psutil
+
+    for process in psutil.process_iter(["name", "cmdline"]):
+        title = " ".join(process.info["cmdline"] or ())
+        if title.startswith("ray::Carrier") and os.getpid() in [p.pid for p in process.parents()]:
+            process.kill()
+            return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3, 6])
+def test_killed_workers_change_nothing(tmp_path, cluster, kills):
+    job = Job(
+        str(tiny("F16")), tmp_path / "a.gguf", Recipe("Q4_K_M"), imatrix=IMATRIX, max_buffer_bytes=1 << 18
+    )
+    whole = run(job)
+    watcher = Killing(kills)
+    done = run(replace(job, output=tmp_path / "b.gguf", ray=cluster.address), watcher)
+    assert done.paths[0].read_bytes() == whole.paths[0].read_bytes()
+    assert any("a worker was lost" in line for line in watcher.warnings)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_converted_on_a_cluster_of_its_own(tmp_path, ray):
+    for name, more in (("a", []), ("b", ["--ray"])):
+        words = ["convert", str(EXAMPLE), str(tmp_path / f"{name}.gguf"), "--threads", "1"]
+        assert cli.main([*words, *more]) == 0
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
