@@ -26,7 +26,15 @@ class Sensitivity:
     changed by `put` and otherwise left as it was.
     """
 
-    def __init__(self, loaded: LoadedModel, chunks: np.ndarray, workers: Workers) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        chunks: np.ndarray,
+        workers: Workers,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """names: what tensors are called here → in the model, where that is not the same (layers are left out)."""
+        self._names = names
         self._prefix = Prefix(loaded, chunks, chunks.shape[1] // _UNSCORED, workers.map)
         self._exchange = Exchange(loaded)
         self._log_p = self._prefix.map(lambda batch, logits: torch.log_softmax(logits, dim=-1))
@@ -42,8 +50,8 @@ class Sensitivity:
 
     def put(self, name: str, type: str, rows: np.ndarray) -> None:
         """The tensor has these rows from now on, where the model uses it."""
-        if name in self._exchange:
-            self._exchange.put(name, type, rows)
+        if self._own(name) in self._exchange:
+            self._exchange.put(self._own(name), type, rows)
             self._prefix.restart()
 
     def kld(self) -> float:
@@ -77,12 +85,16 @@ class Sensitivity:
         for name in self.in_order(wanted):
             self._prefix.move_to(self._position(name))
             for type in wanted[name]:
-                with self._exchange.instead(name, type, quantized(name, type)):
+                with self._exchange.instead(self._own(name), type, quantized(name, type)):
                     found(name, type, self.kld())
                 advance(self.cost(name), name)
         self._prefix.restart()
 
     def _position(self, name: str) -> int:
         """-1 for what the model does not use."""
-        position = self._prefix.position(name) if name in self._exchange else None
+        own = self._own(name)
+        position = self._prefix.position(own) if own in self._exchange else None
         return -1 if position is None else position
+
+    def _own(self, name: str) -> str:
+        return name if self._names is None else self._names.get(name, "")

@@ -19,8 +19,7 @@ from quantmill.calibrate.gram import Metric
 from quantmill.calibrate.grids import UnitFeedback, improved_grid
 from quantmill.calibrate.refit import Scales, refit
 from quantmill.calibrate.rounding import Levels, State, descend, feed_back
-from quantmill.qkernels import quantize
-from quantmill.qkernels.engines import serving
+from quantmill.qkernels.guarded import quantize_there
 from quantmill.qkernels.lattices import GRIDS, LATTICES, Choice, lattice_of
 from quantmill.qkernels.types import TYPES, Search
 
@@ -116,11 +115,10 @@ def plain(
     target: torch.Tensor, diagonal: torch.Tensor, type: str, search: Search = "default"
 ) -> torch.Tensor:
     """Blocks of target [n_mat, n_rows, n_cols] f32 by importance alone: diagonal [n_mat, n_cols]. llama.cpp's where
-    the search is the default."""
-    engine = serving(target.device.type).name
+    the search is the default. Raises DeviceFault for a device that fails or whose blocks are not the CPU's."""
     weights = diagonal.float()
     made = [
-        quantize(matrix.contiguous(), type, weight.contiguous(), engine, 1, search)
+        quantize_there(matrix.contiguous(), type, weight.contiguous(), search)
         for matrix, weight in zip(target, weights, strict=True)
     ]
     return torch.stack(made)

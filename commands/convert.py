@@ -25,6 +25,7 @@ from quantmill.commands.options import (
     Revision,
     Threads,
     WithRay,
+    file_to_write,
     later_layers,
 )
 from quantmill.commands.watching import Shown
@@ -43,8 +44,11 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command(cls=WithRay)
 def convert(
     model: Annotated[str, typer.Argument(help="A Hugging Face model directory, or org/name on the hub.")],
-    output: Annotated[Path | None, typer.Argument(help="The GGUF to write.")] = None,
-    outfile: Annotated[Path | None, typer.Option("--outfile", "-o", "--output", hidden=True)] = None,
+    output: Annotated[Path | None, typer.Argument(parser=file_to_write, help="The GGUF to write.")] = None,
+    outfile: Annotated[
+        Path | None,
+        typer.Option("--outfile", "-o", "--output", parser=file_to_write, metavar="FILE", hidden=True),
+    ] = None,
     type: Annotated[
         str, typer.Option("--type", "--outtype", help=f"{', '.join(_TYPES[1:])}, or auto: as the checkpoint.")
     ] = "auto",

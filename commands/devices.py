@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantmill import __version__
-from quantmill.commands.console import UsageError, show, table_text
+from quantmill.commands.console import CommandError, UsageError, show, table_text
 from quantmill.commands.options import Json
 from quantmill.commands.watching import Shown
 from quantmill.plain_json import json_text
@@ -26,7 +26,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 def devices(
     check: Annotated[
         bool,
-        typer.Option("--check", help="Compare every type on every device with the CPU engine, and time it."),
+        typer.Option(
+            "--check",
+            help="Compare every type on every device with the CPU engine, and time it. Exit code 1 where one differs.",
+        ),
     ] = False,
     bench: Annotated[
         bool, typer.Option("--bench", help="As --check, and what limits a file: disk, PCIe or the search.")
@@ -68,8 +71,11 @@ def _check(engines: Sequence[Engine], types: str | None, bench: bool, as_json: b
     about = [f"quantmill {__version__}", *described(engines)]
     if as_json:
         show(json_text({"about": about, "types": [_fields(row, measured) for row in rows]}))
-        return
-    show("To paste into a report:\n\n" + "\n".join(about) + "\n\n" + _table(rows, measured))
+    else:
+        show("To paste into a report:\n\n" + "\n".join(about) + "\n\n" + _table(rows, measured))
+    wrong = [f"{row.type} on {row.device}" for row in rows if row.fault or row.identical is False]
+    if wrong:
+        raise CommandError(f"not the CPU's bytes, or none: {', '.join(wrong)}; the CPU does these")
 
 
 def _fields(row: Checked, measured: dict[str, Limits]) -> dict[str, object]:

@@ -26,6 +26,7 @@ from quantmill.commands.options import (
     Threads,
     at_least,
     device_of,
+    file_to_write,
     models_of,
 )
 from quantmill.commands.profiling import ProfileOption, shown
@@ -52,7 +53,13 @@ app = typer.Typer(
 Models = Annotated[list[str] | None, typer.Argument(help="GGUF files (of a split model its first file).")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Write the record here: .json for report, .csv for a table."),
+    typer.Option(
+        "--output",
+        "-o",
+        parser=file_to_write,
+        metavar="FILE",
+        help="Write the record here: .json for report, .csv for a table.",
+    ),
 ]
 
 

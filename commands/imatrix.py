@@ -25,6 +25,7 @@ from quantmill.commands.options import (
     Threads,
     at_least,
     device_of,
+    file_to_write,
     models_of,
 )
 from quantmill.commands.profiling import ProfileOption, shown
@@ -47,7 +48,16 @@ app = typer.Typer(
     help="Measure which weights matter. `collect` is the default: quantmill imatrix MODEL -f TEXT -o imatrix.gguf.",
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="File to write; .dat for the legacy format.")]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=file_to_write,
+        metavar="FILE",
+        help="File to write; .dat for the legacy format.",
+    ),
+]
 FileFormat = Annotated[str | None, typer.Option("--output-format", help="gguf or dat. [default: by suffix]")]
 ChunkSize = Annotated[
     int | None,
@@ -170,7 +180,14 @@ def collect(
 def stats(
     file: Annotated[Path, typer.Argument(help="Importance matrix, either format.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the statistics here, as .json or .csv.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=file_to_write,
+            metavar="FILE",
+            help="Write the statistics here, as .json or .csv.",
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Heat map layer × kind: .html, .png or .svg.")] = None,
     statistic: Annotated[
@@ -210,7 +227,14 @@ def stats(
 def merge(
     files: Annotated[list[Path], typer.Argument(help="Importance matrices of one model, either format.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write; .dat for the legacy format.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=file_to_write,
+            metavar="FILE",
+            help="File to write; .dat for the legacy format.",
+        ),
     ],
     output_format: FileFormat = None,
     ctx_size: ChunkSize = None,
@@ -226,7 +250,14 @@ def merge(
 def convert(
     file: Annotated[Path, typer.Argument(help="Importance matrix, either format.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write; .dat for the legacy format.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=file_to_write,
+            metavar="FILE",
+            help="File to write; .dat for the legacy format.",
+        ),
     ],
     output_format: FileFormat = None,
     ctx_size: ChunkSize = None,

@@ -6,7 +6,9 @@ An alias that llama.cpp's tools have for an option stands with it; what they hav
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,6 +46,14 @@ def _known_dtype(value: str) -> str:
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+def file_to_write(text: str) -> Path:
+    """An output's parser: `out/` names a folder, and is never made a file of that name."""
+    if text.endswith(("/", os.sep)):
+        raise typer.BadParameter(f"{text} names a folder; give the file in it that is to be written")
+    return Path(text)
+
 
 NoNextn = Annotated[
     bool,

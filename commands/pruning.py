@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from quantmill.commands.console import UsageError, parsing, remark, show, table_text
+from quantmill.commands.console import UsageError, parsing, print_warnings, remark, show, table_text
 from quantmill.commands.watching import Shown
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def require_unhealed(wanted: Wanted) -> None:
     they stand for the layers that are gone, and with them the model is neither the original nor the pruned one."""
     if wanted.measured and wanted.heal and (wanted.layers or wanted.n_layers):
         raise UsageError(
-            "--compensate and --target-size run the model with all its layers, which matrices healed around a cut do "
-            "not fit; prune into a file with COPY first, and quantize that one, or add --no-heal"
+            "--compensate runs the model with all its layers, which matrices healed around a cut do not fit; prune "
+            "into a file with COPY first, and quantize that one, or add --no-heal"
         )
 
 
@@ -148,7 +148,9 @@ def prune_first(job: Job, wanted: Wanted, as_json: bool, writes: bool) -> tuple[
             pruned = run(request_of(wanted, job.source, job.device, job.threads), watcher)
         if not as_json:
             show(f"{pruned_text(pruned)}\n")
-        return apply(job, pruned), {"pruning": pruned_object(pruned)}
+        job = apply(job, pruned)
+        _say_widened(job)
+        return job, {"pruning": pruned_object(pruned)}
     if wanted.experts is None:
         return replace(job, recipe=replace(job.recipe, prune_layers=wanted.layers)), {}
     from quantmill.jobs.prune_weights import apply_without_text
@@ -156,6 +158,22 @@ def prune_first(job: Job, wanted: Wanted, as_json: bool, writes: bool) -> tuple[
     job = replace(job, recipe=replace(job.recipe, prune_layers=wanted.layers))
     remark("experts are chosen by their weights alone (AIMER); --calibration FILE measures what is lost")
     return apply_without_text(job, wanted.experts), {}
+
+
+def _say_widened(job: Job) -> None:
+    """COPY keeps types, but what was refitted of some cannot be packed again."""
+    from quantmill.jobs.prune_rewrite import widened
+    from quantmill.recipe import COPY
+
+    found = widened(job.source, job.edits) if job.recipe.file_type == COPY else {}
+    if found:
+        types = ", ".join(dict.fromkeys(found.values()))
+        print_warnings(
+            [
+                f"{len(found)} refitted matrices become F32, because {types} cannot be made without an importance "
+                f"matrix: {', '.join(found)}; --no-heal leaves them as they are"
+            ]
+        )
 
 
 def pruned_text(pruned: Pruned) -> str:

@@ -131,7 +131,7 @@ def quantize(
     )
     fitting = Fitting(tuple(texts), compensate, polish, effort, chunks, alpha, damping, resume)
     fitting.check(target is not None, bool(pruning))
-    if compensate or target is not None:
+    if compensate:
         require_unhealed(pruning)
     rules, file = _rules(tensor_type or [], recipe, imatrix)
     given = told_apart(arguments, keep_split, target is not None, file)

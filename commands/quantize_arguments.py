@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,11 @@ def _outputs(source: str, output: str | None, file_types: Sequence[str], suffix:
     if output is None:
         return tuple(default_output(source, type, suffix) for type in file_types)
     if len(file_types) == 1:
+        if output.endswith(("/", os.sep)):
+            raise UsageError(
+                f"{output}: names a folder; give the file in it that is to be written, such as "
+                f"{output}{default_output(source, file_types[0], suffix).name}"
+            )
         return (Path(output),)
     if _TYPE_MARK in output:
         return tuple(Path(output.replace(_TYPE_MARK, type)) for type in file_types)

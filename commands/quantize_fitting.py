@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantmill.commands.console import UsageError, parsing
+from quantmill.commands.console import CommandError, UsageError, parsing
 from quantmill.commands.quantize_run import Further, Make, quantize_and_show
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class Fitting:
 
         # a compensation polishes by itself, on chunks that its codes have not seen
         further = self._polishing(job) if self.polish and not self.compensate else None
+        if self.polish:
+            self._require_scales(job)
         make: Make = quantize_and_show
         planned: Callable[[Job], Plan] = plan_job
         if self.compensate:
@@ -93,6 +95,20 @@ class Fitting:
                 self.texts, self.effort, self.chunks, self.alpha, self.damping, self.resume, self.polish
             )
         return partial(make, as_json=as_json, further=further), planned
+
+    def _require_scales(self, job: Job) -> None:
+        """Before the work: a float file has all that its original has. Raises CommandError."""
+        from quantmill.qkernels.types import TYPES
+        from quantmill.recipe import COPY, FILE_TYPES
+
+        recipe = job.recipe
+        name = recipe.file_type
+        others = recipe.rules or recipe.token_embedding_type or recipe.output_tensor_type
+        if not others and (name == COPY or TYPES[FILE_TYPES[name].base].family == "plain"):
+            raise CommandError(
+                f"--polish: {name} keeps what the original predicts, there is nothing to learn; leave --polish out, or "
+                "choose a quantized type"
+            )
 
     def _polishing(self, job: Job) -> Further:
         """The step that trains the file that was just made."""

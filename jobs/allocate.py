@@ -8,7 +8,6 @@ types that were chosen. Without one: the error of the weights alone, by kind of 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantmill.gguf_io import TensorSource
+from quantmill.gguf_io import TensorSource, open_source
 from quantmill.gguf_io.filesystem import digest
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.imatrix.text import Cutting, Text
-from quantmill.jobs.edits import NO_EDITS, open_model
+from quantmill.jobs.edits import NO_EDITS, open_model, pruned_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.importance import importance_index, load_importance
 from quantmill.jobs.measurements import measurements_of
@@ -31,6 +30,7 @@ from quantmill.jobs.weighing import Bar, Weighing
 from quantmill.qkernels.engines import choose_engines
 from quantmill.recipe.budget import Limits, Solution, Target, pose, solve
 from quantmill.recipe.plan import Plan
+from quantmill.recipe.prune import plan_pruning
 
 if TYPE_CHECKING:
     from quantmill.calibrate.allocation import Sensitivity
@@ -90,6 +90,8 @@ def run(request: Request, bar: Bar) -> Allocated:
         digests = _digests(request, source)
         cut = ("", "") if not texts else (str(request.n_chunks), str(N_CTX))
         filters = (*job.include_weights, "", *job.exclude_weights)
+        if job.recipe.prune_layers:
+            filters = (*filters, f"without layers {job.recipe.prune_layers}")
         kept = measurements_of(*digests.values(), *cut, *filters, folder=request.folder)
 
         @functools.cache
@@ -129,7 +131,7 @@ def _digests(request: Request, source: TensorSource) -> dict[str, str]:
 def _sensitivity(
     request: Request, text: Text, plain: Mapping[Path, str], importance: ImportanceMatrix | None
 ) -> Iterator[Sensitivity]:
-    """The model on the device that quantizes, and its predictions."""
+    """The model on the device that quantizes, without the layers that are left out, and its predictions."""
     import torch
 
     from quantmill.calibrate.allocation import Sensitivity
@@ -139,12 +141,16 @@ def _sensitivity(
     job = request.job
     path = Path(job.source)
     device = torch.device(choose_engines(job.device)[0].device)
-    loaded = from_source(open_model(job.source, job.edits), path, device, torch.float32)
-    # threads of the host that feed one device would only wait for each other
-    threads = (job.threads or os.cpu_count() or 1) if device.type == "cpu" else 1
+    source, layers = open_model(job.source, job.edits), job.recipe.prune_layers
+    names = None
+    if layers:
+        pruning = plan_pruning(layers, [spec.name for spec in source.specs()])
+        names = {spec.name: pruning.new_name(spec.name) or "" for spec in source.specs()}
+        source = pruned_model(open_source(job.source), job.edits, layers)
+    loaded = from_source(source, path, device, torch.float32)
     try:
-        with working(threads) as workers:
-            yield Sensitivity(loaded, _held_back(request, text, plain, importance, loaded), workers)
+        with working(job.threads, device.type) as workers:
+            yield Sensitivity(loaded, _held_back(request, text, plain, importance, loaded), workers, names)
     finally:
         loaded.close()
 

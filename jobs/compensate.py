@@ -7,10 +7,10 @@ that the walk comes to gets its codes there; the rest (embeddings, output, what 
 from __future__ import annotations
 
 import hashlib
-import os
+import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ from quantmill.jobs.compensate_plan import chunks_of, digest, kept_bytes, load_m
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
 from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
 from quantmill.jobs.edits import open_model
-from quantmill.jobs.finished_layers import FinishedLayers
+from quantmill.jobs.finished_layers import FinishedLayers, finished_path
 from quantmill.jobs.importance import load_importance
 from quantmill.jobs.quantize import (
     Job,
@@ -34,6 +34,7 @@ from quantmill.jobs.thorough import polish_fresh
 from quantmill.jobs.worker import carry
 from quantmill.models.memory import trim
 from quantmill.qkernels.engines import choose_engines
+from quantmill.qkernels.trust import DeviceFault
 from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Run:
+class _State:
     """What the parts of one run share."""
 
     job: Job
@@ -60,15 +61,27 @@ class _Run:
 def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None = None) -> Compensated:
     """Do the job. The output appears under its name when it is complete; interrupted, finished layers stay beside it.
 
-    Raises JobError, ModelError (a model that cannot be walked; activations that are not finite, naming layer and
-    chunk), ImatrixError (texts), and what jobs.quantize raises.
+    A device that is found to give wrong bytes, or fails in the walk, has all of its work thrown away, and it is done
+    again on the CPU; DeviceFault with `strict_device`. Raises JobError, ModelError (a model that cannot be walked;
+    activations that are not finite, naming layer and chunk), ImatrixError (texts), and what jobs.quantize raises.
     """
+    watcher = watcher or SilentLayers()
+    try:
+        return _run(job, calibration, watcher)
+    except DeviceFault as fault:
+        if job.strict_device:
+            raise
+        watcher.warn(f"{fault}; what it has made is thrown away, and the CPU begins again")
+        shutil.rmtree(finished_path(job.output), ignore_errors=True)
+        return _run(replace(job, device="cpu"), replace(calibration, resume=False), watcher)
+
+
+def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Compensated:
     import torch
 
     from quantmill.models.workers import working
 
     started = time.perf_counter()
-    watcher = watcher or SilentLayers()
     texts = read(calibration)
     check_outputs(job)
     engines = choose_engines(job.device)
@@ -81,8 +94,8 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
         plan = plan_of(job, calibration, source, importance, loaded, chunks)
         require_sound(plan)
         sink = opened.enter_context(sink_of(job, plan, source, watcher, kept_bytes(job, plan, loaded)))
-        workers = opened.enter_context(working(job.threads or os.cpu_count() or 1))
-        state = _Run(job, calibration, watcher, plan, sink, chunks)
+        workers = opened.enter_context(working(job.threads))
+        state = _State(job, calibration, watcher, plan, sink, chunks)
         watcher.planned(plan)
         watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
         kept = _walk(state, loaded, workers)
@@ -111,7 +124,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     )
 
 
-def _walk(state: _Run, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
+def _walk(state: _State, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
     """Write what the walk comes to; what it has finished stays on the disk until the caller removes it."""
     from quantmill.calibrate.layer import Settings, held_back, quantize_layer
     from quantmill.calibrate.output import quantize_output
@@ -158,7 +171,7 @@ def _walk(state: _Run, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
     return kept
 
 
-def _written(state: _Run, made: list[Made], entries: dict[str, PlanEntry]) -> None:
+def _written(state: _State, made: list[Made], entries: dict[str, PlanEntry]) -> None:
     for one in made:
         entry = entries[one.name]
         state.sink.write(entry.name, one.blocks)
@@ -167,7 +180,7 @@ def _written(state: _Run, made: list[Made], entries: dict[str, PlanEntry]) -> No
     state.made += made
 
 
-def _identity(state: _Run, loaded: LoadedModel) -> dict[str, str]:
+def _identity(state: _State, loaded: LoadedModel) -> dict[str, str]:
     """Everything that decides the bytes of a layer."""
     import torch
 

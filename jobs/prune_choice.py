@@ -11,8 +11,7 @@ from quantmill.jobs.edits import Edits
 from quantmill.jobs.prune_request import ExpertRow
 from quantmill.jobs.prune_session import Session
 from quantmill.jobs.prune_weights import Scores, by_weights, kept_by
-from quantmill.measure.damage import scored_prefix
-from quantmill.measure.perplexity import perplexity
+from quantmill.measure.damage import mean_damage, scored_prefix
 from quantmill.recipe.prune_experts import Share, expert_layers, find_experts
 
 
@@ -70,8 +69,9 @@ class ExpertChoice:
         prefix = scored_prefix(session.pruned(edits), session.choosing, session.workers.map)
         scores = wanted.scores(prefix)
         session.watcher.progressed(len(session.choosing))
-        session.keep((), float(scores.kld.mean()), perplexity(scores.nll).value, edits)
-        return float(scores.kld.mean())
+        kld, ppl = mean_damage(scores)
+        session.keep((), kld, ppl, edits)
+        return kld
 
 
 def expert_rows(session: Session) -> tuple[ExpertRow, ...]:

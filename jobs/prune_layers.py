@@ -11,9 +11,8 @@ from quantmill.jobs.edits import NO_EDITS, Edits
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.prune_request import Set
 from quantmill.jobs.prune_session import Session
-from quantmill.measure.damage import Damage, Predictions
+from quantmill.measure.damage import Damage, Predictions, mean_damage
 from quantmill.measure.divergence import TokenScores
-from quantmill.measure.perplexity import perplexity
 from quantmill.models.model import LoadedModel
 
 _RUNS = 3  # runs of each length that are measured, those of the least block influence
@@ -76,7 +75,7 @@ class Search:
         watcher.began(f"sets of {len(missing[0])}", sum(map(damage.cost, missing)), "layers")
         for layers, scores in damage.measure(missing):
             self._found(layers, scores)
-            self._session.keep(layers, *_numbers(scores), self._edits)
+            self._session.keep(layers, *mean_damage(scores), self._edits)
             watcher.progressed(
                 damage.cost(layers), f"without {','.join(map(str, layers))}: KLD {scores.kld.mean():.4f}"
             )
@@ -92,7 +91,7 @@ class Search:
         return self._damage
 
     def _found(self, layers: tuple[int, ...], scores: TokenScores) -> None:
-        self.measured[layers] = self._set(layers, *_numbers(scores))
+        self.measured[layers] = self._set(layers, *mean_damage(scores))
 
     def _set(self, layers: tuple[int, ...], kld: float | None = None, ppl: float | None = None) -> Set:
         influence = sum(self.influence.of_run(first, n) for first, n in runs_of(layers))
@@ -123,10 +122,6 @@ def runs_of(layers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((layer, 1))
     return runs
-
-
-def _numbers(scores: TokenScores) -> tuple[float, float]:
-    return float(scores.kld.mean()), perplexity(scores.nll).value
 
 
 def _loss(one: Set) -> tuple[float, tuple[int, ...]]:

@@ -51,6 +51,18 @@ def in_own_types(model: str, edits: Edits) -> Edits:
     return Edits(edits.experts, replaced) if edits.replaced else edits
 
 
+def widened(model: str, edits: Edits) -> dict[str, str]:
+    """Tensors that were rewritten and are F32 now, for their type wants importance → that type."""
+    source = open_source(model)
+    types = {spec.name: spec.type for spec in source.specs()}
+    source.close()
+    return {
+        name: types[name]
+        for name, found in edits.replaced.items()
+        if name in types and found.type == "F32" and TYPES[types[name]].importance == "required"
+    }
+
+
 def merged_experts(session: Session, edits: Edits) -> Edits:
     """The experts that stay with those that leave averaged into them. Raises JobError for experts that have biases."""
     source, influence = session.source, session.influence

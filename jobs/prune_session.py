@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -21,13 +20,15 @@ from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.polish_checks import Chunks, chunks_of
 from quantmill.jobs.prune_request import CHUNKS, MEASURED, Request
 from quantmill.jobs.watcher import Watcher
-from quantmill.measure.damage import Predictions, scored_prefix
+from quantmill.measure.damage import Predictions, predictions_bytes, scored_prefix
 from quantmill.measure.divergence import TokenScores
 from quantmill.measure.perplexity import perplexity
 from quantmill.models.model import LoadedModel, from_source, usable_device
 from quantmill.models.tokenizer import from_metadata
 from quantmill.models.workers import Workers, working
 from quantmill.qkernels.cache import cache_dir
+
+_MUCH = 1 << 28  # bytes of memory that are worth a word
 
 
 class Session:
@@ -62,6 +63,20 @@ class Session:
     def keep(self, layers: tuple[int, ...], kld: float, ppl: float, edits: Edits = NO_EDITS) -> None:
         self._facts["sets"][_name(layers, edits)] = [kld, ppl]
         self._memory.keep(self._key, self._facts)
+
+    def say_memory(self) -> None:
+        """What is held beside models: log p of the whole vocabulary at every place that is scored."""
+        tokens = self.source.metadata.value("tokenizer.ggml.tokens") or ()
+        texts = [
+            self.chunks.held_back,
+            *([self.choosing] if self.request.n_layers or self.request.experts else []),
+        ]
+        n_bytes = sum(predictions_bytes(len(chunks), chunks.shape[1], len(tokens)) for chunks in texts)
+        if n_bytes >= _MUCH:
+            self.watcher.note(
+                f"the model's own predictions take {n_bytes / (1 << 30):.1f} GiB of memory while the damage is "
+                "measured; fewer --chunks take less"
+            )
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -156,8 +171,10 @@ def session(request: Request, watcher: Watcher) -> Iterator[Session]:
             _renderer(request.model, source),
             request.n_chunks or CHUNKS,
         )
-        workers = stack.enter_context(working(request.threads or os.cpu_count() or 1))
-        yield Session(request, source, chunks, watcher, workers)
+        workers = stack.enter_context(working(request.threads))
+        opened = Session(request, source, chunks, watcher, workers)
+        opened.say_memory()
+        yield opened
 
 
 def _renderer(model: str, source: TensorSource) -> Callable[[], chat.Render]:

@@ -8,12 +8,23 @@ import numpy as np
 import torch
 
 from quantmill.measure.divergence import TokenScores
+from quantmill.measure.perplexity import perplexity
 from quantmill.measure.token_scores import compare
 from quantmill.models.model import LoadedModel
 from quantmill.models.prefix import Prefix, ShareOut
 from quantmill.models.scoring import targets
 
 HEAD = 4  # what embeddings, head and comparison cost, in layers
+
+
+def mean_damage(scores: TokenScores) -> tuple[float, float]:
+    """Mean KL divergence in nats a token, and perplexity."""
+    return float(scores.kld.mean()), perplexity(scores.nll).value
+
+
+def predictions_bytes(n_chunk: int, n_ctx: int, n_vocab: int) -> int:
+    """What Predictions hold in memory."""
+    return 4 * n_vocab * n_chunk * (n_ctx - 1 - n_ctx // 2)
 
 
 class Predictions:

@@ -142,7 +142,8 @@ def _without_gradients(work: Callable[[Item], Out]) -> Callable[[Item], Out]:
 def working(threads: int | None, device: str = "cpu") -> Iterator[Workers]:
     """Workers, with torch's own threads reduced to one for the caller too until the end.
 
-    threads None: one a processor. device: the kind that computes; any but "cpu" is fed by one thread.
+    threads None: one a processor. device: the kind that computes; any but "cpu" is fed by one thread, for more of them
+    would only wait for each other.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from quantmill.qkernels.api import quantize
 from quantmill.qkernels.checks import checked_importance
 from quantmill.qkernels.cpu_engine import quantize_stored
-from quantmill.qkernels.engines import Engine, RowQuantizer
+from quantmill.qkernels.engines import Engine, RowQuantizer, serving
 from quantmill.qkernels.memory_faults import is_out_of_memory
 from quantmill.qkernels.trust import Answers, DeviceFault, Verdict, ask, case_of, compared
 from quantmill.qkernels.types import QuantizeError, Search, get_type, readable_type
@@ -62,11 +63,6 @@ class Shared:
     _answers: Answers | None = None
 
     @property
-    def objections(self) -> tuple[type[Exception], ...]:
-        """What the first work on a type may raise: the device's faults, and engines that refuse it."""
-        return (QuantizeError, *self.faults)
-
-    @property
     def answers(self) -> Answers:
         if self._answers is None:
             self._answers = Answers(self.engine)
@@ -95,7 +91,11 @@ def faults_of(engine: Engine) -> tuple[type[Exception], ...]:
 
 def objections_of(engine: Engine) -> tuple[type[Exception], ...]:
     """What the first work on a type may raise: the device's faults, and engines that refuse it."""
-    return (QuantizeError, *faults_of(engine))
+    return _objections(faults_of(engine))
+
+
+def _objections(faults: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
+    return (QuantizeError, *faults)
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
@@ -199,7 +199,7 @@ class GuardedQuantizer:
                     shared.guard.first_seconds,
                     lambda: ask(shared.answers, case, type, weighted, self._by_device, self._by_cpu),
                 )
-        except shared.objections as error:
+        except _objections(shared.faults) as error:
             reason = f"{error.__class__.__name__}: {first_line(error)}"
             return f"{type} does not run on {shared.engine.device} ({reason}); the CPU does it"
         if not verdict.different:
@@ -236,6 +236,44 @@ def _differs(verdict: Verdict, type: str, engine: Engine, what: str) -> str:
     return (
         f"{type} on {engine.device}: {verdict.different} of {verdict.blocks} {what} are not the CPU's{shown}"
     )
+
+
+def quantize_there(rows: Any, type: str, importance: Any | None = None, search: Search = "default") -> Any:
+    """rows f32 [n_rows, n_cols], importance [n_cols] or None, tensors of one device → u8 [n_rows, row_bytes] there.
+
+    Some rows of what another device than the CPU makes are compared with the CPU engine's, as a GuardedQuantizer does.
+    Raises QuantizeError as `quantize` does, DeviceFault for a device that fails or differs.
+    """
+    row = serving(rows.device.type)
+    if row.name == serving("cpu").name:
+        return quantize(rows, type, importance, row.name, 1, search)
+    engine = Engine(row.name, str(rows.device), "rows that are there")
+    try:
+        blocks = quantize(rows, type, importance, row.name, 1, search)
+    except QuantizeError:
+        raise
+    except faults_of(engine) as error:
+        reason = f"{error.__class__.__name__}: {first_line(error)}"
+        raise DeviceFault(f"{type} does not run on {engine.device} ({reason})") from error
+    check_rows(rows, blocks, type, importance, search)
+    return blocks
+
+
+def check_rows(rows: Any, blocks: Any, type: str, importance: Any | None, search: Search) -> None:
+    """Some rows of blocks that a device has made of its tensors, the first and the last among them, again on the CPU.
+
+    Raises DeviceFault.
+    """
+    count = min(len(rows), 1 + -(-len(rows) // _ONE_ROW_OF))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist()
+    weights = None if importance is None else importance.cpu().numpy()
+    expected = quantize(rows[chosen].cpu().numpy(), type, weights, "cpu", 1, search)
+    made = blocks[chosen].cpu().numpy()
+    differ = (made != expected).reshape(-1, get_type(type).bytes).any(axis=1)
+    if differ.any():
+        raise DeviceFault(
+            f"{type} on {rows.device}: {differ.sum()} of {len(differ)} blocks of the model are not the CPU's"
+        )
 
 
 def first_line(error: Exception) -> str:

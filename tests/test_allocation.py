@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import gguf
 import numpy as np
@@ -15,6 +16,9 @@ from quantmill.calibrate.weights import Subject, quantized, sampled_errors
 from quantmill.commands.allocation import find_target
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix import store
+from quantmill.imatrix.reading import read_texts
+from quantmill.imatrix.text import Text
+from quantmill.jobs import allocate, quantize
 from quantmill.measure import compare
 from quantmill.models.exchange import Exchange
 from quantmill.models.model import load
@@ -23,6 +27,7 @@ from quantmill.models.scoring import scored_logits
 from quantmill.models.workers import Workers
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
+from quantmill.recipe import Recipe
 from quantmill.recipe.budget import Target
 from tests.support.measure_models import EXAMPLE, tiny
 
@@ -116,6 +121,32 @@ def test_divergence_is_the_formula(loaded, chunks, quantizer):
         with Exchange(loaded).instead(name, "Q2_K", rows):
             q = torch.log_softmax(joined(Prefix(loaded, chunks, 16, one_by_one)).double(), -1).numpy()
     assert found == {(name, "Q2_K"): pytest.approx((np.exp(p) * (p - q)).sum(-1).mean(), rel=1e-3)}
+
+
+def test_layers_that_are_left_out_are_not_run(tmp_path, quantizer):
+    """A loss is that of the model without them: of a file that was pruned before."""
+    path, name = tmp_path / "pruned.gguf", "blk.3.ffn_down_exps.weight"
+    source = open_source(tiny("F16"))
+    rows = quantized(source, subject(source, name), "Q2_K", quantizer)
+    job = quantize.Job(str(tiny("F16")), path, Recipe("COPY", prune_layers=(1,)), device="cpu", threads=1)
+    quantize.run(job)
+    losses = []
+    for one, named in (
+        (job, name),
+        (replace(job, source=str(path), recipe=Recipe("COPY")), name.replace("3", "2")),
+    ):
+        request = allocate.Request(one, Target(None, 4.5), TEXT, 2)
+        text = Text(TEXT)
+        with allocate._sensitivity(request, text, read_texts([text]), None) as sensitivity:
+            assert sensitivity.in_order([named, "blk.1.attn_q.weight"]) in (
+                [named],
+                ["blk.1.attn_q.weight", named],
+            )
+            assert sensitivity.kld() == pytest.approx(0, abs=1e-9)
+            sensitivity.measure({named: ["Q2_K"]}, lambda *_: rows, lambda n, t, loss: losses.append(loss))
+            if one is job:
+                assert sensitivity.in_order(["blk.1.attn_q.weight"]) == []
+    assert losses[0] == losses[1] > 0
 
 
 @pytest.mark.parametrize("weighed", [True, False])

@@ -54,7 +54,7 @@ def test_what_limits_a_file():
     assert slowest(row, Limits(20.0, 4.0)) == ("PCIe", 2000.0)
 
 
-def test_the_commands(faults, monkeypatch, tmp_path):  # noqa: F811
+def test_the_commands(faults, monkeypatch, tmp_path, capsys):  # noqa: F811
     monkeypatch.setattr(engines, "available_engines", lambda: (ENGINE, PLAIN))
     monkeypatch.setattr("quantmill.jobs.check_devices._PROBE_BYTES", 1 << 20)
     monkeypatch.chdir(tmp_path)
@@ -68,6 +68,11 @@ def test_the_commands(faults, monkeypatch, tmp_path):  # noqa: F811
     assert {row["limited_by"] for row in found["types"]} <= {"disk", "search"}
     assert limits(PLAIN).upload is None
     assert not list(tmp_path.glob("tmp*"))
+    faults.wrong = lambda blocks: spoiled(blocks, 0.01, np.random.default_rng(0))
+    assert main(["devices", "--check", "--types", "Q8_0"]) == 1
+    printed = capsys.readouterr()
+    assert "blocks compared are not the CPU's" in printed.out
+    assert "Q8_0 on cpu; the CPU does these" in printed.err
 
 
 def test_a_folder_that_cannot_be_written_tells_nothing_of_the_disk(monkeypatch):

@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 
 from quantmill.cli import app
 from quantmill.imatrix.matrix import ImatrixError
-from quantmill.jobs import compensate_plan
+from quantmill.jobs import compensate, compensate_plan
 from quantmill.jobs.compensate import run
 from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.finished_layers import SUFFIX
+from quantmill.jobs.finished_layers import SUFFIX, finished_path
 from quantmill.jobs.quantize import Job, plan_job
 from quantmill.jobs.watcher import Silent
+from quantmill.qkernels.trust import DeviceFault
 from quantmill.recipe import Recipe
 from tests.support.measure_models import EXAMPLE, directory, tiny, untied
 
@@ -312,3 +313,27 @@ def test_what_it_takes_is_said_before_and_what_is_left_plain_after(tmp_path):
     assert said is not None
     assert float(said[1]) * 2**30 == pytest.approx(json.loads(done.stdout)["peak_bytes"], rel=0.2)
     assert "without compensation: token_embd.weight" in done.stderr
+
+
+def test_a_device_with_wrong_bytes_has_its_work_done_again(tmp_path, monkeypatch):
+    asked, output, watching = [], tmp_path / "out.gguf", Watching()
+
+    def first_fails(job, calibration, watcher):
+        asked.append((job.device, calibration.resume))
+        if len(asked) == 1:
+            finished_path(output).mkdir()
+            raise DeviceFault("Q4_K on cuda: 1 of 768 blocks of the model are not the CPU's")
+        assert not finished_path(output).exists()
+        return "made"
+
+    monkeypatch.setattr(compensate, "_run", first_fails)
+    warned = []
+    watching.warn = warned.append
+    job = replace(job_to(output), device="auto")
+    assert run(job, replace(SHORT, resume=True), watching) == "made"
+    assert asked == [("auto", True), ("cpu", False)]
+    assert "the CPU begins again" in warned[0]
+    asked.clear()
+    with pytest.raises(DeviceFault):
+        run(replace(job, strict_device=True), SHORT, watching)
+    assert len(asked) == 1

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from quantmill import qkernels
 from quantmill.gguf_io import GGUFSink, OutputTensor
 from quantmill.jobs import quantize as quantize_job
 from quantmill.jobs.quantize import Job, run
 from quantmill.jobs.watcher import Silent
 from quantmill.qkernels import arrays, cpu_engine, device, guarded, travel, trust
 from quantmill.qkernels.engines import Engine
-from quantmill.qkernels.guarded import Guard, within
+from quantmill.qkernels.guarded import Guard, check_rows, within
 from quantmill.qkernels.hard_blocks import hard_rows
 from quantmill.qkernels.memory_faults import in_slabs
 from quantmill.qkernels.rows import row_quantizers
@@ -323,3 +324,12 @@ def test_tensors_on_a_device_too(faults, monkeypatch, step):
     assert isinstance(found, torch.Tensor)
     assert np.array_equal(found.numpy(), cpu_engine.quantize_stored(rows.view(np.uint8), "F32", "Q8_0", None))
     assert len(said) == (step is not None)
+
+
+def test_blocks_of_a_tensor_that_are_not_the_cpu_s_are_found():
+    rows, weights = torch.from_numpy(HARD_ROWS.copy()), torch.ones(HARD_ROWS.shape[1])
+    blocks = qkernels.quantize(rows, "Q4_K", weights)
+    check_rows(rows, blocks, "Q4_K", weights, "default")
+    blocks[-1, -1] ^= 1
+    with pytest.raises(DeviceFault, match=r"Q4_K on cpu: 1 of \d+ blocks of the model are not the CPU's"):
+        check_rows(rows, blocks, "Q4_K", weights, "default")

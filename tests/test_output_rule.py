@@ -283,3 +283,25 @@ def test_default_names_differ_by_model(tmp_path: Path, monkeypatch: pytest.Monke
     assert default_output("m.gguf", "Q4_K_M", ".gguf") == Path("ggml-model-Q4_K_M.gguf")
     monkeypatch.chdir(tmp_path / "hfs" / "modelA")
     assert default_output(".", "Q4_K_M", "") == Path("modelA-Q4_K_M")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "quantize @m.gguf @new/ Q8_0",
+        "convert @hf @new/",
+        "convert @hf -o @new/",
+        "imatrix @m.gguf -f @text.txt -o @new/",
+        "imatrix merge @im.gguf @im2.gguf -o @new/",
+        "evaluate @m.gguf -f @text.txt -o @new/",
+        "polish @q.gguf --base @m.gguf --calibration @text.txt -o @new/",
+    ],
+)
+def test_a_folder_that_is_not_there_does_not_become_a_file(
+    place: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    before = everything(place)
+    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 2
+    error = capsys.readouterr().err.replace("new/: ", "new/ ")
+    assert "new/ names a folder; give the file in it that is to be written" in error
+    assert everything(place) == before

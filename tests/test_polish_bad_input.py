@@ -121,3 +121,13 @@ def test_polish_needs_a_text(tmp_path: Path) -> None:
     done = quantmill("quantize", EXAMPLE, tmp_path / "out.gguf", "Q4_0", "--polish")
     assert done.returncode == 2
     assert "--calibration" in done.stderr
+
+
+@pytest.mark.parametrize("type", ["F16", "bf16", "COPY"])
+def test_what_has_nothing_to_learn_is_said_before_the_work(type: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.gguf"
+    done = quantmill("quantize", "--polish", "--calibration", TEXT, EXAMPLE, output, type)
+    assert done.returncode == 1
+    assert "there is nothing to learn; leave --polish out" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not output.exists()

@@ -46,8 +46,8 @@ def several_threads() -> Any:
 
 def importance(threads: int, folder: Path) -> Found:
     output = folder / "imatrix.gguf"
-    cutting = Cutting(512, 3)
-    job = collect.Job(EXAMPLE, "m", (Text(TEXT),), output, cutting, with_means=True, threads=threads)
+    cutting = Cutting(512, 4)
+    job = collect.Job(tiny("F16"), "m", (Text(TEXT),), output, cutting, with_means=True, threads=threads)
     found = collect.run(job)
     return {"file": output.read_bytes(), "perplexity": found.perplexity}
 
