@@ -2,8 +2,9 @@
 
     result = run(Job("model", Path("pruned"), request=Request("model", texts, n_layers=2)), watcher)
 
-What changes in config.json follows from the family's own table of keys: what it says of the pruned model and not of the
-whole one. The model is held in memory as it is saved.
+What changes in config.json follows from the family and from transformers: what they say of the pruned model and not of
+the whole one. The folder is read again before it takes its name: where it is another model, nothing is left of it. The
+model is held in memory as it is saved.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from quantmill.gguf_io import TensorSource, open_source
@@ -28,9 +31,7 @@ from quantmill.jobs.prune_facts import PREFIX, facts_of, facts_of_weights
 from quantmill.jobs.prune_request import Pruned, Request
 from quantmill.jobs.prune_weights import without_text
 from quantmill.jobs.watcher import Silent, Watcher
-from quantmill.models.model import facts_of as model_facts
-from quantmill.models.model import runnable_family
-from quantmill.models.plain import plain_model
+from quantmill.models.plain import config_of, plain_model
 from quantmill.models.quiet import quiet_transformers
 from quantmill.recipe import Override
 from quantmill.recipe.prune_experts import Share
@@ -132,6 +133,7 @@ def _save(
     config["quantmill_pruned"] = said
     (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if not Path(job.model).is_dir():
+        _require_same(job, source, seen, writing)
         watcher.warn(
             f"{job.directory}: has no tokenizer; take its files from the model that {job.model} was made of"
         )
@@ -139,6 +141,7 @@ def _save(
     for name in BESIDE:
         if (Path(job.model) / name).is_file():
             shutil.copyfile(Path(job.model) / name, writing / name)
+    _require_same(job, source, seen, writing)
 
 
 def _dtype(source: TensorSource) -> torch.dtype:
@@ -153,24 +156,81 @@ def _dtype(source: TensorSource) -> torch.dtype:
 def _config(
     job: Job, source: TensorSource, seen: TensorSource, layers: tuple[int, ...], made: dict[str, Any]
 ) -> dict[str, Any]:
-    """The checkpoint's own config.json with what pruning changes; of a GGUF, or of the text part of a larger model, the
-    one that transformers writes."""
+    """The checkpoint's own config.json with what pruning changes; of a GGUF, of the text part of a larger model, or
+    where weights are written for another class, the one that transformers writes.
+
+    What changes is what transformers' class makes of the pruned model and not of the whole one, lists that it works out
+    itself included; and what only the checkpoint says of each layer.
+    """
     own = load_json(Path(job.model) / "config.json") if Path(job.model).is_dir() else {}
-    if not own or "text_config" in own:
+    if not own or "text_config" in own or own.get("model_type") != made["model_type"]:
         return made
-    before, after = (_settings(one, Path(job.model)) for one in (source, seen))
     own.pop("quantization_config", None)  # the weights are written unpacked
-    for key, value in after.items():
-        if before.get(key) != value:
-            names = [name for name in EXPERT_COUNTS if name in own] if key in EXPERT_COUNTS else []
-            own |= dict.fromkeys(names or [key], value)
-    n_layers = own["num_hidden_layers"] + len(layers)
+    before, after = (config_of(one, Path(job.model)) for one in (source, seen))
+    n_layers, changed = before.num_hidden_layers, _changes(before, after)
+    changed |= _folded(own, after.to_dict())
+    for key, value in changed.items():
+        names = [name for name in EXPERT_COUNTS if name in own] if key in EXPERT_COUNTS else []
+        own |= dict.fromkeys(names or [key], value)
     for key, value in own.items():
-        if isinstance(value, list) and len(value) == n_layers and key not in after:
-            own[key] = [item for layer, item in enumerate(value) if layer not in layers]
+        if key not in changed and isinstance(value, list | str) and len(value) == n_layers and layers:
+            if isinstance(value, list):
+                own[key] = [item for layer, item in enumerate(value) if layer not in layers]
+            elif key.endswith("_pattern"):  # a letter a layer
+                own[key] = "".join(item for layer, item in enumerate(value) if layer not in layers)
     return own
 
 
-def _settings(source: TensorSource, path: Path) -> dict[str, Any]:
-    facts = model_facts(source, path)
-    return runnable_family(facts).settings(facts)
+def _changes(before: Any, after: Any) -> dict[str, Any]:
+    whole = before.to_dict()
+    return {key: value for key, value in after.to_dict().items() if whole.get(key) != value}
+
+
+def _folded(own: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Multipliers that the conversion has multiplied into the weights (Falcon-H1)."""
+    found = {}
+    for key, value in made.items():
+        if "multiplier" in key and key in own and not np.allclose(own[key], value, rtol=1e-6, atol=0):
+            found[key] = value
+    return found
+
+
+def _require_same(job: Job, source: TensorSource, seen: TensorSource, writing: Path) -> None:
+    """The folder as it is read is the pruned model. Raises JobError with the keys in which it is another."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        read = AutoConfig.from_pretrained(writing).to_dict()
+    before, after = (config_of(one, Path(job.model)) for one in (source, seen))
+    wrong = [key for key, value in _changes(before, after).items() if read.get(key) != value]
+    if not wrong and Path(job.model).is_dir():  # with a tokenizer it can be read as a model
+        wrong = _differences(seen, writing)
+    if wrong:
+        raise JobError(
+            f"{job.directory}: config.json cannot say what is left of {job.model} ({', '.join(wrong[:4])}): a pattern "
+            "of layers or experts that the class works out itself; prune other layers, or write a GGUF"
+        )
+
+
+def _differences(seen: TensorSource, writing: Path) -> list[str]:
+    """Keys and tensors in which a folder is another model."""
+    folder = open_source(writing)
+    try:
+        ours, theirs = seen.metadata, folder.metadata
+        arch = f"{ours.value('general.architecture')}."
+        common = [key for key in ours if key in theirs and key.startswith(arch)]
+        wrong = [key for key in common if not _alike(ours.value(key), theirs.value(key))]
+        shapes = [{spec.name: spec.shape for spec in one.specs()} for one in (seen, folder)]
+        return wrong + [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
+    finally:
+        folder.close()
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Values of metadata, where a list of one value says what the value says."""
+    lists = [
+        list(found) if isinstance(found, Sequence) and not isinstance(found, str) else [found]
+        for found in (one, other)
+    ]
+    longest = max(map(len, lists))
+    return len({*map(repr, (found * (longest if len(found) == 1 else 1) for found in lists))}) == 1

@@ -10,8 +10,19 @@ import torch
 
 from quantmill.gguf_io import TensorSource
 from quantmill.models.errors import ModelError
-from quantmill.models.model import table_of
+from quantmill.models.model import facts_of, runnable_family, table_of
+from quantmill.models.quiet import quiet_transformers
 from quantmill.qkernels import to_float32
+
+
+def config_of(source: TensorSource, path: Path) -> Any:
+    """What transformers' configuration class makes of a model's settings, all that it supplies itself included."""
+    from transformers import AutoConfig
+
+    facts = facts_of(source, path)
+    family = runnable_family(facts)
+    with quiet_transformers():
+        return AutoConfig.for_model(family.model_type, **family.settings(facts))
 
 
 def plain_model(source: TensorSource, path: Path, dtype: torch.dtype) -> Any:

@@ -31,6 +31,8 @@ _RHYTHMS = (
     *("attention.sliding_window_pattern", "full_attention_interval", "moe_every_n_layers"),
     *("interleave_moe_layer_step", "hrm.layers_per_stack"),
 )
+# llama-model.cpp, deepseek2: a model without q_lora_rank is one of these, or it is not loaded.
+_LITE = (26, 27)
 _OF_ALL_LAYERS = "per_layer_token_embd.weight"
 _EXTRA_NAMES, _EXTRA_VALUES = "general.tensor_extra.name", "general.tensor_extra.prec_a4"
 
@@ -90,6 +92,12 @@ def prune_metadata(metadata: Metadata, arch: str, pruning: Pruning) -> tuple[Met
     n_layer = int(metadata.value(f"{arch}.block_count", 0))
     n_nextn = int(metadata.value(f"{arch}.nextn_predict_layers", 0))
     warnings = []
+    left = n_layer - len(pruning.dropped)
+    if arch == "deepseek2" and f"{arch}.attention.q_lora_rank" not in metadata and left not in _LITE:
+        warnings.append(
+            f"llama.cpp tells a DeepSeek V2 Lite by its {' or '.join(map(str, _LITE))} layers and will not load one of "
+            f"{left}"
+        )
     for key, found in metadata.items():
         short = key.removeprefix(f"{arch}.")
         new: MetaValue | None = None

@@ -191,3 +191,13 @@ def test_llama_cpp_refuses_arrays_that_were_not_shortened(tmp_path):
     rewrite(source, old, tmp_path / "broken.gguf")
     with pytest.raises(RuntimeError, match="does not load"):
         LlamaModel(tmp_path / "broken.gguf")
+
+
+def test_a_lite_model_that_llama_cpp_tells_by_its_layers():
+    names = [f"blk.{layer}.attn_norm.weight" for layer in range(27)]
+    lite = metadata("deepseek2", n_layer=27)
+    whole = metadata("deepseek2", n_layer=27, attention__q_lora_rank=96)
+    for found, layers, warned in ((lite, (3, 4), True), (lite, (3,), False), (whole, (3, 4), False)):
+        _, warnings = prune_metadata(found, "deepseek2", plan_pruning(layers, names))
+        assert [line for line in warnings if "will not load one of 25" in line] == warnings
+        assert bool(warnings) == warned
