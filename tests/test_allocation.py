@@ -11,7 +11,6 @@ import torch
 
 from quantmill import cli
 from quantmill.calibrate.allocation import Sensitivity
-from quantmill.calibrate.curves import loss_curve
 from quantmill.calibrate.weights import Subject, quantized, sampled_errors
 from quantmill.commands.allocation import find_target
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
@@ -29,7 +28,7 @@ from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.recipe import Recipe
 from quantmill.recipe.budget import Target
-from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.measure_models import EXAMPLE, one_by_one, tiny
 
 IMATRIX = str(EXAMPLE / "imatrix.gguf")
 TEXT = EXAMPLE / "calibration.txt"
@@ -58,10 +57,6 @@ def subject(source, name, weighed=True):
     matrices = math.prod(spec.shape[2:])
     columns = store.load(IMATRIX).columns(name, spec.n_cols, matrices) if weighed else None
     return Subject(spec, columns)
-
-
-def one_by_one(work, items):
-    return [work(item) for item in items]
 
 
 def joined(prefix):
@@ -161,28 +156,6 @@ def test_errors_are_the_formula(quantizer, weighed):
     h = given.importance[0].astype(np.float64) if weighed else np.ones(w.shape[1])
     assert found["F16"] == 0.0
     assert found["Q4_K"] == pytest.approx(((w - q) ** 2 @ h).sum() / (w**2 @ h).sum(), rel=1e-5)
-
-
-def test_curves_go_through_what_was_measured():
-    errors = {"Q2_K": 0.08, "Q3_K": 0.02, "Q4_K": 0.005, "Q5_K": 0.00125, "Q6_K": 0.0003, "F16": 0.0}
-    curve = loss_curve(errors, {"Q3_K": 0.04, "Q5_K": 0.004})
-    assert curve["Q3_K"] == pytest.approx(0.04)
-    assert curve["Q5_K"] == pytest.approx(0.004)
-    assert curve["Q4_K"] == pytest.approx((0.04 * 0.004) ** 0.5)  # half way, as logarithms
-    assert curve["Q6_K"] == pytest.approx(0.004 * 0.0003 / 0.00125)  # in proportion
-    assert curve["Q2_K"] == pytest.approx(0.04 * (0.04 / curve["Q4_K"]))  # on along the line
-    assert curve["F16"] == 0.0
-
-
-def test_curves_do_not_follow_noise():
-    """A finer type that was measured as worse, or as nothing at all."""
-    errors = {"Q3_K": 0.02, "Q4_K": 0.005, "Q5_K": 0.00125}
-    for noise in (0.05, 0.0, -1e-7):
-        curve = loss_curve(errors, {"Q3_K": 0.04, "Q5_K": noise})
-        assert curve["Q3_K"] == pytest.approx(0.04)
-        assert curve["Q3_K"] > curve["Q4_K"] > curve["Q5_K"] > 0
-    assert loss_curve(errors, {"Q3_K": 0.04})["Q4_K"] == pytest.approx(0.01)
-    assert loss_curve({"F16": 0.0}, {"F16": 0.0}) == {"F16": 0.0}
 
 
 def run(capsys, *words):

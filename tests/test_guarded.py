@@ -18,7 +18,6 @@ from quantmill.qkernels import arrays, cpu_engine, device, guarded, travel, trus
 from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.guarded import Guard, check_rows, within
 from quantmill.qkernels.hard_blocks import hard_rows
-from quantmill.qkernels.memory_faults import in_slabs
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trust import DeviceFault
 from quantmill.qkernels.types import QuantizeError
@@ -196,13 +195,6 @@ def test_wrong_bytes_in_a_hundredth_of_the_blocks_are_found_in_the_run(model, ri
     assert not list(tmp_path.glob("strict*"))
 
 
-def test_chance_of_finding_wrong_blocks():
-    """A type's first slab shows 768 blocks or more: one wrong block in a hundred is missed once in two thousand runs,
-    one in a thousand in every second one."""
-    assert (1 - 0.01) ** guarded._FIRST_BLOCKS < 1 / 2000
-    assert 0.4 < (1 - 0.001) ** guarded._FIRST_BLOCKS < 0.5
-
-
 def test_a_device_that_hangs(model, right, faults, tmp_path, monkeypatch):
     made(model, tmp_path / "learned.gguf")
     waiting = faults.wrong
@@ -263,28 +255,6 @@ def test_without_memory_for_a_row_the_cpu_does_it(model, right, faults, tmp_path
     assert all("has no memory for a row of 256; the CPU does it" in line for line in watcher.lines)
 
 
-def test_slabs_in_order_whatever_fails():
-    """Rows are sent in order, each once; what is under way comes back before the same rows are tried again."""
-    for limit in (1, 2, 3, 7, 100):
-        sent, finished, freed = [], [], []
-
-        def send(first, n, turn, limit=limit, sent=sent):
-            if n > limit:
-                raise RuntimeError("out of memory")
-            sent.append((first, n, turn))
-            return first
-
-        in_slabs(
-            20, 16, send, lambda first, n, s, f=finished: f.append((first, n)), lambda f=freed: f.append(1)
-        )
-        assert [first for first, *_ in sent] == [first for first, _ in finished]
-        assert sum(n for _, n in finished) == 20
-        assert [turn for *_, turn in sent] == [i % 2 for i in range(len(sent))]
-        assert bool(freed) == (limit < 16)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        in_slabs(4, 4, lambda *a: (_ for _ in ()).throw(RuntimeError("out of memory")), print, lambda: None)
-
-
 def test_bad_input_is_no_fault_of_the_device(faults):
     (quantizer, *_) = row_quantizers(ENGINE, 1, tell=pytest.fail)
     rows = data_kinds.rows("normal", 3, 256)
@@ -300,14 +270,6 @@ def test_without_a_listener_faults_are_pythons_warnings(faults):
     with pytest.warns(RuntimeWarning, match="Q8_0 does not run on cpu .RuntimeError: no such device"):
         found = quantizer.quantize(rows.view(np.uint8), "F32", "Q8_0", None)
     assert np.array_equal(found, cpu_engine.quantize_stored(rows.view(np.uint8), "F32", "Q8_0", None))
-
-
-def test_hard_rows_are_some_thousand_blocks_of_every_kind():
-    rows = hard_rows()
-    assert rows.size // 256 == 2048
-    assert np.isfinite(rows).all()
-    assert (rows.reshape(8, -1, 16) == 0).all(2).any(1).sum() >= 1
-    assert np.array_equal(rows, hard_rows())
 
 
 @pytest.mark.parametrize("step", [None, 0, 5])

@@ -13,22 +13,19 @@ import torch
 
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.prune_influence import influence_of
-from quantmill.calibrate.prune_merge import matched, merged
-from quantmill.calibrate.prune_solve import Routed, Rows, solve_experts, solve_matrix
 from quantmill.cli import main
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix.text import Text
-from quantmill.jobs.edits import NO_EDITS, Edits, pruned_model
+from quantmill.jobs.edits import NO_EDITS, pruned_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.prune import run, scan
-from quantmill.jobs.prune_layers import runs_of
 from quantmill.jobs.prune_request import Request
 from quantmill.jobs.watcher import Silent
 from quantmill.measure.damage import Damage, scored_prefix
 from quantmill.models.model import from_source, load
 from quantmill.recipe.prune_experts import Share
 from tests.support.llama_model import LlamaModel
-from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.measure_models import EXAMPLE, one_by_one, tiny
 
 MODEL = str(tiny("F16"))
 
@@ -56,11 +53,6 @@ def request(text: Path, **options) -> Request:
     return Request(MODEL, (Text(text),), n_chunks=10, threads=1, **options)
 
 
-def in_turn(work, items):
-    """What shares work out among no threads."""
-    return [work(item) for item in items]
-
-
 class Counting(Silent):
     """What was measured, by stage."""
 
@@ -76,65 +68,6 @@ class Counting(Silent):
 
 
 # The arithmetic
-
-
-def test_least_squares_of_one_matrix():
-    """With enough rows, the change that made the loss; nothing where the held-back rows would lose by it."""
-    rng = torch.Generator().manual_seed(0)
-    wanted = torch.randn(5, 16, generator=rng)
-    inputs = [torch.randn(200, 16, generator=rng) for _ in range(3)]
-    rows = [Rows(x, x @ wanted.T) for x in inputs]
-    found = solve_matrix(rows[:2], rows[2:], in_turn)
-    assert found.delta is not None
-    torch.testing.assert_close(found.delta[0], wanted, atol=0.02, rtol=0)
-    assert found.after < 1e-4 * found.before
-    noise = [Rows(x, torch.randn(200, 5, generator=rng)) for x in inputs]
-    assert solve_matrix(noise[:1], noise[2:], in_turn).delta is None
-
-
-def test_least_squares_of_experts_that_share_tokens():
-    """Two experts a token: what the joint normal equations give, solved by numpy."""
-    rng = torch.Generator().manual_seed(0)
-    n_tokens, n_cols, n_out = 400, 6, 3
-    pairs = torch.stack([torch.randperm(3, generator=rng)[:2] for _ in range(n_tokens)])
-    weights = torch.rand(n_tokens, 2, generator=rng)
-    inner = torch.randn(n_tokens, 3, n_cols, generator=rng)
-    missing = torch.randn(n_tokens, n_out, generator=rng) + inner[:, 0, :n_out]
-    inputs, tokens, wide = [], [], torch.zeros(n_tokens, 3, n_cols)
-    for expert in range(3):
-        at, slot = (pairs == expert).nonzero(as_tuple=True)
-        rows = inner[at, expert] * weights[at, slot, None]
-        inputs.append(rows)
-        tokens.append(at)
-        wide[at, expert] = rows
-    routed = Routed(tuple(inputs), tuple(tokens), missing)
-    found = solve_experts(routed, routed, in_turn)
-    assert found.delta is not None
-    flat = wide.reshape(n_tokens, -1).double().numpy()
-    square = flat.T @ flat
-    mean = np.mean([np.diag((x.T @ x).numpy()) for x in inputs])
-    exact = np.linalg.solve(square + 1e-3 * mean * np.eye(18), flat.T @ missing.double().numpy())
-    ours = found.delta.permute(0, 2, 1).reshape(18, n_out).numpy()
-    np.testing.assert_allclose(ours, exact, atol=2e-4)
-
-
-def test_merging_finds_the_order_of_neurons():
-    """An expert that is another one with its neurons in another order, and nearly its router row, changes nothing."""
-    rng = np.random.default_rng(0)
-    parts = {name: rng.standard_normal((3, 8, 5)).astype(np.float32) for name in ("gate", "up", "down")}
-    order = rng.permutation(8)
-    for values in parts.values():
-        values[2] = values[0][order]
-    router = rng.standard_normal((3, 5)).astype(np.float32)
-    router[2] = router[0] * 1.01
-    np.testing.assert_array_equal(order[matched(parts["up"][0], parts["up"][2])], np.arange(8))
-    found = merged(parts, router, (0, 1), [2.0, 1.0, 6.0])
-    for name, values in found.items():
-        np.testing.assert_allclose(values, parts[name][:2], rtol=1e-5, atol=1e-6)
-
-
-def test_runs():
-    assert runs_of((1, 2, 4, 7, 8, 9)) == [(1, 2), (4, 1), (7, 3)]
 
 
 # What is measured
@@ -177,13 +110,13 @@ def test_influence_saliency_and_damage_against_transformers(text):
                 shares = weights[at, slot] / weights[at].sum(-1)
                 wanted = float((shares * out.norm(dim=-1)).mean())
                 assert found.saliency[1][expert] == pytest.approx(wanted, rel=1e-4)
-    damage = Damage(loaded, chunks, in_turn)
+    damage = Damage(loaded, chunks, one_by_one)
     measured = {layers: float(s.kld.mean()) for layers, s in damage.measure([(2,), (1, 3), (1,)])}
     for gone, kld in measured.items():
         cut = from_source(
             pruned_model(open_source(MODEL), NO_EDITS, gone), Path(MODEL), torch.device("cpu"), torch.float32
         )
-        scores = damage.predictions.scores(scored_prefix(cut, chunks, in_turn))
+        scores = damage.predictions.scores(scored_prefix(cut, chunks, one_by_one))
         assert kld == pytest.approx(float(scores.kld.mean()), rel=1e-5)
         assert damage.predictions.nll.mean() == pytest.approx(float(scores.nll_base.mean()), rel=1e-6)
 
@@ -256,8 +189,8 @@ def test_experts_are_chosen_and_refitted(text):
     )
     loaded = load(MODEL)
     held = pruned.chunks[: pruned.n_held]
-    damage = Damage(loaded, held, in_turn)
-    scores = damage.predictions.scores(scored_prefix(with_edits, held, in_turn))
+    damage = Damage(loaded, held, one_by_one)
+    scores = damage.predictions.scores(scored_prefix(with_edits, held, one_by_one))
     assert float(scores.kld.mean()) == pytest.approx(pruned.kld, rel=1e-5)
 
 
@@ -375,8 +308,3 @@ def test_an_output_that_may_not_be_is_refused_before_the_measuring(text, tmp_pat
     assert output.read_text() == "mine"
     with pytest.raises(JobError, match="nothing is pruned"):
         run(request(text))
-
-
-def test_edits_have_a_digest_of_all_they_change():
-    one = Edits({0: (1, 2)})
-    assert one.digest == Edits({0: (1, 2)}).digest != Edits({0: (1, 3)}).digest

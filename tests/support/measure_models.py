@@ -61,3 +61,8 @@ def untied() -> Path:
         sink.write("output.weight", source.read("token_embd.weight"))
         sink.commit()
     return path
+
+
+def one_by_one(work, items):
+    """What shares work out among threads, without any."""
+    return [work(item) for item in items]
