@@ -17,7 +17,9 @@ from quantmill.jobs.convert import Conversion
 from quantmill.jobs.projector import run
 from quantmill.recipe import Recipe
 from tests.data.convert.make import digest_gguf
-from tests.support.convert_models import DATA, edit, write_model, write_shards, written_once
+from tests.support.convert_models import DATA, edit, write_f32, write_model, write_shards, written_once
+from tests.support.llama_model import encodes_images
+from tests.support.measure_families import random_model
 from tests.support.projector_models import MODELS, tensors, write_projector
 
 GOLDEN = json.loads((DATA / "golden_projectors.json").read_text(encoding="utf-8"))
@@ -37,6 +39,27 @@ def test_the_file_is_llama_cpps(entry, models, tmp_path):
     assert found == GOLDEN[entry]
     assert [list(part) for part in found.values()] == [list(part) for part in GOLDEN[entry].values()]
     assert (result.n_tensors, result.file_bytes) == (len(found["tensors"]), out.stat().st_size)
+
+
+# What llama.cpp's encoder gives the text part: with deepstack, each of its layers' beside the last.
+WIDTHS = {"gemma3": 64, "gemma4": 256, "gemma4-clipped": 256, "qwen3-vl": 3 * 64, "qwen3.5": 64}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "gemma4" else pytest.mark.slow) for name in MODELS]
+)
+def test_llama_cpp_encodes_with_it(name, models, tmp_path):
+    random_model(tmp_path, "llama", {"hidden_size": WIDTHS[name], "num_hidden_layers": 1})
+    out = tmp_path / "mmproj.gguf"
+    run(Conversion(models(name), out, "f16"))
+    assert encodes_images(out, write_f32(tmp_path, tmp_path / "text.gguf"))
+
+
+def test_what_hears_is_refused(tmp_path):
+    directory = write_projector("gemma4", tmp_path / "model")
+    edit(directory / "config.json", audio_config={"hidden_size": 64})
+    with pytest.raises(GGUFError, match="has audio_config; quantmill writes what sees"):
+        Projector(directory)
 
 
 def test_command(models, tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,13 @@ class Projector:
     def values(self, name: str) -> np.ndarray:
         """f32 [rows, columns] of a tensor; leading dimensions are rows, a vector is one row."""
         tensor, reader = self._sources[name]
-        values = to_float32(reader.values(_ALL, _ALL), reader.plain).reshape(reader.shape)
+        values = to_float32(reader.values(_ALL, _ALL), reader.plain).reshape([*reader.shape] or [1])
+        if tensor.patches:
+            values = values.reshape(_pictures(reader.shape, turned=False)).transpose(0, 3, 1, 2)
         if tensor.plane is not None:
             values = values.take(tensor.plane, axis=2)
         values = values + np.float32(tensor.plus) if tensor.plus else values
-        return np.ascontiguousarray(values).reshape(-1, reader.shape[-1])
+        return np.ascontiguousarray(values).reshape(-1, values.shape[-1])
 
 
 def _tower_of(raw: Mapping[str, Any]) -> Tower:
@@ -73,6 +76,12 @@ def _tower_of(raw: Mapping[str, Any]) -> Tower:
     name = names[0] if isinstance(names, list) and names else None
     for tower in TOWERS:
         if name in tower.classes and isinstance(raw.get("vision_config"), Mapping):
+            heard = [key for key in tower.without if raw.get(key)]
+            if heard:
+                raise GGUFError(
+                    f"--mmproj: config.json has {heard[0]}; quantmill writes what sees, and this model also hears. "
+                    "Convert this part with llama.cpp's convert_hf_to_gguf.py --mmproj"
+                )
             return tower
     supported = ", ".join(sorted(one for tower in TOWERS for one in tower.classes))
     what = "has no vision_config" if any(name in tower.classes for tower in TOWERS) else "is not supported"
@@ -131,8 +140,15 @@ def _placed(
         )
 
 
+def _pictures(shape: Sequence[int], turned: bool) -> tuple[int, ...]:
+    """The shape of rows of square patches of three colours: colours last, or (turned) before the pixels."""
+    side = math.isqrt(shape[1] // 3)
+    return (shape[0], 3, side, side) if turned else (shape[0], side, side, 3)
+
+
 def _output(name: str, tensor: Tensor, reader: Reader, outtype: str) -> OutputTensor:
-    shape = tuple(n for i, n in enumerate(reader.shape) if not (i == 2 and tensor.plane is not None))
+    found = _pictures(reader.shape, turned=True) if tensor.patches else reader.shape or (1,)
+    shape = tuple(n for i, n in enumerate(found) if not (i == 2 and tensor.plane is not None))
     kind = tensor.type(outtype) if len(shape) > 1 else "F32"
     block = GGML_TYPES[kind].block
     return OutputTensor(name, shape[::-1], kind if shape[-1] % block == 0 else "F16")

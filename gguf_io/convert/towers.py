@@ -40,7 +40,8 @@ class Tensor:
     has it, Hugging Face order. numbers: the layers there are, by their numbers in either name; None: it is in none.
 
     type: what a tensor of several dimensions becomes where a type is asked for. plane: of the third dimension only
-    this part is taken. plus: added to every value.
+    this part is taken. plus: added to every value. patches: a row holds the pixels of a patch, each with its colours,
+    and becomes a picture for each colour.
     """
 
     name: str
@@ -50,12 +51,14 @@ class Tensor:
     type: Callable[[str], str] = as_asked
     plane: int | None = None
     plus: float = 0.0
+    patches: bool = False
 
 
 @dataclass(frozen=True)
 class Tower:
     """classes: config.json's architectures[0]. prefix: a regular expression for what stands before the names of its
-    tensors. left_out: one for those that llama.cpp does not use. defaults: as a family's."""
+    tensors. left_out: one for those that llama.cpp does not use. defaults: as a family's. without: settings of
+    config.json for what this does not write."""
 
     classes: tuple[str, ...]
     prefix: str
@@ -63,6 +66,7 @@ class Tower:
     keys: tuple[Row, ...]
     defaults: Mapping[str, Any]
     left_out: str = field(default="(?!)")
+    without: tuple[str, ...] = ()
 
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Raises GGUFError for what must be a positive whole number and is none."""
@@ -72,7 +76,7 @@ class Tower:
             if callable(value):
                 config.setdefault(key, value(config))
             whole = type(config[key]) is int and config[key] > 0
-            if not whole and not isinstance(value, float) and key != DEEP:
+            if not whole and not isinstance(value, float | bool) and key != DEEP:
                 raise GGUFError(
                     f"config.json: {key} of vision_config must be a positive whole number, not {config[key]!r}"
                 )
@@ -282,4 +286,97 @@ QWEN_3_VL = Tower(
     },
 )
 
-TOWERS = (GEMMA_3, QWEN_3_VL)
+_CLIPPED = (
+    ("self_attn.q_proj", "attn_q", "num_attention_heads*head_dim hidden_size"),
+    ("self_attn.k_proj", "attn_k", "num_key_value_heads*head_dim hidden_size"),
+    ("self_attn.v_proj", "attn_v", "num_key_value_heads*head_dim hidden_size"),
+    ("self_attn.o_proj", "attn_out", "hidden_size num_attention_heads*head_dim"),
+    ("mlp.gate_proj", "ffn_gate", "intermediate_size hidden_size"),
+    ("mlp.up_proj", "ffn_up", "intermediate_size hidden_size"),
+    ("mlp.down_proj", "ffn_down", "hidden_size intermediate_size"),
+)
+_NORMS = (
+    ("input_layernorm", "ln1", "hidden_size"),
+    ("post_attention_layernorm", "attn_post_norm", "hidden_size"),
+    ("pre_feedforward_layernorm", "ln2", "hidden_size"),
+    ("post_feedforward_layernorm", "ffn_post_norm", "hidden_size"),
+    ("self_attn.q_norm", "attn_q_norm", "head_dim"),
+    ("self_attn.k_norm", "attn_k_norm", "head_dim"),
+)
+
+
+def _where(key: str, layers: bool) -> Callable[[Config], Iterable[tuple[int, int]]]:
+    """All layers, or once, where a setting is true."""
+
+    def numbers(config: Config) -> Iterable[tuple[int, int]]:
+        return () if not config[key] else _layers(config) if layers else ((0, 0),)
+
+    return numbers
+
+
+GEMMA_4 = Tower(
+    classes=("Gemma4ForConditionalGeneration",),
+    prefix=r"(?:model\.)?(?:vision_tower\.|(?=embed_vision\.))",
+    without=("audio_config",),
+    tensors=(
+        Tensor(
+            "patch_embedder.input_proj.weight",
+            "v.patch_embd.weight",
+            "hidden_size patch_size*patch_size*3",
+            type=f16_where_asked,
+            patches=True,
+        ),
+        Tensor(
+            "patch_embedder.position_embedding_table",
+            "v.position_embd.weight",
+            "2 position_embedding_size hidden_size",
+            type=always_f32,
+        ),
+        *(
+            Tensor(f"encoder.layers.{{}}.{here}.linear.weight", f"v.blk.{{}}.{there}.weight", shape, _layers)
+            for here, there, shape in _CLIPPED
+        ),
+        *(
+            Tensor(
+                f"encoder.layers.{{}}.{here}.{end}",
+                f"v.blk.{{}}.{there}.{end}",
+                "",
+                _where("use_clipped_linears", True),
+            )
+            for here, there, _ in _CLIPPED
+            for end in ("input_max", "input_min", "output_max", "output_min")
+        ),
+        *(
+            Tensor(f"encoder.layers.{{}}.{here}.weight", f"v.blk.{{}}.{there}.weight", shape, _layers)
+            for here, there, shape in _NORMS
+        ),
+        *(
+            Tensor(name, f"v.{name}", "hidden_size", _where("standardize", False))
+            for name in ("std_bias", "std_scale")
+        ),
+        Tensor(
+            "embed_vision.embedding_projection.weight", "mm.input_projection.weight", "text_size hidden_size"
+        ),
+    ),
+    keys=(
+        *SIZES,
+        written("vision.projector_type", lambda config: "gemma4v", STRING),
+        Key("layer_norm_eps", "vision.attention.layer_norm_epsilon", FLOAT32),
+    ),
+    defaults={
+        "head_dim": 64,
+        "hidden_size": 768,
+        "image_size": 224,  # llama.cpp's converter says so of every model, and nothing reads it
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-6,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 12,
+        "patch_size": 16,
+        "position_embedding_size": 10240,
+        "standardize": False,
+        "use_clipped_linears": False,
+    },
+)
+
+TOWERS = (GEMMA_3, GEMMA_4, QWEN_3_VL)

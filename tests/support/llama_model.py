@@ -157,3 +157,21 @@ class LlamaVocabulary:
 
     def __exit__(self, *exception: object) -> None:
         self._llama.llama_model_free(self._model)
+
+
+def encodes_images(projector: Path, text: Path) -> bool:
+    """Whether llama.cpp's mtmd loads a --mmproj file beside a text model, and encodes an empty image with it."""
+    llama = _llama()
+    llama.mtmd_log_set(_QUIET, None)
+    llama.mtmd_context_params_default.restype = _Params
+    llama.mtmd_init_from_file.restype = ctypes.c_void_p
+    llama.mtmd_init_from_file.argtypes = [ctypes.c_char_p, ctypes.c_void_p, _Params]
+    llama.mtmd_support_vision.argtypes = llama.mtmd_free.argtypes = [ctypes.c_void_p]
+    llama.mtmd_support_vision.restype = ctypes.c_bool
+    with LlamaModel(text) as model:
+        found = llama.mtmd_init_from_file(bytes(projector), model._model, llama.mtmd_context_params_default())
+        if not found:
+            return False
+        sees = bool(llama.mtmd_support_vision(found))
+        llama.mtmd_free(found)
+        return sees
