@@ -57,7 +57,8 @@ SEVERAL = (
     *("Mistral3ForConditionalGeneration", "GraniteMoeHybridForCausalLM", "NemotronHForCausalLM"),
     *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
 )
-UNKNOWN = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM")  # to transformers
+# To transformers, the last under the names that the hub's files use.
+UNKNOWN = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "Step3p5ForCausalLM")
 ONE_KIND = [family for family in FAMILIES if family.classes[0] not in (*SEVERAL, *UNKNOWN)]
 
 

@@ -66,6 +66,7 @@ def test_every_supported_architecture_has_a_model():
         "Gemma3nForConditionalGeneration",
         "Gemma4ForConditionalGeneration",
         "Llama4ForConditionalGeneration",
+        "Step3p7ForConditionalGeneration",
     }
     assert set(SUPPORTED) == covered | aliases
 

@@ -42,6 +42,8 @@ ALIASES = {
 NOT_RUN = {
     "Llama4ForCausalLM": "its experts are multiplied as whole stacks, not one by one",
     "Llama4ForConditionalGeneration": "the same",
+    "Step3p5ForCausalLM": "transformers has its text model only inside the one that sees",
+    "Step3p7ForConditionalGeneration": "the same",
     "BailingMoeForCausalLM": "transformers has no model of this class",
     "BailingMoeV2ForCausalLM": "transformers has no model of this class",
     "Gemma3TextModel": "makes vectors of texts, whose tokens all see each other",

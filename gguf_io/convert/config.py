@@ -121,6 +121,11 @@ def complete(defaults: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, A
     a required key is missing or is no positive number.
     """
     config = _lifted(raw)
+    theta = config.get("rope_theta")
+    if (
+        isinstance(theta, list) and len(theta) > 1
+    ):  # a number for each layer, of which these two kinds are the first
+        config |= {"rope_theta": theta[0], "local_rope_theta": theta[1]}
     n_experts = _named(config, EXPERT_COUNTS)
     if n_experts is not None:
         config |= {key: n_experts for key in EXPERT_COUNTS if key in defaults}

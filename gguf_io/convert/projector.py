@@ -68,7 +68,7 @@ class Projector:
         if tensor.plane is not None:
             values = values.take(tensor.plane, axis=2)
         values = values + np.float32(tensor.plus) if tensor.plus else values
-        return np.ascontiguousarray(values).reshape(-1, values.shape[-1])
+        return np.ascontiguousarray(values).reshape(-1, np.shape(values)[-1])
 
 
 def _tower_of(raw: Mapping[str, Any]) -> Tower:

@@ -21,6 +21,8 @@ UNCOMPARABLE = {
     "glm4-moe-draft-nextn": "a draft, without the model's layers",
     "qwen3.5-draft-nextn": "a draft, without the model's layers",
     "kimi-k2.5-vision": "the tensors of deepseek-v3 in a multimodal wrapper",
+    "step-3.5": "transformers has its text model only inside the one that sees",
+    "step-3.5-nextn": "transformers has its text model only inside the one that sees",
     "ling": "transformers has no model of this class",
     "ling-2": "transformers has no model of this class",
     "qwen3-embedding": "an embedding model: the tensors of qwen3",

@@ -154,8 +154,11 @@ def _later_layer(
         if tensor.startswith(prefix)
     }
     beside = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
-    beside["final_layernorm" if model.model_type == "hy_v3" else "shared_head.norm"] = (width,)
+    norms = {"hy_v3": "final_layernorm", "step3p5": "transformer.shared_head.norm"}
+    beside[norms.get(model.model_type, "shared_head.norm")] = (width,)
     mtp = dict(zip(beside, ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"), strict=True))
+    if model.model_type == "step3p5":
+        beside["transformer.shared_head.output"] = (model.config["vocab_size"], width)
     shapes |= {f"{first}{mtp[part] if apart else part}.weight": shape for part, shape in beside.items()}
     return {
         tensor: _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
