@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quantmill import __version__
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io.shared import Places, SharedRows
 from quantmill.imatrix.matrix import ImportanceMatrix
+from quantmill.jobs.crew import Outcome
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.line import Line
@@ -50,16 +52,6 @@ class Task:
     threads: int
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Of a slab: what is to be said, and what went wrong (`fault`: of a device), in words."""
-
-    host: str
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
-    fault: bool = False
-
-
 def inputs_of(paths: Iterable[Path]) -> tuple[Input, ...]:
     """Size and a hash of both ends of each file. Raises OSError."""
     return tuple(_input(os.path.abspath(path)) for path in paths)
@@ -74,8 +66,8 @@ def _input(path: str) -> Input:
     return Input(path, n_bytes, found.hexdigest())
 
 
-class Carrier:
-    """Carries slabs of one task. Opens what it needs with the first one; what goes wrong is told in the outcome."""
+class SlabCarrier:
+    """A crew's Carrier: carries slabs of one task. Opens what it needs when it is asked first."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -83,46 +75,32 @@ class Carrier:
         self._rows: list[SharedRows] = []
         self._line: Line | None = None
         self._warnings: list[str] = []
-        self._host = platform.node()
 
-    def ready(self, version: str) -> tuple[Outcome, tuple[Engine, ...]]:
-        """Look at everything before the first slab. version: the head's."""
-        if version != __version__:
-            return self._failed(
-                JobError(f"has quantmill {__version__}, the head {version}; install the same on all hosts")
-            ), ()
-        try:
-            return self._outcome(), self._begin()
-        except (QuantmillError, OSError) as error:
-            return self._failed(error), ()
+    def ready(self, version: str) -> Outcome:
+        """Finds the engines."""
+        return told(lambda: self._begin(version), self._warnings, abroad=True)
 
-    def carry(self, slab: Slab) -> Outcome:
-        try:
-            if self._line is None:
-                self._begin()
-            assert self._line is not None
-            self._line.submit(slab).result()
-        except (QuantmillError, OSError) as error:
-            return self._failed(error)
-        return self._outcome()
+    def carry(self, piece: Slab) -> Outcome:
+        assert self._line is not None
+        line = self._line
+        return told(lambda: line.submit(piece).result(), self._warnings)
 
-    def finish(self) -> tuple[Outcome, Mapping[str, float]]:
-        """All rows on the disk; seconds of each step since this was asked for last."""
-        try:
-            for rows in self._rows:
-                rows.sync()
-        except QuantmillError as error:
-            return self._failed(error), {}
-        seconds = {} if self._line is None else self._line.clock.taken()
-        return self._outcome(), seconds
+    def finish(self) -> Outcome:
+        """All rows are on the disk. Finds the seconds of each step since this was asked last."""
+        return told(self._finish, self._warnings, abroad=True)
+
+    def _finish(self) -> Mapping[str, float]:
+        for rows in self._rows:
+            rows.sync()
+        assert self._line is not None
+        return self._line.clock.taken()
 
     def close(self) -> None:
         self._opened.close()
 
-    def _begin(self) -> tuple[Engine, ...]:
+    def _begin(self, version: str) -> tuple[Engine, ...]:
         task, job = self._task, self._task.job
-        for input in task.inputs:
-            _require_same(input)
+        require_like_head(version, task.inputs)
         self._rows = [SharedRows(places) for places in task.outputs]
         for rows in self._rows:
             self._opened.callback(rows.close)
@@ -139,15 +117,29 @@ class Carrier:
         self._line = self._opened.enter_context(line)
         return engines
 
-    def _outcome(self) -> Outcome:
-        said, self._warnings[:] = tuple(self._warnings), []
-        return Outcome(self._host, said)
 
-    def _failed(self, error: Exception) -> Outcome:
-        said = (
-            str(error) if isinstance(error, JobError) and self._line is not None else f"{self._host}: {error}"
+def told(work: Callable[[], Any], warnings: list[str], abroad: bool = False) -> Outcome:
+    """What work finds, as an outcome. warnings: taken from there. abroad: errors are of this host, not of the model."""
+    host = platform.node()
+    try:
+        found, error, fault = work(), None, False
+    except (QuantmillError, OSError) as wrong:
+        is_ours = abroad or not isinstance(wrong, JobError)
+        found, error, fault = (
+            None,
+            f"{host}: {wrong}" if is_ours else str(wrong),
+            isinstance(wrong, DeviceFault),
         )
-        return Outcome(self._host, (), said, isinstance(error, DeviceFault))
+    said, warnings[:] = tuple(warnings), []
+    return Outcome(host, found, said, error, fault)
+
+
+def require_like_head(version: str, inputs: Iterable[Input]) -> None:
+    """Raises JobError where this host has another quantmill, or does not see the same files."""
+    if version != __version__:
+        raise JobError(f"has quantmill {__version__}, the head {version}; install the same on all hosts")
+    for input in inputs:
+        _require_same(input)
 
 
 def _require_same(wanted: Input) -> None:

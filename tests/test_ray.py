@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from quantmill import cli
+from quantmill import __version__, cli
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.shared import SharedRows
-from quantmill.jobs.carrier import Carrier, Task, inputs_of
+from quantmill.jobs.carrier import SlabCarrier, Task, inputs_of
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.quantize import Job, plan_job, run
 from quantmill.jobs.watcher import Silent
@@ -44,14 +44,15 @@ def task_of(job, sink, **changes):
 def test_a_carrier_writes_what_the_line_writes(tmp_path):
     job, plan, sink = opened(tmp_path)
     with sink:
-        carrier = Carrier(task_of(job, sink))
+        carrier = SlabCarrier(task_of(job, sink))
+        assert [engine.name for engine in carrier.ready(__version__).found] == ["cpu"]
         rows = list(slabs([plan.entries], 1 << 18))
         for slab in reversed(rows):  # in any order, some twice
             for _ in range(1 + (slab.first_row == 0)):
                 outcome = carrier.carry(slab)
                 assert outcome.error is None
             sink.count_written(slab.entries[0].name, slab.n_rows)
-        assert carrier.finish()[0].error is None
+        assert carrier.finish().error is None
         carrier.close()
         sink.commit()
     whole = run(replace(job, output=tmp_path / "whole.gguf"))
@@ -66,26 +67,24 @@ def test_rows_that_nobody_counted_are_missed(tmp_path):
 
 
 def test_what_a_worker_does_not_see_is_said(tmp_path):
-    job, plan, sink = opened(tmp_path)
-    slab = next(slabs([plan.entries], 1 << 20))
+    job, _, sink = opened(tmp_path)
+
+    def complaint(task, version=__version__):
+        outcome = SlabCarrier(task).ready(version)
+        assert outcome.error.startswith(f"{outcome.host}: ")
+        return outcome.error
+
     with sink:
         task = task_of(job, sink)
         gone = replace(task.inputs[0], path=str(tmp_path / "elsewhere.gguf"))
-        outcome = Carrier(replace(task, inputs=(gone,))).carry(slab)
-        assert (
-            "elsewhere.gguf: cannot be read here (No such file or directory); put the model" in outcome.error
-        )
+        found = complaint(replace(task, inputs=(gone,)))
+        assert "elsewhere.gguf: cannot be read here (No such file or directory); put the model" in found
         other = replace(task.inputs[0], ends="0" * 64)
-        assert (
-            "is another file here than on the head"
-            in Carrier(replace(task, inputs=(other,))).carry(slab).error
-        )
+        assert "is another file here than on the head" in complaint(replace(task, inputs=(other,)))
         places = task.outputs[0]
         unseen = replace(places, files=(replace(places.files[0], path=tmp_path / "nowhere"),))
-        outcome = Carrier(replace(task, outputs=(unseen,))).carry(slab)
-        assert "out.gguf: the output is not seen here" in outcome.error
-        assert outcome.error.startswith(f"{outcome.host}: ")
-        assert "has quantmill" in Carrier(task).ready("0.0")[0].error
+        assert "out.gguf: the output is not seen here" in complaint(replace(task, outputs=(unseen,)))
+        assert f"has quantmill {__version__}, the head 0.0; install the same" in complaint(task, "0.0")
 
 
 def test_a_full_disk_of_one_worker_is_said(tmp_path, monkeypatch):
@@ -186,7 +185,7 @@ def kill_a_worker():
 
     for process in psutil.process_iter(["name", "cmdline"]):
         title = " ".join(process.info["cmdline"] or ())
-        if title.startswith("ray::Carrier") and os.getpid() in [p.pid for p in process.parents()]:
+        if title.startswith("ray::SlabCarrier") and os.getpid() in [p.pid for p in process.parents()]:
             process.kill()
             return
 
