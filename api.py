@@ -143,22 +143,11 @@ def quantize_model(
     """
     from quantmill.jobs.hub import local_model
     from quantmill.jobs.quantize import Job, run
-    from quantmill.recipe import Recipe, get_search, parse_rule
 
-    pairs = tuple(tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types)
-    recipe = type
-    if isinstance(recipe, Recipe):
-        if pairs or allow_requantize or search != "default":
-            raise QuantmillError(
-                "tensor_types, allow_requantize and search belong to a type's name; a Recipe has its own"
-            )
-    else:
-        rules = tuple(parse_rule(f"{pattern}={name}") for pattern, name in pairs)
-        recipe = Recipe(recipe, rules=rules, allow_requantize=allow_requantize, search=get_search(search))
     job = Job(
         str(local_model(str(model), revision)),
         Path(output),
-        recipe,
+        _recipe(type, tensor_types, allow_requantize, search),
         imatrix=None if imatrix is None else str(imatrix),
         device=str(device),
         threads=threads,
@@ -178,3 +167,22 @@ def quantize_model(
     texts = tuple(str(text) for text in given)
     job = replace(job, inputs=texts)
     return compensated(job, Calibration(texts, effort, chunks, alpha, damping, resume, polish))
+
+
+def _recipe(
+    type: str | Recipe,
+    tensor_types: Mapping[str, str] | Iterable[tuple[str, str]],
+    allow_requantize: bool,
+    search: str,
+) -> Recipe:
+    from quantmill.recipe import Recipe, get_search, parse_rule
+
+    pairs = tuple(tensor_types.items() if isinstance(tensor_types, Mapping) else tensor_types)
+    if not isinstance(type, Recipe):
+        rules = tuple(parse_rule(f"{pattern}={name}") for pattern, name in pairs)
+        return Recipe(type, rules=rules, allow_requantize=allow_requantize, search=get_search(search))
+    if pairs or allow_requantize or search != "default":
+        raise QuantmillError(
+            "tensor_types, allow_requantize and search belong to a type's name; a Recipe has its own"
+        )
+    return type

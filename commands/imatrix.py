@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quantmill.commands import imatrix_options as options
 from quantmill.commands.console import UsageError, parsing
 from quantmill.commands.groups import DefaultGroup
 from quantmill.commands.llama_spellings import imatrix_words
@@ -81,55 +82,30 @@ Shrink = Annotated[
 
 @app.command("collect")
 def collect(
-    file: Annotated[
-        list[str],
-        typer.Option(
-            "--file", "-f", help="Calibration text, or conversations (.jsonl); FILE=WEIGHT for a share."
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="GGUF file, Hugging Face directory or repository name."),
-    ] = None,
+    file: options.File,
+    model: options.Model = None,
     model_option: ModelOption = None,
     output: Output = Path("imatrix.gguf"),
     output_format: FileFormat = None,
     ctx: Ctx = None,
     chunks: Chunks = None,
-    from_chunk: Annotated[
-        int, typer.Option("--from-chunk", "--chunk", help="Skip so many chunks first.")
-    ] = 0,
+    from_chunk: options.FromChunk = 0,
     parse_special: ParseSpecial = False,
-    process_output: Annotated[bool, typer.Option(help="Also the output projection, tied or not.")] = False,
-    ppl: Annotated[bool, typer.Option(help="Print the text's perplexity while running.")] = True,
-    means: Annotated[
-        bool, typer.Option(help="Also keep Σx (.in_sum), for the mean-based statistics.")
-    ] = False,
-    route_all_experts: Annotated[bool, typer.Option(help="Show every token to every expert.")] = False,
-    nextn: Annotated[
-        bool,
-        typer.Option("--nextn", "--mtp", help="Also the layers that predict further tokens (NextN, MTP)."),
-    ] = False,
+    process_output: options.ProcessOutput = False,
+    ppl: options.Ppl = True,
+    means: options.Means = False,
+    route_all_experts: options.RouteAllExperts = False,
+    nextn: options.Nextn = False,
     shrink_experts: Shrink = 0,
-    seed: Annotated[int | None, typer.Option(help="Shuffle the chunks. [default: in order]")] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            "--batch", callback=at_least(1), help="Chunks run together. [default: by the model and --ctx]"
-        ),
-    ] = None,
+    seed: options.Seed = None,
+    batch: options.Batch = None,
     device: Device = "auto",
     gpu_layers: GpuLayers = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
     stream: Stream = False,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
-    ] = None,
-    output_frequency: Annotated[
-        int,
-        typer.Option("--output-frequency", "-ofreq", help="Save every so many chunks; 0: only when stopped."),
-    ] = 10,
+    tokenizer: options.Tokenizer = None,
+    output_frequency: options.OutputFrequency = 10,
     resume: Resume = False,
     force: Force = False,
     profile: ProfileOption = False,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from quantmill import __version__
+from quantmill.commands import squeeze_options as options
 from quantmill.commands.console import UsageError, command_line, parsing, remark
 from quantmill.commands.options import (
     Chunks,
@@ -19,7 +20,6 @@ from quantmill.commands.options import (
     Json,
     Revision,
     Threads,
-    at_least,
 )
 from quantmill.commands.squeeze_run import run_and_show, show_plan, show_status
 
@@ -33,130 +33,33 @@ _WIDTH_OF_WEIGHTS = re.compile(r"[-_.](f16|bf16|f32|fp16|fp32)$", re.IGNORECASE)
 
 @app.command(context_settings={"help_option_names": ["-h", "--help"]})
 def squeeze(
-    model: Annotated[
-        str | None, typer.Argument(help="A GGUF file, a Hugging Face directory or org/name on the hub.")
-    ] = None,
-    types: Annotated[
-        str | None, typer.Option("--types", metavar="TYPE,TYPE", help="File types to make, one file each.")
-    ] = None,
-    size: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--size", metavar="SIZE", help="The best file of at most this size (4.6GiB); several times."
-        ),
-    ] = None,
-    fit: Annotated[
-        str | None,
-        typer.Option("--fit", metavar="MEMORY", help="The best file that a card of 16GB runs with --ctx."),
-    ] = None,
-    ctx: Annotated[
-        int,
-        typer.Option(
-            "--ctx", "-c", callback=at_least(1), help="Context in tokens that --fit leaves room for."
-        ),
-    ] = 8192,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--calibration",
-            metavar="TEXT",
-            help="Text to learn from, several times: a file, a data set of the hub as org/name:file#column (parquet, "
-            "JSONL, text), or self: what the model itself writes. [default: eaddario/imatrix-calibration:"
-            "combined_en_small.parquet]",
-        ),
-    ] = None,
-    evaluation: Annotated[
-        str | None,
-        typer.Option(
-            "--evaluation",
-            metavar="TEXT",
-            help="Another text, which decides. [default: Salesforce/wikitext:wikitext-2-raw-v1/"
-            "test-00000-of-00001.parquet]",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder of all results. [default: the model's name]"
-        ),
-    ] = None,
+    model: options.Model = None,
+    types: options.Types = None,
+    size: options.Size = None,
+    fit: options.Fit = None,
+    ctx: options.Ctx = 8192,
+    calibration: options.Calibration = None,
+    evaluation: options.Evaluation = None,
+    output: options.Output = None,
     chunks: Chunks = None,
-    imatrix_chunks: Annotated[
-        int | None,
-        typer.Option(
-            "--imatrix-chunks", callback=at_least(1), help="Chunks of the calibration for importance."
-        ),
-    ] = None,
-    learn_chunks: Annotated[
-        int | None,
-        typer.Option(
-            "--learn-chunks", callback=at_least(4), help="Chunks of the calibration for codes and polish."
-        ),
-    ] = None,
-    self_tokens: Annotated[
-        int,
-        typer.Option(
-            "--self-tokens", callback=at_least(1024), help="Tokens that --calibration self has written."
-        ),
-    ] = 49152,
-    compensate: Annotated[
-        bool,
-        typer.Option("--compensate", help="Try codes that undo each other's errors, however long it takes."),
-    ] = False,
-    polish: Annotated[
-        bool,
-        typer.Option("--polish", help="Train scales and norms on the calibration, however long it takes."),
-    ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Neither of the two; else both, where --calibration names a text.")
-    ] = False,
-    hours: Annotated[
-        float, typer.Option("--hours", help="What the two may take; what does not fit is left out, and said.")
-    ] = 2.0,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks",
-            metavar="NAME,NAME",
-            help="Score hellaswag, winogrande, arc, mmlu, truthfulqa with llama.cpp's files, from the hub.",
-        ),
-    ] = None,
-    n_tasks: Annotated[
-        int, typer.Option("--n-tasks", callback=at_least(1), help="So many of each, drawn as llama.cpp does.")
-    ] = 750,
-    rivals: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rivals",
-            metavar="ORG/NAME",
-            help="A repository whose files of the same types the card compares sizes with; several times.",
-        ),
-    ] = None,
-    measure_rivals: Annotated[
-        bool, typer.Option("--measure-rivals", help="Fetch those files and measure them too.")
-    ] = False,
-    no_speed: Annotated[
-        bool, typer.Option("--no-speed", help="Do not time the files with llama.cpp.")
-    ] = False,
-    keep_all: Annotated[
-        bool, typer.Option("--keep-all", help="Keep files that lost, among the stages.")
-    ] = False,
-    base_model: Annotated[
-        str | None,
-        typer.Option(help="Repository of the original model, for the card. [default: as its card says]"),
-    ] = None,
-    license_name: Annotated[
-        str | None, typer.Option("--license", help="Licence, for the card. [default: as its card says]")
-    ] = None,
-    repository: Annotated[
-        str | None, typer.Option("--repo", help="Where the files will lie on the hub, for the card.")
-    ] = None,
-    status: Annotated[
-        Path | None, typer.Option("--status", metavar="DIR", help="Say where the squeeze in DIR stands.")
-    ] = None,
-    events: Annotated[
-        bool, typer.Option("--events", help="Stream what happens on stdout, one JSON object a line.")
-    ] = False,
+    imatrix_chunks: options.ImatrixChunks = None,
+    learn_chunks: options.LearnChunks = None,
+    self_tokens: options.SelfTokens = 49152,
+    compensate: options.Compensate = False,
+    polish: options.Polish = False,
+    plain: options.Plain = False,
+    hours: options.Hours = 2.0,
+    tasks: options.Tasks = None,
+    n_tasks: options.NTasks = 750,
+    rivals: options.Rivals = None,
+    measure_rivals: options.MeasureRivals = False,
+    no_speed: options.NoSpeed = False,
+    keep_all: options.KeepAll = False,
+    base_model: options.BaseModel = None,
+    license_name: options.LicenseName = None,
+    repository: options.Repository = None,
+    status: options.Status = None,
+    events: options.Events = False,
     endpoint: Endpoint = None,
     revision: Revision = None,
     device: Device = "auto",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,8 +82,6 @@ def _picture(layers: list[int], kinds: list[str], values: np.ndarray, heading: s
         raise ImatrixError(
             "a picture needs matplotlib: pip install 'quantmill[report]', or choose a .html file"
         ) from error
-    import io
-
     figure = Figure(figsize=(2 + 0.45 * len(layers), 1.6 + 0.32 * len(kinds)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values.T, aspect="auto", cmap="viridis", interpolation="nearest")
@@ -90,8 +90,13 @@ def _picture(layers: list[int], kinds: list[str], values: np.ndarray, heading: s
     axes.set_xlabel("layer")
     axes.set_title(heading, fontsize=10)
     figure.colorbar(image, ax=axes)
+    return as_file(figure, kind, MARK)
+
+
+def as_file(figure: Any, kind: str, mark: str) -> bytes:
+    """A matplotlib figure as a png or svg that says who made it, so that the output rule knows it again."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=120, metadata={"Software" if kind == "png" else "Creator": MARK})
+    figure.savefig(buffer, format=kind, dpi=120, metadata={"Software" if kind == "png" else "Creator": mark})
     return buffer.getvalue()
 
 

@@ -193,10 +193,8 @@ def _measured(
         for model in loaded:
             opened.enter_context(workers.ending(model.model))
         results, text, scores = _text(job, base, base_file, quants, saves, saved, watcher, workers)
-        scored = [
-            task_results(i, model, tasks, job.n_ctx or 512, saved, watcher, workers)
-            for i, model in enumerate(loaded)
-        ]
+        n_ctx = job.n_ctx or 512
+        scored = [task_results(i, one, tasks, n_ctx, saved, watcher, workers) for i, one in enumerate(loaded)]
         harness = [_harness(i, model, job, saved, workers) for i, model in enumerate(loaded)]
         dtype = str(loaded[0].dtype).removeprefix("torch.")
     files = named([describe(path) for path in paths])
@@ -296,6 +294,6 @@ def _harness(i: int, model: LoadedModel, job: Job, saved: Saved, workers: Worker
     )
 
 
-def _task_score(job: TaskJob, result: TaskResult) -> TaskScore:
-    right = tuple(one.right for one in result.scored)
-    return TaskScore(job.name, str(job.path), digest([job.path]), result.accuracy, result.chance, right)
+def _task_score(job: TaskJob, found: TaskResult) -> TaskScore:
+    right = tuple(one.right for one in found.scored)
+    return TaskScore(job.name, str(job.path), digest([job.path]), found.accuracy, found.chance, right)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from importlib.util import find_spec
 from pathlib import Path
 
 from quantmill.gguf_io.kinds import containing
 from quantmill.gguf_io.outputs import Output
 from quantmill.gguf_io.partial import write_whole
+from quantmill.imatrix.plot import as_file
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.prune_request import Scan
 
@@ -49,9 +49,7 @@ def picture(found: Scan, kind: str) -> bytes:
     below.set_xlabel("bytes saved, % of the model")
     below.set_ylabel("mean KL divergence, nats a token")
     below.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=120, metadata={"Software" if kind == "png" else "Creator": MARK})
-    return buffer.getvalue()
+    return as_file(figure, kind, MARK)
 
 
 def write(output: Output, content: bytes) -> None:
