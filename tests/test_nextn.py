@@ -25,6 +25,8 @@ from tests.support.convert_models import write_f32, write_model, written_once
 from tests.support.llama_model import LlamaModel
 
 MODELS = (
+    "deepseek-v3.2-nextn",
+    "qwen3-next-nextn",
     "glm4-moe-nextn",
     "glm4-moe-lite-nextn",
     "glm-5-nextn",
@@ -64,7 +66,12 @@ def run(loaded: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
         return seen[0][0].numpy(), layer.logits(seen[1])[0].numpy()
 
 
-@pytest.mark.parametrize("name", MODELS)
+FAST = ("glm4-moe-nextn", "qwen3.5-further-nextn", "hy-v3-nextn")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in MODELS]
+)
 def test_logits_are_those_of_llama_cpp(name: str, converted) -> None:
     path = converted(name) / "model.gguf"
     loaded = nextn.attach(load(path))
