@@ -21,9 +21,11 @@ from quantmill.commands.options import (
     Json,
     ModelOption,
     ParseSpecial,
+    Ray,
     Resume,
     Stream,
     Threads,
+    WithRay,
     at_least,
     device_of,
     file_to_write,
@@ -80,7 +82,7 @@ Shrink = Annotated[
 ]
 
 
-@app.command("collect")
+@app.command("collect", cls=WithRay)
 def collect(
     file: options.File,
     model: options.Model = None,
@@ -104,6 +106,7 @@ def collect(
     dtype: Dtype = "auto",
     threads: Threads = None,
     stream: Stream = False,
+    ray: Ray = None,
     tokenizer: options.Tokenizer = None,
     output_frequency: options.OutputFrequency = 10,
     resume: Resume = False,
@@ -143,6 +146,7 @@ def collect(
             threads=threads or None,
             tokenizer=tokenizer,
             stream=stream,
+            ray=ray,
             every=output_frequency,
             resume=resume,
             force=force,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from quantmill.gguf_io.convert import is_packed
 from quantmill.gguf_io.kinds import IMATRIX
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix import coverage, store
@@ -22,11 +18,11 @@ from quantmill.imatrix.run import Collecting, Saving
 from quantmill.imatrix.run import run as run_saving
 from quantmill.imatrix.streamed import collect_streamed
 from quantmill.imatrix.text import Cutting, Text
+from quantmill.jobs.collect_load import Loading, loaded_model
 from quantmill.jobs.watcher import Silent, Watcher
-from quantmill.models import nextn
-from quantmill.models.model import LoadedModel, load, usable_device
-from quantmill.models.streamed import StreamedModel, load_streamed
-from quantmill.models.workers import working
+from quantmill.models.model import LoadedModel
+from quantmill.models.streamed import StreamedModel
+from quantmill.models.workers import Workers, working
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,8 @@ class Job:
     format None: by the output's name. perplexity: of the text, while running. with_means: also Σx. route_all: every
     token to every expert. nextn: also the layers that predict further tokens. shrink: draw each expert to its layer's
     mean as if it had seen so many more tokens. batch: chunks run together, None: by the model and the length of a
-    chunk. every: chunks between two savings, 0: only when stopped. stream: read the model layer by layer; then$
-    nothing is saved before the end.
+    chunk. every: chunks between two savings, 0: only when stopped. stream: read the model layer by layer; then
+    nothing is saved before the end. ray: the cluster whose workers run the batches (jobs.cluster), None: this process.
     """
 
     model: Path
@@ -62,6 +58,7 @@ class Job:
     every: int = 10
     resume: bool = False
     force: bool = False
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         if self.shrink < 0:
@@ -69,6 +66,8 @@ class Job:
         for option, value in (("--batch", self.batch), ("--threads", self.threads)):
             if value is not None and value < 1:
                 raise ImatrixError(f"{option} {value}: must be at least 1")
+        if self.ray and (self.stream or self.nextn):
+            raise ImatrixError("--ray: each worker has the whole model; leave out --stream and --nextn")
         if self.stream and self.nextn:
             raise ImatrixError(
                 "--stream and --nextn cannot be used together: these layers run behind all others"
@@ -98,7 +97,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     saving = Saving(output.final, names, job.name, job.every, job.resume)
     check_output(saving.partial, IMATRIX, inputs)
     plain = read_texts(list(job.texts))
-    with _loaded(job, watcher) as loaded:
+    with loaded_model(_loading(job), watcher) as loaded:
         chunks = read_chunks(list(job.texts), plain, job.cutting, loaded, job.parse_special, job.tokenizer)
         settings = Settings(
             bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None,
@@ -115,7 +114,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         model, collecting = _way(job, loaded, len(chunks), watcher)
         try:
             with (
-                working(job.threads, usable_device(job.device).type) as workers,
+                _workers(job, settings, loaded, watcher) as workers,
                 workers.ending(loaded.model),
             ):
                 matrix, found = run_saving(
@@ -128,6 +127,20 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     store.save(output.final, matrix, job.format or store.format_of(job.output))
     saving.partial.unlink(missing_ok=True)
     return Result(matrix, found.perplexity(), progress.rate, tuple(coverage.gaps(matrix, missed)))
+
+
+def _loading(job: Job) -> Loading:
+    return Loading(job.model, job.name, job.device, job.dtype, job.tokenizer, job.nextn, job.stream)
+
+
+def _workers(
+    job: Job, settings: Settings, loaded: LoadedModel, watcher: Watcher
+) -> AbstractContextManager[Workers]:
+    if job.ray is None:
+        return working(job.threads, loaded.device.type)
+    from quantmill.jobs.collect_on_ray import workers_on_ray  # nobody else needs it
+
+    return workers_on_ray(job.ray, job.threads, _loading(job), settings, loaded, watcher)
 
 
 def _way(job: Job, loaded: LoadedModel, n_chunks: int, watcher: Watcher) -> tuple[Any, Collecting]:
@@ -155,49 +168,6 @@ class _Progress:
         ppl = f", PPL {progress.perplexity[0]:.4f}" if progress.perplexity else ""
         self._watcher.progressed(progress.n_done - self._told, f"{self.rate:.0f} tokens/s{ppl}")
         self._told = progress.n_done
-
-
-@contextmanager
-def _loaded(job: Job, watcher: Watcher) -> Iterator[LoadedModel]:
-    device = usable_device(job.device)
-    dtype = job.dtype
-    if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
-    offloaded = not job.stream and device.type == "cuda" and not _fits(job.model, device, dtype)
-    loaded: LoadedModel
-    if job.stream:
-        loaded = load_streamed(job.model, str(device), dtype, job.tokenizer)
-    elif not offloaded:
-        loaded = load(job.model, str(device), dtype, job.tokenizer, job.nextn)
-    else:
-        watcher.note(
-            f"{job.name}: does not fit on {device}; its weights stay in main memory and visit it in turn"
-        )
-        loaded = load(job.model, "cpu", dtype, job.tokenizer, job.nextn)
-    try:
-        if job.nextn:
-            loaded = nextn.attach(loaded)
-        if offloaded:
-            offload(loaded.model, device)
-        yield loaded
-    finally:
-        loaded.close()
-
-
-def _fits(path: Path, device: torch.device, dtype: str) -> bool:
-    """Whether the weights take less than three quarters of the free memory; the rest is for activations."""
-    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    # blocks are held as they are, a checkpoint in 16 bits in the type asked for
-    growth = 2 if path.is_dir() and dtype == "float32" and not is_packed(path) else 1
-    free, _ = torch.cuda.mem_get_info(device)
-    return growth * sum(file.stat().st_size for file in files) < 0.75 * free
-
-
-def offload(model: Any, device: torch.device) -> None:
-    """Keep the weights where they are and bring each module's to `device` while it runs (accelerate)."""
-    from accelerate import cpu_offload
-
-    cpu_offload(model, execution_device=device, offload_buffers=True)
 
 
 def _tensors(loaded: LoadedModel) -> list[tuple[str, int]]:

@@ -42,7 +42,7 @@ def run(capsys, *words):
         (["evaluate", "speeed"], "no such command: speeed; did you mean speed?"),
         (["imatrics", "x.gguf"], "did you mean imatrix?"),
         ([str(EXAMPLE), "Q4_K_M"], f"did you mean quantmill quantize {EXAMPLE}?"),
-        (["quantize", "--thread", "2"], "no such option: --thread; did you mean --threads?"),
+        (["quantize", "--thread", "2"], "no such option: --thread; did you mean --ray, --threads?"),
         (["quantize", "--threads", "two", "m.gguf", "Q8_0"], "'--threads'"),
         (["quantize", "--threads", "-2", "m.gguf", "Q8_0"], "--threads -2: must be at least 0"),
         (["evaluate", "m.gguf", "-t", "-1"], "--threads -1: must be at least 0"),

@@ -154,7 +154,7 @@ def test_recording_does_not_change_what_the_model_says(experts: Any) -> None:
 
 
 def test_weights_that_accelerate_brings_in_turn(experts: Any) -> None:
-    from quantmill.jobs.collect import offload
+    from quantmill.jobs.collect_load import offload
 
     chunks = some_chunks(2)
     expected, _ = collected(experts, chunks)

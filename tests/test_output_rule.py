@@ -224,10 +224,10 @@ def test_json_is_one_object_in_one_style(capsys: pytest.CaptureFixture[str], pla
 def test_a_place_that_cannot_be_is_found_before_the_work(
     capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
 ) -> None:
-    import quantmill.jobs.collect
+    import quantmill.jobs.collect_load
     import quantmill.jobs.evaluate
 
-    monkeypatch.setattr(quantmill.jobs.collect, "load", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(quantmill.jobs.collect_load, "load", lambda *_: pytest.fail("the work began"))
     monkeypatch.setattr(quantmill.jobs.evaluate, "load", lambda *_: pytest.fail("the work began"))
     assert message in refused(capsys, place, line)
 

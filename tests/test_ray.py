@@ -209,3 +209,20 @@ def test_a_checkpoint_is_converted_on_a_cluster_of_its_own(tmp_path, ray):
         words = ["convert", str(EXAMPLE), str(tmp_path / f"{name}.gguf"), "--threads", "1"]
         assert cli.main([*words, *more]) == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.slow
+def test_an_importance_matrix_is_the_same_whoever_sums(tmp_path, cluster):
+    common = [
+        "imatrix",
+        str(tiny("Q8_0")),
+        "-f",
+        str(EXAMPLE / "calibration.txt"),
+        "--ctx",
+        "64",
+        "--chunks",
+        "20",
+    ]
+    for name, more in (("here", ["--threads", "1"]), ("there", [f"--ray={cluster.address}"])):
+        assert cli.main([*common, *more, "-o", str(tmp_path / f"{name}.gguf")]) == 0
+    assert (tmp_path / "here.gguf").read_bytes() == (tmp_path / "there.gguf").read_bytes()

@@ -1,0 +1,74 @@
+"""The model that an importance matrix is collected from, here or elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantmill.gguf_io.convert import is_packed
+from quantmill.jobs.watcher import Watcher
+from quantmill.models import nextn
+from quantmill.models.model import LoadedModel, load, usable_device
+from quantmill.models.streamed import load_streamed
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the model is loaded; the fields are those of jobs.collect.Job."""
+
+    model: Path
+    name: str
+    device: str
+    dtype: str
+    tokenizer: Path | None
+    nextn: bool
+    stream: bool
+
+
+@contextmanager
+def loaded_model(job: Loading, watcher: Watcher) -> Iterator[LoadedModel]:
+    """The model, closed at the end. Raises ModelError, GGUFError, OSError."""
+    device = usable_device(job.device)
+    dtype = job.dtype
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    offloaded = not job.stream and device.type == "cuda" and not _fits(job.model, device, dtype)
+    loaded: LoadedModel
+    if job.stream:
+        loaded = load_streamed(job.model, str(device), dtype, job.tokenizer)
+    elif not offloaded:
+        loaded = load(job.model, str(device), dtype, job.tokenizer, job.nextn)
+    else:
+        watcher.note(
+            f"{job.name}: does not fit on {device}; its weights stay in main memory and visit it in turn"
+        )
+        loaded = load(job.model, "cpu", dtype, job.tokenizer, job.nextn)
+    try:
+        if job.nextn:
+            loaded = nextn.attach(loaded)
+        if offloaded:
+            offload(loaded.model, device)
+        yield loaded
+    finally:
+        loaded.close()
+
+
+def _fits(path: Path, device: torch.device, dtype: str) -> bool:
+    """Whether the weights take less than three quarters of the free memory; the rest is for activations."""
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    # blocks are held as they are, a checkpoint in 16 bits in the type asked for
+    growth = 2 if path.is_dir() and dtype == "float32" and not is_packed(path) else 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return growth * sum(file.stat().st_size for file in files) < 0.75 * free
+
+
+def offload(model: Any, device: torch.device) -> None:
+    """Keep the weights where they are and bring each module's to `device` while it runs (accelerate)."""
+    from accelerate import cpu_offload
+
+    cpu_offload(model, execution_device=device, offload_buffers=True)
