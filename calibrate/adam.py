@@ -40,6 +40,16 @@ class Adam:
         ]
         self.n_steps = 0
 
+    def promised(self, rates: Sequence[float | torch.Tensor]) -> float:
+        """What a step against every gradient at these rates would take off the loss, were it linear."""
+
+        def one(number: int) -> float:
+            grad = self.knobs[number].grad
+            assert grad is not None
+            return float((grad.abs() * rates[number]).sum(dtype=torch.float64))
+
+        return sum(self.workers.map(one, range(len(self.knobs))))
+
     def step(self, rates: Sequence[float | torch.Tensor]) -> None:
         """One step; rates: a knob's, one number or what its change can be multiplied with. Gradients are used up."""
         self.n_steps += 1

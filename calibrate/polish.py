@@ -26,17 +26,23 @@ from quantmill.models.workers import Workers
 from quantmill.qkernels.scales import is_trainable
 
 FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales
+_COURSE = ("losses", "promised", "looks")
 PATIENCE = 2  # looks at held-back chunks in a row that found nothing better end a training
 
 
 @dataclass(frozen=True)
 class Rates:
     """Highest relative change a step, of the scales of each type (by ggml's name), of the whole numbers that stand for
-    the scales of its groups, and of vectors; 0: left alone."""
+    the scales of its groups, and of vectors; 0: left alone.
+
+    promise: all rates are lowered together until a step promises to take at most this share of the loss away, by the
+    gradient alone; None: they are as they are.
+    """
 
     scales: Mapping[str, float]
     vectors: float
     sub_scales: Mapping[str, float] = field(default_factory=dict)
+    promise: float | None = None
 
     def of(self, type: str) -> float:
         return self.scales.get(type, 0.0)
@@ -126,6 +132,10 @@ class Training:
             *[rates.vectors] * (len(student.factors) + len(student.vectors)),
         ]
         self.adam = Adam(self.knobs, student.workers)
+        self.promise = rates.promise
+        self.promised: list[
+            float
+        ] = []  # what each step at full rates would take off its loss, by the gradient alone
         rng = np.random.default_rng(seed)
         self.order = np.concatenate([rng.permutation(n_chunks) for _ in range(n_epochs)])
         self.losses: list[float] = []  # of each chunk before it was trained on
@@ -155,15 +165,27 @@ class Training:
         hidden.backward(back)
         for factors in self.student.factors:
             factors.collect()
-        share = rate_at(self.n_done, len(self.order))
+        self.promised.append(self.adam.promised(self.rates))
+        self.losses.append(loss)
+        share = rate_at(self.n_done - 1, len(self.order)) * self.lowered()
         self.adam.step([rate * share for rate in self.rates])
         for piece in self.student.moving:
             assert piece.grad is not None
             piece.grad.zero_()
         self._apply()
-        self.losses.append(loss)
         self.between_steps = True
         return loss
+
+    def lowered(self) -> float:
+        """The share of all rates that keeps the promise, by the steps so far.
+
+        What a rate does to the loss grows with the layers and with how fine the types are: a rate that serves a small
+        model of 4 bits carries a deep one of 5 far beyond its minimum.
+        """
+        promised = sum(self.promised)
+        return (
+            1.0 if self.promise is None else min(1.0, self.promise * sum(self.losses) / max(promised, 1e-30))
+        )
 
     def looked(self, divergence: float) -> None:
         """Note the divergence of held-back chunks."""
@@ -193,7 +215,7 @@ class Training:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that the next steps depend on."""
-        out = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "looks")}
+        out = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in _COURSE}
         out |= {f"{i}.best": change for i, change in enumerate(self.best)}
         for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
             out |= {f"{i}.change": knob.change, f"{i}.mean": mean, f"{i}.square": square}
@@ -203,7 +225,8 @@ class Training:
 
     def resume(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on where `state` was taken."""
-        self.losses, self.looks = state["losses"].tolist(), state["looks"].tolist()
+        for name in _COURSE:
+            setattr(self, name, state[name].tolist())
         self.best = [state[f"{i}.best"] for i in range(len(self.knobs) if self.looks else 0)]
         self.adam.n_steps = self.n_done
         for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):

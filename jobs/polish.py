@@ -151,7 +151,7 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     first, last = summarize(before), summarize(after)
     paths: tuple[Path, ...] = ()
     if test.difference.value < 0 and test.p_value <= ACCEPTED:
-        keys = facts(job, ready.quant, ready.base, chunks, ready.dtype, first, last, training.n_done)
+        keys = facts(job, ready.quant, ready.base, chunks, ready.dtype, first, last, training)
         paths = _written(ready, student, with_facts(ready.quant.metadata, keys))
     kept.remove()
     return Result(ready.plan, first, last, test, tuple(training.losses), training.n_done, paths)

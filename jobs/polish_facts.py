@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.head import PART, SLAB
+from quantmill.calibrate.polish import Training
 from quantmill.calibrate.replay import KEPT_BYTES
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
 from quantmill.jobs.polish_checks import Chunks, quantized_base
@@ -26,7 +27,7 @@ from quantmill.qkernels.scales import is_trainable, n_values
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
-VERSION = 2  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+VERSION = 3  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(
@@ -117,19 +118,19 @@ def facts(
     dtype: torch.dtype,
     before: Divergence,
     after: Divergence,
-    n_steps: int,
+    training: Training,
 ) -> dict[str, MetaValue]:
-    """The keys `quantmill.polish.*` of the written file."""
+    """The keys `quantmill.polish.*` of the written file. rate: the highest of any type, as lowered in the end."""
     text, u32, f32 = GGUFValueType.STRING, GGUFValueType.UINT32, GGUFValueType.FLOAT32
     highest = max(job.rates.vectors, *(job.rates.of(spec.type) for spec in quant.specs()))
     values = {
         "base": MetaValue(text, job.base.name),
         "base.sha256": MetaValue(text, digest(list(base.paths))),
         "text.sha256": MetaValue(text, digest(list(job.text_files))),
-        "tokens": MetaValue(u32, n_steps * chunks.trained.shape[1]),
+        "tokens": MetaValue(u32, training.n_done * chunks.trained.shape[1]),
         "chunks": MetaValue(u32, len(chunks.trained)),
         "epochs": MetaValue(u32, job.n_epochs),
-        "rate": MetaValue(f32, highest),
+        "rate": MetaValue(f32, highest * training.lowered()),
         "only": MetaValue(text, job.only or "all"),
         "dtype": MetaValue(text, str(dtype).removeprefix("torch.")),
         "kld_before": MetaValue(f32, before.kld.value),

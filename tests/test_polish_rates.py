@@ -1,0 +1,46 @@
+"""How far a step of polish goes: rates by type, and what they are lowered to where a step would promise too much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from quantmill.calibrate import rates
+from quantmill.calibrate.adam import Adam
+from quantmill.calibrate.polish import Training
+from quantmill.jobs.polish import run
+from quantmill.models.workers import working
+from tests.support.polishing import job
+
+
+def test_a_promise_is_the_gradients_times_the_rates() -> None:
+    rng = np.random.default_rng(1)
+    grads = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 2), (7,))]
+    each = np.array([1e-3, 4e-3], np.float32)
+    knobs = [SimpleNamespace(change=torch.zeros(g.shape), grad=torch.from_numpy(g)) for g in grads]
+    wanted = float(
+        (np.abs(grads[0]) * each).sum(dtype=np.float64) + 2e-3 * np.abs(grads[1]).sum(dtype=np.float64)
+    )
+    for threads in (1, 2):
+        with working(threads) as workers:
+            assert Adam(knobs, workers).promised([torch.from_numpy(each), 2e-3]) == pytest.approx(
+                wanted, rel=1e-6
+            )
+
+
+@pytest.mark.parametrize(("promise", "share"), [(0.5, 0.125), (None, 1.0), (8.0, 1.0)])
+def test_rates_are_lowered_until_the_promise_is_kept(promise: float | None, share: float) -> None:
+    training = SimpleNamespace(promise=promise, losses=[0.1, 0.3], promised=[0.6, 1.0])
+    assert Training.lowered(training) == pytest.approx(share)  # type: ignore[arg-type]
+
+
+def test_rates_far_too_high_for_a_model_are_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "_COARSE", 0.2)
+    monkeypatch.setattr(rates, "_FINE", 0.2)
+    result = run(job(tmp_path / "out.gguf"))
+    assert result.after.kld.value < result.before.kld.value
+    assert job(tmp_path / "out.gguf", rate=0.2).rates.promise is None  # what was asked for is what is done
