@@ -30,6 +30,7 @@ from quantmill.models.fill import held_blocks
 from quantmill.models.model import LoadedModel, facts_of, from_source
 from quantmill.models.packed import PackedLinear, PackedTensor, Piece
 
+Norm = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (values [..., n], weight [n])
 # The model's tensors that a layer has of its own, where it has: name in the model -> name in the layer
 _OWN = {
     "token_embd.weight": "embed_tokens.weight",
@@ -71,6 +72,14 @@ def attach(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, table=_joined(loaded.table, tables, facts))
 
 
+def _norm(facts: Facts) -> Norm:
+    eps = facts.get("attention.layer_norm_rms_epsilon")
+    if eps:
+        return lambda values, weight: F.rms_norm(values, weight.shape, weight, eps)
+    eps = facts.need("attention.layer_norm_epsilon")
+    return lambda values, weight: F.layer_norm(values, weight.shape, weight, None, eps)
+
+
 class Further(nn.Module):
     """A layer that predicts further tokens. model: of this layer alone, with the norm and the output behind it;
     with_head: whether the output is the layer's own."""
@@ -83,23 +92,19 @@ class Further(nn.Module):
         eh_proj: PackedLinear,
         enorm: torch.Tensor,
         hnorm: torch.Tensor,
-        eps: float,
+        norm: Norm,
         model: Any,
         with_head: bool,
     ):
         super().__init__()
-        self.eh_proj, self.eps, self.model, self.with_head = eh_proj, eps, model, with_head
+        self.eh_proj, self.norm, self.model, self.with_head = eh_proj, norm, model, with_head
         self.register_buffer("enorm", enorm, persistent=False)
         self.register_buffer("hnorm", hnorm, persistent=False)
 
     def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """ids [n_seq, n]: the tokens that follow; hidden [n_seq, n, n_hidden] → the same shape, behind its norm."""
         embedded = self.model.get_input_embeddings()(ids)
-        size = self.enorm.shape
-        normed = (
-            F.rms_norm(embedded, size, self.enorm, self.eps),
-            F.rms_norm(hidden, size, self.hnorm, self.eps),
-        )
+        normed = (self.norm(embedded, self.enorm), self.norm(hidden, self.hnorm))
         entering = self.eh_proj(torch.cat(normed, dim=-1))
         return self.model.base_model(inputs_embeds=entering, use_cache=False).last_hidden_state
 
@@ -145,9 +150,13 @@ def _layer(
     raw, type = source.fetch(name)
     blocks, view = held_blocks(raw, _projection(name, facts))
     weight = PackedTensor(view.shape, [Piece(name, type, blocks.to(loaded.device), view, None)], loaded.dtype)
-    eps = facts.need("attention.layer_norm_rms_epsilon")
     layer = Further(
-        PackedLinear(weight, None), norm("enorm"), norm("hnorm"), eps, inner.model, "output.weight" in own
+        PackedLinear(weight, None),
+        norm("enorm"),
+        norm("hnorm"),
+        _norm(facts),
+        inner.model,
+        "output.weight" in own,
     )
     return layer, inner.table
 
@@ -180,6 +189,11 @@ def _metadata_of(metadata: Metadata, facts: Facts, number: int) -> Metadata:
             continue
         if found.element_type is not None and len(found.value) == n_layers:
             metadata = metadata.replace(key, MetaValue(found.type, [found.value[number]], found.element_type))
+        # As llama.cpp: its RoPE is that of layers with a window (of Cohere's, no other has any), its window is none.
+        elif short == "attention.sliding_window_pattern" and found.element_type is not None:
+            metadata = metadata.replace(key, MetaValue(found.type, [True], found.element_type))
+        elif short == "attention.sliding_window":
+            metadata = metadata.replace(key, MetaValue(found.type, facts.need("context_length")))
         elif short in _OF_ONE:
             metadata = metadata.replace(key, MetaValue(found.type, _OF_ONE[short]))
     return metadata

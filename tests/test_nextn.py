@@ -25,6 +25,7 @@ from tests.support.convert_models import write_f32, write_model, written_once
 from tests.support.llama_model import LlamaModel
 
 MODELS = (
+    "cohere2-moe-nextn",
     "deepseek-v3.2-nextn",
     "qwen3-next-nextn",
     "glm4-moe-nextn",
@@ -63,7 +64,8 @@ def run(loaded: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
     layer.register_forward_hook(lambda module, given, put_out: seen.extend((given[1], put_out)))
     with torch.inference_mode():
         loaded.model(input_ids=IDS, use_cache=False)
-        return seen[0][0].numpy(), layer.logits(seen[1])[0].numpy()
+        scale = getattr(layer.model, "logit_scale", 1.0)  # behind Cohere's output
+        return seen[0][0].numpy(), scale * layer.logits(seen[1])[0].numpy()
 
 
 FAST = ("glm4-moe-nextn", "qwen3.5-further-nextn", "hy-v3-nextn")

@@ -42,7 +42,7 @@ _WHERE = r"^model\.layers\.(\d+)\."
 @dataclass(frozen=True)
 class Nextn:
     """key: config.json's number of such layers. layer: the tensors of one that an ordinary layer has too. norms: how
-    the values of norms change. draft: whether llama.cpp runs them without the others."""
+    the values of norms change. draft: whether llama.cpp runs them."""
 
     key: str
     layer: Mapping[str, str]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from gguf import MODEL_ARCH, RopeScalingType
 
-from quantmill.gguf_io.convert import keys, layout, rope, rules
+from quantmill.gguf_io.convert import keys, layout, nextn, rope, rules
 from quantmill.gguf_io.convert.facts import Facts, Settings
 from quantmill.gguf_io.convert.families import cohere2
 from quantmill.gguf_io.convert.family import Family
@@ -98,6 +98,7 @@ FAMILY = Family(
         keys.LEADING_DENSE,
         Key("norm_topk_prob", "expert_weights_norm", BOOL),
         keys.Rows(_write_shared, lambda facts: {"num_shared_experts": facts.get("expert_shared_count", 0)}),
+        nextn.LAYERS,
         keys.written("rope.dimension_count", keys.head_dim),
         keys.written("rope.scaling.type", lambda config: RopeScalingType.NONE.value, STRING),
     ),
@@ -121,6 +122,23 @@ FAMILY = Family(
             config.get("prefix_dense_intermediate_size") or config["intermediate_size"]
         ),
     },
-    rules=(*cohere2.ZERO_BIAS_LEFT_OUT, *rules.STACKED_EXPERTS, *rules.tied_head_left_out(True)),
+    rules=(
+        rules.LATER_LAYERS_LEFT_OUT,
+        *cohere2.ZERO_BIAS_LEFT_OUT,
+        *rules.STACKED_EXPERTS,
+        *rules.tied_head_left_out(True),
+    ),
     names=MODEL_ARCH.EXAONE_MOE,
+    nextn=nextn.Nextn(
+        "num_nextn_predict_layers",
+        {
+            "blk.attn_norm.weight": "hidden_size",
+            **layout.ATTENTION.shapes,
+            **layout.expert_tensors("num_experts", "intermediate_size"),
+            **{
+                f"{name}?": shape
+                for name, shape in layout.shared_expert("num_shared_experts*intermediate_size").items()
+            },
+        },
+    ),
 )
