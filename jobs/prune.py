@@ -13,7 +13,7 @@ from quantmill.jobs.edits import NO_EDITS, Edits
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.prune_choice import ExpertChoice, expert_rows
 from quantmill.jobs.prune_facts import facts_of
-from quantmill.jobs.prune_layers import Search
+from quantmill.jobs.prune_layers import Search, require_fewer
 from quantmill.jobs.prune_request import Pruned, Refitted, Request, Scan
 from quantmill.jobs.prune_rewrite import healed, in_own_types, merged_experts
 from quantmill.jobs.prune_session import Session, session
@@ -56,6 +56,7 @@ def run(request: Request, watcher: Watcher | None = None) -> Pruned:
     watcher = watcher or Silent()
     with session(request, watcher) as opened:
         plan_pruning(request.layers, [spec.name for spec in opened.source.specs()])
+        require_fewer(request.n_layers, opened.n_layers)
         edits, chosen_by = NO_EDITS, []
         n_experts = 0
         if request.experts is not None:

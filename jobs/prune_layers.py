@@ -19,6 +19,14 @@ _RUNS = 3  # runs of each length that are measured, those of the least block inf
 _PAIRED = 4  # of the best single layers, all pairs are measured
 
 
+def require_fewer(n: int, n_layers: int) -> None:
+    """Raises JobError where as many layers are to leave as there are."""
+    if n >= n_layers:
+        raise JobError(
+            f"--prune-layers auto:{n}: the model has {n_layers} layers, at most {n_layers - 1} can leave"
+        )
+
+
 class Search:
     """Sets of layers of a model, measured on the chunks that candidates are compared on; each set once, ever."""
 
@@ -32,11 +40,7 @@ class Search:
 
     def best(self, n: int) -> tuple[Set, ...]:
         """For 1 … n layers, the set that loses least of those that were measured. Raises JobError for too many."""
-        if n >= self.influence.n_layers:
-            raise JobError(
-                f"--prune-layers auto:{n}: the model has {self.influence.n_layers} layers, at most "
-                f"{self.influence.n_layers - 1} can leave"
-            )
+        require_fewer(n, self.influence.n_layers)
         return tuple(self._best_of(size) for size in range(1, n + 1))
 
     def _best_of(self, size: int) -> Set:

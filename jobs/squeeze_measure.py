@@ -44,6 +44,7 @@ class Measuring:
                 n_ctx=N_CTX,
                 chunks=job.chunks,
                 save_base=self._memory.file(key, ".logits"),
+                threads=job.threads,
             )
             evaluate.run(self._kept(asked, key), watcher)
             return {"text": self._texts.evaluation.name, "tokens_per_second": watcher.rate}
@@ -90,7 +91,8 @@ class Measuring:
         """of: what the file is made from; file: gives its path when it has to be run."""
 
         def work(key: str) -> Mapping[str, Any]:
-            asked = evaluate.Job((file(),), base_file=self._memory.file(self.base_key, ".logits"))
+            predictions = self._memory.file(self.base_key, ".logits")
+            asked = evaluate.Job((file(),), base_file=predictions, threads=self._job.threads)
             evaluate.run(self._kept(asked, key), Inside(self._stages.watcher, label))
             return {"of": of}
 
@@ -107,7 +109,9 @@ class Measuring:
         def work(key: str) -> Mapping[str, Any]:
             files = [job.hub.file(one.repo, one.file, "dataset") for one in sets]
             tasks = tuple(evaluate.TaskJob(one.kind, path) for one, path in zip(sets, files, strict=True))
-            asked = evaluate.Job((file(),), tasks=tasks, n_tasks=job.n_tasks, n_ctx=_TASK_CTX)
+            asked = evaluate.Job(
+                (file(),), tasks=tasks, n_tasks=job.n_tasks, n_ctx=_TASK_CTX, threads=job.threads
+            )
             evaluate.run(self._kept(asked, key), Inside(self._stages.watcher, label))
             return {"of": of}
 

@@ -308,3 +308,7 @@ def test_an_output_that_may_not_be_is_refused_before_the_measuring(text, tmp_pat
     assert output.read_text() == "mine"
     with pytest.raises(JobError, match="nothing is pruned"):
         run(request(text))
+    watcher = Counting()
+    with pytest.raises(JobError, match="at most 3 can leave"):
+        run(request(text, n_layers=4), watcher)
+    assert watcher.stages == []
