@@ -21,9 +21,11 @@ from quantmill.commands.options import (
     ModelOption,
     NTasks,
     ParseSpecial,
+    Ray,
     Resume,
     Stream,
     Threads,
+    WithRay,
     at_least,
     device_of,
     file_to_write,
@@ -63,7 +65,7 @@ Output = Annotated[
 ]
 
 
-@app.command("compare")
+@app.command("compare", cls=WithRay)
 def compare(
     models: Models = None,
     model_option: ModelOption = None,
@@ -103,6 +105,7 @@ def compare(
     dtype: Dtype = "auto",
     threads: Threads = None,
     stream: Stream = False,
+    ray: Ray = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Hugging Face directory whose tokenizer to use.")
     ] = None,
@@ -145,6 +148,7 @@ def compare(
             threads=threads or None,
             tokenizer=tokenizer,
             stream=stream,
+            ray=ray,
             output=output,
             resume=resume,
             force=force,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class Job:
     base: a model, or base_file: its saved predictions. save_logits, save_base: write the base's predictions in
     llama.cpp's or the compact format with top_k entries a position. n_tasks None: all tasks of a file.
     stream: read the models layer by layer, all of the text through each before the next is read.
+    ray: the cluster whose workers run the batches of the text (jobs.cluster), None: this process.
     output: the record, a table where its name ends in .csv; what is finished is kept beside it until it is there, and
     with `resume` not run again. dtype "auto": float32, for differences between models are smaller than what a shorter
     type rounds away. command, version: as the record shall name them.
@@ -85,6 +86,7 @@ class Job:
     threads: int | None = None
     tokenizer: Path | None = None
     stream: bool = False
+    ray: str | None = None
     output: Path | None = None
     resume: bool = False
     force: bool = False
@@ -117,6 +119,10 @@ class Job:
         for name, value in numbers.items():
             if value is not None and value < 1:
                 raise MeasureError(f"{name} {value}: must be at least 1")
+        if self.ray and (self.stream or self.tasks or self.lm_eval or self.save_logits or self.save_base):
+            raise MeasureError(
+                "--ray spreads the chunks of a text; leave out --stream, tasks, --save-logits and --save-base"
+            )
         if self.stream and (self.tasks or self.lm_eval):
             raise MeasureError(
                 "--stream reads the model once for a whole text; for tasks it would read it again and again: leave "
@@ -163,7 +169,7 @@ def _outputs(job: Job) -> tuple[Output | None, dict[str, Output]]:
 
 
 def _identity(job: Job) -> str:
-    kept = {"output", "resume", "force", "command", "version", "threads", "save_logits", "save_base"}
+    kept = {"output", "resume", "force", "command", "version", "threads", "save_logits", "save_base", "ray"}
     options = {name: value for name, value in asdict(job).items() if name not in kept}
     options["batches"] = LEAST_BATCHES  # where a batch ends, a stopped run is gone on with
     paths = (*job.models, job.base, job.base_file, job.text, *(task.path for task in job.tasks))
@@ -189,7 +195,7 @@ def _measured(
         for warning in (line for one in (output, *saves.values()) if one for line in one.warnings):
             watcher.warn(warning)
         base, quants = (loaded[0], loaded[1:]) if job.base else (None, loaded)
-        workers = opened.enter_context(working(job.threads, device.type))
+        workers = opened.enter_context(_workers(job, paths, device.type, watcher))
         for model in loaded:
             opened.enter_context(workers.ending(model.model))
         results, text, scores = _text(job, base, base_file, quants, saves, saved, watcher, workers)
@@ -222,6 +228,19 @@ def _measured(
             *(["weights were read layer by layer (--stream)"] if job.stream else []),
             *filter(None, (unasked(task.path, task.kind) for task in job.tasks)),
         ),
+    )
+
+
+def _workers(
+    job: Job, paths: Sequence[Path], device: str, watcher: Watcher
+) -> AbstractContextManager[Workers]:
+    if job.ray is None:
+        return working(job.threads, device)
+    from quantmill.jobs.evaluate_on_ray import scoring_on_ray  # nobody else needs it
+
+    has_base = job.base is not None
+    return scoring_on_ray(
+        job.ray, job.threads, paths, has_base, job.base_file, device, job.dtype, job.tokenizer, watcher
     )
 
 

@@ -75,7 +75,9 @@ def alone(
     """−log p of the text's scored tokens under each model, one model after the other."""
     if not any(isinstance(model, StreamedModel) for model in models):
         watcher.began("perplexity", len(models) * chunks.size, "tokens")
-    return [_alone(f"alone {i}", model, chunks, saved, watcher, workers) for i, model in enumerate(models)]
+    return [
+        _alone(f"alone {i}", model, chunks, saved, watcher, workers.of(i)) for i, model in enumerate(models)
+    ]
 
 
 def _alone(
@@ -92,22 +94,26 @@ def _alone(
             return {}
         return {_STOP: np.array(done[-1][0]), "nll": np.concatenate([nll for _, nll in done])}
 
-    def one(batch: slice, tell: Tell) -> tuple[int, np.ndarray]:
-        wanted = torch.from_numpy(targets(chunks[batch]).astype(np.int64))
-        logits = scored_logits(model, chunks[batch])
-        pairs = zip(logits, wanted, strict=True)
-        nll = np.concatenate([token_nll(rows, target.to(rows.device)) for rows, target in pairs])
-        tell(chunks[batch].size)
-        return batch.stop, nll
+    def one(item: tuple[slice, np.ndarray], tell: Tell) -> tuple[int, np.ndarray]:
+        found = nll_of(model, *item)
+        tell(item[1].size)
+        return found
 
     first = done[-1][0] if done else 0
     cuts = batches(chunks.shape[0], chunks.shape[1], model.n_vocab)
-    left = [batch for batch in cuts if batch.start >= first]
+    left = [(batch, chunks[batch]) for batch in cuts if batch.start >= first]
     with _saving(saved, name, arrays) as keep:
         for found in workers.in_order(one, left, lambda n: watcher.progressed(n, model.path.name)):
             done.append(found)
             keep()
     return np.concatenate([nll for _, nll in done])
+
+
+def nll_of(model: LoadedModel, batch: slice, chunks: np.ndarray) -> tuple[int, np.ndarray]:
+    """Where a batch ends in the text, and −log p of the scored tokens of its chunks [n_seq, n_ctx]."""
+    wanted = torch.from_numpy(targets(chunks).astype(np.int64))
+    pairs = zip(scored_logits(model, chunks), wanted, strict=True)
+    return batch.stop, np.concatenate([token_nll(rows, target.to(rows.device)) for rows, target in pairs])
 
 
 def take_through_layers(

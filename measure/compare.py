@@ -105,28 +105,40 @@ def run_batches(
     """
     n_chunk, n_ctx = chunks.shape
     n_vocab = base.header.n_vocab if isinstance(base, LogitsFile) else base.n_vocab
-    wanted = torch.from_numpy(targets(chunks).astype(np.int64))
 
-    def one(batch: slice, tell: Tell) -> tuple[Batch, list[list[bytes]]]:
-        side = _base_side(base, chunks, batch, wanted, writers)
-        tell(0 if isinstance(base, LogitsFile) else (batch.stop - batch.start) * n_ctx)
-        found = []
-        for quant in quants:
-            logits = scored_logits(quant, chunks[batch])
-            parts = [
-                chunk.compare(rows, target.to(rows.device))
-                for chunk, rows, target in zip(side.chunks, logits, wanted[batch], strict=True)
-            ]
-            found.append(TokenScores.joined(parts))
-            tell((batch.stop - batch.start) * n_ctx)
-        return Batch(batch.stop, side.nll, tuple(found)), side.encoded
+    def one(item: tuple[slice, np.ndarray], tell: Tell) -> tuple[Batch, list[list[bytes]]]:
+        return score_batch(base, quants, *item, writers, tell)
 
-    left = [batch for batch in batches(n_chunk, n_ctx, n_vocab) if batch.start >= first]
+    left = [(batch, chunks[batch]) for batch in batches(n_chunk, n_ctx, n_vocab) if batch.start >= first]
     for found, encoded in workers.in_order(one, left, advance):
         for writer, parts in zip(writers, encoded, strict=True):
             for chunk in parts:
                 writer.append(chunk)
         yield found
+
+
+def score_batch(
+    base: LoadedModel | LogitsFile,
+    quants: Sequence[LoadedModel],
+    batch: slice,
+    chunks: np.ndarray,
+    writers: Sequence[LogitsWriter] = (),
+    tell: Tell = lambda tokens: None,
+) -> tuple[Batch, list[list[bytes]]]:
+    """What all models say of some chunks [n_seq, n_ctx] i32, `batch` of the text's; and what each writer writes."""
+    wanted = torch.from_numpy(targets(chunks).astype(np.int64))
+    side = _base_side(base, chunks, batch, wanted, writers)
+    tell(0 if isinstance(base, LogitsFile) else chunks.size)
+    found = []
+    for quant in quants:
+        logits = scored_logits(quant, chunks)
+        parts = [
+            chunk.compare(rows, target.to(rows.device))
+            for chunk, rows, target in zip(side.chunks, logits, wanted, strict=True)
+        ]
+        found.append(TokenScores.joined(parts))
+        tell(chunks.size)
+    return Batch(batch.stop, side.nll, tuple(found)), side.encoded
 
 
 @dataclass(frozen=True)
@@ -150,8 +162,8 @@ def _base_side(
     sides: list[Base] = []
     encoded: list[list[bytes]] = [[] for _ in writers]
     nll = []
-    logits = scored_logits(base, chunks[batch])
-    for rows, target in zip(logits, wanted[batch], strict=True):
+    logits = scored_logits(base, chunks)
+    for rows, target in zip(logits, wanted, strict=True):
         target = target.to(rows.device)
         for writer, parts in zip(writers, encoded, strict=True):
             parts.append(writer.encoded(rows, target))

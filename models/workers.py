@@ -96,6 +96,10 @@ class Workers:
         wait(under_way)
         self._ends.clear()
 
+    def of(self, model: int) -> Workers:
+        """Those for work with one of several models, by its number; threads here have them all."""
+        return self
+
     @contextlib.contextmanager
     def ending(self, model: Any) -> Iterator[None]:
         """Inside, threads that run `model` for nobody stop before its next layer, not at the end of their text."""

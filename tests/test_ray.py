@@ -1,6 +1,7 @@
 """Quantizing and converting on a Ray cluster of several raylets on this machine: the same bytes, and plain errors."""
 
 import errno
+import json
 import os
 import socket
 import threading
@@ -226,3 +227,23 @@ def test_an_importance_matrix_is_the_same_whoever_sums(tmp_path, cluster):
     for name, more in (("here", ["--threads", "1"]), ("there", [f"--ray={cluster.address}"])):
         assert cli.main([*common, *more, "-o", str(tmp_path / f"{name}.gguf")]) == 0
     assert (tmp_path / "here.gguf").read_bytes() == (tmp_path / "there.gguf").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [["--base", str(tiny("F16"))], []])
+def test_an_evaluation_is_the_same_whoever_scores(tmp_path, cluster, base):
+    common = [
+        "evaluate",
+        str(tiny("Q8_0")),
+        str(tiny("Q4_0")),
+        *base,
+        "--text",
+        str(EXAMPLE / "evaluation.txt"),
+    ]
+    common += ["--ctx", "64", "--chunks", "16"]
+    found = []
+    for name, more in (("here", ["--threads", "1"]), ("there", [f"--ray={cluster.address}"])):
+        assert cli.main([*common, *more, "-o", str(tmp_path / f"{name}.json")]) == 0
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        found.append({key: record[key] for key in ("models", "base", "ranking", "comparisons")})
+    assert found[0] == found[1]

@@ -1,0 +1,111 @@
+"""What Ray costs: `python -m bench.on_ray MODEL TYPE --work DIR [--hosts N]`.
+
+In turns, on a cluster of N raylets of one processor each that runs already, and in this machine's own threads: the same
+file. Wall seconds, and CPU seconds of the command and of all of the cluster's processes. The files must be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import filecmp
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench import machine, process, tables
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians of the rounds. share: CPU seconds over those without Ray."""
+
+    way: str
+    rounds: int
+    cpu_s: float
+    wall_s: float
+    share: float
+
+
+_COLUMNS = (
+    tables.Column("way", "way"),
+    tables.Column("rounds", "rounds", "{:d}"),
+    tables.Column("CPU, s", "cpu_s", "{:.2f}"),
+    tables.Column("wall, s", "wall_s", "{:.2f}"),
+    tables.Column("CPU against no Ray", "share", "{:.2f} ×"),
+)
+
+
+class _Spent:
+    """CPU seconds of all processes below this one, those that have ended since included."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[int, float], float] = {}
+
+    def look(self) -> float:
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                times = one.cpu_times()
+                self._of[one.pid, one.create_time()] = times.user + times.system
+        return sum(self._of.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("type")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--hosts", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    here = machine.describe("bench.on_ray", sys.argv[1:])
+    from ray.cluster_utils import Cluster
+
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    options.work.mkdir(parents=True, exist_ok=True)
+    files = {"no Ray": options.work / "here.gguf", "on Ray": options.work / "there.gguf"}
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in files}
+    try:
+        for _ in range(options.hosts - 1):
+            cluster.add_node(**node)
+        for _ in range(options.rounds):
+            for way, file in files.items():
+                words = ["--threads", "1"] if way == "no Ray" else [f"--ray={cluster.address}"]
+                spent = _Spent()
+                before = spent.look()
+                command = ["-m", "quantmill", "quantize", str(options.model), str(file), options.type, *words]
+                used = process.run([sys.executable, *command])
+                cpu = used.cpu_s + (spent.look() - before if way == "on Ray" else 0.0)
+                found[way].append((cpu, used.wall_s))
+            if not filecmp.cmp(files["no Ray"], files["on Ray"], shallow=False):
+                sys.exit("the files differ")
+            for file in files.values():
+                file.unlink()
+    finally:
+        cluster.shutdown()
+    medians = {
+        way: [statistics.median(run[i] for run in runs) for i in range(2)] for way, runs in found.items()
+    }
+    rows = [
+        Row(
+            f"{way}, {options.hosts} hosts" if way == "on Ray" else way,
+            options.rounds,
+            cpu,
+            wall,
+            cpu / medians["no Ray"][0],
+        )
+        for way, (cpu, wall) in medians.items()
+    ]
+    tables.report(
+        options.out, f"{options.type} of {options.model.name}, with Ray and without", here, _COLUMNS, rows
+    )
+
+
+if __name__ == "__main__":
+    main()
