@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,3 +28,27 @@ def stored(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return store
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A packed checkpoint by its name, written once a file of tests."""
+    from tests.support.convert_models import written_once
+    from tests.support.packed_models import write_packed
+
+    return written_once(write_packed, tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="module")
+def opened(packed: Callable[[str], Path]) -> Callable[[str], Any]:
+    """The source of a model, opened once."""
+    from quantmill.gguf_io.convert import open_checkpoint
+
+    sources: dict[str, Any] = {}
+
+    def open_once(name: str) -> Any:
+        if name not in sources:
+            sources[name] = open_checkpoint(packed(name), "bf16" if name == "fp8-as-q8" else "f32")
+        return sources[name]
+
+    return open_once

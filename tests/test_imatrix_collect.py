@@ -11,62 +11,32 @@ import pytest
 import torch
 import transformers
 
-from quantmill.gguf_io.convert.families import family_of
-from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.imatrix import coverage, store
 from quantmill.imatrix.collect import Result, Settings, collect, together
 from quantmill.imatrix.compare import difference
-from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
-from quantmill.imatrix.run import Saving, run
+from quantmill.imatrix.matrix import Entry, ImportanceMatrix
 from quantmill.imatrix.text import Cutting, Text, chunks_of, read_text
+from tests.support.imatrix_models import (
+    N_CTX,
+    N_VOCAB,
+    collected,
+    dense_model,
+    experts_model,
+    some_chunks,
+    table_of,
+)
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
-N_CTX, N_VOCAB = 16, 50
-
-
-def table_of(model: Any) -> TensorTable:
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        shapes.pop("lm_head.weight", None)
-    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    family = family_of(config)
-    return tensor_table(family, family.completed(config), shapes)
 
 
 @pytest.fixture(scope="module")
 def dense() -> Any:
-    torch.manual_seed(1)
-    config = transformers.LlamaConfig(
-        vocab_size=N_VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).eval()
+    return dense_model()
 
 
 @pytest.fixture(scope="module")
 def experts() -> Any:
-    torch.manual_seed(2)
-    config = transformers.Qwen3MoeConfig(
-        vocab_size=N_VOCAB, hidden_size=32, moe_intermediate_size=24, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, num_experts=6, num_experts_per_tok=2,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    model = transformers.Qwen3MoeForCausalLM(config).eval()
-    for name, parameter in model.named_parameters():
-        if "experts" in name or "gate" in name:  # the default is so small that every expert looks alike
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def some_chunks(n: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, N_VOCAB, (n, N_CTX)).astype(np.int32)
-
-
-def collected(model: Any, chunks: np.ndarray, **settings: Any) -> tuple[ImportanceMatrix, Result]:
-    result = Result()
-    for _ in collect(model, table_of(model), chunks, Settings(**settings), result):
-        pass
-    return result.matrix(("text",), chunks.shape[1]), result
+    return experts_model()
 
 
 def layer_inputs(model: Any, chunks: np.ndarray) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -241,76 +211,6 @@ def test_against_llama_imatrix_on_the_example_model() -> None:
         assert row.relative <= 0.003, row
         assert row.cosine >= 0.99999, row
         assert row.counts <= 0.003, row  # near ties of the router
-
-
-def test_a_stopped_run_goes_on_where_it_was(dense: Any, tmp_path: Path) -> None:
-    chunks = some_chunks(7)
-    table, settings = table_of(dense), Settings(batch=1, with_means=True)
-    whole, of_whole = run(dense, table, chunks, settings, Saving(tmp_path / "whole.gguf", ("t",), "m"))
-    saving = Saving(tmp_path / "out.gguf", ("t",), "m", every=2)
-
-    def stop_after_five(progress: Any) -> None:
-        if progress.n_done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(dense, table, chunks, settings, saving, stop_after_five)
-    assert not saving.output.exists()
-    assert store.load(saving.partial).chunk_count == 5
-    with pytest.raises(ImatrixError, match="--resume"):
-        run(dense, table, chunks, settings, saving)
-    resuming = Saving(saving.output, ("t",), "m", every=2, resume=True)
-    with pytest.raises(ImatrixError, match="another run"):
-        run(dense, table, some_chunks(7, seed=9), settings, resuming)
-    rest, of_rest = run(dense, table, chunks, settings, resuming)
-    assert rest.chunk_count == 7
-    assert (rest.datasets, rest.run) == (("t",), "")
-    assert of_rest.perplexity() == pytest.approx(of_whole.perplexity(), rel=1e-12)
-    for name, entry in whole.entries.items():
-        assert rest.entries[name].counts.tolist() == entry.counts.tolist()
-        np.testing.assert_allclose(rest.entries[name].in_sum2, entry.in_sum2, rtol=2.4e-7)
-
-
-def test_a_failing_save_does_not_end_the_run(
-    dense: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("quantmill.imatrix.run.save", full)
-    warnings: list[str] = []
-    saving = Saving(tmp_path / "out.gguf", ("t",), "m", every=1)
-    matrix, _ = run(dense, table_of(dense), some_chunks(3), Settings(batch=1), saving, warn=warnings.append)
-    assert matrix.chunk_count == 3
-    assert len(warnings) == 2
-    assert "No space left" in warnings[0]
-
-
-def test_what_is_not_finite_is_named_with_its_chunk(dense: Any) -> None:
-    chunks = some_chunks(4)
-    chunks[chunks == 3] = 4
-    chunks[2, 5] = 3  # only the third chunk holds token 3
-    embedding = dense.get_input_embeddings().weight
-    kept = embedding.detach().clone()
-    try:
-        with torch.no_grad():
-            embedding[3, 0] = float("inf")
-        result = Result()
-        with pytest.raises(ImatrixError, match=r"blk\.0\.attn_q\.weight: .* not finite in chunk 3"):
-            for _ in collect(dense, table_of(dense), chunks, Settings(batch=2), result):
-                pass
-    finally:
-        with torch.no_grad():
-            embedding.copy_(kept)
-    assert result.n_done == 2  # the batch before is kept
-    assert np.isfinite(result.matrix((), N_CTX).entries["blk.0.attn_q.weight"].in_sum2).all()
-
-
-def test_a_token_outside_the_vocabulary_is_refused(dense: Any) -> None:
-    chunks = some_chunks(2)
-    chunks[0, 0] = N_VOCAB
-    with pytest.raises(ImatrixError, match=f"token {N_VOCAB} .* vocabulary of {N_VOCAB}"):
-        collected(dense, chunks)
 
 
 def test_long_sums_lose_nothing() -> None:
