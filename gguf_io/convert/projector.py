@@ -19,7 +19,8 @@ from quantmill.gguf_io.convert.output_types import FILE_TYPES, output_type, reco
 from quantmill.gguf_io.convert.storage.numbers import to_float32
 from quantmill.gguf_io.convert.storage.reader import Reader, check_values
 from quantmill.gguf_io.convert.stored import readers
-from quantmill.gguf_io.convert.towers import TOWERS, Tensor, Tower
+from quantmill.gguf_io.convert.tower import Tensor, Tower
+from quantmill.gguf_io.convert.towers import TOWERS
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.layout import OutputTensor
 from quantmill.gguf_io.metadata import Metadata

@@ -7,84 +7,25 @@ which keys llama.cpp's converter writes (`conversion/*.py: MmprojModel`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from quantmill.gguf_io.convert.keys import ARRAY, BOOL, FLOAT32, STRING, Item, Key, Row, Rows, written
+from quantmill.gguf_io.convert.keys import ARRAY, FLOAT32, STRING, Key, written
 from quantmill.gguf_io.convert.rules import Config
+from quantmill.gguf_io.convert.tower import (
+    DEEP,
+    SIZES,
+    USE_GELU,
+    Tensor,
+    Tower,
+    always_f16,
+    always_f32,
+    f16_where_asked,
+    linear,
+    linear_of_layers,
+    of_all_layers,
+    projector_type,
+)
 from quantmill.gguf_io.errors import GGUFError
-
-DEEP = "deepstack_visual_indexes"
-
-
-def as_asked(asked: str) -> str:
-    return asked
-
-
-def always_f32(asked: str) -> str:
-    return "F32"
-
-
-def always_f16(asked: str) -> str:
-    return "F16"
-
-
-def f16_where_asked(asked: str) -> str:
-    return "F16" if asked == "F16" else "F32"
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """name: Hugging Face's, behind the tower's prefix, "{}" for a layer's number; target: GGUF's. shape: as layout.py
-    has it, Hugging Face order. numbers: the layers there are, by their numbers in either name; None: it is in none.
-
-    type: what a tensor of several dimensions becomes where a type is asked for. plane: of the third dimension only
-    this part is taken. plus: added to every value. patches: a row holds the pixels of a patch, each with its colours,
-    and becomes a picture for each colour.
-    """
-
-    name: str
-    target: str
-    shape: str
-    numbers: Callable[[Config], Iterable[tuple[int, int]]] | None = None
-    type: Callable[[str], str] = as_asked
-    plane: int | None = None
-    plus: float = 0.0
-    patches: bool = False
-
-
-@dataclass(frozen=True)
-class Tower:
-    """classes: config.json's architectures[0]. prefix: a regular expression for what stands before the names of its
-    tensors. left_out: one for those that llama.cpp does not use. defaults: as a family's. without: settings of
-    config.json for what this does not write."""
-
-    classes: tuple[str, ...]
-    prefix: str
-    tensors: tuple[Tensor, ...]
-    keys: tuple[Row, ...]
-    defaults: Mapping[str, Any]
-    left_out: str = field(default="(?!)")
-    without: tuple[str, ...] = ()
-
-    def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises GGUFError for what must be a positive whole number and is none."""
-        plain = {key: value for key, value in self.defaults.items() if not callable(value)}
-        config = plain | {key: value for key, value in given.items() if value is not None}
-        for key, value in self.defaults.items():
-            if callable(value):
-                config.setdefault(key, value(config))
-            whole = type(config[key]) is int and config[key] > 0
-            if not whole and not isinstance(value, float | bool) and key != DEEP:
-                raise GGUFError(
-                    f"config.json: {key} of vision_config must be a positive whole number, not {config[key]!r}"
-                )
-        return config
-
-
-def _layers(config: Config) -> Iterable[tuple[int, int]]:
-    return ((layer, layer) for layer in range(config["num_hidden_layers"]))
 
 
 def _deep_layers(config: Config) -> Iterable[tuple[int, int]]:
@@ -100,56 +41,11 @@ def _deep(config: Config) -> list[int]:
     return found
 
 
-def _linear(name: str, target: str, shape: str, numbers: Any = None) -> tuple[Tensor, ...]:
-    """A matrix and its bias, or a norm and its bias."""
-    return (
-        Tensor(f"{name}.weight", f"{target}.weight", shape, numbers),
-        Tensor(f"{name}.bias", f"{target}.bias", shape.split()[0], numbers),
-    )
-
-
-def _of_layers(*rows: tuple[str, str, str]) -> tuple[Tensor, ...]:
-    return tuple(tensor for row in rows for tensor in _linear(*row, _layers))
-
-
 def _scale_of_gemma(config: Config) -> int | None:
     """How many patches become one position, per side; llama.cpp takes 4 where it is not said."""
     n_per_side = math.isqrt(config["image_seq_length"])
     scale = config["image_size"] // config["patch_size"] // n_per_side
     return scale if scale > 0 and scale != 4 else None
-
-
-def _numbers(key: str) -> Rows:
-    """A number for each colour, from preprocessor_config.json."""
-
-    def write(config: Config) -> Iterable[Item]:
-        found = config.get(key)
-        if not (isinstance(found, list) and found and all(type(one) in (int, float) for one in found)):
-            raise GGUFError(
-                f"preprocessor_config.json: {key} must be a list of numbers, not {found!r}; fetch the file again"
-            )
-        yield f"vision.{key}", ARRAY, found
-
-    return Rows(write)
-
-
-SIZES = (
-    written("has_vision_encoder", lambda config: True, BOOL),
-    Key("text_size", "vision.projection_dim", needed=True),
-    Key("image_size", "vision.image_size", needed=True),
-    Key("patch_size", "vision.patch_size", needed=True),
-    Key("hidden_size", "vision.embedding_length", needed=True),
-    Key("intermediate_size", "vision.feed_forward_length", needed=True),
-    Key("num_hidden_layers", "vision.block_count", needed=True),
-    Key("num_attention_heads", "vision.attention.head_count", needed=True),
-    _numbers("image_mean"),
-    _numbers("image_std"),
-)
-USE_GELU = written("use_gelu", lambda config: True, BOOL)
-
-
-def _kind(name: str) -> Rows:
-    return written("projector_type", lambda config: name, STRING)
 
 
 GEMMA_3 = Tower(
@@ -170,7 +66,7 @@ GEMMA_3 = Tower(
             "n_patches hidden_size",
             type=always_f32,
         ),
-        *_of_layers(
+        *linear_of_layers(
             ("encoder.layers.{}.layer_norm1", "v.blk.{}.ln1", "hidden_size"),
             ("encoder.layers.{}.layer_norm2", "v.blk.{}.ln2", "hidden_size"),
             ("encoder.layers.{}.self_attn.q_proj", "v.blk.{}.attn_q", "hidden_size hidden_size"),
@@ -180,7 +76,7 @@ GEMMA_3 = Tower(
             ("encoder.layers.{}.mlp.fc1", "v.blk.{}.ffn_up", "intermediate_size hidden_size"),
             ("encoder.layers.{}.mlp.fc2", "v.blk.{}.ffn_down", "hidden_size intermediate_size"),
         ),
-        *_linear("post_layernorm", "v.post_ln", "hidden_size"),
+        *linear("post_layernorm", "v.post_ln", "hidden_size"),
         Tensor(
             "multi_modal_projector.mm_input_projection_weight",
             "mm.input_projection.weight",
@@ -196,7 +92,7 @@ GEMMA_3 = Tower(
     ),
     keys=(
         *SIZES,
-        _kind("gemma3"),
+        projector_type("gemma3"),
         Key("layer_norm_eps", "vision.attention.layer_norm_epsilon", FLOAT32),
         USE_GELU,
         written("vision.projector.scale_factor", _scale_of_gemma),
@@ -236,7 +132,7 @@ QWEN_3_VL = Tower(
             "num_position_embeddings hidden_size",
             type=always_f32,
         ),
-        *_of_layers(
+        *linear_of_layers(
             ("blocks.{}.norm1", "v.blk.{}.ln1", "hidden_size"),
             ("blocks.{}.norm2", "v.blk.{}.ln2", "hidden_size"),
             ("blocks.{}.attn.qkv", "v.blk.{}.attn_qkv", "3*hidden_size hidden_size"),
@@ -244,23 +140,23 @@ QWEN_3_VL = Tower(
             ("blocks.{}.mlp.linear_fc1", "v.blk.{}.ffn_up", "intermediate_size hidden_size"),
             ("blocks.{}.mlp.linear_fc2", "v.blk.{}.ffn_down", "hidden_size intermediate_size"),
         ),
-        *_linear("merger.norm", "v.post_ln", "hidden_size"),
-        *_linear("merger.linear_fc1", "mm.0", f"{_MERGED} {_MERGED}"),
-        *_linear("merger.linear_fc2", "mm.2", f"text_size {_MERGED}"),
-        *_linear("deepstack_merger_list.{}.norm", "v.deepstack.{}.norm", _MERGED, _deep_layers),
-        *_linear(
+        *linear("merger.norm", "v.post_ln", "hidden_size"),
+        *linear("merger.linear_fc1", "mm.0", f"{_MERGED} {_MERGED}"),
+        *linear("merger.linear_fc2", "mm.2", f"text_size {_MERGED}"),
+        *linear("deepstack_merger_list.{}.norm", "v.deepstack.{}.norm", _MERGED, _deep_layers),
+        *linear(
             "deepstack_merger_list.{}.linear_fc1",
             "v.deepstack.{}.fc1",
             f"{_MERGED} {_MERGED}",
             _deep_layers,
         ),
-        *_linear(
+        *linear(
             "deepstack_merger_list.{}.linear_fc2", "v.deepstack.{}.fc2", f"text_size {_MERGED}", _deep_layers
         ),
     ),
     keys=(
         *SIZES,
-        _kind("qwen3vl_merger"),
+        projector_type("qwen3vl_merger"),
         USE_GELU,
         Key("spatial_merge_size", "vision.spatial_merge_size"),
         Key("text_norm_eps", "vision.attention.layer_norm_epsilon", FLOAT32),
@@ -309,7 +205,7 @@ def _where(key: str, layers: bool) -> Callable[[Config], Iterable[tuple[int, int
     """All layers, or once, where a setting is true."""
 
     def numbers(config: Config) -> Iterable[tuple[int, int]]:
-        return () if not config[key] else _layers(config) if layers else ((0, 0),)
+        return () if not config[key] else of_all_layers(config) if layers else ((0, 0),)
 
     return numbers
 
@@ -333,7 +229,12 @@ GEMMA_4 = Tower(
             type=always_f32,
         ),
         *(
-            Tensor(f"encoder.layers.{{}}.{here}.linear.weight", f"v.blk.{{}}.{there}.weight", shape, _layers)
+            Tensor(
+                f"encoder.layers.{{}}.{here}.linear.weight",
+                f"v.blk.{{}}.{there}.weight",
+                shape,
+                of_all_layers,
+            )
             for here, there, shape in _CLIPPED
         ),
         *(
@@ -347,7 +248,7 @@ GEMMA_4 = Tower(
             for end in ("input_max", "input_min", "output_max", "output_min")
         ),
         *(
-            Tensor(f"encoder.layers.{{}}.{here}.weight", f"v.blk.{{}}.{there}.weight", shape, _layers)
+            Tensor(f"encoder.layers.{{}}.{here}.weight", f"v.blk.{{}}.{there}.weight", shape, of_all_layers)
             for here, there, shape in _NORMS
         ),
         *(
