@@ -11,6 +11,7 @@ import contextlib
 import filecmp
 import statistics
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,37 @@ _COLUMNS = (
 )
 
 
-class _Spent:
-    """CPU seconds of all processes below this one, those that have ended since included."""
+class _Watch(threading.Thread):
+    """CPU seconds of all processes below this one, looked at often, for those that end take theirs with them."""
 
     def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._over = threading.Event()
         self._of: dict[tuple[int, float], float] = {}
 
-    def look(self) -> float:
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            self._look()
+
+    def _look(self) -> None:
         for one in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 times = one.cpu_times()
                 self._of[one.pid, one.create_time()] = times.user + times.system
-        return sum(self._of.values())
+
+    def __enter__(self) -> _Watch:
+        self._look()
+        self._before = dict(self._of)
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self.join()
+
+    @property
+    def seconds(self) -> float:
+        return sum(found - self._before.get(key, 0.0) for key, found in self._of.items())
 
 
 def main() -> None:
@@ -77,12 +97,10 @@ def main() -> None:
         for _ in range(options.rounds):
             for way, file in files.items():
                 words = ["--threads", "1"] if way == "no Ray" else [f"--ray={cluster.address}"]
-                spent = _Spent()
-                before = spent.look()
                 command = ["-m", "quantmill", "quantize", str(options.model), str(file), options.type, *words]
-                used = process.run([sys.executable, *command])
-                cpu = used.cpu_s + (spent.look() - before if way == "on Ray" else 0.0)
-                found[way].append((cpu, used.wall_s))
+                with _Watch() as watch:
+                    used = process.run([sys.executable, *command])
+                found[way].append((watch.seconds, used.wall_s))
             if not filecmp.cmp(files["no Ray"], files["on Ray"], shallow=False):
                 sys.exit("the files differ")
             for file in files.values():

@@ -247,3 +247,31 @@ def test_an_evaluation_is_the_same_whoever_scores(tmp_path, cluster, base):
         record = json.loads((tmp_path / f"{name}.json").read_text())
         found.append({key: record[key] for key in ("models", "base", "ranking", "comparisons")})
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_a_lost_host_changes_nothing(tmp_path, cluster):
+    """The raylet itself is killed while its worker has slabs."""
+    job = Job(str(tiny("F16")), tmp_path / "a.gguf", Recipe("Q4_K_M"), max_buffer_bytes=1 << 17, threads=1)
+    whole = run(job)
+    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    cluster.wait_for_nodes()
+
+    class Losing(Silent):
+        done = 0
+
+        def __init__(self):
+            self.warnings = []
+
+        def warn(self, line):
+            self.warnings.append(line)
+
+        def progressed(self, amount, what=""):
+            self.done += 1
+            if self.done == 3:
+                cluster.remove_node(node, allow_graceful=False)
+
+    watcher = Losing()
+    done = run(replace(job, output=tmp_path / "b.gguf", ray=cluster.address), watcher)
+    assert done.paths[0].read_bytes() == whole.paths[0].read_bytes()
+    assert any("a worker was lost" in line for line in watcher.warnings)
