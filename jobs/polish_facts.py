@@ -27,7 +27,7 @@ from quantmill.qkernels.scales import is_trainable, n_values
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
-VERSION = 3  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+VERSION = 4  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(
