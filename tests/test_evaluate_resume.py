@@ -58,6 +58,7 @@ def compared(output: Path) -> Job:
         chunks=6,
         tasks=(TaskJob("hellaswag", DATA / "hs.txt"),),
         n_tasks=2,
+        threads=1,  # steps in turn, so that they can be counted
         output=output,
     )
 
@@ -98,6 +99,7 @@ def test_finished_models_are_not_run_again(tmp_path: Path) -> None:
         n_ctx=512,
         chunks=4,
         output=tmp_path / "run.json",
+        threads=1,
     )
     whole = run(replace(job, output=tmp_path / "whole.json"))
     with pytest.raises(KeyboardInterrupt):
@@ -111,7 +113,7 @@ def test_finished_models_are_not_run_again(tmp_path: Path) -> None:
 def test_tasks_are_kept_model_by_model(tmp_path: Path) -> None:
     job = Job(
         (tiny("F16"), tiny("Q4_0")), tasks=(TaskJob("hellaswag", DATA / "hs.txt"),), n_tasks=5,
-        output=tmp_path / "run.json",
+        output=tmp_path / "run.json", threads=1,
     )  # fmt: skip
     whole = run(replace(job, output=tmp_path / "whole.json"))
     steps = Stopping()
