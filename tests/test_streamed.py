@@ -53,14 +53,15 @@ def test_states_that_are_not_finite_name_their_layer():
         streamed.prepare([torch.ones(1, 8, dtype=torch.int64)])
 
 
-@pytest.mark.parametrize("options", [["--process-output", "--means"], ["--no-ppl"]])
+@pytest.mark.parametrize(
+    "options", [["--process-output", "--means"], pytest.param(["--no-ppl"], marks=pytest.mark.slow)]
+)
 def test_an_importance_matrix_is_the_same(tmp_path, options):
     model = str(tiny("Q8_0"))
-    common = ["imatrix", model, "-f", str(TEXT), "--ctx", "64", "--chunks", "30", *options]
-    for name, more in (("a", []), ("b", ["--stream"]), ("c", ["--stream", "--threads", "1"])):
+    common = ["imatrix", model, "-f", str(TEXT), "--ctx", "64", "--chunks", "14", *options]
+    for name, more in (("a", []), ("b", ["--stream"])):
         assert cli.main([*common, "-o", str(tmp_path / f"{name}.gguf"), *more]) == 0
-    found = (tmp_path / "a.gguf").read_bytes()
-    assert (tmp_path / "b.gguf").read_bytes() == found == (tmp_path / "c.gguf").read_bytes()
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert len(load_matrix(tmp_path / "b.gguf").entries) > 20
 
 
@@ -68,7 +69,7 @@ def test_an_evaluation_is_the_same(tmp_path):
     import json
 
     common = ["evaluate", str(tiny("Q8_0")), "--base", str(tiny("F16")), "--text", str(TEXT)]
-    common += ["--ctx", "64", "--chunks", "20"]
+    common += ["--ctx", "64", "--chunks", "12"]
     found = []
     for name, more in (("a", []), ("b", ["--stream"])):
         assert cli.main([*common, *more, "-o", str(tmp_path / f"{name}.json")]) == 0
