@@ -145,7 +145,7 @@ def compare(
             lm_eval_limit=lm_eval_limit,
             device=device,
             dtype=dtype,
-            threads=threads or None,
+            threads=1 if profile else threads or None,
             tokenizer=tokenizer,
             stream=stream,
             ray=ray,

@@ -143,7 +143,7 @@ def collect(
             batch=batch,
             device=device,
             dtype=dtype,
-            threads=threads or None,
+            threads=1 if profile else threads or None,
             tokenizer=tokenizer,
             stream=stream,
             ray=ray,

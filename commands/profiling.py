@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 ProfileOption = Annotated[
     bool,
     typer.Option(
-        "--profile", help="Say on stderr how many tokens a second ran, and which operations took the time."
+        "--profile",
+        help="Say on stderr how many tokens a second ran, and which operations took the time; one thread is watched, "
+        "so one runs.",
     ),
 ]
 _N_SHOWN = 6
