@@ -46,11 +46,12 @@ class _Running(threading.local):
 class StreamedModel(LoadedModel):
     """A LoadedModel without its layers. n_bytes: of what lies outside them.
 
-    states: hidden states behind the last layer, by the ids of their batch, until their logits are asked for.
-    Several threads may take batches, or ask for logits.
+    states: hidden states behind the last layer, by the ids of their batch, until their logits are asked for; one for
+    each batch of these ids, for a text may repeat itself.
+    Several threads may take batches, or ask for logits of those that were taken.
     """
 
-    states: dict[bytes, Any] = field(default_factory=dict)
+    states: dict[bytes, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._path, self._modules = named_layers(self.model)
@@ -85,7 +86,8 @@ class StreamedModel(LoadedModel):
 
                 yield f"{self._path}.{index}", take
             trim()
-        self.states |= {_key(ids): state for ids, state in zip(batches, states, strict=True)}
+        for ids, state in zip(batches, states, strict=True):
+            self.states.setdefault(_key(ids), []).append(state)
         for layer in self._modules:  # from now on the model begins behind its layers
             object.__setattr__(layer, "forward", self._handed_on)
 
@@ -138,9 +140,10 @@ class StreamedModel(LoadedModel):
     @contextmanager
     def behind(self, ids: torch.Tensor) -> Iterator[None]:
         """The model gives for `ids` what follows from the states behind its layers, which are then forgotten."""
-        if _key(ids) not in self.states:
+        key = _key(ids)
+        if not self.states.get(key):
             self.prepare([ids])
-        self._running.hidden = self.states.pop(_key(ids))
+        self._running.hidden = self.states[key].pop()
         try:
             yield
         finally:
