@@ -185,7 +185,8 @@ class Crew:
             self._lost(hand)
             self._send(piece, done)
             return
-        hand.busy -= 1
+        with self.lock:
+            hand.busy -= 1
         try:
             if error is not None:
                 raise JobError(f"{hand.node.name}: {_last_line(error)}")

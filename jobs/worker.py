@@ -41,7 +41,7 @@ def carry(worker: Worker, outputs: Sequence[Sequence[PlanEntry]], max_bytes: int
 
     for slab in slabs(outputs, max_bytes // worker.in_one_memory):
         under_way.append((slab, worker.submit(slab)))
-        if len(under_way) == worker.at_once:
+        while len(under_way) >= worker.at_once:  # fewer than before where a worker was lost
             finish()
     while under_way:
         finish()

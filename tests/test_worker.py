@@ -1,0 +1,43 @@
+"""How slabs are given to whoever carries them."""
+
+from concurrent.futures import Future
+
+from quantmill.jobs.quantize import Job, plan_job
+from quantmill.jobs.watcher import Silent
+from quantmill.jobs.worker import carry
+from quantmill.recipe import Recipe
+from tests.support.measure_models import tiny
+
+
+class Shrinking:
+    """Takes four slabs at a time, and two from the sixth on, as a cluster that has lost a host. Done when looked at."""
+
+    in_one_memory = 1
+
+    def __init__(self):
+        self.given, self.under_way, self.most = 0, 0, []
+
+    @property
+    def at_once(self):
+        return 4 if self.given < 6 else 2
+
+    def submit(self, slab):
+        self.given += 1
+        self.under_way += 1
+        self.most.append((self.under_way, self.at_once))
+        worker = self
+
+        class Done(Future):
+            def result(self, timeout=None):
+                worker.under_way -= 1
+
+        return Done()
+
+
+def test_no_more_is_under_way_than_a_worker_takes_also_when_it_takes_less(tmp_path):
+    plan = plan_job(Job(str(tiny("F16")), tmp_path / "x.gguf", Recipe("Q8_0"), device="cpu"))
+    worker = Shrinking()
+    carry(worker, [plan.entries], 1 << 20, Silent())
+    assert worker.under_way == 0
+    assert max(n for n, _ in worker.most) == 4
+    assert all(n <= at_once for n, at_once in worker.most[6:])
