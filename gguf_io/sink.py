@@ -143,13 +143,17 @@ class GGUFSink:
         self._files[spec.shard].write_at(spec.offset + start, part)
         self._written[name] += part.nbytes
 
-    def commit(self) -> None:
-        """Flush to the disk and give the files their names. Raises GGUFError when a tensor is incomplete."""
+    def complete(self) -> None:
+        """Flush to the disk, all outputs before one has its name. Raises GGUFError for a tensor that is incomplete."""
         for name, done in self._written.items():
             if done != self._specs[name].n_bytes:
                 raise GGUFError(f"{shown(name)}: {done} bytes written, {self._specs[name].n_bytes} declared")
         for file in self._files:
             file.sync()
+
+    def commit(self) -> None:
+        """Complete, and give the files their names. Raises GGUFError as `complete` does."""
+        self.complete()
         # The first shard, the one that is opened, comes last: without it the others are no model yet.
         for file in reversed(self._files):
             file.rename()

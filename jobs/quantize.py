@@ -131,7 +131,9 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
 
             clock, engines = carry_on_ray(first, ready.source, sinks, ready.importance, entries, watcher)
         with clock("write"):
-            for sink in sinks:
+            for sink in sinks[:-1]:  # the last does it itself
+                sink.complete()
+            for sink in reversed(sinks):
                 sink.commit()
         sources = ready.source.paths
     return tuple(

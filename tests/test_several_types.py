@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from quantmill.gguf_io import GGUFSource
+from quantmill.gguf_io import GGUFError, GGUFSource
+from quantmill.gguf_io.partial import PartialFile
 from quantmill.jobs.errors import PlanError
 from quantmill.jobs.quantize import Job, run, run_jobs
 from quantmill.recipe import Recipe
@@ -70,6 +71,22 @@ def test_space_is_needed_for_all_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=largest + 100))
     with pytest.raises(PlanError, match=r"Q8_0\.gguf: needs \d+ bytes and \d+ beside it"):
         run_jobs(jobs)
+
+
+def test_none_appears_where_the_disk_fails_for_one_at_the_end(tmp_path, monkeypatch):
+    """Nor has one its name while another may still fail."""
+    sync = PartialFile.sync
+
+    def failing(self):
+        if self.final.name == failing_name:
+            raise GGUFError(f"{self.final}: the disk is full")
+        sync(self)
+
+    monkeypatch.setattr(PartialFile, "sync", failing)
+    for failing_name in ("Q4_0.gguf", "Q8_0.gguf"):
+        with pytest.raises(GGUFError, match=failing_name):
+            run_jobs(jobs_of(tiny("F16"), tmp_path, ("Q4_0", "Q8_0")))
+        assert not list(tmp_path.iterdir())
 
 
 # The command
