@@ -2,9 +2,9 @@
 
 llama-quantize makes SmolLM2's file of each type with llama-imatrix's importance; `quantmill quantize --target-size`
 gets that file's size as its ceiling, the same importance and the calibration text, first alone, then with compensated
-codes and polish in the same command. All files are judged by stock llama-perplexity on the evaluation text and on a
-text of another genre, as `bench.quality` does. `--work` keeps what was made, quantmill's measurements of single
-tensors lie in its cache: a second call measures nothing twice.
+codes and polish in the same command, at normal and at thorough effort. All files are judged by stock llama-perplexity
+on the evaluation text and on a text of another genre, as `bench.quality` does. `--work` keeps what was made,
+quantmill's measurements of single tensors lie in its cache: a second call measures nothing twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from bench import machine, tables
 from bench.quality import judged, ratio
 from bench.quality_models import Bench, add_options, plain_file, smollm2
 
-METHODS: dict[str, tuple[str, ...]] = {"types": (), "types, codes, scales": ("--compensate", "--polish")}
+METHODS: dict[str, tuple[str, ...]] = {
+    "types": (),
+    "types, codes, scales": ("--compensate", "--polish"),
+    "types, codes, scales, thorough": ("--compensate", "--effort", "thorough"),  # which polishes too
+}
 
 
 @dataclass(frozen=True)
