@@ -90,7 +90,8 @@ def evaluate(
     Raises QuantmillError, OSError.
     """
     from quantmill import __version__
-    from quantmill.jobs.evaluate import Job, TaskJob, run
+    from quantmill.jobs.evaluate import run
+    from quantmill.jobs.evaluate_request import Job, TaskJob
     from quantmill.jobs.hub import local_model
 
     files = [models] if isinstance(models, str | PathLike) else list(models)

@@ -9,11 +9,11 @@ from quantmill.qkernels.scales import is_continuous, is_trainable
 VECTORS = 1e-3
 # What a step at full rates promises to take off its loss, Σ|gradient|·rate over the loss, is 0.3 to 0.4 for the small
 # mixture of experts at the rates below, 1.8 for SmolLM2's Q4_0 file and 3 for its Q4_K_M file: it grows with the
-# layers, and with how fine the types are. SmolLM2, 48 steps, divergence of 12 chunks that no training saw and of text of
-# another genre, over that before. Q4_K_M at 3, 1.5, 0.75: 2.57, 1.37, 0.886 (without one chunk that had lost most
-# 0.864, 0.722, 0.709) and 0.863, 0.786, 0.783; in the last the vectors' rate was halved too. Q4_0 at 1.8, 0.75: 0.566,
-# 0.595 and 0.616, 0.664. 1.25 lies between; with it stock llama-perplexity finds 0.639 instead of 0.714 for the
-# Q4_K_M file (`python -m bench.quality --types Q4_K_M --methods polish`).
+# layers, and with how fine the types are. SmolLM2, 48 steps, divergence of 12 chunks that no training saw and of text
+# of another genre, over that before. Q4_K_M at 3, 1.5, 0.75: 2.57, 1.37, 0.886 (without one chunk that had lost most
+# 0.864, 0.722, 0.709) and 0.863, 0.786, 0.783; in the last the vectors' rate was halved too. Q4_0 at 1.8, 0.75:
+# 0.566, 0.595 and 0.616, 0.664. 1.25 lies between; with it stock llama-perplexity finds 0.639 instead of 0.714 for
+# the Q4_K_M file (`python -m bench.quality --types Q4_K_M --methods polish`).
 PROMISE = 1.25
 # On the small mixture of experts in Q4_0, 48 chunks, the divergence falls to 0.737 of what it was at 2e-3 and to 0.773
 # at 1e-3. Finer types are closer to the original than such a step.

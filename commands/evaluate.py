@@ -119,7 +119,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Perplexity, KL divergence and task scores of GGUF files against a base, in one pass."""
-    from quantmill.jobs.evaluate import Job, TaskJob, run
+    from quantmill.jobs.evaluate import run
+    from quantmill.jobs.evaluate_request import Job, TaskJob
     from quantmill.jobs.hub import local_model
 
     files = [TaskJob("hellaswag", hellaswag)] if hellaswag else []

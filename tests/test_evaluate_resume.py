@@ -12,7 +12,8 @@ import torch
 from quantmill import cli
 from quantmill.jobs import saved
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.evaluate import Job, TaskJob, run
+from quantmill.jobs.evaluate import run
+from quantmill.jobs.evaluate_request import Job, TaskJob
 from quantmill.jobs.watcher import Silent, Unit
 from quantmill.measure.record import Run
 from quantmill.models import scoring

@@ -13,7 +13,7 @@ import pytest
 
 from quantmill import cli
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
-from quantmill.jobs.evaluate import Job
+from quantmill.jobs.evaluate_request import Job
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.logits_file import LogitsFile
 from quantmill.models.errors import ModelError
