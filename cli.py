@@ -163,7 +163,9 @@ def _usage_message(error: Any) -> str:
     # Versions of typer differ in how they quote.
     message = re.sub(r"^No such option:? '?([^\s']+?)'?(?=\.? |$)", r"no such option: \1", message)
     message = re.sub(
-        r"\.? \(?(?:Possible options:|Did you mean) '?(.+?)'?[?)]+$", r"; did you mean \1?", message
+        r"\.? \(?(?:Possible options:|Did you mean(?: one of:)?) (.+?)[?)]+$",
+        lambda found: f"; did you mean {found[1].replace(chr(39), '')}?",
+        message,
     )
     extra = re.search(r"unexpected extra arguments?(?:\(s\))? \((\S+?)[\s)]", message)
     if extra and is_option(error.ctx.command, f"--{extra[1]}"):

@@ -48,8 +48,9 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
-def file_to_write(text: str) -> Path:
-    """An output's parser: `out/` names a folder, and is never made a file of that name."""
+def file_to_write(given: str | Path) -> Path:
+    """The parser of an output, and of its default: `out/` names a folder, and is never made a file of that name."""
+    text = str(given)
     if text.endswith(("/", os.sep)):
         raise typer.BadParameter(f"{text} names a folder; give the file in it that is to be written")
     return Path(text)

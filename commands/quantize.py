@@ -124,6 +124,8 @@ def quantize(
     target = find_target(size, target_bpw, adds_keys=polish or compensate)
     if target is None and (measure_chunks or min_type or max_type):
         raise UsageError("--measure-chunks, --min-type, --max-type belong to a target size")
+    if target is not None and recipe is not None:
+        raise UsageError("--recipe says all types; leave out --target-size and --target-bpw")
     texts = calibration or []
     others = compensate or polish or target is not None
     pruning = wanted_pruning(

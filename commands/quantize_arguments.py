@@ -135,8 +135,6 @@ def told_apart(
     """The arguments; without a TYPE where a target size or a recipe says what the tensors become."""
     if not has_target and recipe is None:
         return positional(arguments, keep_split)
-    if has_target and recipe is not None:
-        raise UsageError("--recipe says all types; leave out --target-size and --target-bpw")
     if len(arguments) not in (2, 3) or not all(word.isdecimal() for word in arguments[2:]):
         option = "--recipe" if recipe is not None else "--target-size or --target-bpw"
         raise UsageError(f"with {option} TYPE is left out: expected MODEL OUTPUT [THREADS]")

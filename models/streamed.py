@@ -66,6 +66,8 @@ class StreamedModel(LoadedModel):
 
         Raises ModelError for layers that cannot be walked one by one.
         """
+        if not batches:  # a run that was stopped behind its last batch has none left
+            return
         batches = [ids.to(self.device) for ids in batches]
         calls: dict[int, list[Call]] = {}
         states: list[Any] = []

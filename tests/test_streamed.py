@@ -97,6 +97,10 @@ def test_a_text_that_repeats_itself_passes_too(tmp_path):
     assert not passed
 
 
+def test_a_run_with_nothing_left_reads_no_layer():
+    assert list(load_streamed(str(tiny("Q8_0"))).layers([])) == []
+
+
 def test_tasks_are_refused(tmp_path, capsys):
     tasks = tmp_path / "tasks.txt"
     tasks.write_text("x")
