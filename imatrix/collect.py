@@ -46,6 +46,10 @@ class Settings:
     nextn: bool = False
     batch: int | None = None
 
+    def recorder(self, table: TensorTable) -> Recorder:
+        """What watches a model whose tensors have the table's names."""
+        return Recorder(table, self.with_means, self.process_output, self.route_all)
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -73,6 +77,13 @@ class Result:
         """The importance matrix of the chunks done."""
         entries = self.entries if self.recorder is None else self.recorder.entries()
         return ImportanceMatrix(entries, datasets, self.n_done, n_ctx)
+
+    def count(self, nll: np.ndarray | None) -> None:
+        """Of a batch: what run_batch gives."""
+        if nll is not None:
+            self.nll += float(nll.sum())
+            self.nll2 += float((nll * nll).sum())
+            self.n_scored += nll.size
 
     def perplexity(self) -> tuple[float, float] | None:
         """Value and standard error, as llama-imatrix prints them (tools/imatrix/imatrix.cpp)."""
@@ -104,7 +115,7 @@ def collect(
     device = _device(model)
     n_chunk, n_ctx = chunks.shape
     step = settings.batch or together(model, n_chunk, n_ctx, device)
-    recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
+    recorder = settings.recorder(table)
     result.recorder = recorder
     begin, n_before = time.perf_counter(), result.n_done
     try:
@@ -120,10 +131,7 @@ def collect(
                 raise _not_finite(model, batch, result.n_done, settings, recorder, device)
             recorder.commit(sums)
             result.n_done += len(batch)
-            if nll is not None:
-                result.nll += float(nll.sum())
-                result.nll2 += float((nll * nll).sum())
-                result.n_scored += nll.size
+            result.count(nll)
             n_tokens = (result.n_done - n_before) * n_ctx
             yield Progress(result.n_done, n_chunk, n_tokens, time.perf_counter() - begin, result.perplexity())
     finally:
@@ -188,9 +196,13 @@ def _not_finite(
         if tensor is not None:
             number += i
             break
+    return not_finite(tensor, f"chunk {number + 1}")
+
+
+def not_finite(tensor: str | None, where: str) -> ImatrixError:
     return ImatrixError(
-        f"{tensor}: the activations that enter it are not finite in chunk {number + 1}; the model or its "
-        "weights overflow: try --dtype float32, or look at the text of that chunk"
+        f"{tensor}: the activations that enter it are not finite in {where}; the model or its weights overflow: try "
+        "--dtype float32, or look at the text of that chunk"
     )
 
 

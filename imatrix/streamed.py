@@ -8,8 +8,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from quantmill.gguf_io.convert.names import TensorTable
-from quantmill.imatrix.collect import Progress, Result, Settings, check_tokens, run_batch, together, token_ids
-from quantmill.imatrix.matrix import ImatrixError
+from quantmill.imatrix.collect import (
+    Progress,
+    Result,
+    Settings,
+    check_tokens,
+    not_finite,
+    run_batch,
+    together,
+    token_ids,
+)
 from quantmill.imatrix.recorder import Recorder
 from quantmill.imatrix.sums import Batch
 from quantmill.models.streamed import StreamedModel
@@ -33,7 +41,7 @@ def collect_streamed(
     step = settings.batch or together(loaded.model, chunks.shape[0], chunks.shape[1], loaded.device)
     first = result.n_done
     batches = [chunks[begin : begin + step] for begin in range(first, len(chunks), step)]
-    recorder = Recorder(table, settings.with_means, settings.process_output, settings.route_all)
+    recorder = settings.recorder(table)
     began = time.perf_counter()
     for name, take in loaded.layers([token_ids(batch, settings) for batch in batches]):
 
@@ -84,10 +92,7 @@ def _read_out(
         for batch, (nll, sums) in zip(batches, workers.in_order(one, batches), strict=True):
             _put(recorder, sums, first, len(batch))
             first += len(batch)
-            if nll is not None:
-                result.nll += float(nll.sum())
-                result.nll2 += float((nll * nll).sum())
-                result.n_scored += nll.size
+            result.count(nll)
     finally:
         recorder.detach()
 
@@ -95,9 +100,7 @@ def _read_out(
 def _put(recorder: Recorder, sums: dict[int, Batch], first: int, n: int) -> None:
     tensor = recorder.bad_input(sums)
     if tensor is not None:
-        where = f"chunk {first + 1}" if n == 1 else f"one of chunks {first + 1} to {first + n}"
-        raise ImatrixError(
-            f"{tensor}: the activations that enter it are not finite in {where}; the model or its weights overflow: "
-            "try --dtype float32, or look at the text of that chunk"
+        raise not_finite(
+            tensor, f"chunk {first + 1}" if n == 1 else f"one of chunks {first + 1} to {first + n}"
         )
     recorder.commit(sums)

@@ -54,10 +54,7 @@ class CollectCarrier:
         task = self._task
         require_like_head(version, task.inputs)
         loaded = self._opened.enter_context(loaded_model(task.loading, _Noting(self._warnings)))
-        settings = task.settings
-        self._recorder = Recorder(
-            loaded.table, settings.with_means, settings.process_output, settings.route_all
-        )
+        self._recorder = task.settings.recorder(loaded.table)
         self._recorder.attach(loaded.model)
         self._model, self._device = loaded.model, loaded.device
         return places_of(self._recorder)

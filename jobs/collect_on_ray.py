@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from quantmill.imatrix.collect import Settings
-from quantmill.imatrix.recorder import Recorder
 from quantmill.jobs.carrier import inputs_of
 from quantmill.jobs.cluster import connected
 from quantmill.jobs.collect_carrier import CollectCarrier, Task, places_of
@@ -33,7 +32,7 @@ def workers_on_ray(
 
     Raises JobError for a cluster that cannot be used, or whose hosts see another model.
     """
-    here = Recorder(loaded.table, settings.with_means, settings.process_output, settings.route_all)
+    here = settings.recorder(loaded.table)
     here.attach(loaded.model)
     here.detach()
     files = files_of(loading.model)
