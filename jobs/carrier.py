@@ -10,7 +10,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from quantmill.imatrix.matrix import ImportanceMatrix
 from quantmill.jobs.crew import Outcome
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.line import Line
-from quantmill.jobs.quantize_request import Job, way_out
+from quantmill.jobs.line import Line, line_of
+from quantmill.jobs.quantize_request import Job
 from quantmill.qkernels.engines import Engine, choose_engines
-from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trust import DeviceFault
 from quantmill.recipe.slabs import Slab
 
@@ -107,13 +106,14 @@ class SlabCarrier:
         source = open_model(job.source, job.edits, job.later)
         self._opened.callback(source.close)
         engines = choose_engines(job.device)
-        tell, strict = self._warnings.append, job.strict_device
-        quantizers = [
-            quantizer
-            for engine in engines
-            for quantizer in row_quantizers(engine, task.threads, job.recipe.search, tell, strict)
-        ]
-        line = Line(source, self._rows, task.importance, quantizers, lambda entry: way_out(job, entry))
+        line = line_of(
+            replace(job, threads=task.threads),
+            source,
+            self._rows,
+            task.importance,
+            engines,
+            self._warnings.append,
+        )
         self._line = self._opened.enter_context(line)
         return engines
 

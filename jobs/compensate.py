@@ -23,10 +23,11 @@ from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_b
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.finished_layers import FinishedLayers, finished_path
 from quantmill.jobs.importance import load_importance
+from quantmill.jobs.line import line_of
 from quantmill.jobs.quantize import (
     Job,
     check_outputs,
-    line_of,
+    require_forgiven,
     require_sound,
     sink_of,
 )
@@ -69,9 +70,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     try:
         return _run(job, calibration, watcher)
     except DeviceFault as fault:
-        if job.strict_device:
-            raise
-        watcher.warn(f"{fault}; what it has made is thrown away, and the CPU begins again")
+        require_forgiven(fault, job, watcher)
         shutil.rmtree(finished_path(job.output), ignore_errors=True)
         return _run(replace(job, device="cpu"), replace(calibration, resume=False), watcher)
 
@@ -101,7 +100,7 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         kept = _walk(state, loaded, workers)
         walked_s = time.perf_counter() - started
         rest = [entry for entry in plan.entries if entry.name not in state.done]
-        with line_of(job, source, [sink], importance, engines, watcher) as line:
+        with line_of(job, source, [sink], importance, engines, watcher.warn) as line:
             carry(line, [rest], job.max_buffer_bytes, watcher)
         sink.commit()
     if calibration.polish or calibration.effort == "thorough":

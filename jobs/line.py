@@ -17,9 +17,11 @@ from quantmill.gguf_io import TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.advice import unfit_row
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.quantize_request import Job, way_out
 from quantmill.qkernels import QuantizeError, to_float32
 from quantmill.qkernels.checks import require_finite, require_finite_scales
-from quantmill.qkernels.engines import RowQuantizer
+from quantmill.qkernels.engines import Engine, RowQuantizer
+from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trust import DeviceFault
 from quantmill.qkernels.types import TYPES, NotFiniteError, TooLargeError
 from quantmill.recipe import PlanEntry
@@ -173,6 +175,23 @@ class Line:
             for sink, entry, part in zip(self._sinks, slab.entries, parts, strict=True):
                 sink.write_rows(entry.name, slab.first_row, part)
             self._source.release(slab.source, slab.first_row, slab.n_rows)
+
+
+def line_of(
+    job: Job,
+    source: TensorSource,
+    sinks: Sequence[RowSink],
+    importance: ImportanceMatrix | None,
+    engines: Sequence[Engine],
+    warn: Callable[[str], None],
+) -> Line:
+    """The assembly line of a job, or of several that are alike, on this machine."""
+    quantizers = [
+        quantizer
+        for engine in engines
+        for quantizer in row_quantizers(engine, job.threads, job.recipe.search, warn, job.strict_device)
+    ]
+    return Line(source, sinks, importance, quantizers, lambda entry: way_out(job, entry))
 
 
 def _kind(entry: PlanEntry) -> tuple[str, bool]:

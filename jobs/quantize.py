@@ -19,12 +19,11 @@ from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import PlanError
 from quantmill.jobs.importance import filters_without_use, importance_index, whole_importance
-from quantmill.jobs.line import Line
-from quantmill.jobs.quantize_request import DEFAULT_BUFFER_BYTES, Job, inputs_of, way_out
-from quantmill.jobs.watcher import PlanWatcher, Silent
+from quantmill.jobs.line import line_of
+from quantmill.jobs.quantize_request import DEFAULT_BUFFER_BYTES, Job, inputs_of
+from quantmill.jobs.watcher import PlanWatcher, Silent, Watcher
 from quantmill.jobs.worker import carry
 from quantmill.qkernels.engines import Engine, choose_engines
-from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trust import DeviceFault
 from quantmill.qkernels.types import QuantizeError
 from quantmill.recipe import Plan, build_plan
@@ -35,9 +34,9 @@ __all__ = [
     "Result",
     "check_outputs",
     "kept_notes",
-    "line_of",
     "plan_job",
     "plan_jobs",
+    "require_forgiven",
     "require_sound",
     "run",
     "run_jobs",
@@ -97,10 +96,15 @@ def run_jobs(jobs: Sequence[Job], watcher: PlanWatcher | None = None) -> tuple[R
     try:
         return _run(jobs, watcher)
     except DeviceFault as fault:
-        if jobs[0].strict_device:
-            raise
-        watcher.warn(f"{fault}; what it has made is thrown away, and the CPU begins again")
+        require_forgiven(fault, jobs[0], watcher)
         return _run([replace(job, device="cpu") for job in jobs], watcher)
+
+
+def require_forgiven(fault: DeviceFault, job: Job, watcher: Watcher) -> None:
+    """Says that the CPU begins again; raises the fault where the job wants its device or none."""
+    if job.strict_device:
+        raise fault
+    watcher.warn(f"{fault}; what it has made is thrown away, and the CPU begins again")
 
 
 def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
@@ -123,7 +127,7 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         entries = [plan.entries for plan in plans]
         engines = ready.engines
         if first.ray is None:
-            with line_of(first, ready.source, sinks, ready.importance, engines, watcher) as line:
+            with line_of(first, ready.source, sinks, ready.importance, engines, watcher.warn) as line:
                 carry(line, entries, first.max_buffer_bytes, watcher)
             clock = line.clock
         else:
@@ -148,24 +152,6 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         )
         for plan, sink in zip(plans, sinks, strict=True)
     )
-
-
-def line_of(
-    job: Job,
-    source: TensorSource,
-    sinks: Sequence[GGUFSink],
-    importance: ImportanceMatrix | None,
-    engines: Sequence[Engine],
-    watcher: PlanWatcher,
-) -> Line:
-    """The assembly line of a job, or of several that are alike, on this machine."""
-    search = job.recipe.search
-    quantizers = [
-        quantizer
-        for engine in engines
-        for quantizer in row_quantizers(engine, job.threads, search, watcher.warn, job.strict_device)
-    ]
-    return Line(source, sinks, importance, quantizers, lambda entry: way_out(job, entry))
 
 
 def check_outputs(job: Job, n_bytes: int | None = None) -> None:
