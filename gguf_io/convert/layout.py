@@ -172,6 +172,11 @@ FEED_FORWARD = {
 }
 
 
+def optional(shapes: dict[str, str]) -> dict[str, str]:
+    """Tensors that may be missing."""
+    return {f"{name}?": shape for name, shape in shapes.items()}
+
+
 def expert_tensors(count: str, inner: str) -> dict[str, str]:
     """Router and stacks of experts. count, inner: keys of their number and of their inner size."""
     return {
@@ -193,6 +198,10 @@ def shared_expert(inner: str) -> dict[str, str]:
 def behind_dense(config: Config, layer: int) -> bool:
     """Whether a layer has experts, where the first so many have none."""
     return layer >= (config["first_k_dense_replace"] or 0)
+
+
+def before_experts(config: Config, layer: int) -> bool:
+    return not behind_dense(config, layer)
 
 
 def is_sparse(config: Config, layer: int) -> bool:

@@ -56,7 +56,7 @@ FAMILY = Family(
         *layout.HEAD,
         layout.NORMS_BEFORE,
         layout.ATTENTION,
-        layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not layout.behind_dense(config, layer)),
+        layout.Tensors(layout.FEED_FORWARD, layout.before_experts),
         layout.Tensors(
             {
                 **layout.expert_tensors("num_experts", "moe_intermediate_size"),

@@ -38,7 +38,7 @@ FAMILY = Family(
                 "blk.attn_output.weight": "hidden_size num_attention_heads*head_dim",
             }
         ),
-        layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not layout.behind_dense(config, layer)),
+        layout.Tensors(layout.FEED_FORWARD, layout.before_experts),
         layout.Tensors(
             {
                 **layout.expert_tensors("num_experts", "moe_intermediate_size"),

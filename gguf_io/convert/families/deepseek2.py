@@ -100,7 +100,7 @@ TENSORS = (
         lambda config, layer: bool(config.get("q_lora_rank")),
     ),
     layout.Tensors(KEYS_AND_VALUES),
-    layout.Tensors(layout.FEED_FORWARD, lambda config, layer: not layout.behind_dense(config, layer)),
+    layout.Tensors(layout.FEED_FORWARD, layout.before_experts),
     layout.Tensors(
         {
             **layout.expert_tensors("n_routed_experts", "moe_intermediate_size"),

@@ -88,10 +88,6 @@ def _read(facts: Facts) -> Settings:
     }
 
 
-def _optional(shapes: dict[str, str]) -> dict[str, str]:
-    return {f"{name}?": shape for name, shape in shapes.items()}
-
-
 _WHERE = r"^model\.layers\.(\d+)\."
 KEYS_AND_VALUES = {
     "blk.attn_k.weight": "num_key_value_heads*head_dim hidden_size",
@@ -134,7 +130,7 @@ FAMILY = Family(
         ),
         layout.Tensors(KEYS_AND_VALUES, _owns),
         # Checkpoints hold what layers that share do not use, and llama.cpp wants it.
-        layout.Tensors(_optional(KEYS_AND_VALUES), _shares),
+        layout.Tensors(layout.optional(KEYS_AND_VALUES), _shares),
     ),
     keys=(
         keys.BLOCKS,

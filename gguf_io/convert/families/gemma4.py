@@ -164,10 +164,6 @@ KEYS_AND_VALUES = {
 VALUES = {"blk.attn_v.weight": "kv_heads*head_dims hidden_size"}
 
 
-def _optional(shapes: dict[str, str]) -> dict[str, str]:
-    return {f"{name}?": shape for name, shape in shapes.items()}
-
-
 FAMILY = Family(
     classes=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
     arch=MODEL_ARCH.GEMMA4,
@@ -191,9 +187,10 @@ FAMILY = Family(
         layout.Tensors(KEYS_AND_VALUES, _owns),
         layout.Tensors(VALUES, lambda config, layer: _owns(config, layer) and not _alternates(config, layer)),
         # Checkpoints hold what layers that share do not use.
-        layout.Tensors(_optional(KEYS_AND_VALUES), _shares),
+        layout.Tensors(layout.optional(KEYS_AND_VALUES), _shares),
         layout.Tensors(
-            _optional(VALUES), lambda config, layer: _shares(config, layer) and not _alternates(config, layer)
+            layout.optional(VALUES),
+            lambda config, layer: _shares(config, layer) and not _alternates(config, layer),
         ),
         layout.Tensors(
             {

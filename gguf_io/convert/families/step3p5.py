@@ -90,10 +90,6 @@ EXPERTS = {
 }
 
 
-def _optional(shapes: dict[str, str]) -> dict[str, str]:
-    return {f"{name}?": shape for name, shape in shapes.items()}
-
-
 FAMILY = Family(
     classes=("Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"),
     arch=MODEL_ARCH.STEP35,
@@ -160,7 +156,7 @@ FAMILY = Family(
     ),
     nextn=nextn.Nextn(
         "num_nextn_predict_layers",
-        {**ATTENTION, **_optional(layout.FEED_FORWARD), **_optional(EXPERTS)},
+        {**ATTENTION, **layout.optional(layout.FEED_FORWARD), **layout.optional(EXPERTS)},
         rules.PLUS_ONE,
     ),
     runs=False,
