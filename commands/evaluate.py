@@ -28,8 +28,8 @@ from quantmill.commands.options import (
     WithRay,
     at_least,
     device_of,
-    file_to_write,
     models_of,
+    output_option,
 )
 from quantmill.commands.profiling import ProfileOption, shown
 from quantmill.commands.watching import Shown
@@ -53,16 +53,7 @@ app = typer.Typer(
 )
 
 Models = Annotated[list[str] | None, typer.Argument(help="GGUF files (of a split model its first file).")]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        parser=file_to_write,
-        metavar="FILE",
-        help="Write the record here: .json for report, .csv for a table.",
-    ),
-]
+Output = Annotated[Path | None, output_option("Write the record here: .json for report, .csv for a table.")]
 
 
 @app.command("compare", cls=WithRay)

@@ -28,8 +28,8 @@ from quantmill.commands.options import (
     WithRay,
     at_least,
     device_of,
-    file_to_write,
     models_of,
+    output_option,
 )
 from quantmill.commands.profiling import ProfileOption, shown
 from quantmill.commands.watching import Shown
@@ -51,16 +51,7 @@ app = typer.Typer(
     help="Measure which weights matter. `collect` is the default: quantmill imatrix MODEL -f TEXT -o imatrix.gguf.",
 )
 
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        parser=file_to_write,
-        metavar="FILE",
-        help="File to write; .dat for the legacy format.",
-    ),
-]
+Output = Annotated[Path, output_option("File to write; .dat for the legacy format.")]
 FileFormat = Annotated[str | None, typer.Option("--output-format", help="gguf or dat. [default: by suffix]")]
 ChunkSize = Annotated[
     int | None,
@@ -159,16 +150,7 @@ def collect(
 @app.command("stats")
 def stats(
     file: Annotated[Path, typer.Argument(help="Importance matrix, either format.")],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=file_to_write,
-            metavar="FILE",
-            help="Write the statistics here, as .json or .csv.",
-        ),
-    ] = None,
+    output: Annotated[Path | None, output_option("Write the statistics here, as .json or .csv.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Heat map layer × kind: .html, .png or .svg.")] = None,
     statistic: Annotated[
         str, typer.Option(help="What to plot: total, mean, std, active, entropy_norm, zd or cossim.")
@@ -206,16 +188,7 @@ def stats(
 @app.command("merge")
 def merge(
     files: Annotated[list[Path], typer.Argument(help="Importance matrices of one model, either format.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=file_to_write,
-            metavar="FILE",
-            help="File to write; .dat for the legacy format.",
-        ),
-    ],
+    output: Output,
     output_format: FileFormat = None,
     ctx_size: ChunkSize = None,
     shrink_experts: Shrink = 0,
@@ -229,16 +202,7 @@ def merge(
 @app.command("convert")
 def convert(
     file: Annotated[Path, typer.Argument(help="Importance matrix, either format.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=file_to_write,
-            metavar="FILE",
-            help="File to write; .dat for the legacy format.",
-        ),
-    ],
+    output: Output,
     output_format: FileFormat = None,
     ctx_size: ChunkSize = None,
     shrink_experts: Shrink = 0,

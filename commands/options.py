@@ -56,6 +56,11 @@ def file_to_write(given: str | Path) -> Path:
     return Path(text)
 
 
+def output_option(help: str) -> Any:
+    """--output, -o: a file to write."""
+    return typer.Option("--output", "-o", parser=file_to_write, metavar="FILE", help=help)
+
+
 NoNextn = Annotated[
     bool,
     typer.Option("--no-nextn", "--no-mtp", help="Leave out the layers that predict further tokens."),

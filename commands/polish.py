@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantmill.commands.console import parsing, print_line, show, table_text
-from quantmill.commands.options import Device, DryRun, Force, Json, Resume, Threads, file_to_write
+from quantmill.commands.options import Device, DryRun, Force, Json, Resume, Threads, output_option
 from quantmill.commands.watching import Shown
 from quantmill.plain_json import json_text
 
@@ -46,9 +46,7 @@ def polish(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", parser=file_to_write, metavar="FILE", help="[default: QUANT-polished.gguf]"
-        ),
+        output_option("[default: QUANT-polished.gguf]"),
     ] = None,
     chunks: Annotated[
         int | None,

@@ -105,14 +105,10 @@ def quantize(
         ("--keep-split", keep_split, "--split-max-size", split_max_size),
         ("--nextn-only", nextn_only, "--compensate", compensate),
         ("--nextn-only", nextn_only, "--polish", polish),
-        *(
-            ("--ray", ray, name, is_there)
-            for name, is_there in (("--compensate", compensate), ("--polish", polish))
-        ),
-        *(
-            ("--ray", ray, name, wish)
-            for name, wish in (("--target-size", target_size), ("--target-bpw", target_bpw))
-        ),
+        ("--ray", ray, "--compensate", compensate),
+        ("--ray", ray, "--polish", polish),
+        ("--ray", ray, "--target-size", target_size),
+        ("--ray", ray, "--target-bpw", target_bpw),
     )
     later = later_layers(no_nextn, nextn_only)
     from quantmill.commands.allocation import find_request, find_target

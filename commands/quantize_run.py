@@ -42,14 +42,22 @@ Further = Callable[[Sequence[Path]], "Added"]  # a step after the file is made, 
 
 def show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     """The plan; problems and exit code are those of the run."""
+    show(json_text({**plan_object(plan), **(more or {})}) if as_json else plan_text(plan))
+    remark_on([plan])
+
+
+def remark_on(plans: Sequence[Plan]) -> None:
+    """What is to be said beside plans; what several share once."""
     from quantmill.jobs.quantize import kept_notes
 
-    show(json_text({**plan_object(plan), **(more or {})}) if as_json else plan_text(plan))
-    print_warnings([*fallback_warning(plan), *plan.warnings])
-    for note in kept_notes(plan):
+    print_warnings(
+        list(dict.fromkeys(line for plan in plans for line in (*fallback_warning(plan), *plan.warnings)))
+    )
+    for note in dict.fromkeys(note for plan in plans for note in kept_notes(plan)):
         remark(note)
-    if plan.problems:
-        print_problems(plan.problems)
+    problems = list(dict.fromkeys(problem for plan in plans for problem in plan.problems))
+    if problems:
+        print_problems(problems)
         raise typer.Exit(1)
 
 

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from quantmill.commands.console import print_problems, print_warnings, remark, show
-from quantmill.commands.quantize_run import ShownPlans, enough_memory
+from quantmill.commands.console import show
+from quantmill.commands.quantize_run import ShownPlans, enough_memory, remark_on
 from quantmill.commands.quantize_tables import (
-    fallback_warning,
     plan_object,
     plan_text,
     result_object,
@@ -53,14 +50,4 @@ def _show_plans(jobs: Sequence[Job], plans: Sequence[Plan], as_json: bool, extra
     else:
         shown = [f"{job.output}\n\n{plan_text(plan)}" for job, plan in zip(jobs, plans, strict=True)]
         show("\n\n".join(shown))
-    from quantmill.jobs.quantize import kept_notes
-
-    print_warnings(
-        list(dict.fromkeys(line for plan in plans for line in (*fallback_warning(plan), *plan.warnings)))
-    )
-    for note in dict.fromkeys(note for plan in plans for note in kept_notes(plan)):
-        remark(note)
-    problems = list(dict.fromkeys(problem for plan in plans for problem in plan.problems))
-    if problems:
-        print_problems(problems)
-        raise typer.Exit(1)
+    remark_on(plans)
