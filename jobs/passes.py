@@ -85,9 +85,10 @@ def _alone(
 ) -> np.ndarray:
     before = saved.part(name)
     done = [(int(before[_STOP]), before["nll"])] if before else []
-    if take_through_layers([model], chunks, done[-1][0] if done else 0, watcher, workers):
+    first = done[-1][0] if done else 0
+    if take_through_layers([model], chunks, first, watcher, workers):
         watcher.began("perplexity", chunks.size, "tokens")
-    watcher.progressed(done[-1][0] * chunks.shape[1] if done else 0, model.path.name)
+    watcher.progressed(first * chunks.shape[1], model.path.name)
 
     def arrays() -> dict[str, np.ndarray]:
         if not done:
@@ -99,7 +100,6 @@ def _alone(
         tell(item[1].size)
         return found
 
-    first = done[-1][0] if done else 0
     cuts = batches(chunks.shape[0], chunks.shape[1], model.n_vocab)
     left = [(batch, chunks[batch]) for batch in cuts if batch.start >= first]
     with _saving(saved, name, arrays) as keep:

@@ -129,19 +129,18 @@ def _save(
     said = {one.key.removeprefix(PREFIX): one.value.value for one in facts}
     if layers and "layers" not in said:
         said["layers"] = list(layers)
-    config = _config(job, source, seen, layers, load_json(writing / "config.json"))
+    before, after = (config_of(one, Path(job.model)) for one in (source, seen))
+    config = _config(job, before, after, layers, load_json(writing / "config.json"))
     config["quantmill_pruned"] = said
     (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if not Path(job.model).is_dir():
-        _require_same(job, source, seen, writing)
-        watcher.warn(
-            f"{job.directory}: has no tokenizer; take its files from the model that {job.model} was made of"
-        )
-        return
     for name in BESIDE:
         if (Path(job.model) / name).is_file():
             shutil.copyfile(Path(job.model) / name, writing / name)
-    _require_same(job, source, seen, writing)
+    _require_same(job, _changes(before, after), seen, writing)
+    if not Path(job.model).is_dir():
+        watcher.warn(
+            f"{job.directory}: has no tokenizer; take its files from the model that {job.model} was made of"
+        )
 
 
 def _dtype(source: TensorSource) -> torch.dtype:
@@ -154,7 +153,7 @@ def _dtype(source: TensorSource) -> torch.dtype:
 
 
 def _config(
-    job: Job, source: TensorSource, seen: TensorSource, layers: tuple[int, ...], made: dict[str, Any]
+    job: Job, before: Any, after: Any, layers: tuple[int, ...], made: dict[str, Any]
 ) -> dict[str, Any]:
     """The checkpoint's own config.json with what pruning changes; of a GGUF, of the text part of a larger model, or
     where weights are written for another class, the one that transformers writes.
@@ -166,7 +165,6 @@ def _config(
     if not own or "text_config" in own or own.get("model_type") != made["model_type"]:
         return made
     own.pop("quantization_config", None)  # the weights are written unpacked
-    before, after = (config_of(one, Path(job.model)) for one in (source, seen))
     n_layers, changed = before.num_hidden_layers, _changes(before, after)
     changed |= _folded(own, after.to_dict())
     for key, value in changed.items():
@@ -195,14 +193,13 @@ def _folded(own: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _require_same(job: Job, source: TensorSource, seen: TensorSource, writing: Path) -> None:
+def _require_same(job: Job, changes: dict[str, Any], seen: TensorSource, writing: Path) -> None:
     """The folder as it is read is the pruned model. Raises JobError with the keys in which it is another."""
     from transformers import AutoConfig
 
     with quiet_transformers():
         read = AutoConfig.from_pretrained(writing).to_dict()
-    before, after = (config_of(one, Path(job.model)) for one in (source, seen))
-    wrong = [key for key, value in _changes(before, after).items() if read.get(key) != value]
+    wrong = [key for key, value in changes.items() if read.get(key) != value]
     if not wrong and Path(job.model).is_dir():  # with a tokenizer it can be read as a model
         wrong = _differences(seen, writing)
     if wrong:

@@ -70,7 +70,6 @@ class StreamedModel(LoadedModel):
             return
         batches = [ids.to(self.device) for ids in batches]
         calls: dict[int, list[Call]] = {}
-        states: list[Any] = []
         with torch.inference_mode():
             for n_seq in sorted({len(ids) for ids in batches}):
                 alike = [ids for ids in batches if len(ids) == n_seq]
