@@ -19,7 +19,7 @@ from quantmill.measure.logits_file import LogitsFile
 from quantmill.models.errors import ModelError
 from quantmill.models.model import load, usable_device
 from quantmill.models.scoring import cut
-from tests.support.measure_models import DATA, EXAMPLE, tiny
+from tests.support.measure_models import DATA, EXAMPLE, tiny, written_again
 
 C16 = DATA / "llama-perplexity-c16.logits"
 TEXT = EXAMPLE / "evaluation.txt"
@@ -38,18 +38,11 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path, code: int 
 
 def changed(tmp_path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     """The F16 model with one tensor's values changed."""
-    source = open_source(tiny("F16"))
-    path = tmp_path / "changed.gguf"
-    specs = source.specs()
-    with GGUFSink(path, source.metadata, [OutputTensor(s.name, s.shape, s.type) for s in specs]) as sink:
-        for spec in specs:
-            raw = source.read(spec.name)
-            if spec.name == name:
-                raw = change(np.array(raw).view(np.float16)).view(np.uint8)
-            sink.write(spec.name, raw)
-        sink.commit()
-    source.close()
-    return path
+
+    def one(spec, raw: np.ndarray) -> np.ndarray:
+        return change(raw.view(np.float16)).view(np.uint8) if spec.name == name else raw
+
+    return written_again(tiny("F16"), tmp_path / "changed.gguf", one)
 
 
 def test_text_too_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,12 +87,7 @@ def test_vocabularies_that_split_differently(tmp_path: Path, capsys: pytest.Capt
     tokens = list(metadata["tokenizer.ggml.tokens"].value)
     tokens[400:1200] = reversed(tokens[400:1200])
     metadata["tokenizer.ggml.tokens"] = MetaValue(GGUFValueType.ARRAY, tokens, GGUFValueType.STRING)
-    path = tmp_path / "other.gguf"
-    specs = source.specs()
-    with GGUFSink(path, Metadata(metadata), [OutputTensor(s.name, s.shape, s.type) for s in specs]) as sink:
-        for spec in specs:
-            sink.write(spec.name, source.read(spec.name))
-        sink.commit()
+    path = written_again(tiny("F16"), tmp_path / "other.gguf", metadata=Metadata(metadata))
     assert "split the text differently" in fails(capsys, "--base", tiny("F16"), "-f", TEXT, path)
 
 

@@ -8,26 +8,19 @@ import numpy as np
 import pytest
 
 from quantmill.errors import QuantmillError
-from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.imatrix.text import Text
 from quantmill.jobs.polish import Job, plan_job, run
-from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.measure_models import EXAMPLE, tiny, written_again
 from tests.support.polishing import CHUNKS, TEXT, job, quantmill
 
 
 def rewritten(path: Path, change) -> Path:
     """The quantized example with `change(name, values)` done to its F32 tensors."""
-    source = open_source(tiny("Q4_0"))
-    with GGUFSink(
-        path, source.metadata, [OutputTensor(s.name, s.shape, s.type) for s in source.specs()]
-    ) as sink:
-        for spec in source.specs():
-            raw = np.array(source.read(spec.name))
-            sink.write(
-                spec.name, change(spec.name, raw.view("<f4")).view("u1") if spec.type == "F32" else raw
-            )
-        sink.commit()
-    return path
+
+    def changed(spec, raw: np.ndarray) -> np.ndarray:
+        return change(spec.name, raw.view("<f4")).view("u1") if spec.type == "F32" else raw
+
+    return written_again(tiny("Q4_0"), path, changed)
 
 
 def test_bad_numbers_in_the_quant(tmp_path: Path) -> None:
@@ -54,16 +47,11 @@ def test_another_models_base(tmp_path: Path) -> None:
 
 
 def test_the_first_tensor_that_differs(tmp_path: Path) -> None:
-    source = open_source(tiny("F16"))
-    with GGUFSink(
-        tmp_path / "base.gguf",
-        source.metadata,
-        [OutputTensor(s.name, s.shape, s.type) for s in source.specs()],
-    ) as sink:
-        for spec in source.specs():
-            raw = np.array(source.read(spec.name))
-            sink.write(spec.name, raw[::-1].copy() if spec.name == "blk.1.attn_k.weight" else raw)
-        sink.commit()
+
+    def turned(spec, raw: np.ndarray) -> np.ndarray:
+        return raw[::-1].copy() if spec.name == "blk.1.attn_k.weight" else raw
+
+    written_again(tiny("F16"), tmp_path / "base.gguf", turned)
     with pytest.raises(QuantmillError, match=r"blk\.1\.attn_k\.weight"):
         plan_job(Job(tiny("Q4_0"), tmp_path / "base.gguf", (Text(TEXT),), tmp_path / "out.gguf"))
 
@@ -77,17 +65,12 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
 
 def test_a_base_that_is_worse(tmp_path: Path) -> None:
     """The roles exchanged: the original stands as the quant's base with its norms spoiled."""
-    source = open_source(tiny("F16"))
-    with GGUFSink(
-        tmp_path / "base.gguf",
-        source.metadata,
-        [OutputTensor(s.name, s.shape, s.type) for s in source.specs()],
-    ) as sink:
-        for spec in source.specs():
-            raw = np.array(source.read(spec.name))
-            spoiled = spec.name.startswith("blk.1") and spec.type == "F32" and len(spec.shape) == 1
-            sink.write(spec.name, (raw.view("<f4") * np.float32(0.2)).view("u1") if spoiled else raw)
-        sink.commit()
+
+    def spoiled(spec, raw: np.ndarray) -> np.ndarray:
+        is_norm = spec.name.startswith("blk.1") and spec.type == "F32" and len(spec.shape) == 1
+        return (raw.view("<f4") * np.float32(0.2)).view("u1") if is_norm else raw
+
+    written_again(tiny("F16"), tmp_path / "base.gguf", spoiled)
     with pytest.raises(QuantmillError, match="predicts the held-back text worse"):
         run(Job(tiny("Q4_0"), tmp_path / "base.gguf", (Text(TEXT),), tmp_path / "out.gguf", n_chunks=CHUNKS))
     assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]

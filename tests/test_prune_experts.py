@@ -34,7 +34,7 @@ from quantmill.recipe.prune_experts import (
 )
 from tests.support.llama_model import LlamaModel
 from tests.support.measure_families import COMMON, FAMILIES, random_model
-from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.measure_models import EXAMPLE, tiny, written_again
 
 KEPT = {layer: tuple(e for e in range(8) if e not in (layer, layer + 4)) for layer in range(4)}
 COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -165,11 +165,7 @@ def test_importance_of_another_model_is_refused(tmp_path):
 def test_experts_of_another_number_than_the_metadata_says(tmp_path):
     source = open_source(tiny("F16"))
     wrong = source.metadata.replace("qwen3moe.expert_count", MetaValue(GGUFValueType.UINT32, 7))
-    tensors = [OutputTensor(spec.name, spec.shape, spec.type) for spec in source.specs()]
-    with GGUFSink(tmp_path / "wrong.gguf", wrong, tensors) as sink:
-        for spec in source.specs():
-            sink.write(spec.name, source.read(spec.name))
-        sink.commit()
+    written_again(tiny("F16"), tmp_path / "wrong.gguf", metadata=wrong)
     with pytest.raises(RecipeError, match="should be the 7 experts of the metadata"):
         open_model(str(tmp_path / "wrong.gguf"), Edits(dict.fromkeys(range(4), (0, 1, 2))))
 

@@ -24,6 +24,16 @@ from tests.support.measure_models import tiny
 from tests.test_prune_experts import IDS, USUAL, WITH_EXPERTS
 
 
+def require_same_logits(model, path):
+    """transformers' model computes what the GGUF does."""
+    loaded = load(path)
+    with torch.no_grad():
+        found = model(torch.tensor([IDS])).logits
+    wanted = loaded.logits(torch.tensor([IDS]))
+    torch.testing.assert_close(found, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=0)
+    loaded.close()
+
+
 @pytest.mark.parametrize("name", USUAL)
 def test_hugging_face_output_without_layers_and_experts(name, tmp_path):
     """transformers loads the folder, and computes what quantmill computes of the cut GGUF."""
@@ -38,12 +48,7 @@ def test_hugging_face_output_without_layers_and_experts(name, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     command = ["quantize", "--prune-layers", "2", "--prune-experts", "0.25", str(tmp_path / "model")]
     assert main([*command, str(tmp_path / "cut.gguf"), "F32"]) == 0
-    loaded = load(tmp_path / "cut.gguf")
-    with torch.no_grad():
-        found = model(torch.tensor([IDS])).logits
-    wanted = loaded.logits(torch.tensor([IDS]))
-    torch.testing.assert_close(found, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=0)
-    loaded.close()
+    require_same_logits(model, tmp_path / "cut.gguf")
     shapes = [
         {spec.name: spec.shape for spec in open_source(tmp_path / path).specs()}
         for path in ("out", "cut.gguf")
@@ -89,9 +94,4 @@ def test_hugging_face_output_of_every_family(name, tmp_path):
     model = type(model).from_pretrained(tmp_path / "out", dtype=torch.float32)
     command = ["quantize", "--prune-layers", str(layer), *(["--prune-experts", "0.25"] if share else [])]
     assert main([*command, str(tmp_path / "model"), str(tmp_path / "cut.gguf"), "F32"]) == 0
-    loaded = load(tmp_path / "cut.gguf")
-    with torch.no_grad():
-        found = model(torch.tensor([IDS])).logits
-    wanted = loaded.logits(torch.tensor([IDS]))
-    torch.testing.assert_close(found, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=0)
-    loaded.close()
+    require_same_logits(model, tmp_path / "cut.gguf")

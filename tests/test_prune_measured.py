@@ -14,7 +14,7 @@ import torch
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.prune_influence import influence_of
 from quantmill.cli import main
-from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.gguf_io import open_source
 from quantmill.imatrix.text import Text
 from quantmill.jobs.edits import NO_EDITS, pruned_model
 from quantmill.jobs.errors import JobError
@@ -25,7 +25,7 @@ from quantmill.measure.damage import Damage, scored_prefix
 from quantmill.models.model import from_source, load
 from quantmill.recipe.prune_experts import Share
 from tests.support.llama_model import LlamaModel
-from tests.support.measure_models import EXAMPLE, one_by_one, tiny
+from tests.support.measure_models import EXAMPLE, one_by_one, tiny, written_again
 
 MODEL = str(tiny("F16"))
 
@@ -277,15 +277,11 @@ def test_what_pruning_is_not_given(options, code, words, text, tmp_path, capsys)
 
 
 def test_hidden_states_that_are_not_finite_are_named(text, tmp_path):
-    source = open_source(MODEL)
-    tensors = [OutputTensor(spec.name, spec.shape, spec.type) for spec in source.specs()]
-    with GGUFSink(tmp_path / "bad.gguf", source.metadata, tensors) as sink:
-        for spec in source.specs():
-            rows = source.read(spec.name)
-            if spec.name == "blk.1.attn_norm.weight":
-                rows = np.full(rows.size // 4, np.nan, np.float32).view(np.uint8)
-            sink.write(spec.name, np.ascontiguousarray(rows))
-        sink.commit()
+    def spoiled(spec, raw):
+        is_bad = spec.name == "blk.1.attn_norm.weight"
+        return np.full(raw.size // 4, np.nan, np.float32).view(np.uint8) if is_bad else raw
+
+    written_again(MODEL, tmp_path / "bad.gguf", spoiled)
     with pytest.raises((CalibrationError, JobError, ValueError), match="not finite"):
         run(Request(str(tmp_path / "bad.gguf"), (Text(text),), n_chunks=10, threads=1, experts=Share(2)))
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import gguf
+import numpy as np
 
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.convert import open_checkpoint
@@ -60,6 +61,18 @@ def untied() -> Path:
             sink.write(name, source.read(name))
         sink.write("output.weight", source.read("token_embd.weight"))
         sink.commit()
+    return path
+
+
+def written_again(model, path: Path, change=lambda spec, raw: raw, metadata=None) -> Path:
+    """A GGUF again under another name. change(spec, raw): of each tensor's bytes, u8 [n_rows, row_bytes], a copy."""
+    source = open_source(model)
+    tensors = [OutputTensor(spec.name, spec.shape, spec.type) for spec in source.specs()]
+    with GGUFSink(path, metadata or source.metadata, tensors) as sink:
+        for spec in source.specs():
+            sink.write(spec.name, change(spec, np.array(source.read(spec.name))))
+        sink.commit()
+    source.close()
     return path
 
 
