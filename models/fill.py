@@ -118,7 +118,7 @@ class Filler:
             )
         for name, view in self.table.views.items():
             spec = self.specs[name]
-            wanted = tuple(reversed(view.shape))
+            wanted = tuple(reversed(view.stored_shape))
             while len(wanted) > 1 and wanted[-1] == 1:
                 wanted = wanted[:-1]
             if spec.shape != wanted:

@@ -40,6 +40,7 @@ ALWAYS_F32 = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "ssm_conv1d.weight",
+    *("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
     "shortconv.conv.weight",
     "indexer.proj.weight",
     "altup_correct_coef.weight",
@@ -164,7 +165,7 @@ class Checkpoint:
 
     def _described(self, tables: rope.Tables) -> Iterator[tuple[str, TensorSpec]]:
         """All tensors in the order of llama.cpp's converter: kept blocks with their factors, then RoPE tables."""
-        specs = {name: self._spec(name, view.shape) for name, view in self._table.views.items()}
+        specs = {name: self._spec(name, view.stored_shape) for name, view in self._table.views.items()}
         behind = {name: spec for name, spec in specs.items() if spec.type not in KEPT}
         for name, spec in specs.items():
             if spec.type in KEPT:

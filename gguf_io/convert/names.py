@@ -59,7 +59,7 @@ class TensorTable:
         view = self.views[name]
         stacks = [read(source).reshape(-1, *view.source_matrix) for source in view.sources]
         taken = [view.take(matrix) for stack in stacks for matrix in stack]
-        return (taken[0] if len(taken) == 1 else _stack(taken)).reshape(view.shape)
+        return (taken[0] if len(taken) == 1 else _stack(taken)).reshape(view.stored_shape)
 
     def to_hf(self, name: str, read: Callable[[str], Any], empty: Callable[[Shape], Any] = np.empty) -> Any:
         """The Hugging Face tensor `name` from read(gguf_name) (GGUF values, Hugging Face dimension order).
@@ -199,7 +199,8 @@ class _Builder:
         given, wanted = map(self._number, part.padded) if part.padded else (0, 0)
         padding = max(0, wanted - n_rows) if n_rows == given else 0
         shape = (shape[0] + padding, *shape[1:])
-        return View((name,), one, shape, rows, columns, part.transpose, part.values, vector, factors, padding)
+        changes = (part.transpose, part.values, vector, factors, padding, part.spread)
+        return View((name,), one, shape, rows, columns, *changes)
 
     def _of_vector(self, name: str, target: str, part: Part, n: int) -> Shape:
         if part.columns_of is None:
@@ -248,7 +249,7 @@ class _Builder:
             for i, source in enumerate(view.sources):
                 use = Use(target, i if target in self.experts else None)
                 uses[source] = (*uses.get(source, ()), use)
-        found = {name: (_sources(view), view.shape) for name, view in views.items()}
+        found = {name: (_sources(view), view.stored_shape) for name, view in views.items()}
         first = self.config["num_hidden_layers"] if self.config.get("nextn_only") else 0
         layout.check(self.expected, found, range(first, self.n_layers), self._usual_name)
         left_out, must_be_zero = tuple(self.left_out), tuple(self.must_be_zero)

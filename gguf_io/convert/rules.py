@@ -43,6 +43,7 @@ class Part:
     columns_of: makes a vector a matrix, of as many columns as this number or key of the configuration says. factors:
     what the rows of a matrix are multiplied with, one factor after the other; a model that runs has none. padded:
     where there are as many rows as the first key says, rows of zeros are put behind them up to the second's number.
+    spread: each row is a matrix of its own in the GGUF (a convolution's kernels).
     """
 
     name: str = r"\g<0>"
@@ -55,6 +56,7 @@ class Part:
     columns_of: str | int | None = None
     factors: Factors | None = None
     padded: tuple[str, str] | None = None
+    spread: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ class View:
     matrix (a vector is a matrix of one column). shape: of the result, Hugging Face dimension order. Of every
     source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `values` change.
     vector: the source is one, whatever the shape of the result. factors: what the rows of a source matrix are
-    multiplied with, one after the other. padding: rows of zeros behind those of the only source matrix.
+    multiplied with, one after the other. padding: rows of zeros behind those of the only source matrix. spread: in
+    the GGUF each row is a matrix of its own (`stored_shape`), here still a row.
     """
 
     sources: tuple[str, ...]
@@ -31,6 +32,11 @@ class View:
     vector: bool = False
     factors: tuple[float | np.ndarray, ...] = ()
     padding: int = 0
+    spread: bool = False
+
+    @property
+    def stored_shape(self) -> Shape:
+        return (*self.shape[:-1], 1, self.shape[-1]) if self.spread else self.shape
 
     @property
     def matrices(self) -> int:

@@ -512,6 +512,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 64,
         },
     ),
+    "kimi linear": (
+        "kimi_linear",
+        LATENT
+        | EXPERTS
+        | {
+            "num_attention_heads": 4,
+            "linear_num_heads": 4,
+            "linear_head_dim": 32,
+            "num_experts": 4,
+            "num_shared_experts": 1,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention", "full_attention"],
+            "routed_scaling_factor": 2.5,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
     "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
 # Transformers has no class of its own for a directory of it; test_families.py wraps it.

@@ -12,26 +12,27 @@ from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import FLOAT32, UINT32, Item, Key, need
 from quantmill.gguf_io.convert.rules import Config, Part, Rule, head_part
 
+# Multi-head latent attention, absorbed: K and V parts of every head become matrices of their own.
+LATENT_KEYS = Rule(
+    r"kv_b_proj\.weight$",
+    (
+        Part(
+            "k_b_proj.weight",
+            rows=head_part(None, "qk_nope_head_dim"),
+            matrices="num_key_value_heads",
+            transpose=True,
+        ),
+        Part(
+            "v_b_proj.weight",
+            rows=head_part("qk_nope_head_dim", "v_head_dim"),
+            matrices="num_key_value_heads",
+        ),
+    ),
+)
 RULES = (
     *rules.tied_head_left_out(by_default=False),
     rules.LATER_LAYERS_LEFT_OUT,
-    # Multi-head latent attention, absorbed: K and V parts of every head become matrices of their own.
-    Rule(
-        r"kv_b_proj\.weight$",
-        (
-            Part(
-                "k_b_proj.weight",
-                rows=head_part(None, "qk_nope_head_dim"),
-                matrices="num_key_value_heads",
-                transpose=True,
-            ),
-            Part(
-                "v_b_proj.weight",
-                rows=head_part("qk_nope_head_dim", "v_head_dim"),
-                matrices="num_key_value_heads",
-            ),
-        ),
-    ),
+    LATENT_KEYS,
     *rules.STACKED_EXPERTS,
 )
 
@@ -43,7 +44,7 @@ def _absorbed(config: Config) -> Iterable[Item]:
     yield "attention.value_length", UINT32, rank
 
 
-def _long_keys(config: Config) -> int:
+def long_keys(config: Config) -> int:
     return need(config, "qk_nope_head_dim") + need(config, "qk_rope_head_dim")
 
 
@@ -129,7 +130,7 @@ KEYS = (
     keys.VOCABULARY_SIZE,
     Key("q_lora_rank", "attention.q_lora_rank"),
     RANK,
-    keys.written("attention.key_length_mla", _long_keys),
+    keys.written("attention.key_length_mla", long_keys),
     Key("v_head_dim", "attention.value_length_mla", needed=True),
     Key("moe_intermediate_size", "expert_feed_forward_length", needed=True),
     Key("n_shared_experts", "expert_shared_count"),

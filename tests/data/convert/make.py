@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -85,7 +86,12 @@ def saved_shapes(name: str) -> dict[str, list[int]]:
         made = of_config if "For" in model.architecture else AutoModel.from_config
         made(config, dtype=torch.bfloat16).save_pretrained(scratch)
         with safe_open(f"{scratch}/model.safetensors", "pt") as file:
-            return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            return {published(key): list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
+def published(name: str) -> str:
+    """A dense layer of Kimi-Linear is no block_sparse_moe; save_pretrained calls it so."""
+    return re.sub(r"block_sparse_moe\.((?:gate|up|down)_proj)", r"mlp.\1", name)
 
 
 def job(name: str, scratch: Path) -> Job:
