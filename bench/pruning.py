@@ -99,7 +99,7 @@ def _text(bench: Bench) -> list[str]:
 
 
 def measure(bench: Bench, done: set[tuple[str, str]], layers: list[int]) -> Iterator[Row]:
-    wanted = {f"{n} layers": layer_ways(n) for n in layers}
+    wanted = {f"{n} layers" if n > 1 else "1 layer": layer_ways(n) for n in layers}
     if bench.base == EXAMPLE:
         wanted = {"25 % of the experts": expert_ways()}
     scanned: dict[str, object] = {}
