@@ -28,6 +28,7 @@ _SOLVED = 60.0  # and multiplications of its solver, a weight and column
 _TRAINED = 3.0  # polish: forward, backward, and the original's share
 _COMPENSATED_CHUNKS, _POLISHED_CHUNKS = CHUNKS["normal"], 104
 _QUANTIZED = 20e6  # weights a second, of one thread
+_TRIALS = 10
 _EFFICIENCY = 0.5  # of a model's products beside one large product
 
 
@@ -84,9 +85,12 @@ def _products_a_second() -> float:
     a = np.ones((512, 1024), np.float32)
     b = np.ones((1024, 1024), np.float32)
     a @ b  # threads start
-    started = time.perf_counter()
-    a @ b
-    return 512 * 1024 * 1024 / (time.perf_counter() - started)
+    taken = []
+    for _ in range(_TRIALS):  # the best, of this thread alone: others may use the machine for a moment
+        started = time.thread_time()
+        a @ b
+        taken.append(time.thread_time() - started)
+    return 512 * 1024 * 1024 / min(taken)
 
 
 def evaluation_tokens(job: Job) -> int:
