@@ -7,6 +7,7 @@ An alias that llama.cpp's tools have for an option stands with it; what they hav
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,11 +74,27 @@ NextnOnly = Annotated[
 ]
 
 
+_ADDRESS = re.compile(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+")
+
+
 class WithRay(TyperCommand):
-    """`--ray` alone is a word of its own, and not followed by an address."""
+    """`--ray` alone is a word of its own; HOST:PORT behind it belongs to it, unless a file is called so."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, ["--ray=auto" if word == "--ray" else word for word in args])
+        return super().parse_args(ctx, _with_addresses(args))
+
+
+def _with_addresses(words: Sequence[str]) -> list[str]:
+    end = words.index("--") if "--" in words else len(words)
+    found: list[str] = []
+    for i, word in enumerate(words):
+        if i < end and word == "--ray":
+            found.append("--ray=auto")
+        elif found[-1:] == ["--ray=auto"] and _ADDRESS.fullmatch(word) and not Path(word).exists():
+            found[-1] = f"--ray={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def later_layers(no_nextn: bool, nextn_only: bool) -> str:
@@ -95,7 +112,7 @@ Ray = Annotated[
     str | None,
     typer.Option(
         "--ray",
-        metavar="[=HOST:PORT]",
+        metavar="[HOST:PORT]",
         help="Let the hosts of a Ray cluster do the work: the one at HOST:PORT, else the one that runs here, else "
         "one that is started for it. Model and output lie in a file system that all of them share.",
     ),

@@ -74,6 +74,7 @@ def result_object(result: Result) -> dict[str, Any]:
         "files": [str(path) for path in result.paths],
         "source_bytes": result.source_bytes,
         "seconds": result.seconds,
+        "files_of_this_time": result.n_jobs,
         "step_seconds": dict(result.step_seconds),
         "mweights_per_second": result.converted_weights / result.seconds / 1e6,
         "engines": [
@@ -90,12 +91,15 @@ def result_text(result: Result) -> str:
     files = (
         str(result.paths[0]) if len(result.paths) == 1 else f"{result.paths[0]} … {len(result.paths)} files"
     )
-    rate = result.converted_weights / result.seconds / 1e6
+    if result.n_jobs == 1:
+        time = f"{result.seconds:.2f} s, {result.converted_weights / result.seconds / 1e6:.1f} Mweights/s"
+    else:
+        time = f"{result.seconds:.2f} s for all {result.n_jobs} files together"
     rows = [
         ("written", files),
         ("size", f"{size_text(result.source_bytes)} -> {size_text(result.file_bytes)} ({100 * ratio:.1f} %)"),
         ("bits per weight", f"{plan.source_bpw:.2f} -> {plan.bpw:.2f}"),
-        ("time", f"{result.seconds:.2f} s, {rate:.1f} Mweights/s"),
+        ("time", time),
         ("slowest step", f"{slowest}, busy for {busy:.2f} s"),
         ("engine", "; ".join(f"{engine.name} on {engine.device}: {engine.why}" for engine in result.engines)),
     ]

@@ -16,6 +16,7 @@ from quantmill.jobs.errors import JobError
 AUTO = "auto"  # the cluster that runs on this machine, else one that lives as long as the job
 _STORE_BYTES = 200 << 20  # what a cluster of our own keeps for objects: tasks and answers are small
 _PATIENCE = 5.0  # seconds
+_STARTS = 3  # of a cluster of our own: Ray waits half a minute for it, and does not let that be changed
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,30 @@ def connected(address: str, threads: int | None) -> Iterator[Any]:
         try:
             _connect(ray, AUTO, {"log_to_driver": False, "logging_level": "error"})
         except ConnectionError:
-            _connect(ray, "local", {**quiet, "num_cpus": threads, "object_store_memory": _STORE_BYTES})
+            _start(ray, {**quiet, "num_cpus": threads, "object_store_memory": _STORE_BYTES})
     else:
-        _require_listener(address)
+        require_listener(address)
         _connect(ray, address, {"log_to_driver": False, "logging_level": "error"})
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """A cluster of our own, tried again where this machine is too busy for it."""
+    for left in reversed(range(_STARTS)):
+        try:
+            _connect(ray, "local", options)
+            return
+        except Exception as error:  # Ray has no class of its own for it
+            if "timed out during startup" not in str(error):
+                raise
+            if not left:
+                raise JobError(
+                    f"Ray did not start here in {_STARTS} times 30 s, for this machine is too busy; start it "
+                    "beforehand (`ray start --head`), or give --ray the address of a cluster"
+                ) from error
 
 
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
@@ -79,8 +96,10 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
         ) from error
 
 
-def _require_listener(address: str) -> None:
-    """Ray itself would ask for a minute."""
+def require_listener(address: str) -> None:
+    """Raises JobError where nobody answers; Ray itself would ask for a minute."""
+    if address == AUTO:
+        return
     host, separator, port = address.rpartition(":")
     if "://" in address:
         raise JobError(

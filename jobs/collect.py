@@ -18,6 +18,7 @@ from quantmill.imatrix.run import Collecting, Saving
 from quantmill.imatrix.run import run as run_saving
 from quantmill.imatrix.streamed import collect_streamed
 from quantmill.imatrix.text import Cutting, Text
+from quantmill.jobs.cluster import require_listener
 from quantmill.jobs.collect_load import Loading, loaded_model
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models.model import LoadedModel
@@ -94,6 +95,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     names = tuple(str(text.path) for text in job.texts)
     inputs: list[str | Path] = [job.model, *names, *([job.tokenizer] if job.tokenizer else [])]
     output = check_output(job.output, IMATRIX, inputs, force=job.force)
+    if job.ray is not None:
+        require_listener(job.ray)  # before the model is read
     saving = Saving(output.final, names, job.name, job.every, job.resume)
     check_output(saving.partial, IMATRIX, inputs)
     plain = read_texts(list(job.texts))

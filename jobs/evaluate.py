@@ -11,6 +11,7 @@ import numpy as np
 
 from quantmill.gguf_io.kinds import LOGITS
 from quantmill.gguf_io.outputs import Output, check_output
+from quantmill.jobs.cluster import require_listener
 from quantmill.jobs.comparisons import divergence_tests, task_tests
 from quantmill.jobs.evaluate_request import Job, TaskJob
 from quantmill.jobs.machine import machine, now
@@ -90,7 +91,9 @@ def _identity(job: Job) -> str:
 def _measured(
     job: Job, output: Output | None, saves: dict[str, Output], saved: Saved, watcher: Watcher
 ) -> Run:
-    # Everything that can be wrong with a file is found before a model runs.
+    # Everything that can be wrong with a file, or an address, is found before a model runs.
+    if job.ray is not None:
+        require_listener(job.ray)
     tasks = [(task.name, task.kind, read_tasks(task.path, task.kind, job.n_tasks)) for task in job.tasks]
     base_file = LogitsFile(job.base_file) if job.base_file else None
     device = usable_device(job.device)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
-from quantmill.jobs.cluster import connected
 from quantmill.jobs.cluster_line import ClusterLine
 from quantmill.jobs.line import Clock
 from quantmill.jobs.quantize_request import Job
@@ -17,6 +17,7 @@ from quantmill.recipe import PlanEntry
 
 
 def carry_on_ray(
+    ray: Any,
     job: Job,
     source: TensorSource,
     sinks: Sequence[GGUFSink],
@@ -26,13 +27,9 @@ def carry_on_ray(
 ) -> tuple[Clock, tuple[Engine, ...]]:
     """All rows of all entries of each sink; seconds of the steps, of all workers together, and their engines.
 
-    Raises JobError for a cluster that cannot be used, and what the work raises.
+    ray: connected. Raises JobError for a cluster that cannot be used, and what the work raises.
     """
-    assert job.ray is not None
-    with (
-        connected(job.ray, job.threads) as ray,
-        ClusterLine(ray, job, source, sinks, importance, watcher) as line,
-    ):
+    with ClusterLine(ray, job, source, sinks, importance, watcher) as line:
         carry(line, entries, job.max_buffer_bytes, watcher)
         line.finish()
     return line.clock, line.engines

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantmill.gguf_io import GGUFError, GGUFSink, TensorSource, open_source
 from quantmill.gguf_io.kinds import MODEL
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix.store import ImportanceMatrix
+from quantmill.jobs.cluster import connected
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import PlanError
 from quantmill.jobs.importance import filters_without_use, importance_index, whole_importance
@@ -47,7 +48,7 @@ __all__ = [
 @dataclass(frozen=True)
 class Result:
     """`step_seconds`: how long each step was busy; they overlap, so the sum exceeds `seconds`. Both are those of all
-    jobs that were done together."""
+    jobs that were done together, `n_jobs` of them."""
 
     plan: Plan
     paths: tuple[Path, ...]
@@ -56,6 +57,7 @@ class Result:
     seconds: float
     step_seconds: Mapping[str, float]
     engines: tuple[Engine, ...]
+    n_jobs: int = field(default=1, kw_only=True)
 
     @property
     def converted_weights(self) -> int:
@@ -114,6 +116,7 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         ready = _prepare(jobs, opened)
         plans, sinks = ready.plans, ready.sinks
         require_sound(*plans)
+        ray = None if first.ray is None else opened.enter_context(connected(first.ray, first.threads))
         for warning in (line for sink in sinks for line in sink.warnings):
             watcher.warn(warning)
         for sink in sinks:
@@ -126,29 +129,31 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         watcher.began(", ".join(job.recipe.file_type for job in jobs), n_bytes, "bytes")
         entries = [plan.entries for plan in plans]
         engines = ready.engines
-        if first.ray is None:
+        if ray is None:
             with line_of(first, ready.source, sinks, ready.importance, engines, watcher.warn) as line:
                 carry(line, entries, first.max_buffer_bytes, watcher)
             clock = line.clock
         else:
             from quantmill.jobs.on_ray import carry_on_ray  # nobody else needs it
 
-            clock, engines = carry_on_ray(first, ready.source, sinks, ready.importance, entries, watcher)
+            clock, engines = carry_on_ray(ray, first, ready.source, sinks, ready.importance, entries, watcher)
         with clock("write"):
             for sink in sinks[:-1]:  # the last does it itself
                 sink.complete()
             for sink in reversed(sinks):
                 sink.commit()
         sources = ready.source.paths
+    seconds = time.perf_counter() - started
     return tuple(
         Result(
             plan=plan,
             paths=sink.paths,
             source_bytes=sum(path.stat().st_size for path in sources),
             file_bytes=sink.file_bytes,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
             step_seconds=clock.seconds,
             engines=engines,
+            n_jobs=len(jobs),
         )
         for plan, sink in zip(plans, sinks, strict=True)
     )

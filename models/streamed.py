@@ -25,6 +25,7 @@ from torch import nn
 
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models.capture import Call, enter, named_layers
+from quantmill.models.doors import Doors
 from quantmill.models.errors import ModelError
 from quantmill.models.fill import Filler
 from quantmill.models.held import first_of
@@ -48,7 +49,7 @@ class StreamedModel(LoadedModel):
 
     states: hidden states behind the last layer, by the ids of their batch, until their logits are asked for; one for
     each batch of these ids, for a text may repeat itself.
-    Several threads may take batches, or ask for logits of those that were taken.
+    Several threads may take batches, or ask for logits; those of ids that were not taken pass one after the other.
     """
 
     states: dict[bytes, list[Any]] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class StreamedModel(LoadedModel):
     def __post_init__(self) -> None:
         self._path, self._modules = named_layers(self.model)
         self._running = _Running()
+        self._doors = Doors()
 
     @property
     def n_layers(self) -> int:
@@ -141,14 +143,22 @@ class StreamedModel(LoadedModel):
     @contextmanager
     def behind(self, ids: torch.Tensor) -> Iterator[None]:
         """The model gives for `ids` what follows from the states behind its layers, which are then forgotten."""
-        key = _key(ids)
-        if not self.states.get(key):
-            self.prepare([ids])
-        self._running.hidden = self.states[key].pop()
+        self._running.hidden = self._state(ids)
         try:
-            yield
+            with self._doors.among_others():
+                yield
         finally:
             self._running.hidden = None
+
+    def _state(self, ids: torch.Tensor) -> Any:
+        """Taken out. Ids that were not announced pass the layers while no other thread is behind them."""
+        key = _key(ids)
+        try:
+            return self.states[key].pop()  # one step, also for several threads
+        except (KeyError, IndexError):
+            with self._doors.alone():
+                self.prepare([ids])
+                return self.states[key].pop()
 
     def _handed_on(self, *inputs: Any, **named: Any) -> Any:
         return self._running.hidden

@@ -141,11 +141,51 @@ def test_nobody_at_the_address(tmp_path, ray, capsys):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["quantize", str(tiny("F16")), str(tmp_path / "x.gguf"), "Q4_0"]
-    assert cli.main([*words, f"--ray=127.0.0.1:{port}"]) == 1
-    assert f"error: no Ray cluster answers at 127.0.0.1:{port}" in capsys.readouterr().err
+    for spelled in ([f"--ray=127.0.0.1:{port}"], ["--ray", f"127.0.0.1:{port}"]):
+        assert cli.main([*words, *spelled]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: no Ray cluster answers at 127.0.0.1:{port}")  # nothing before
     assert cli.main([*words, "--ray=nonsense"]) == 1
     assert "expected HOST:PORT" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_address_belongs_to_the_word_before_it(tmp_path, monkeypatch):
+    from quantmill.commands.options import _with_addresses
+
+    monkeypatch.chdir(tmp_path)
+    for words, wanted in (
+        (["--ray", "head:6379", "a"], ["--ray=head:6379", "a"]),
+        (["--ray", "[::1]:80"], ["--ray=[::1]:80"]),
+        (["--ray", "model.gguf", "x:1"], ["--ray=auto", "model.gguf", "x:1"]),
+        (["--ray=auto", "--ray"], ["--ray=auto", "--ray=auto"]),
+        (["--", "--ray", "x:1"], ["--", "--ray", "x:1"]),
+    ):
+        assert _with_addresses(words) == wanted
+    (tmp_path / "x:1").touch()
+    assert _with_addresses(["--ray", "x:1"]) == ["--ray=auto", "x:1"]
+
+
+def test_a_cluster_that_does_not_start_in_time_is_tried_again(ray, monkeypatch):
+    from quantmill.jobs import cluster
+
+    asked = []
+
+    def init(address, **options):
+        asked.append(address)
+        raise (
+            ConnectionError("none")
+            if address == "auto"
+            else Exception("The current node timed out during startup. This could happen because …")
+        )
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(JobError, match="did not start here in 3 times 30 s"),
+        cluster.connected(cluster.AUTO, 1),
+    ):
+        pass
+    assert asked == ["auto", "local", "local", "local"]
 
 
 def test_versions_that_differ_are_both_said(ray, monkeypatch):

@@ -97,6 +97,18 @@ def test_a_text_that_repeats_itself_passes_too(tmp_path):
     assert not passed
 
 
+def test_threads_may_ask_for_ids_that_were_not_announced():
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.manual_seed(0)
+    whole, streamed = load(tiny("Q8_0"), converted=True), load_streamed(tiny("Q8_0"))
+    batches = [torch.randint(0, 256, (1, 16)) for _ in range(8)]
+    streamed.prepare(batches[::2])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(streamed.logits, batches))
+    assert all(torch.equal(one, whole.logits(ids)) for one, ids in zip(found, batches, strict=True))
+
+
 def test_a_run_with_nothing_left_reads_no_layer():
     assert list(load_streamed(str(tiny("Q8_0"))).layers([])) == []
 
