@@ -259,10 +259,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--pack", type=Path, metavar="FOLDER")
+    parser.add_argument("--python", default="3.12", metavar="X.Y", help="that the packed packages are for")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.pack:
-        pack(given.pack)
+        pack(given.pack, given.python)
         return
     (engine, *_) = choose_engines(given.device)
     if given.engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,22 @@ ROOT = Path(__file__).resolve().parent.parent
 # Beside the tree, where `pack` puts it and bench.gpu looks for it.
 ORACLE = ROOT.parent / "oracle.npz"
 _MOST_BYTES = 40 << 20
-# What a machine with torch, triton, transformers and llvmlite may lack: small, and without code of their own.
-_PACKAGES = ("gguf", "typer")
+# Of our dependencies, what a machine with torch, triton, transformers and llvmlite may lack; all small.
+_PACKAGES = ("gguf", "typer", "rich")
+_PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 _README = """\
-python -m pip install --no-index --find-links packages gguf typer
+python -m pip install --no-index --find-links packages {packages}
 cd quantmill && PYTHONPATH=.. python -m bench.gpu --out ../gpu.json
 """
+
+
+def _wanted() -> list[str]:
+    """The packages with the versions that pyproject.toml asks for."""
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    named = [line.strip(' ",') for line in lines if line.startswith('    "')]
+    found = [next(line for line in named if re.match(rf"{package}\b", line)) for package in _PACKAGES]
+    assert all(">=" in line for line in found), found
+    return found
 
 
 def oracle_bytes() -> dict[str, np.ndarray]:
@@ -36,8 +47,9 @@ def oracle_bytes() -> dict[str, np.ndarray]:
     }
 
 
-def pack(folder: Path) -> None:
-    """Makes the folder. Raises SystemExit where it exists or becomes too large."""
+def pack(folder: Path, python: str) -> None:
+    """Makes the folder, with packages for a version of Python on x86-64. Raises FileExistsError, or SystemExit where
+    it becomes too large."""
     folder.mkdir(parents=True)
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
@@ -46,10 +58,12 @@ def pack(folder: Path) -> None:
         shutil.copy(ROOT / name, target)
     np.savez_compressed(folder / "oracle.npz", **oracle_bytes())  # type: ignore[arg-type]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder / "packages")]
-    subprocess.run([*command, "--only-binary=:all:", *_PACKAGES], check=True)
+    there = ["--python-version", python, *(f"--platform={name}" for name in _PLATFORMS)]
+    subprocess.run([*command, *there, "--only-binary=:all:", *_wanted()], check=True)
     for file in (folder / "packages").glob("numpy*"):  # large, and there already
         file.unlink()
-    (folder / "README").write_text(_README)
+    names = " ".join(f"'{line}'" for line in _wanted())
+    (folder / "README").write_text(_README.format(packages=names))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if size > _MOST_BYTES:
         raise SystemExit(f"{folder}: {size >> 20} MiB, and it should be {_MOST_BYTES >> 20} at most")

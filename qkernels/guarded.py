@@ -1,7 +1,8 @@
 """A device's quantizer that does not have to be believed, and the CPU's, which does what the device does not.
 
-Before a device works on a type it is asked for hard blocks (trust.py). Then a sample of every slab is compared. A
-device that fails, or does not answer, loses its work to the CPU engine, so that the file is complete all the same.
+Before a device works on a type it is asked for hard blocks (trust.py). Then samples of its work are compared
+(samples.py). A device that fails, or does not answer, loses its work to the CPU engine, so that the file is complete
+all the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,12 @@ from quantmill.qkernels.checks import checked_importance
 from quantmill.qkernels.cpu_engine import quantize_stored
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
 from quantmill.qkernels.memory_faults import is_out_of_memory
+from quantmill.qkernels.samples import ROWS, Samples, spread
 from quantmill.qkernels.trust import Answers, DeviceFault, Verdict, ask, case_of, compared
-from quantmill.qkernels.types import QuantizeError, Search, get_type, readable_type
+from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type, readable_type
 
 # What torch, Triton's and Metal's compilers and their tools raise.
 FAULTS = (RuntimeError, OSError, SyntaxError, AttributeError, ImportError, subprocess.SubprocessError)
-# Blocks of a type's first slab that are compared; of those after it a row of so many.
-_FIRST_BLOCKS = 768
-_ONE_ROW_OF = 1024
 
 
 def _warn(line: str) -> None:
@@ -57,7 +57,7 @@ class Shared:
     faults: tuple[type[Exception], ...] = FAULTS
     lost: str = ""
     refused: dict[str, str] = field(default_factory=dict)
-    sampled: set[str] = field(default_factory=set)
+    samples: Samples = field(default_factory=Samples)
     told: set[str] = field(default_factory=set)
     lock: Any = field(default_factory=threading.Lock)
     _answers: Answers | None = None
@@ -138,10 +138,25 @@ class GuardedQuantizer:
         # what is wrong with the input is the same on any device
         checked = checked_importance(importance, n_cols, target, shared.search)
         case = case_of(type, checked is not None, shared.search)
-        done = self.beside(case, type, n_cols, lambda: self._by_device(loaded, source_type, type, importance))
+        began = perf_counter()
+
+        def work() -> np.ndarray:
+            nonlocal began
+            began = perf_counter()  # what the device was asked before does not count
+            return self._by_device(loaded, source_type, type, importance)
+
+        done = self.beside(case, type, n_cols, work)
         if done is None:
             return self._by_cpu(loaded, source_type, type, importance)
-        self._check_sample(case, loaded, source_type, type, importance, done)
+        if target.family == "plain":
+            return done
+        seconds = perf_counter() - began
+
+        def compare(rows: np.ndarray) -> None:
+            expected = self._by_cpu(loaded[rows], source_type, type, importance)
+            self._require_same(case, target, loaded[rows], done[rows], expected)
+
+        shared.samples.rows(case, len(loaded), n_cols // target.block, seconds, compare)
         return done
 
     def beside(self, case: str, type: str, n_cols: int, work: Callable[[], Any]) -> Any | None:
@@ -206,29 +221,15 @@ class GuardedQuantizer:
             return ""
         return f"{_differs(verdict, type, shared.engine, 'blocks compared')}; the CPU does this type"
 
-    def _check_sample(
-        self,
-        case: str,
-        raw: np.ndarray,
-        source_type: str,
-        type: str,
-        importance: np.ndarray | None,
-        done: np.ndarray,
+    def _require_same(
+        self, case: str, target: QuantType, raw: np.ndarray, found: np.ndarray, expected: np.ndarray
     ) -> None:
-        """Some rows of a slab, the first and the last among them, again on the CPU. Raises DeviceFault."""
-        shared, target = self._shared, get_type(type)
-        if target.family == "plain":
-            return
-        count = -(-len(raw) // _ONE_ROW_OF)
-        if case not in shared.sampled:
-            shared.sampled.add(case)
-            count = max(count, -(-_FIRST_BLOCKS * target.bytes // done.shape[1]))
-        rows = np.unique(np.linspace(0, len(raw) - 1, min(count, len(raw))).astype(int))
-        expected = self._by_cpu(raw[rows], source_type, type, importance)
-        verdict = compared(shared.answers, case, target, raw[rows], done[rows], expected)
+        """Raises DeviceFault where a device's blocks of some rows are not the CPU's."""
+        shared = self._shared
+        verdict = compared(shared.answers, case, target, raw, found, expected)
         if verdict.different:
             shared.answers.put(case, verdict)  # so that the next run does not begin with it
-            raise DeviceFault(_differs(verdict, type, shared.engine, "blocks of the model"))
+            raise DeviceFault(_differs(verdict, target.name, shared.engine, "blocks of the model"))
 
 
 def _differs(verdict: Verdict, type: str, engine: Engine, what: str) -> str:
@@ -264,8 +265,7 @@ def check_rows(rows: Any, blocks: Any, type: str, importance: Any | None, search
 
     Raises DeviceFault.
     """
-    count = min(len(rows), 1 + -(-len(rows) // _ONE_ROW_OF))
-    chosen = np.unique(np.linspace(0, len(rows) - 1, count).astype(int)).tolist()
+    chosen = spread(len(rows), ROWS).tolist()
     weights = None if importance is None else importance.cpu().numpy()
     expected = quantize(rows[chosen].cpu().numpy(), type, weights, "cpu", 1, search)
     made = blocks[chosen].cpu().numpy()

@@ -1,6 +1,7 @@
 """python -m bench.gpu under a pretended device: rows come one by one, failures and the clock stop nothing else."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -55,7 +56,13 @@ def test_a_child_that_dies_is_a_row(monkeypatch):
 def test_what_is_taken_along_is_found_again(monkeypatch, tmp_path):
     assert gpu_pack.ORACLE.parent == gpu_pack.ROOT.parent
     with pytest.raises(FileExistsError):
-        gpu_pack.pack(tmp_path)
+        gpu_pack.pack(tmp_path, "3.12")
+
+
+def test_packages_are_taken_along_in_the_versions_that_we_ask_for():
+    wanted = gpu_pack._wanted()
+    assert [re.match(r"\w+", line)[0] for line in wanted] == list(gpu_pack._PACKAGES)
+    assert "<" in wanted[1]  # typer's next release would bring pydantic
 
 
 def test_operations_are_counted_by_loops():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quantmill.qkernels import guarded
+from quantmill.qkernels import samples
 from quantmill.qkernels.hard_blocks import hard_rows
 from quantmill.qkernels.memory_faults import in_slabs
 
@@ -11,8 +11,32 @@ from quantmill.qkernels.memory_faults import in_slabs
 def test_chance_of_finding_wrong_blocks():
     """A type's first slab shows 768 blocks or more: one wrong block in a hundred is missed once in two thousand runs,
     one in a thousand in every second one."""
-    assert (1 - 0.01) ** guarded._FIRST_BLOCKS < 1 / 2000
-    assert 0.4 < (1 - 0.001) ** guarded._FIRST_BLOCKS < 0.5
+    assert (1 - 0.01) ** samples.FIRST_BLOCKS < 1 / 2000
+    assert 0.4 < (1 - 0.001) ** samples.FIRST_BLOCKS < 0.5
+
+
+def test_samples_cost_a_hundredth_of_the_device_s_time(monkeypatch):
+    """Slabs of 2 ms whose samples take 5 ms: of a type's first slab 768 blocks, then 16 rows now and then."""
+    now = [0.0]
+    monkeypatch.setattr(samples, "perf_counter", lambda: now[0])
+    found = samples.Samples()
+    looked: list[np.ndarray] = []
+
+    def compare(rows):
+        now[0] += 0.005
+        looked.append(rows)
+
+    for case in ("Q4_K-importance", "Q6_K-importance"):
+        looked.clear()
+        for _ in range(10_000):
+            found.rows(case, 1900, 16, 0.002, compare)
+        first, *later = looked
+        assert len(first) * 16 >= 768
+        assert {len(rows) for rows in later} == {16}
+        assert all((rows[0], rows[-1]) == (0, 1899) for rows in later)
+        assert 0.009 < 0.005 * len(later) / (0.002 * 10_000) <= 0.01
+    found.rows("Q2_K-importance", 3, 1, 0.002, compare)
+    assert looked[-1].tolist() == [0, 1, 2]
 
 
 def test_slabs_in_order_whatever_fails():
