@@ -19,6 +19,7 @@ from quantmill.gguf_io.filesystem import (
     sync,
     sync_directory,
 )
+from quantmill.gguf_io.passing import WriteBehind
 
 try:
     import fcntl as _fcntl
@@ -28,7 +29,6 @@ else:
     fcntl = _fcntl
 
 SUFFIX = ".quantmill-partial"
-_WRITEBACK_BYTES = 8 << 20  # enough for a disk to work at full speed, little enough to be left for the end
 
 
 def resolved(final: Path) -> Path:
@@ -74,7 +74,6 @@ class PartialFile:
     def __init__(self, final: Path, file_bytes: int) -> None:
         self.final = final
         self._file_bytes = file_bytes
-        self._held = (file_bytes, 0)  # first and last byte that the disk has not been asked to write
         self._fd = -1
         self._path: Path | None = None  # where the file is now
         self._elsewhere = completed_elsewhere(final)
@@ -87,6 +86,7 @@ class PartialFile:
             os.ftruncate(self._fd, 0)
             self._take_mode()
             self._lengthen()
+            self._behind = WriteBehind(self._fd, file_bytes)
         except OSError as error:
             started = self._path is not None
             self.discard()
@@ -165,23 +165,10 @@ class PartialFile:
             os.lseek(self._fd, position, os.SEEK_SET)
             while data:
                 written = os.write(self._fd, data)
-                self._begin_writeback(position, position + written)
+                self._behind.wrote(position, position + written)
                 position, data = position + written, data[written:]
         except OSError as error:
             raise self._failed(error, position) from error
-
-    def _begin_writeback(self, start: int, end: int) -> None:
-        """Let the disk work while the next parts are made, so that sync() has little to wait for.
-
-        Linux begins to write what is dirty when it is given this advice, and what is dirty it does not drop. A system
-        that takes it otherwise, or has no such call, loses nothing: sync() alone makes the file safe.
-        """
-        first, last = min(self._held[0], start), max(self._held[1], end)
-        self._held = (first, last)
-        if last - first >= _WRITEBACK_BYTES and hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # it is advice only
-                os.posix_fadvise(self._fd, first, last - first, os.POSIX_FADV_DONTNEED)
-            self._held = (self._file_bytes, 0)
 
     def sync(self) -> None:
         """Wait until all of it is on the disk. Raises GGUFError when that fails."""

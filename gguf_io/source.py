@@ -13,6 +13,7 @@ from quantmill.gguf_io.errors import GGUFError, quoted
 from quantmill.gguf_io.filesystem import open_regular
 from quantmill.gguf_io.header import parse_header
 from quantmill.gguf_io.metadata import Metadata
+from quantmill.gguf_io.passing import drop, passes_by
 from quantmill.gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
 from quantmill.gguf_io.tensors import TensorSource, TensorSpec
 
@@ -45,6 +46,7 @@ class _MappedFile:
             if not os.fstat(file.fileno()).st_size:
                 raise GGUFError(f"{path}: not a GGUF file: it is empty")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._fd = os.dup(file.fileno()) if passes_by(file.fileno()) else -1
         self.bytes = np.frombuffer(self._map, dtype=np.uint8)
         self.header = parse_header(path, memoryview(self._map), shard)
 
@@ -54,6 +56,12 @@ class _MappedFile:
         # Whole pages, outwards: a neighbour's part of a page comes back from the file when it is needed.
         first_page = start - start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, first_page, start + size - first_page)
+        if self._fd >= 0:
+            drop(self._fd, first_page, start + size - first_page)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
 
 
 class GGUFSource:

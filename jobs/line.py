@@ -21,6 +21,7 @@ from quantmill.jobs.quantize_request import Job, way_out
 from quantmill.qkernels import QuantizeError, to_float32
 from quantmill.qkernels.checks import require_finite, require_finite_scales
 from quantmill.qkernels.engines import Engine, RowQuantizer
+from quantmill.qkernels.plain import all_finite, read_in
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trust import DeviceFault
 from quantmill.qkernels.types import TYPES, NotFiniteError, TooLargeError
@@ -123,9 +124,8 @@ class Line:
             copied = None
             if not all(entry.converted for entry in slab.entries):
                 copied = self._source.read(*place)
-                _require_sound(slab, copied)
             if copied is not None and not any(entry.converted for entry in slab.entries):
-                return Read(copied, slab.entries[0].source_type, copied)
+                return Read(read_in(copied), slab.entries[0].source_type, copied)
             raw, type = self._source.fetch(*place)
             return Read(quantizer.load(raw, type), type, copied, self._importance_of(slab))
 
@@ -143,6 +143,8 @@ class Line:
         found = read.result()
         made: dict[tuple[str, bool], np.ndarray] = {}
         with self.clock("quantize"):
+            if found.copied is not None:
+                _require_sound(slab, found.copied)
             for entry in slab.entries:
                 kind = _kind(entry)
                 if entry.converted and kind not in made:
@@ -213,10 +215,10 @@ def _require_sound(slab: Slab, raw: np.ndarray) -> None:
     if type is None:  # integers
         return
     try:
-        if type.family == "plain":
-            require_finite(to_float32(raw, type.name))
-        else:
+        if type.family != "plain":
             require_finite_scales(raw, type)
+        elif not all_finite(raw, type):
+            require_finite(to_float32(raw, type.name))
     except NotFiniteError as error:
         raise _damaged(error, slab) from error
     except TooLargeError:

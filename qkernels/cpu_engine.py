@@ -15,9 +15,6 @@ from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow, RowQuantizer
 from quantmill.qkernels.types import QuantType, Search, get_type, readable_type
 
-# No more bytes than a page of memory has.
-_PAGE = 4096
-
 
 def _count(threads: int | None) -> int:
     return threads or os.cpu_count() or 1
@@ -148,8 +145,7 @@ class _Quantizer:
         self._threads, self._search = threads, search
 
     def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
-        raw.reshape(-1)[::_PAGE].max(initial=0)  # reads the file here, not in the worker
-        return raw
+        return plain.read_in(raw)
 
     def quantize(
         self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None

@@ -22,6 +22,7 @@ from quantmill.gguf_io import (
     Metadata,
     OutputTensor,
     partial,
+    passing,
     sink,
 )
 from tests.support.gguf_builder import RawTensor, gguf
@@ -198,7 +199,8 @@ def test_a_system_that_does_not_write_early(tmp_path: Path, monkeypatch: pytest.
     def refuse(*_: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(partial, "_WRITEBACK_BYTES", 1)
+    for limit in ("_STARTED", "_BEHIND", "LARGE"):
+        monkeypatch.setattr(passing, limit, 1)
     for number, change in enumerate([None, refuse, "absent"]):
         if change == "absent":
             monkeypatch.delattr(os, "posix_fadvise", raising=False)
