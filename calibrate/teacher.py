@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,6 @@ class HiddenStates:
             file.seek(chunk * self._chunk_bytes)
             values = np.fromfile(file, np.float32, self._chunk_bytes // 4)
         return torch.from_numpy(values).view(self._shape)
-
-
-@dataclass(frozen=True)
-class From:
-    """Hidden states from the `first` on."""
-
-    states: HiddenStates
-    first: int
-
-    def __getitem__(self, chunk: int) -> torch.Tensor:
-        return self.states[self.first + chunk]
 
 
 @torch.no_grad()

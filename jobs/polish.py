@@ -20,14 +20,14 @@ import torch
 
 from quantmill.calibrate.head import Divergence, Head, check_head
 from quantmill.calibrate.polish import Student, Training, teacher_head
-from quantmill.calibrate.teacher import From, HiddenStates, listen
+from quantmill.calibrate.teacher import HiddenStates, listen
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside, bytes_in
 from quantmill.imatrix import chat
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.polish_checks import Chunks, bits_per_weight, check_base, chunks_of
+from quantmill.jobs.polish_checks import TRAINED_CTX, Chunks, bits_per_weight, check_base, chunks_of
 from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
 from quantmill.jobs.polish_request import Job, Plan, Result, default_output
 from quantmill.jobs.polish_state import Kept, kept_place
@@ -41,7 +41,7 @@ from quantmill.models.workers import Workers, working
 
 __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 
-LOOK_STEPS = 96  # between two looks at the held-back chunks
+LOOK_STEPS = 192  # between two looks at the held-back chunks
 ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
 WORSE_BASE = 1.05  # times the quant's perplexity on the held-back chunks: then it is not its original
 IN_PLACE = ".quantmill-polished"  # of the file that takes the quant's place: a name that no user's file has
@@ -100,6 +100,14 @@ def polish_in_place(job: Job, watcher: Watcher | None = None) -> Result:
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """What the original says of the chunks."""
+
+    held_back: HiddenStates
+    trained: HiddenStates
+
+
+@dataclass(frozen=True)
 class _Ready:
     """A job whose files are open and checked."""
 
@@ -123,6 +131,7 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
         lambda: chat.from_metadata(quant.metadata, str(job.quant)),
         job.n_chunks,
         job.skip_chunks,
+        TRAINED_CTX,
     )
     inputs = (*quant.paths, *base.paths, job.base, *job.text_files)
     dtype = _dtype(job, quant)
@@ -140,7 +149,7 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     student = Student(_loaded(job, ready.quant, job.quant), ready.dtype, workers)
     divergence = Divergence(head, matrix, student.head, student.head_weight, workers)
     watcher.began("before", len(chunks.held_back), "chunks")
-    before = _scores(student, divergence, chunks, wanted, watcher)
+    before = _scores(student, divergence, chunks.held_back, wanted.held_back, watcher)
     _check_scores(job, before, len(chunks.held_back))
     student.start(job.rates)
     _release(ready.quant)  # what moves has memory of its own now
@@ -159,20 +168,23 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
 
 def _listened(
     ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher
-) -> tuple[Head, torch.Tensor, HiddenStates]:
+) -> tuple[Head, torch.Tensor, _Wanted]:
     """The original's head, the head's matrix, and its hidden states on all chunks; its weights are gone then."""
     chunks = ready.chunks
     loaded = _loaded(ready.job, ready.base, ready.job.base)
     head, matrix = teacher_head(loaded, ready.dtype, workers)
     ids = torch.from_numpy(chunks.held_back[:1, :16].astype(np.int64)).to(loaded.device)
     check_head(loaded.model, head, matrix, ids)
-    wanted = kept.hidden_states(chunks.trained.shape[1], matrix.shape[1])
-    watcher.began("original", len(chunks.all), "chunks")
-    listen(loaded.model, chunks.all, wanted, str(ready.job.base), watcher.progressed)
+    watcher.began("original", len(chunks.held_back) + len(chunks.trained), "chunks")
+    parts = {"held-back": chunks.held_back, "trained": chunks.trained}
+    heard = []
+    for what, part in parts.items():
+        heard.append(kept.hidden_states(what, part.shape[1], matrix.shape[1]))
+        listen(loaded.model, part, heard[-1], str(ready.job.base), watcher.progressed)
     del loaded
     gc.collect()
     _release(ready.base)
-    return head, matrix, wanted
+    return head, matrix, _Wanted(*heard)
 
 
 def _release(source: TensorSource) -> None:
@@ -182,15 +194,17 @@ def _release(source: TensorSource) -> None:
 
 
 def _trained(
-    training: Training, chunks: Chunks, wanted: HiddenStates, kept: Kept, watcher: Watcher
+    training: Training, chunks: Chunks, wanted: _Wanted, kept: Kept, watcher: Watcher
 ) -> TokenScores:
     """Train, and go back to the best that was seen on the way; the held-back chunks' scores then."""
 
     def scores(what: str) -> TokenScores:
         watcher.began(what, len(chunks.held_back), "chunks")
-        return _scores(training.student, training.divergence, chunks, wanted, watcher)
+        return _scores(training.student, training.divergence, chunks.held_back, wanted.held_back, watcher)
 
-    _train(training, chunks, wanted, kept, watcher, lambda: float(scores("held back").kld.mean()))
+    _train(
+        training, chunks.trained, wanted.trained, kept, watcher, lambda: float(scores("held back").kld.mean())
+    )
     training.settle()
     after = scores("after")
     if training.looks and min(training.looks) < float(after.kld.mean()):
@@ -202,14 +216,13 @@ def _trained(
 
 def _train(
     training: Training,
-    chunks: Chunks,
+    chunks: np.ndarray,
     wanted: HiddenStates,
     kept: Kept,
     watcher: Watcher,
     look: Callable[[], float],
 ) -> None:
     """All steps, or as many as `look` at the held-back chunks, every LOOK_STEPS, says are worth while."""
-    n_held = len(chunks.held_back)
     watcher.began("training", len(training.order), "chunks")
     watcher.progressed(training.n_done)
     try:
@@ -221,7 +234,7 @@ def _train(
             if not training.improves:
                 watcher.note(f"stopped after {training.n_done} steps: the held-back chunks no longer improve")
                 break
-            training.step(chunks.trained, From(wanted, n_held))
+            training.step(chunks, wanted)
             recent = training.losses[-16:]
             watcher.progressed(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")
             kept.save(training)
@@ -233,13 +246,13 @@ def _train(
 
 
 def _scores(
-    student: Student, divergence: Divergence, chunks: Chunks, wanted: HiddenStates, watcher: Watcher
+    student: Student, divergence: Divergence, chunks: np.ndarray, wanted: HiddenStates, watcher: Watcher
 ) -> TokenScores:
-    """The scored tokens of the held-back chunks, by llama-perplexity's rule: the second half of each."""
-    n_ctx = chunks.held_back.shape[1]
+    """The scored tokens of the chunks, by llama-perplexity's rule: the second half of each."""
+    n_ctx = chunks.shape[1]
     rows = slice(n_ctx // 2, n_ctx - 1)
     parts = []
-    for i, chunk in enumerate(chunks.held_back):
+    for i, chunk in enumerate(chunks):
         with torch.no_grad():
             hidden = student.hidden(chunk)[rows]
         targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)

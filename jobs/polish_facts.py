@@ -15,6 +15,7 @@ import torch
 from quantmill.calibrate.head import PART, SLAB
 from quantmill.calibrate.polish import Training
 from quantmill.calibrate.replay import KEPT_BYTES
+from quantmill.calibrate.teacher import BATCH
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
 from quantmill.jobs.polish_checks import Chunks, quantized_base
 from quantmill.jobs.polish_request import Job, Plan
@@ -27,7 +28,7 @@ from quantmill.qkernels.scales import is_trainable, n_values
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
-VERSION = 4  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+VERSION = 5  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(
@@ -47,14 +48,13 @@ def plan_of(
     return Plan(
         output=output,
         n_trained=len(chunks.trained),
+        n_ctx=chunks.trained.shape[1],
         n_held_back=len(chunks.held_back),
         n_epochs=job.n_epochs,
         n_moving=n_moving,
         dtype=str(dtype).removeprefix("torch."),
-        memory_bytes=memory(
-            quant, base, n_moving, dtype, chunks.trained.shape[1], job.threads or os.cpu_count() or 1
-        ),
-        kept_bytes=4 * chunks.all.size * _embedding(quant).shape[0] + STATE * n_moving,
+        memory_bytes=memory(quant, base, n_moving, dtype, chunks, job.threads or os.cpu_count() or 1),
+        kept_bytes=4 * chunks.n_tokens * _embedding(quant).shape[0] + STATE * n_moving,
         warnings=() if coarse is None else (lost,),
     )
 
@@ -63,14 +63,15 @@ def plan_text(plan: Plan) -> str:
     """A plan in one line."""
     epochs = "" if plan.n_epochs == 1 else f", {plan.n_epochs} times"
     return (
-        f"{plan.output}: {plan.n_moving} scales and vector elements are trained on {plan.n_trained} chunks{epochs}, "
-        f"judged on {plan.n_held_back}; products in {plan.dtype}; up to {plan.memory_bytes / 2**30:.2f} GiB of memory, "
+        f"{plan.output}: {plan.n_moving} scales and vector elements are trained on {plan.n_trained} chunks of "
+        f"{plan.n_ctx} tokens{epochs}, judged on {plan.n_held_back}; products in {plan.dtype}; "
+        f"up to {plan.memory_bytes / 2**30:.2f} GiB of memory, "
         f"{plan.kept_bytes / 2**30:.2f} GiB of disk beside the file until it is done"
     )
 
 
 def memory(
-    quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.dtype, n_ctx: int, threads: int
+    quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.dtype, chunks: Chunks, threads: int
 ) -> int:
     """An upper estimate of the bytes held at once, host and device together; mapped files count, though the system
     can drop them.
@@ -80,14 +81,17 @@ def memory(
     embedding = _embedding(quant)
     n_hidden, n_vocab = embedding.shape[0], embedding.shape[1]
     size = dtype.itemsize
+    n_ctx, n_judged = chunks.trained.shape[1], chunks.held_back.shape[1]
     head = n_hidden * n_vocab * size
     layer = max(_layer_weights(quant).values(), default=0) * size
     logits = n_ctx * n_vocab * size + threads * (2 * size * min(SLAB, n_ctx * n_vocab) + 6 * 4 * PART)
     n_layers = len(_layer_weights(quant))
     inputs = 4 * n_ctx * n_hidden * n_layers + KEPT_BYTES
-    inside = 30 * 4 * n_ctx * n_hidden  # what one layer keeps between its forward and its backward
-    listening = _n_bytes(base) + head + layer + 4 * inside
-    training = 2 * _n_bytes(quant) + 2 * head + layer + logits + inputs + inside + PER_SCALE * n_moving
+    inside = 30 * 4 * n_hidden  # of a token: what one layer keeps between its forward and its backward
+    listening = _n_bytes(base) + head + layer + BATCH * n_judged * inside
+    training = (
+        2 * _n_bytes(quant) + 2 * head + layer + logits + inputs + n_ctx * inside + PER_SCALE * n_moving
+    )
     return LIBRARIES + max(listening, training)
 
 

@@ -65,12 +65,13 @@ class Job:
 class Plan:
     """What will be done, known before the work.
 
-    n_moving: numbers that are trained; memory_bytes: estimated peak; kept_bytes: on the disk beside the output until
-    it is there.
+    n_trained: chunks of n_ctx tokens. n_moving: numbers that are trained; memory_bytes: estimated peak; kept_bytes: on
+    the disk beside the output until it is there.
     """
 
     output: Path
     n_trained: int
+    n_ctx: int
     n_held_back: int
     n_epochs: int
     n_moving: int

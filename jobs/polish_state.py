@@ -55,8 +55,8 @@ class Kept:
         self.directory.mkdir(exist_ok=True)
         write_whole(resolved(mark), json.dumps({"identity": identity}).encode())
 
-    def hidden_states(self, n_ctx: int, n_hidden: int) -> HiddenStates:
-        return HiddenStates(self.directory / "teacher.f32", n_ctx, n_hidden)
+    def hidden_states(self, what: str, n_ctx: int, n_hidden: int) -> HiddenStates:
+        return HiddenStates(self.directory / f"teacher-{what}.f32", n_ctx, n_hidden)
 
     def save(self, training: Training, soon: bool = False) -> None:
         """Save the training's state, at most every half minute unless `soon`."""

@@ -82,6 +82,23 @@ def test_conversations_and_weights_of_texts(tmp_path: Path) -> None:
     assert first == pytest.approx(0.75 * len(found.all), abs=1)
 
 
+def test_chunks_to_train_on_are_halves_of_what_is_not_held_back(tmp_path: Path) -> None:
+    """Twice as many, each whole and in the text's order, from all of it."""
+    tokenizer = from_metadata(open_source(tiny("Q4_0")).metadata)
+    arguments = (Text(TEXT),), tokenizer, lambda: None, 40
+    whole, halves = polish_checks.chunks_of(*arguments), polish_checks.chunks_of(*arguments, n_ctx=256)
+    ids = np.array(tokenizer.encode(TEXT.read_text()))
+    text = ids[: len(ids) // 512 * 512].reshape(-1, 256).tolist()
+    places = [text.index(chunk.tolist()) for chunk in halves.trained]
+    held_back = {text.index(chunk[:256].tolist()) // 2 for chunk in halves.held_back}
+    assert len(places) == len(set(places)) == 2 * len(whole.trained)
+    assert places == sorted(places)
+    assert not held_back & {place // 2 for place in places}
+    assert places[0] < 4
+    assert places[-1] >= len(text) - 6
+    assert np.array_equal(halves.held_back, whole.held_back)
+
+
 def test_polished_again_is_not_worse(tmp_path: Path) -> None:
     result = run(job(tmp_path / "again.gguf", quant=polished()))
     assert result.after.kld.value <= result.before.kld.value or not result.helped
@@ -124,7 +141,8 @@ def test_a_split_model(tmp_path: Path) -> None:
 def test_dry_run(tmp_path: Path) -> None:
     done = quantmill(*command(tmp_path / "out.gguf", "--dry-run", "--json"))
     plan = json.loads(done.stdout)
-    assert plan["n_trained"] == CHUNKS - 6
+    assert plan["n_trained"] == 2 * (CHUNKS - 6)
+    assert plan["n_ctx"] == 256
     assert plan["n_held_back"] == 6
     assert plan["memory_bytes"] > 100 << 20
     assert plan["kept_bytes"] == 4 * CHUNKS * 512 * 256 + 16 * plan["n_moving"]

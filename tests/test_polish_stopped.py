@@ -28,8 +28,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     """Killed while the original listens, and again in training; an interrupt saves the last step."""
     output = tmp_path / "out.gguf"
     arguments = [sys.executable, "-m", "quantmill", *map(str, command(output))]
-    kept = Path(f"{output}.quantmill-polish") / "teacher.f32"
-    listening, listened = (lambda: _n_bytes(kept) > 0), (lambda: _n_bytes(kept) == CHUNKS * 512 * 256 * 4)
+    kept = Path(f"{output}.quantmill-polish") / "teacher-trained.f32"
+    listening, listened = (
+        (lambda: _n_bytes(kept) > 0),
+        (lambda: _n_bytes(kept) == (CHUNKS - 6) * 512 * 256 * 4),
+    )
     for resume, moment, sent in (([], listening, signal.SIGKILL), (["--resume"], listened, signal.SIGINT)):
         process = subprocess.Popen([*arguments, *resume], stderr=subprocess.PIPE)
         _wait_for(moment)
@@ -98,10 +101,9 @@ def test_training_ends_when_held_back_chunks_no_longer_improve(monkeypatch: pyte
 
     monkeypatch.setattr(polish, "LOOK_STEPS", 2)
     training, kept = Some(), SimpleNamespace(save=lambda training, soon=False: None)
-    chunks = SimpleNamespace(held_back=[], trained=[])
     found = iter([0.9, 0.5, 0.7, 0.6, 0.1])
     for _ in range(2):  # gone on with, it stays ended
-        polish._train(training, chunks, None, kept, Silent(), lambda: next(found))  # type: ignore[arg-type]
+        polish._train(training, np.empty((0, 4)), None, kept, Silent(), lambda: next(found))  # type: ignore[arg-type]
         assert training.n_done == 8
         assert training.looks == [0.9, 0.5, 0.7, 0.6]
     training.back_to_best()
@@ -161,7 +163,6 @@ def test_an_interrupt_inside_a_step_saves_no_half_step(between_steps: bool) -> N
     )
     saved: list[bool] = []
     kept = SimpleNamespace(save=lambda training, soon=False: saved.append(soon))
-    chunks = SimpleNamespace(held_back=[], trained=[])
     with pytest.raises(KeyboardInterrupt):
-        polish._train(training, chunks, None, kept, Silent(), lambda: 0.0)  # type: ignore[arg-type]
+        polish._train(training, np.empty((0, 4)), None, kept, Silent(), lambda: 0.0)  # type: ignore[arg-type]
     assert saved == [True] * between_steps
