@@ -111,6 +111,14 @@ class _Squeeze:
         imatrix = self.measuring.importance()
         learning = self._learning(rate)
         self.made_of = Candidates(job, texts, stages, self.measuring, self.published, imatrix, model)
+        learned = {label for label, _ in learning.steps}
+        self.made_of.plain_together(
+            [
+                some[0]
+                for wish, some in self.candidates.items()
+                if wish.file_type and wish.label not in learned
+            ]
+        )
         made = [self._meet(wish, some, learning) for wish, some in self.candidates.items()]
         write_whole(resolved(self._importance_place()), imatrix.read_bytes())
         recipes = self._recipes(made)

@@ -47,8 +47,31 @@ class Candidates:
         self._memory = stages.memory
         self._makers: dict[str, Maker] = {}  # by the key of the file
 
+    def plain_together(self, candidates: Sequence[Candidate]) -> None:
+        """Make file types that are sure to be wanted, reading the model once for all of them."""
+        by_label = {candidate.label: candidate for candidate in candidates}
+
+        def work(labels: Sequence[str]) -> list[Mapping[str, Any]]:
+            some = [by_label[label] for label in labels]
+            places = [
+                self._memory.file(self._stages.key("candidate", self._made_from(one)), ".gguf")
+                for one in some
+            ]
+            jobs = [self._quantize_job(one, place) for one, place in zip(some, places, strict=True)]
+            results = quantize.run_jobs(jobs, Inside(self._stages.watcher, ", ".join(labels)))
+            return [_facts(label, result) for label, result in zip(labels, results, strict=True)]
+
+        made_from = {label: self._made_from(one) for label, one in by_label.items()}
+        self._stages.do_together("candidate", made_from, work)
+
     def plain(self, candidate: Candidate) -> Measured:
         """A file type, or types found for a size, with importance."""
+        made_from = self._made_from(candidate)
+        made = self._measured(candidate, "candidate", made_from, partial(self._quantized, candidate))
+        assert made is not None  # a plan that cannot be carried out was refused
+        return made
+
+    def _made_from(self, candidate: Candidate) -> Mapping[str, Any]:
         made_from = {
             "model": self._model,
             "importance": self._measuring.importance_key,
@@ -57,9 +80,7 @@ class Candidates:
         }
         if candidate.target is not None:
             made_from["types"] = self.types_key(candidate)
-        made = self._measured(candidate, "candidate", made_from, partial(self._quantized, candidate))
-        assert made is not None  # a plan that cannot be carried out was refused
-        return made
+        return made_from
 
     def compensated(self, plain: Measured, insisted: bool) -> Measured | None:
         """Codes that undo each other's errors, in the types of a plain candidate; None where there are none."""
@@ -186,8 +207,7 @@ class Candidates:
     def _quantized(self, candidate: Candidate, key: str) -> Mapping[str, Any]:
         job = self._quantize_job(candidate, self._memory.file(key, ".gguf"))
         result = quantize.run(job, Inside(self._stages.watcher, candidate.label))
-        types = {entry.name: entry.type for entry in result.plan.entries}
-        return {"label": candidate.label, "bytes": result.file_bytes, "types": types}
+        return _facts(candidate.label, result)
 
     def _with_codes(self, candidate: Candidate, insisted: bool, key: str) -> Mapping[str, Any]:
         from quantmill.jobs import compensate  # torch
@@ -202,13 +222,7 @@ class Candidates:
             result = compensate.run(job, calibration, watcher)
         except QuantmillError as error:
             return self._without(candidate.label, insisted, error)
-        types = {entry.name: entry.type for entry in result.plan.entries}
-        return {
-            "label": candidate.label,
-            "bytes": result.file_bytes,
-            "types": types,
-            "chunks": result.n_chunks,
-        }
+        return {**_facts(candidate.label, result), "chunks": result.n_chunks}
 
     def _trained(self, before: str, label: str, insisted: bool, key: str) -> Mapping[str, Any]:
         from quantmill.jobs import polish  # torch
@@ -265,3 +279,8 @@ class Candidates:
             raise error
         self._stages.watcher.note(f"{label}: left out, {error}")
         return {"label": label, "bytes": None, "why": str(error)}
+
+
+def _facts(label: str, result: quantize.Result) -> Mapping[str, Any]:
+    types = {entry.name: entry.type for entry in result.plan.entries}
+    return {"label": label, "bytes": result.file_bytes, "types": types}

@@ -72,6 +72,31 @@ class Stages:
         self._seen.add(key)
         return key
 
+    def do_together(
+        self,
+        stage: str,
+        made_from: Mapping[str, Mapping[str, Any]],
+        work: Callable[[Sequence[str]], Sequence[Mapping[str, Any]]],
+    ) -> None:
+        """Do stages of one piece of work, those of them that are not done; one that is left alone waits for its turn.
+
+        made_from: by label. work: the labels that are left → the facts of each.
+        """
+        keys = {label: self.key(stage, parts) for label, parts in made_from.items()}
+        left = [label for label, key in keys.items() if self.memory.facts(key) is None]
+        if len(left) < 2:
+            return
+        for label in left:
+            self._tell(label, "running")
+        started = time.monotonic()
+        found = work(left)
+        seconds = round((time.monotonic() - started) / len(left), 3)
+        for label, facts in zip(left, found, strict=True):
+            self.memory.keep(keys[label], {**facts, "seconds": seconds})
+            self.done += 1
+            self._seen.add(keys[label])
+            self._tell(label, "done", seconds)
+
     def _tell(self, label: str, state: State, seconds: float | None = None) -> None:
         self._rows[label] = StageRow(label, state, seconds)
         self.watcher.stages(tuple(self._rows.values()))

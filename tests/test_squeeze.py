@@ -8,14 +8,17 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from quantmill import cli
 from quantmill.gguf_io import open_source
+from quantmill.jobs import quantize
 from quantmill.jobs.memory import Memory
 from quantmill.jobs.squeeze_request import MEMORY
+from quantmill.jobs.watcher import PlanWatcher
 from tests.support.measure_models import EXAMPLE, tiny
 
 CALIBRATION, EVALUATION = EXAMPLE / "calibration.txt", EXAMPLE / "evaluation.txt"
@@ -41,16 +44,28 @@ def run(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, object]:
 
 
 def test_a_second_run_repeats_nothing_that_is_finished(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is missing of several types is made in one reading of the model, to the bytes that each has alone."""
     folder = tmp_path / "out"
+    passes: list[list[str]] = []
+    run_jobs = quantize.run_jobs
+
+    def counted(
+        jobs: Sequence[quantize.Job], watcher: PlanWatcher | None = None
+    ) -> tuple[quantize.Result, ...]:
+        passes.append([job.recipe.file_type for job in jobs])
+        return run_jobs(jobs, watcher)
+
+    monkeypatch.setattr(quantize, "run_jobs", counted)
     first = run(capsys, *squeezed(folder, "--types", "Q4_K_M"))
     assert (first["stages_done"], first["stages_found"]) == (4, 0)  # base, importance, a file, its divergence
     assert sorted(results(folder)) == ["tiny-qwen3-moe-Q4_K_M.gguf", "tiny-qwen3-moe.imatrix.gguf"]
     before = results(folder)
 
-    again = run(capsys, *squeezed(folder, "--types", "Q4_K_M,IQ3_S"))
-    assert (again["stages_done"], again["stages_found"]) == (2, 4)
+    again = run(capsys, *squeezed(folder, "--types", "Q4_K_M,IQ3_S,Q8_0"))
+    assert (again["stages_done"], again["stages_found"]) == (4, 4)
+    assert passes == [["Q4_K_M"], ["IQ3_S", "Q8_0"]]
     files = {Path(one["path"]).name: one for one in again["files"]}  # type: ignore[attr-defined]
     assert 0 < files["tiny-qwen3-moe-Q4_K_M.gguf"]["kld"] < files["tiny-qwen3-moe-IQ3_S.gguf"]["kld"]
     assert before.items() <= results(folder).items()
@@ -64,11 +79,12 @@ def test_a_second_run_repeats_nothing_that_is_finished(
     assert source.metadata.value("quantize.imatrix.dataset") == "calibration.txt"
     source.close()
 
-    (folder / "tiny-qwen3-moe-IQ3_S.gguf").unlink()
     whole = results(folder)
+    (folder / "tiny-qwen3-moe-IQ3_S.gguf").unlink()
     third = run(capsys, *squeezed(folder, "--types", "IQ3_S"))
     assert third["stages_done"] == 0
-    assert whole.items() < results(folder).items()  # made again, and nothing else touched
+    assert passes[2:] == [["IQ3_S"]]
+    assert results(folder) == whole  # made again, and nothing else touched
 
 
 def test_the_plan_is_shown_and_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
