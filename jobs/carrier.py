@@ -18,10 +18,10 @@ from quantmill import __version__
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io.shared import Places, SharedRows
 from quantmill.imatrix.matrix import ImportanceMatrix
-from quantmill.jobs.crew import Outcome
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.line import Line, line_of
+from quantmill.jobs.pieces import Outcome
 from quantmill.jobs.quantize_request import Job
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.trust import DeviceFault

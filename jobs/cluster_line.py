@@ -18,8 +18,9 @@ from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.carrier import AT_ONCE, SlabCarrier, Task, inputs_of
 from quantmill.jobs.cluster import Node
-from quantmill.jobs.crew import Crew, Hand
+from quantmill.jobs.crew import Crew
 from quantmill.jobs.line import Clock
+from quantmill.jobs.pieces import Hand
 from quantmill.jobs.quantize_request import Job
 from quantmill.jobs.watcher import Watcher
 from quantmill.qkernels.engines import Engine

@@ -14,7 +14,7 @@ from quantmill.imatrix.recorder import Recorder
 from quantmill.imatrix.sums import Batch
 from quantmill.jobs.carrier import Input, require_like_head, told
 from quantmill.jobs.collect_load import Loading, loaded_model
-from quantmill.jobs.crew import Outcome
+from quantmill.jobs.pieces import Outcome
 from quantmill.jobs.watcher import Silent
 
 

@@ -1,60 +1,32 @@
 """Carriers on the hosts of a Ray cluster, and pieces of work for whoever has the least to do.
 
-A carrier that is lost, with its process or its host, is replaced, and what it was doing is done again by others.
+A carrier that is lost, with its process or its host, is replaced, and what it was doing is done again by others. A
+piece that takes far longer than others of its kind is given to a second carrier as well, and the first answer counts:
+whoever does a piece does the same.
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
-from typing import Any, Protocol
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from quantmill import __version__
 from quantmill.errors import QuantmillError
 from quantmill.jobs.cluster import Node, nodes
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.pieces import USUAL, Hand, Outcome, Patience, Work
 from quantmill.jobs.watcher import Watcher
 from quantmill.qkernels.trust import DeviceFault
 
-_PATIENCE = 120.0  # seconds in which a carrier must begin
 _LOSSES = 50  # carriers that may be lost
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of a piece of work: what it found, what is to be said, and what went wrong (`fault`: of a device), in words."""
-
-    host: str
-    found: Any = None
-    warnings: tuple[str, ...] = ()
-    error: str | None = None
-    fault: bool = False
-
-
-class Carrier(Protocol):
-    """What runs elsewhere. It tells errors in its outcomes, and raises none."""
-
-    def ready(self, version: str) -> Outcome:
-        """Look at everything before the first piece. version: of quantmill, the head's."""
-
-    def carry(self, piece: Any) -> Outcome: ...
-
-    def finish(self) -> Outcome:
-        """What was carried so far is safe."""
-
-
-@dataclass(eq=False)
-class Hand:
-    """A carrier on a host. busy: pieces that it has."""
-
-    node: Node
-    actor: Any
-    busy: int = 0
-    is_lost: bool = False
+_KNOWN = 3  # pieces of a kind that must be done before one is called slow
 
 
 class Crew:
@@ -68,13 +40,17 @@ class Crew:
         task: Callable[[Node], Any],
         watcher: Watcher,
         at_once: Callable[[Node], int],
+        patience: Patience = USUAL,
     ) -> None:
         self._ray, self._kind, self._task, self._watcher, self._each = ray, kind, task, watcher, at_once
         self.lock = threading.RLock()
         self.hands: list[Hand] = []
         self.when_lost: Callable[[Hand], None] = lambda hand: None
         self.error: Exception | None = None
-        self._waiting: list[tuple[Any, Future[tuple[Hand, Any]]]] = []  # for a hand
+        self._patience = patience
+        self._waiting: deque[Work] = deque()  # for a hand
+        self._under_way: dict[Work, None] = {}  # in the order in which it was sent
+        self._took: dict[type, list[float]] = {}  # seconds of pieces, by their kind
         self._losses = 0
         self._inbox: SimpleQueue[Callable[[], None] | None] = (
             SimpleQueue()
@@ -104,8 +80,8 @@ class Crew:
         if not self.hands:
             self._inbox.put(None)
             raise JobError(
-                f"no worker has begun on {len(hosts)} hosts within {_PATIENCE:.0f} s; their processors are taken "
-                "(`ray status` shows by what)"
+                f"no worker has begun on {len(hosts)} hosts within {self._patience.begin:.0f} s; their processors are "
+                "taken (`ray status` shows by what)"
             )
         names = ", ".join(sorted({hand.node.name for hand in self.hands}))
         self._watcher.note(f"{len(self.hands)} workers on Ray: {names}")
@@ -113,7 +89,7 @@ class Crew:
 
     def _begin(self, hand: Hand, answer: Any) -> None:
         try:
-            outcome = self._ray.get(answer, timeout=_PATIENCE)
+            outcome = self._ray.get(answer, timeout=self._patience.begin)
         except (self._ray.exceptions.GetTimeoutError, self._ray.exceptions.RayActorError):
             self._watcher.warn(f"{hand.node.name}: no worker begins there; the others go on without it")
             self._kill([hand])
@@ -149,7 +125,14 @@ class Crew:
         return Hand(node, kind.remote(self._task(node)))
 
     def _read(self) -> None:
-        while (work := self._inbox.get()) is not None:
+        while True:
+            try:
+                work = self._inbox.get(timeout=1.0)
+            except Empty:
+                self._double_slow()
+                continue
+            if work is None:
+                return
             work()
 
     def _when_answered(self, answer: Future[Any], work: Callable[..., None], *given: Any) -> None:
@@ -158,35 +141,63 @@ class Crew:
 
     # Pieces
 
-    def submit(self, piece: Any) -> Future[tuple[Hand, Any]]:
-        """Who carried it, and what the outcome has found. Raises, there, what went wrong."""
-        done: Future[tuple[Hand, Any]] = Future()
-        self._send(piece, done)
-        return done
+    def submit(self, piece: Any, hand: Hand | None = None) -> Future[tuple[Hand, Any]]:
+        """Who carried it, and what the outcome has found. Raises, there, what went wrong.
 
-    def _send(self, piece: Any, done: Future[tuple[Hand, Any]]) -> None:
+        hand: who is to have it, if it is still there; else whoever has the least to do.
+        """
+        work = Work(piece, hand)
+        self._send(work)
+        return work.done
+
+    def _send(self, work: Work) -> None:
         with self.lock:
             if self.error is not None:
-                done.set_exception(self.error)
+                work.done.set_exception(self.error)
                 return
-            if not self.hands:
-                self._waiting.append((piece, done))
-                return
-            hand = min(self.hands, key=lambda hand: hand.busy / self._each(hand.node))
-            hand.busy += 1
-            answer = hand.actor.carry.remote(piece).future()
-        self._when_answered(answer, self._answered, hand, piece, done)
+            if work.hand in self.hands:
+                hand = work.hand
+            else:
+                free = [hand for hand in self.hands if hand.busy < self._each(hand.node)]
+                if not free:
+                    self._waiting.append(work)
+                    return
+                hand = min(free, key=lambda hand: hand.busy / self._each(hand.node))
+            assert hand is not None
+            self._give(work, hand)
 
-    def _answered(
-        self, hand: Hand, piece: Any, done: Future[tuple[Hand, Any]], answer: Future[Outcome]
-    ) -> None:
+    def _give(self, work: Work, hand: Hand) -> None:
+        with self.lock:
+            hand.busy += 1
+            work.sent[hand] = time.monotonic()
+            self._under_way[work] = None
+            answer = hand.actor.carry.remote(work.piece).future()
+        self._when_answered(answer, self._answered, hand, work)
+
+    def _send_waiting(self) -> None:
+        with self.lock:
+            waiting, self._waiting = self._waiting, deque()
+        for work in waiting:
+            self._send(work)
+
+    def _answered(self, hand: Hand, work: Work, answer: Future[Outcome]) -> None:
         error = answer.exception()
-        if isinstance(error, self._ray.exceptions.RayActorError):
-            self._lost(hand)
-            self._send(piece, done)
-            return
         with self.lock:
             hand.busy -= 1
+            began = work.sent.pop(hand)
+        if isinstance(error, self._ray.exceptions.RayActorError):
+            self._lost(hand)
+        if work.done.done():  # another one was faster
+            self._send_waiting()
+            return
+        if isinstance(
+            error, self._ray.exceptions.RayActorError | self._ray.exceptions.ObjectLostError
+        ):  # the latter: it was found, and lost with the host
+            if not work.sent:
+                self._send(work)
+            return
+        with self.lock:
+            self._under_way.pop(work, None)
         try:
             if error is not None:
                 raise JobError(f"{hand.node.name}: {_last_line(error)}")
@@ -194,9 +205,32 @@ class Crew:
         except QuantmillError as wrong:
             with self.lock:
                 self.error = self.error or wrong
-            done.set_exception(wrong)
+            work.done.set_exception(wrong)
             return
-        done.set_result((hand, found))
+        with self.lock:
+            self._took.setdefault(type(work.piece), []).append(time.monotonic() - began)
+        self._send_waiting()
+        work.done.set_result((hand, found))
+        self._double_slow()
+
+    def _double_slow(self) -> None:
+        """Give what takes too long to a second hand that has nothing better to do."""
+        now = time.monotonic()
+        with self.lock:
+            for work in list(self._under_way):
+                took = self._took.get(type(work.piece), [])
+                if len(work.sent) != 1 or len(took) < _KNOWN or self.error is not None:
+                    continue
+                slow, began = next(iter(work.sent.items()))
+                limit = max(self._patience.slow, self._patience.times * statistics.median(took))
+                free = [hand for hand in self.hands if hand is not slow and hand.busy < self._each(hand.node)]
+                if now - began > limit and free:
+                    hand = min(free, key=lambda hand: hand.busy)
+                    self._watcher.warn(
+                        f"{slow.node.name}: takes {now - began:.0f} s for what usually takes "
+                        f"{statistics.median(took):.1f} s; {hand.node.name} does it too"
+                    )
+                    self._give(work, hand)
 
     def sound(self, outcome: Outcome) -> Any:
         """What it found; its warnings are passed on. Raises what went wrong."""
@@ -209,8 +243,9 @@ class Crew:
     def finish(self, hand: Hand) -> Any:
         """What the carrier's `finish` finds; None where it was lost."""
         try:
-            return self.sound(self._ray.get(hand.actor.finish.remote()))
-        except self._ray.exceptions.RayActorError:
+            return self.sound(self._ray.get(hand.actor.finish.remote(), timeout=self._patience.finish))
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
+            self._ray.kill(hand.actor)  # one that does not answer must not write any more
             self._inbox.put(partial(self._lost, hand))
             return None
 
@@ -229,7 +264,7 @@ class Crew:
         self._watcher.warn(f"{hand.node.name}: a worker was lost; what it was doing is done again")
         replacement = self._hand(hand.node, only_there=False)
         self._when_answered(replacement.actor.ready.remote(__version__).future(), self._replaced, replacement)
-        timer = threading.Timer(_PATIENCE, self._give_up_without_hands)
+        timer = threading.Timer(self._patience.begin, self._give_up_without_hands)
         timer.daemon = True
         timer.start()
         self.when_lost(hand)
@@ -247,9 +282,7 @@ class Crew:
                 self._give_up(str(error))
                 return
             self.hands.append(hand)
-            waiting, self._waiting = self._waiting, []
-        for piece, done in waiting:
-            self._send(piece, done)
+        self._send_waiting()
 
     def _give_up_without_hands(self) -> None:
         with self.lock:
@@ -258,9 +291,9 @@ class Crew:
 
     def _give_up(self, why: str) -> None:
         self.error = self.error or JobError(why)
-        waiting, self._waiting = self._waiting, []
-        for _, done in waiting:
-            done.set_exception(self.error)
+        waiting, self._waiting = self._waiting, deque()
+        for work in waiting:
+            work.done.set_exception(self.error)
 
 
 def _last_line(error: BaseException) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from quantmill.gguf_io import open_source
 from quantmill.jobs.cluster import Node
-from quantmill.jobs.crew import Crew, Hand
+from quantmill.jobs.crew import Crew
+from quantmill.jobs.pieces import Hand
 from quantmill.models.workers import Item, Out, Tell, Workers
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from quantmill.jobs.carrier import Input, require_like_head, told
-from quantmill.jobs.crew import Outcome
 from quantmill.jobs.passes import nll_of
+from quantmill.jobs.pieces import Outcome
 from quantmill.measure.compare import score_batch
 from quantmill.measure.logits_file import LogitsFile
 from quantmill.models.model import LoadedModel, load

@@ -1,0 +1,66 @@
+"""Pieces of work that are carried elsewhere, who carries them, and what comes back; nothing here knows Ray."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from quantmill.jobs.cluster import Node
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds in which a carrier must begin, or finish; and what makes a piece a slow one: so many seconds at least,
+    and so many times what is usual."""
+
+    begin: float = 120.0
+    finish: float = 120.0
+    slow: float = 30.0
+    times: float = 4.0
+
+
+USUAL = Patience()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a piece of work: what it found, what is to be said, and what went wrong (`fault`: of a device), in words."""
+
+    host: str
+    found: Any = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+    fault: bool = False
+
+
+class Carrier(Protocol):
+    """What runs elsewhere. It tells errors in its outcomes, and raises none."""
+
+    def ready(self, version: str) -> Outcome:
+        """Look at everything before the first piece. version: of quantmill, the head's."""
+
+    def carry(self, piece: Any) -> Outcome: ...
+
+    def finish(self) -> Outcome:
+        """What was carried so far is safe."""
+
+
+@dataclass(eq=False)
+class Hand:
+    """A carrier on a host. busy: pieces that it has."""
+
+    node: Node
+    actor: Any
+    busy: int = 0
+    is_lost: bool = False
+
+
+@dataclass(eq=False)
+class Work:
+    """A piece on its way. hand: who is wished to have it; sent: who has it, since when (time.monotonic)."""
+
+    piece: Any
+    hand: Hand | None
+    done: Future[tuple[Hand, Any]] = field(default_factory=Future)
+    sent: dict[Hand, float] = field(default_factory=dict)

@@ -1,0 +1,168 @@
+"""As much of Ray as a crew needs, on threads of this process: what is sent is pickled, actors can be lost or slow."""
+
+import pickle
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+
+class RayActorError(Exception):
+    pass
+
+
+class ObjectLostError(Exception):
+    pass
+
+
+class GetTimeoutError(Exception):
+    pass
+
+
+class RayTaskError(Exception):
+    pass
+
+
+STORE = {}
+
+
+class Ref:
+    """Of an object in the store."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def hex(self):
+        return str(self.number)
+
+
+class Answer:
+    """Of a call."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def future(self):
+        return self.found
+
+
+class Actor:
+    """slow: seconds that each piece takes longer; answers: when it is lost, None: never."""
+
+    def __init__(self, cluster, node, kind, task, at_once):
+        self.cluster, self.node = cluster, node
+        self.pool = ThreadPoolExecutor(at_once)
+        self.dead = threading.Event()
+        self.unanswered = set()
+        self.n_pieces = 0
+        self.made = self.pool.submit(lambda: kind(pickle.loads(pickle.dumps(task))))
+        for name in ("ready", "carry", "finish"):
+            setattr(self, name, SimpleNamespace(remote=lambda *given, name=name: self.call(name, given)))
+
+    def call(self, name, given):
+        answer = Future()
+        self.unanswered.add(answer)
+        given = pickle.dumps(given)
+
+        def work():
+            if self.dead.is_set():
+                return
+            carrier = self.made.result()
+            if name == "carry":
+                self.n_pieces += 1
+                with self.cluster.lock:
+                    self.cluster.carried += 1
+                    number = self.cluster.carried
+                time.sleep(self.cluster.slow.get(self.node, 0))
+                if number in self.cluster.losses:
+                    self.lose()
+                    return
+            # models are not loaded by several threads at once; processes of their own do
+            alone = self.cluster.loading if name == "ready" else nullcontext()
+            try:
+                with alone:
+                    made = getattr(carrier, name)(*pickle.loads(given))
+                found = pickle.loads(pickle.dumps(made))
+            except Exception as error:  # noqa: BLE001 - as Ray does
+                self.settle(answer, RayTaskError(repr(error)))
+            else:
+                self.settle(answer, found)
+
+        if self.dead.is_set():
+            self.settle(answer, RayActorError("dead"))
+        else:
+            self.pool.submit(work)
+        return Answer(answer)
+
+    def settle(self, answer, found):
+        if answer in self.unanswered:
+            self.unanswered.discard(answer)
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+    def lose(self):
+        self.dead.set()
+        for answer in list(self.unanswered):
+            self.settle(answer, RayActorError("lost"))
+
+
+class Cluster:
+    """Stands for the module `ray`. slow: seconds by node; losses: numbers of pieces at which their actor is lost."""
+
+    def __init__(self, n_nodes, cpus=1, slow=None, losses=()):
+        self.n_nodes, self.cpus, self.slow, self.losses = n_nodes, cpus, slow or {}, set(losses)
+        self.carried, self.lock, self.loading = 0, threading.Lock(), threading.Lock()
+        self.actors = []
+        names = (RayActorError, ObjectLostError, GetTimeoutError, RayTaskError)
+        self.exceptions = SimpleNamespace(**{one.__name__: one for one in names})
+        affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
+        self.util = SimpleNamespace(scheduling_strategies=affinity)
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **options):
+        pass
+
+    def shutdown(self):
+        for actor in self.actors:
+            actor.lose()
+
+    def nodes(self):
+        return [
+            {
+                "NodeID": f"n{i}",
+                "NodeManagerHostname": f"host{i}",
+                "Alive": True,
+                "Resources": {"CPU": self.cpus},
+            }
+            for i in range(self.n_nodes)
+        ]
+
+    def remote(self, kind):
+        def options(scheduling_strategy, max_concurrency, **others):
+            def make(task):
+                self.actors.append(Actor(self, scheduling_strategy, kind, task, max_concurrency))
+                return self.actors[-1]
+
+            return SimpleNamespace(remote=make)
+
+        return SimpleNamespace(options=options)
+
+    def get(self, asked, timeout=None):
+        if isinstance(asked, Ref):
+            return STORE[asked.number]
+        try:
+            return asked.found.result(timeout)
+        except TimeoutError:
+            raise GetTimeoutError from None
+
+    def put(self, value):
+        STORE[len(STORE)] = value
+        return Ref(len(STORE) - 1)
+
+    def kill(self, actor):
+        actor.lose()
