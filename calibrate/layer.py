@@ -5,19 +5,52 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from quantmill.calibrate.errors import naming
 from quantmill.calibrate.gram import Metric, metric_of, shrunk
-from quantmill.calibrate.moments import FITTED, HELD, Moments
+from quantmill.calibrate.moments import FITTED, HELD, Moments, MomentsOf, is_held
 from quantmill.calibrate.solver import Effort, plain, solvable, solve
 from quantmill.calibrate.targets import NO_SHARES, Shares, target_of
+from quantmill.models.model import LoadedModel
 from quantmill.models.places import Place
-from quantmill.models.walked_layer import Layer
 from quantmill.models.workers import Workers
 from quantmill.qkernels import dequantize
+
+
+class Walked(Protocol):
+    """What is asked of a walk, here or elsewhere."""
+
+    @property
+    def loaded(self) -> LoadedModel: ...
+    @property
+    def batches(self) -> Sequence[torch.Tensor]: ...
+
+
+class SeenLayer(Protocol):
+    """What is asked of a layer of one; models.walked_layer.Layer is it here."""
+
+    @property
+    def walk(self) -> Walked: ...
+    @property
+    def places(self) -> tuple[Place, ...]: ...
+    def weight(self, name: str) -> torch.Tensor: ...
+    def visit(self, place: Place, make: MomentsOf) -> Moments: ...
+    def change_blocks(self, name: str, blocks: np.ndarray, type: str) -> None: ...
+
+
+class SeenOutput(Protocol):
+    """The same of the output matrix."""
+
+    @property
+    def walk(self) -> Walked: ...
+    @property
+    def place(self) -> Place: ...
+    def visit(self, make: MomentsOf) -> Moments: ...
+
 
 BLOCK = 256  # columns of the largest block of any type
 EVERY = 6  # of the batches, one is held back
@@ -52,23 +85,22 @@ class Made:
     fitted: tuple[float, float] = (0.0, 0.0)
     held: tuple[float, float] = (0.0, 0.0)
 
-    def decoded(self, device: torch.device) -> torch.Tensor:
-        """[n_mat, n_rows, n_cols] f32."""
-        return dequantize(torch.from_numpy(self.blocks), self.type).to(device)
-
 
 def held_back(n_batches: int) -> Callable[[int], bool]:
     """Whether a batch is held back; with fewer than EVERY batches only the last is."""
-    every = min(EVERY, n_batches)
-    return lambda batch: batch % every == every - 1
+    return partial(is_held, every=min(EVERY, n_batches))
+
+
+def moments_of(walk: Walked, place: Place, two_streams: bool, part: slice | None) -> MomentsOf:
+    every = min(EVERY, len(walk.batches))
+    return MomentsOf(place.n_mat, place.n_cols, every, two_streams, walk.loaded.device, part)
 
 
 def quantize_layer(
-    layer: Layer, types: Mapping[str, str], settings: Settings, workers: Workers, two_streams: bool
+    layer: SeenLayer, types: Mapping[str, str], settings: Settings, workers: Workers, two_streams: bool
 ) -> list[Made]:
     """Blocks for every tensor of `types` (GGUF name → type) that the layer comes to; the changed stream follows."""
     made: list[Made] = []
-    held = held_back(len(layer.walk.batches))
     for place in layer.places:
         parts = column_parts(place.n_cols, settings.widest)
         names = [name for name, _ in place.takers if name in types]
@@ -76,16 +108,15 @@ def quantize_layer(
             names = [name for name in names if _columns(layer, name) is None]
         if not names:
             continue
-        device = layer.walk.loaded.device
         found = []
         for part in parts:
             only = None if len(parts) == 1 else part
-            moments = layer.visit(place, partial(Moments, place, held, two_streams, device, only))
+            moments = layer.visit(place, moments_of(layer.walk, place, two_streams, only))
             found.append(_at_place(layer, place, names, types, settings, moments, workers, part))
         made += [side_by_side(of_one) for of_one in zip(*found, strict=True)]
         if two_streams:
             for one in made[-len(names) :]:
-                layer.change(one.name, one.decoded(device))
+                layer.change_blocks(one.name, one.blocks, one.type)
     return made
 
 
@@ -118,7 +149,7 @@ def side_by_side(parts: Sequence[Made]) -> Made:
 
 
 def _at_place(
-    layer: Layer,
+    layer: SeenLayer,
     place: Place,
     names: list[str],
     types: Mapping[str, str],
@@ -149,7 +180,7 @@ def _at_place(
     return [found[name] for name in names]
 
 
-def _columns(layer: Layer, name: str) -> np.ndarray | None:
+def _columns(layer: SeenLayer, name: str) -> np.ndarray | None:
     """Which columns of the input a tensor takes, None: all, in order."""
     view = layer.walk.loaded.table.views[name]
     columns = view.rows if view.transpose else view.columns

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from quantmill.models.places import Place
 from quantmill.models.summing import Seen
 
 FITTED, HELD = 0, 1
+
+
+@dataclass(frozen=True)
+class MomentsOf:
+    """Makes Moments, for [n_mat, n_cols] of a place. every: the last of so many batches is held back.
+
+    part: of these columns only, and without the residual.
+    """
+
+    n_mat: int
+    n_cols: int
+    every: int
+    two_streams: bool
+    device: torch.device
+    part: slice | None = None
+
+    def __call__(self) -> Moments:
+        return Moments(self)
+
+
+def is_held(batch: int, every: int) -> bool:
+    return batch % every == every - 1
 
 
 class Moments:
@@ -23,31 +44,23 @@ class Moments:
     counts:   [2, n_mat] i64, tokens
     """
 
-    def __init__(
-        self,
-        place: Place,
-        held: Callable[[int], bool],
-        two_streams: bool,
-        device: torch.device,
-        part: slice | None = None,
-    ) -> None:
-        """held: whether a batch is held back. part: of these columns only, and without the residual."""
-        self._part = part
-        n_cols = place.n_cols if part is None else part.stop - part.start
-        self.square = torch.zeros(2, place.n_mat, n_cols, n_cols, device=device)
-        self.cross = torch.zeros_like(self.square) if two_streams else None
+    def __init__(self, of: MomentsOf) -> None:
+        self._of = of
+        n_cols = of.n_cols if of.part is None else of.part.stop - of.part.start
+        self.square = torch.zeros(2, of.n_mat, n_cols, n_cols, device=of.device)
+        self.cross = torch.zeros_like(self.square) if of.two_streams else None
         self.residual: torch.Tensor | None = None
-        self.counts = torch.zeros(2, place.n_mat, dtype=torch.int64, device=device)
-        self._held = held
+        self.counts = torch.zeros(2, of.n_mat, dtype=torch.int64, device=of.device)
 
     def add(self, batch: int, seen: Seen) -> None:
-        part, x, y = int(self._held(batch)), seen.original, seen.changed
-        if self._part is not None:
-            x, y = x[..., self._part], y[..., self._part]
+        part, x, y = int(is_held(batch, self._of.every)), seen.original, seen.changed
+        columns = self._of.part
+        if columns is not None:
+            x, y = x[..., columns], y[..., columns]
         products = [(self.square, y)]
         if self.cross is not None:
             products.append((self.cross, x - y))
-        if seen.residual is not None and self._part is None:
+        if seen.residual is not None and columns is None:
             if self.residual is None:
                 n_mat = self.square.shape[1]
                 self.residual = y.new_zeros(2, n_mat, seen.residual.shape[-1], y.shape[-1])

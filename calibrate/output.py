@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,16 +11,15 @@ import torch
 from quantmill.calibrate.errors import naming
 from quantmill.calibrate.layer import (
     Made,
+    SeenOutput,
     Settings,
     column_parts,
     fitted_metric,
-    held_back,
+    moments_of,
     side_by_side,
     solved,
 )
-from quantmill.calibrate.moments import Moments
 from quantmill.calibrate.targets import Shares
-from quantmill.models.walked_output import Output
 from quantmill.models.workers import Workers
 from quantmill.qkernels import to_float32
 
@@ -29,17 +27,16 @@ ROWS_WEIGHTS = 1 << 25  # weights of the rows that have a target at a time; part
 
 
 def quantize_output(
-    output: Output, type: str, settings: Settings, workers: Workers, two_streams: bool
+    output: SeenOutput, type: str, settings: Settings, workers: Workers, two_streams: bool
 ) -> Made:
     """Blocks for the matrix. Every slab of rows takes as much of the target's correction as serves it best."""
     walk, place = output.walk, output.place
-    name, device = place.takers[0][0], walk.loaded.device
-    held = held_back(len(walk.batches))
+    name = place.takers[0][0]
     parts = column_parts(place.n_cols, settings.widest)
     found = []
     for part in parts:
         only = None if len(parts) == 1 else part
-        moments = output.visit(partial(Moments, place, held, two_streams, device, only))
+        moments = output.visit(moments_of(walk, place, two_streams, only))
         metric = fitted_metric(moments, settings)
         slabs = []
         for rows in row_slabs(output):
@@ -50,7 +47,7 @@ def quantize_output(
     return side_by_side(found)
 
 
-def row_slabs(output: Output) -> list[slice]:
+def row_slabs(output: SeenOutput) -> list[slice]:
     """Rows that are treated together."""
     n_rows = output.walk.loaded.table.views[output.place.takers[0][0]].shape[-2]
     step = rows_together(output.place.n_cols)
@@ -61,7 +58,7 @@ def rows_together(n_cols: int) -> int:
     return max(1, ROWS_WEIGHTS // n_cols)
 
 
-def _rows(output: Output, rows: slice) -> torch.Tensor:
+def _rows(output: SeenOutput, rows: slice) -> torch.Tensor:
     """[1, n_rows, n_cols] f32."""
     loaded = output.walk.loaded
     assert loaded.source is not None

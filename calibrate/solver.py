@@ -60,18 +60,40 @@ def solve(
     stack, rows = _cuts(target)
     made = []
     if len(stack) == 1:
-        fed = _feedback(metric, type)
-        made.append(map_all(lambda at: _piece(target[:, at], metric, fed, type, effort), rows))
+        work = _Rows(metric, _feedback(metric, type), type, effort)
+        made.append(map_all(work, [target[:, at] for at in rows]))
     else:
-
-        def one(matrices: slice) -> list[tuple[torch.Tensor, torch.Tensor]]:
-            part = metric.part(matrices)
-            fed = _feedback(part, type)
-            return [_piece(target[matrices, at], part, fed, type, effort) for at in rows]
-
-        made = map_all(one, stack)
+        parts = [(target[matrices], metric.part(matrices)) for matrices in stack]
+        made = map_all(_Matrices(rows, type, effort), parts)
     start, solved = (torch.cat([torch.cat([two[i] for two in part], 1) for part in made]) for i in (0, 1))
     return start, solved
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Work on rows of matrices that are solved together. It can be carried to another process, as _Matrices can."""
+
+    metric: Metric
+    feedback: UnitFeedback | None
+    type: str
+    effort: Effort
+
+    def __call__(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _piece(target, self.metric, self.feedback, self.type, self.effort)
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """Work on some matrices of a stack."""
+
+    rows: Sequence[slice]
+    type: str
+    effort: Effort
+
+    def __call__(self, part: tuple[torch.Tensor, Metric]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        target, metric = part
+        on_rows = _Rows(metric, _feedback(metric, self.type), self.type, self.effort)
+        return [on_rows(target[:, at]) for at in self.rows]
 
 
 def _one_by_one(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

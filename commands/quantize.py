@@ -105,7 +105,6 @@ def quantize(
         ("--keep-split", keep_split, "--split-max-size", split_max_size),
         ("--nextn-only", nextn_only, "--compensate", compensate),
         ("--nextn-only", nextn_only, "--polish", polish),
-        ("--ray", ray, "--compensate", compensate),
         ("--ray", ray, "--polish", polish),
         ("--ray", ray, "--target-size", target_size),
         ("--ray", ray, "--target-bpw", target_bpw),

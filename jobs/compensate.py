@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantmill.gguf_io import GGUFSink
+from quantmill.jobs.cluster import connected
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_plan import chunks_of, digest, kept_bytes, load_model, plan_of, read
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
@@ -40,7 +41,9 @@ from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
+    from quantmill.jobs.far_walk import FarWalk
     from quantmill.models.model import LoadedModel
+    from quantmill.models.walk import Walk
     from quantmill.models.workers import Workers
 
 
@@ -78,6 +81,7 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
 def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Compensated:
     import torch
 
+    from quantmill.models.walk import Walk
     from quantmill.models.workers import working
 
     started = time.perf_counter()
@@ -92,12 +96,25 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         chunks, n_fresh = chunks_of(texts, calibration, loaded)
         plan = plan_of(job, calibration, source, importance, loaded, chunks)
         require_sound(plan)
+        ray = None if job.ray is None else opened.enter_context(connected(job.ray, job.threads))
         sink = opened.enter_context(sink_of(job, plan, source, watcher, kept_bytes(job, plan, loaded)))
         workers = opened.enter_context(working(job.threads))
         state = _State(job, calibration, watcher, plan, sink, chunks)
         watcher.planned(plan)
         watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
-        kept = _walk(state, loaded, workers)
+        kept = FinishedLayers(job.output, _identity(state, loaded), calibration.resume)
+        two_streams = calibration.effort != "fast"
+        with ExitStack() as walking:
+            walk: Walk | FarWalk
+            if ray is None:
+                walk = Walk(loaded, chunks, workers.map, two_streams)
+            else:
+                from quantmill.jobs.compensate_on_ray import walking_on_ray  # nobody else needs it
+
+                walk, workers = walking.enter_context(
+                    walking_on_ray(ray, job, plan, loaded, chunks, two_streams, kept.path, watcher)
+                )
+            _walk(state, walk, kept, workers, two_streams)
         walked_s = time.perf_counter() - started
         rest = [entry for entry in plan.entries if entry.name not in state.done]
         with line_of(job, source, [sink], importance, engines, watcher.warn) as line:
@@ -123,19 +140,17 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
     )
 
 
-def _walk(state: _State, loaded: LoadedModel, workers: Workers) -> FinishedLayers:
-    """Write what the walk comes to; what it has finished stays on the disk until the caller removes it."""
+def _walk(
+    state: _State, walk: Walk | FarWalk, kept: FinishedLayers, workers: Workers, two_streams: bool
+) -> None:
+    """Write what the walk comes to; what it has finished is kept, until the caller removes it."""
     from quantmill.calibrate.layer import Settings, held_back, quantize_layer
     from quantmill.calibrate.output import quantize_output
     from quantmill.calibrate.solver import EFFORTS
-    from quantmill.models.walk import Walk
 
     calibration = state.calibration
-    two_streams = calibration.effort != "fast"
     settings = Settings(EFFORTS[calibration.effort], calibration.alpha, calibration.damping)
     entries = {entry.source: entry for entry in state.plan.entries if is_searched(entry)}
-    kept = FinishedLayers(state.job.output, _identity(state, loaded), calibration.resume)
-    walk = Walk(loaded, state.chunks, workers.map, two_streams)
     held = held_back(len(walk.batches))
     state.n_held = sum(len(batch) for i, batch in enumerate(walk.batches) if held(i))
     if calibration.resume:
@@ -149,7 +164,7 @@ def _walk(state: _State, loaded: LoadedModel, workers: Workers) -> FinishedLayer
         if layer.index < kept.n_found:
             made = _stored(kept.read(layer.index), entries)
             for one in made:
-                layer.change(one.name, one.decoded(loaded.device))
+                layer.change_blocks(one.name, one.blocks, one.type)
         else:
             types = {name: entry.type for name, entry in entries.items()}
             made = quantize_layer(layer, types, settings, workers, two_streams)
@@ -167,7 +182,6 @@ def _walk(state: _State, loaded: LoadedModel, workers: Workers) -> FinishedLayer
             made = [quantize_output(output, type, settings, workers, two_streams)]
             kept.write(behind, _arrays(made))
         _written(state, made, entries)
-    return kept
 
 
 def _written(state: _State, made: list[Made], entries: dict[str, PlanEntry]) -> None:

@@ -57,8 +57,7 @@ class FinishedLayers:
 
     def read(self, layer: int) -> dict[str, np.ndarray]:
         """Tensor name → blocks u8 [n_mat, n_rows, row_bytes], and the run's numbers under other names."""
-        with np.load(self._file(layer), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        return read_layer(self.path, layer)
 
     def write(self, layer: int, arrays: Mapping[str, np.ndarray]) -> None:
         """All of a layer or nothing. Raises GGUFError when the disk is full."""
@@ -73,4 +72,14 @@ class FinishedLayers:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _file(self, layer: int) -> Path:
-        return self.path / f"layer-{layer:04}.npz"
+        return _file(self.path, layer)
+
+
+def read_layer(directory: Path, layer: int) -> dict[str, np.ndarray]:
+    """See FinishedLayers.read."""
+    with np.load(_file(directory, layer), allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _file(directory: Path, layer: int) -> Path:
+    return directory / f"layer-{layer:04}.npz"

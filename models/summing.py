@@ -16,6 +16,7 @@ from quantmill.models.places import Place
 if TYPE_CHECKING:
     from quantmill.models.walk import Walk
 
+MOST_GROUPS = 8
 SUM_BYTES = 1 << 30  # of second moments being summed at a time, by all threads
 
 
@@ -51,24 +52,33 @@ def summed_up(walk: Walk, place: Place, make: Callable[[], Sum], see: Callable[[
 
     As soon as they can be: few are held at a time, and how many threads there are does not show.
     """
-    n = len(walk.batches)
-    bytes_each = 16 * place.n_mat * place.n_cols * place.n_cols
-    n_groups = max(1, min(8, n, SUM_BYTES // bytes_each))
-    if walk.loaded.device.type != "cpu":
-        n_groups = 1
-    bounds = [n * i // n_groups for i in range(n_groups + 1)]
+    groups = groups_of(len(walk.batches), place.n_mat, place.n_cols, walk.loaded.device.type)
     joining = _Joining[Sum]()
 
     def one(group: int) -> None:
-        sums = make()
-        for batch in range(bounds[group], bounds[group + 1]):
-            for seen in see(batch):
-                sums.add(batch, seen)
-        joining.put(group, sums)
+        joining.put(group, added(make(), groups[group], see))
 
-    walk.share_out(one, range(n_groups))
+    walk.share_out(one, range(len(groups)))
     trim()
     return joining.total
+
+
+def groups_of(n_batches: int, n_mat: int, n_cols: int, device: str) -> list[range]:
+    """Batches that are added one after the other, group by group; what groups have is then added in their order."""
+    bytes_each = 16 * n_mat * n_cols * n_cols
+    n_groups = max(1, min(MOST_GROUPS, n_batches, SUM_BYTES // bytes_each))
+    if device != "cpu":
+        n_groups = 1
+    bounds = [n_batches * i // n_groups for i in range(n_groups + 1)]
+    return [range(*bounds[i : i + 2]) for i in range(n_groups)]
+
+
+def added(sums: Sum, batches: Iterable[int], see: Callable[[int], Iterable[Seen]]) -> Sum:
+    """The same sums, with what `see` gives of batches."""
+    for batch in batches:
+        for seen in see(batch):
+            sums.add(batch, seen)
+    return sums
 
 
 class _Joining(Generic[Sum]):

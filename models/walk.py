@@ -15,6 +15,7 @@ and the options, never from free memory: the sums, and whatever is made of them,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,42 +38,49 @@ ShareOut = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]  # map in 
 class Walk:
     """chunks [n_chunk, n_ctx] i32. two_streams: False runs the original only (both streams of Seen are it).
 
-    share_out: a map, perhaps in threads; each item is computed by one torch thread.
+    share_out: a map, perhaps in threads; each item is computed by one torch thread. own: numbers of the batches that
+    are run here, None: all; of others there are no streams.
     """
 
     def __init__(
-        self, loaded: LoadedModel, chunks: np.ndarray, share_out: ShareOut, two_streams: bool = True
+        self,
+        loaded: LoadedModel,
+        chunks: np.ndarray,
+        share_out: ShareOut,
+        two_streams: bool = True,
+        own: Sequence[int] | None = None,
     ) -> None:
-        self.loaded, self.share_out, self.two_streams = loaded, share_out, two_streams
+        self.loaded, self.chunks, self.share_out, self.two_streams = loaded, chunks, share_out, two_streams
         self.modules = named_layers(loaded.model)[1]
         names = {id(module): name for name, module in loaded.model.named_modules()}
         self.prefixes = [names[id(layer)] for layer in self.modules]
-        self.batches = self._batches(chunks)
+        self.batches = batches_of(loaded, chunks)
+        self.own = list(range(len(self.batches)) if own is None else own)
         self.first_chunks = np.cumsum([0, *(len(batch) for batch in self.batches)])[:-1]
         hidden, self.calls = self._enter()
         self.original = hidden
         self.changed = list(hidden) if two_streams else hidden
         self.layers_give_tuples = False  # known when one was run
 
-    def _batches(self, chunks: np.ndarray) -> list[torch.Tensor]:
-        n_chunk, n_ctx = chunks.shape
-        tokens = torch.from_numpy(chunks.astype(np.int64))
-        vocabulary = self.loaded.tokenizer
-        if vocabulary.add_bos and vocabulary.bos is not None:
-            tokens[:, 0] = vocabulary.bos
-        if int(tokens.max()) >= self.loaded.n_vocab:
-            raise ModelError(
-                f"token {int(tokens.max())} of the text is outside the model's vocabulary of {self.loaded.n_vocab}; "
-                "the tokenizer belongs to another model"
-            )
-        together = chunks_together(self.loaded.device.type, n_chunk, n_ctx)
-        return list(tokens.to(self.loaded.device).split(together))
-
     @torch.inference_mode()
     def _enter(self) -> tuple[list[torch.Tensor], list[Call]]:
         """What enters the first layer, and what the model gives each layer beside it."""
         samples = (self.batches[0][:1], self.batches[-1][-1:])
-        return enter(self.loaded.model, self.modules, self.batches, samples)
+        entering, calls = enter(
+            self.loaded.model, self.modules, [self.batches[batch] for batch in self.own], samples
+        )
+        hidden = [torch.empty(0)] * len(self.batches)
+        for batch, one in zip(self.own, entering, strict=True):
+            hidden[batch] = one
+        return hidden, calls
+
+    def adopt(self, other: Walk) -> None:
+        """Run the batches of another walk, which stands before the same layer, from now on; not within a layer."""
+        for batch in other.own:
+            self.original[batch] = other.original[batch]
+            self.changed[batch] = other.changed[batch]
+        self.own = sorted({*self.own, *other.own})
+        self.layers_give_tuples |= other.layers_give_tuples
 
     @torch.inference_mode()
     def pass_layer(self, index: int) -> list[dict[str, Any]]:
@@ -89,7 +97,7 @@ class Walk:
                 return run.outputs
 
             try:
-                return self.share_out(one, range(len(self.batches)))
+                return self.share_out(one, self.own)
             finally:
                 held.close()
 
@@ -99,18 +107,40 @@ class Walk:
         first: begin there; the streams are what the caller has made of them.
         """
         for index in range(first, len(self.modules)):
-            with self.loaded.layer(index):
-                layer = Layer(self, index)
-                try:
-                    yield layer
-                    layer.finish()
-                finally:
-                    layer.held.close()
+            with self.inside(index) as layer:
+                yield layer
+                layer.finish()
+
+    @contextmanager
+    def inside(self, index: int) -> Iterator[Layer]:
+        """A layer that both streams stand before; they have passed it when it was told to `finish`."""
+        with self.loaded.layer(index):
+            layer = Layer(self, index)
+            try:
+                yield layer
+            finally:
+                layer.held.close()
 
     def output(self) -> Output | None:
         """The output matrix, when both streams have passed all layers; None for one that is tied."""
         names = output_names(self.loaded)
         return None if names is None else Output(self, *names)
+
+
+def batches_of(loaded: LoadedModel, chunks: np.ndarray) -> list[torch.Tensor]:
+    """Tokens [n_seq, n_ctx] i64 on the device. Raises ModelError for tokens that the model does not know."""
+    n_chunk, n_ctx = chunks.shape
+    tokens = torch.from_numpy(chunks.astype(np.int64))
+    vocabulary = loaded.tokenizer
+    if vocabulary.add_bos and vocabulary.bos is not None:
+        tokens[:, 0] = vocabulary.bos
+    if int(tokens.max()) >= loaded.n_vocab:
+        raise ModelError(
+            f"token {int(tokens.max())} of the text is outside the model's vocabulary of {loaded.n_vocab}; "
+            "the tokenizer belongs to another model"
+        )
+    together = chunks_together(loaded.device.type, n_chunk, n_ctx)
+    return list(tokens.to(loaded.device).split(together))
 
 
 def chunks_together(device: str, n_chunk: int, n_ctx: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 from quantmill.models.experts import by_expert, entering_down
 from quantmill.models.held import HeldLayer, Pass, Reached, first_of, hold
 from quantmill.models.memory import trim
+from quantmill.models.model import LoadedModel
 from quantmill.models.places import Place, find_places
-from quantmill.models.summing import Seen, Sum, require_finite, summed_up
-from quantmill.qkernels import to_float32
+from quantmill.models.summing import Seen, Sum, added, require_finite, summed_up
+from quantmill.qkernels import dequantize, to_float32
 
 if TYPE_CHECKING:
     from quantmill.models.walk import Walk
@@ -36,8 +37,10 @@ class Layer:
         loaded = walk.loaded
         self.held: HeldLayer = hold(walk.modules[index], walk.prefixes[index], self.run, loaded.dtype)
         self._arguments = walk.calls[index].arguments
-        self._original_inputs: list[dict[int, tuple[torch.Tensor, ...]]] = []
-        self._original_outputs: list[dict[str, Any]] = []
+        # of the original stream, by batch
+        self._outputs: dict[int, torch.Tensor] = {}
+        self._original_inputs: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
+        self._original_outputs: dict[int, dict[str, Any]] = {}
         # of the changed stream, batch by batch: what parts of the layer are known to put out, and what enters the
         # matrix that was visited last, if its product is what a part puts out
         self._given: list[dict[str, Any]] = [{} for _ in walk.batches]
@@ -49,12 +52,11 @@ class Layer:
 
     def weight(self, name: str) -> torch.Tensor:
         """A GGUF tensor as it was: [n_mat, n_rows, n_cols] f32 on the device."""
-        loaded = self.walk.loaded
-        assert loaded.source is not None
-        view = loaded.table.views[name]
-        spec = next(spec for spec in loaded.source.specs() if spec.name == name)
-        values = torch.from_numpy(to_float32(loaded.source.read(name), spec.type).copy())
-        return values.view(view.matrices, -1, view.shape[-1]).to(loaded.device)
+        return weight_of(self.walk.loaded, name)
+
+    def change_blocks(self, name: str, blocks: np.ndarray, type: str) -> None:
+        """The same as `change` for blocks u8 [n_mat, n_rows, row_bytes]."""
+        self.change(name, dequantize(torch.from_numpy(blocks), type).to(self.walk.loaded.device))
 
     def change(self, name: str, values: torch.Tensor) -> None:
         """The changed stream takes `values` [n_mat, n_rows, n_cols] f32 for the GGUF tensor `name` from now on."""
@@ -101,10 +103,21 @@ class Layer:
 
         Raises ModelError for a value that is not finite, naming layer and chunk.
         """
+        self.turn_to(place)
+        return summed_up(self.walk, place, make, lambda batch: self._see(place, batch))
+
+    def turn_to(self, place: Place) -> None:
+        """It is the one that is visited from now on."""
         self._entering.clear()
         product = place.writes is not None and place.n_mat == 1
         self._visited = place if product and self.walk.two_streams else None
-        return summed_up(self.walk, place, make, lambda batch: self._see(place, batch))
+
+    @torch.inference_mode()
+    def add(self, place: Place, parts: Sequence[tuple[Sum, Sequence[int]]]) -> None:
+        """To each of some sums what enters `place`, which was turned to, in batches; side by side."""
+        self.walk.share_out(
+            lambda part: added(part[0], part[1], lambda batch: self._see(place, batch)), parts
+        )
 
     def leave_out(self) -> None:
         """The changed stream goes round this layer: it is not in the model any more."""
@@ -116,13 +129,13 @@ class Layer:
         walk = self.walk
 
         def one(batch: int) -> None:
-            original = self._outputs[batch] if self._outputs else self._pass(walk.original[batch])
+            original = self._outputs[batch]
             if walk.two_streams and not self._left_out:
                 self.run.begin(changed=True, given=self._given[batch])
                 walk.changed[batch] = self._pass(walk.changed[batch])
             walk.original[batch] = original
 
-        walk.share_out(one, range(len(walk.batches)))
+        walk.share_out(one, walk.own)
         for kept in (self._outputs, self._original_inputs, self._original_outputs, self._given):
             kept.clear()
 
@@ -134,7 +147,9 @@ class Layer:
     @torch.inference_mode()
     def _find_places(self) -> tuple[Place, ...]:
         """Run the original stream through the layer, keep what enters every matrix, and see what writes the stream."""
-        return find_places(self.walk.loaded, self.held, self.walk.original[0], *self._observed(changed=False))
+        return find_places(
+            self.walk.loaded, self.held, self.walk.original[self.walk.own[0]], *self._observed(False)
+        )
 
     @torch.inference_mode()
     def again(self) -> None:
@@ -143,18 +158,19 @@ class Layer:
         self._observed(changed=True)
 
     def _observed(self, changed: bool) -> Any:
-        """What was seen of the first batch; what enters matrices and what is put out is kept of all."""
+        """What was seen of the first batch here; what enters matrices and what is put out is kept of all."""
         walk = self.walk
 
         def one(batch: int) -> Any:
             self.run.begin(changed=changed, noting=True)
             out = self._pass(walk.original[batch])
-            return out, self.run.seen, self.run.outputs, self.run.products if batch == 0 else {}
+            return out, self.run.seen, self.run.outputs, self.run.products if batch == walk.own[0] else {}
 
-        done = walk.share_out(one, range(len(walk.batches)))
-        self._outputs = [out for out, *_ in done]
-        self._original_inputs = [{id(m): inputs for m, inputs in seen} for _, seen, *_ in done]
-        self._original_outputs = [outputs for _, _, outputs, _ in done]
+        done = walk.share_out(one, walk.own)
+        for batch, (out, seen, outputs, _) in zip(walk.own, done, strict=True):
+            self._outputs[batch] = out
+            self._original_inputs[batch] = {id(m): inputs for m, inputs in seen}
+            self._original_outputs[batch] = outputs
         trim()  # what is kept lies between what came and went
         return done[0]
 
@@ -264,3 +280,12 @@ class Layer:
     @property
     def _writers(self) -> set[str]:
         return {place.writes for place in self.places if place.writes is not None}
+
+
+def weight_of(loaded: LoadedModel, name: str) -> torch.Tensor:
+    """A GGUF tensor as the model's file has it: [n_mat, n_rows, n_cols] f32 on the device."""
+    assert loaded.source is not None
+    view = loaded.table.views[name]
+    spec = next(spec for spec in loaded.source.specs() if spec.name == name)
+    values = torch.from_numpy(to_float32(loaded.source.read(name), spec.type).copy())
+    return values.view(view.matrices, -1, view.shape[-1]).to(loaded.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import torch
 from quantmill.models.capture import handing_on, named_layers
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import Place
-from quantmill.models.summing import Seen, Sum, require_finite, summed_up
+from quantmill.models.summing import Seen, Sum, added, require_finite, summed_up
 
 if TYPE_CHECKING:
     from quantmill.models.walk import Walk
@@ -57,6 +57,12 @@ class Output:
         """Sums of what enters the matrix in all batches, see Layer.visit."""
         with self._layers_handing_on():
             return summed_up(self.walk, self.place, make, self._see)
+
+    @torch.inference_mode()
+    def add(self, parts: Sequence[tuple[Sum, Sequence[int]]]) -> None:
+        """See Layer.add."""
+        with self._layers_handing_on():
+            self.walk.share_out(lambda part: added(part[0], part[1], self._see), parts)
 
     def _see(self, batch: int) -> Iterator[Seen]:
         walk = self.walk

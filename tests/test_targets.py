@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from quantmill.calibrate.gram import metric_of
-from quantmill.calibrate.moments import FITTED, HELD, Moments
+from quantmill.calibrate.moments import FITTED, HELD, Moments, MomentsOf
 from quantmill.calibrate.targets import Shares, target_of
-from quantmill.models.places import Place
 from quantmill.models.summing import Seen
 
 N_COLS, N_ROWS = 24, 10
@@ -25,7 +24,7 @@ def streams(seed, n_tokens=600):
 
 
 def moments_of(fitted, held, residual=True):
-    made = Moments(Place((), torch.nn.Identity(), N_COLS), lambda batch: batch == 1, True, CPU)
+    made = Moments(MomentsOf(1, N_COLS, 2, True, CPU))
     for batch, rows in enumerate((fitted, held)):
         x, y, r = (torch.tensor(part, dtype=torch.float32) for part in rows)
         made.add(batch, Seen(x[None], y[None], (0,), (len(x),), r[None] if residual else None))
@@ -82,8 +81,7 @@ def test_without_a_second_stream_or_by_wish_weights_are_their_own_target():
 
 
 def test_experts_with_few_tokens_keep_their_weights():
-    place = Place((), torch.nn.Identity(), N_COLS, n_mat=2)
-    moments = Moments(place, lambda batch: batch == 1, True, CPU)
+    moments = Moments(MomentsOf(2, N_COLS, 2, True, CPU))
     for batch, n_tokens in ((0, 500), (1, 500)):
         x, y, _ = (torch.tensor(part, dtype=torch.float32) for part in streams(batch, n_tokens))
         few = 3 * N_COLS
