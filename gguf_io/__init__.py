@@ -2,7 +2,7 @@
 
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
-from quantmill.gguf_io.sink import FileLayout, GGUFSink, OutputTensor, lay_out
+from quantmill.gguf_io.sink import FileLayout, GGUFSink, OutputTensor, commit_all, lay_out
 from quantmill.gguf_io.source import GGUFSource, TensorSource, TensorSpec, open_source
 from quantmill.gguf_io.types import GGML_TYPES, GGMLType, type_by_id
 
@@ -19,6 +19,7 @@ __all__ = [
     "OutputTensor",
     "TensorSource",
     "TensorSpec",
+    "commit_all",
     "lay_out",
     "open_source",
     "type_by_id",

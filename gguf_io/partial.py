@@ -237,6 +237,11 @@ class PartialFile:
     def has_final_name(self) -> bool:
         return self._path == self.final
 
+    def forget(self) -> None:
+        """Another file has the name now."""
+        self._path = None
+        self._close()
+
     def discard(self) -> None:
         """Remove the file, also when it already has its final name. Does nothing the second time."""
         if os.name == "nt":  # an open file cannot be removed there

@@ -14,6 +14,7 @@ from quantmill.gguf_io.layout import FileLayout, OutputTensor, lay_out
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.outputs import check_output, require_space
 from quantmill.gguf_io.partial import PartialFile, sync_directory
+from quantmill.gguf_io.renaming import rename_all
 from quantmill.gguf_io.shared import Place, Places, SharedFile, header_hash
 from quantmill.gguf_io.tensors import TensorSpec
 
@@ -152,12 +153,8 @@ class GGUFSink:
             file.sync()
 
     def commit(self) -> None:
-        """Complete, and give the files their names. Raises GGUFError as `complete` does."""
-        self.complete()
-        # The first shard, the one that is opened, comes last: without it the others are no model yet.
-        for file in reversed(self._files):
-            file.rename()
-        sync_directory(self._finals[0].parent)
+        """Complete, and give the files their names, all or none. Raises GGUFError as `complete` does."""
+        commit_all([self])
 
     def __exit__(self, *exception: object) -> None:
         self._discard()
@@ -169,3 +166,13 @@ class GGUFSink:
                 for file in self._files:
                     file.discard()
             self._files = []
+
+
+def commit_all(sinks: Sequence[GGUFSink]) -> None:
+    """Complete several outputs, and give all of their files their names, or none. Raises GGUFError."""
+    for sink in sinks:
+        sink.complete()
+    # The first shard, the one that is opened, comes last: without it the others are no model yet.
+    rename_all([file for sink in reversed(sinks) for file in reversed(sink._files)])
+    for directory in dict.fromkeys(final.parent for sink in sinks for final in sink.finals):
+        sync_directory(directory)

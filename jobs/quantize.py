@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quantmill.gguf_io import GGUFError, GGUFSink, TensorSource, open_source
+from quantmill.gguf_io import GGUFError, GGUFSink, TensorSource, commit_all, open_source
 from quantmill.gguf_io.kinds import MODEL
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix.store import ImportanceMatrix
@@ -138,10 +138,7 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
 
             clock, engines = carry_on_ray(ray, first, ready.source, sinks, ready.importance, entries, watcher)
         with clock("write"):
-            for sink in sinks[:-1]:  # the last does it itself
-                sink.complete()
-            for sink in reversed(sinks):
-                sink.commit()
+            commit_all(sinks)
         sources = ready.source.paths
     seconds = time.perf_counter() - started
     return tuple(
