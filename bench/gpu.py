@@ -214,6 +214,13 @@ def section(name: str, trial: Trial) -> None:
         print(json.dumps(asdict(Row(name, "failed", False, None, "", f"{error.__class__.__name__}: {line}"))))
 
 
+def _said(row: Row) -> str:
+    """What a row found, without what it does not have."""
+    verdict = "" if row.ok is None else "right" if row.ok else "wrong"
+    value = "" if row.value is None else f"{row.value:.2f} {row.unit}"
+    return ", ".join(part for part in (row.what, verdict, value, row.note) if part)
+
+
 def look(options: list[str], seconds: float) -> list[Row]:
     """All sections, one after another, until the time is over."""
     found: list[Row] = []
@@ -236,7 +243,7 @@ def look(options: list[str], seconds: float) -> list[Row]:
         if broken:
             rows.append(Row(name, "failed", False, None, "", (err.strip() or "no reason").splitlines()[-1]))
         for row in rows:
-            print(f"{row.section}: {row.what} {'' if row.ok is None else row.ok} {row.note}", file=sys.stderr)
+            print(f"{row.section}: {_said(row)}", file=sys.stderr)
         found += rows
     return found
 

@@ -253,9 +253,13 @@ def _exact_rows(stored: torch.Tensor, source: QuantType) -> torch.Tensor:
 
 
 def quantizers(engine: Engine, threads: int | None, search: Search, guard: Guard) -> list[RowQuantizer]:
-    """What share the work of a device in an assembly line, and its faults; a device has threads of its own."""
+    """What share the work of a device in an assembly line, and its faults; a device has threads of its own.
+
+    One, where an engine is tried on a device that it does not serve: Triton's interpreter on the CPU.
+    """
     shared = Shared(engine, search, guard, faults_of(engine))
+    service = engine.row.serves.get(engine.kind)
     return [
         GuardedQuantizer(lambda: DeviceQuantizer(engine, search, threads), threads, shared)
-        for _ in range(engine.row.serves[engine.kind].quantizers)
+        for _ in range(service.quantizers if service else 1)
     ]

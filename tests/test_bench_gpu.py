@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bench import gpu, gpu_pack
 from bench.metal_model import operations
+from quantmill.qkernels.engines import Engine, engine_row
 from tests.test_guarded import ENGINE, faults, spoiled  # noqa: F401
 
 
@@ -45,7 +47,7 @@ def test_the_clock_stops_what_is_left(monkeypatch):
 def test_a_child_that_dies_is_a_row(monkeypatch):
     """A process that a driver takes down: its section failed, the others are looked at."""
     monkeypatch.setattr(gpu, "SECTIONS", {"searches": gpu.searches, "decoders": gpu.decoders})
-    rows = gpu.look(["--device", "cuda:99"], 60)
+    rows = gpu.look(["--device", "cuda:99"], 600)
     assert [(row.section, row.what, row.ok) for row in rows] == [
         ("searches", "failed", False),
         ("decoders", "failed", False),
@@ -57,6 +59,16 @@ def test_what_is_taken_along_is_found_again(monkeypatch, tmp_path):
     assert gpu_pack.ORACLE.parent == gpu_pack.ROOT.parent
     with pytest.raises(FileExistsError):
         gpu_pack.pack(tmp_path, "3.12")
+
+
+def test_speeds_of_an_engine_that_does_not_serve_the_cpu(faults, monkeypatch, tmp_path, capsys):  # noqa: F811
+    """As Triton's interpreter, which is tried on it."""
+    monkeypatch.setattr(Engine, "row", property(lambda engine: replace(engine_row(engine.name), serves={})))
+    monkeypatch.setattr("quantmill.jobs.check_devices._PROBE_BYTES", 1 << 20)
+    *_, row = rows_of("speeds", tmp_path, capsys)
+    assert (row["what"], row["ok"], row["unit"]) == ("Q8_0", True, "Mweights/s")
+    assert row["value"] > 0
+    assert gpu._said(gpu.Row(**row)).startswith("Q8_0, right, ")
 
 
 def test_packages_are_taken_along_in_the_versions_that_we_ask_for():
