@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
     loaded = load(options.hf or options.model)
     tokens = loaded.tokenizer.encode(read_text(Path(options.text)))
     chunks = chunks_of([(Text(Path(options.text)), tokens)], Cutting(n_chunks=options.chunks))
-    settings = collecting.Settings(bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None)
+    settings = collecting.Settings(bos=loaded.tokenizer.first)
     without_hooks(loaded, chunks[:4], settings)
     runs: dict[str, Callable[[], object]] = {
         "plain forward": functools.partial(without_hooks, loaded, chunks, settings),

@@ -22,6 +22,7 @@ from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 from quantmill.imatrix.recorder import Recorder
 from quantmill.imatrix.sums import Batch
+from quantmill.models.seen import require_known, seen_ids
 from quantmill.models.walk import chunks_together
 from quantmill.models.workers import ALONE, Tell, Workers
 
@@ -108,8 +109,8 @@ def collect(
 
     table: gguf_io.convert's names of this model's tensors. A batch counts when it is complete and its turn has come:
     whatever ends the loop, `result` holds whole batches, and how many are run side by side does not show. Raises
-    ImatrixError for an activation that is not finite (naming the tensor and the chunk), a token outside the
-    vocabulary, or a model in which nothing can be watched.
+    ImatrixError for an activation that is not finite (naming the tensor and the chunk) or a model in which nothing can
+    be watched, ModelError for a token outside the vocabulary.
     """
     check_tokens(model, chunks, settings)
     device = _device(model)
@@ -142,10 +143,7 @@ def collect(
 
 def token_ids(batch: np.ndarray, settings: Settings) -> torch.Tensor:
     """batch [n_seq, n_ctx] → what the model sees, i64."""
-    tokens = torch.from_numpy(batch.astype(np.int64))
-    if settings.bos is not None:
-        tokens[:, 0] = settings.bos
-    return tokens
+    return seen_ids(batch, settings.bos)
 
 
 @torch.inference_mode()
@@ -207,13 +205,7 @@ def not_finite(tensor: str | None, where: str) -> ImatrixError:
 
 
 def check_tokens(model: Any, chunks: np.ndarray, settings: Settings) -> None:
-    n_vocab = model.get_input_embeddings().num_embeddings
-    largest = max(int(chunks.max(initial=0)), settings.bos or 0)
-    if largest >= n_vocab:
-        raise ImatrixError(
-            f"token {largest} of the text is outside the model's vocabulary of {n_vocab}; "
-            "the tokenizer belongs to another model"
-        )
+    require_known(chunks, settings.bos, model.get_input_embeddings().num_embeddings)
 
 
 def _device(model: Any) -> torch.device:

@@ -103,7 +103,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     with loaded_model(_loading(job), watcher) as loaded:
         chunks = read_chunks(list(job.texts), plain, job.cutting, loaded, job.parse_special, job.tokenizer)
         settings = Settings(
-            bos=loaded.tokenizer.bos if loaded.tokenizer.add_bos else None,
+            bos=loaded.tokenizer.first,
             process_output=job.process_output,
             perplexity=job.perplexity,
             with_means=job.with_means,

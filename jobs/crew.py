@@ -63,26 +63,25 @@ class Crew:
 
     def __enter__(self) -> Crew:
         """Raises JobError where a host cannot do the work, or none begins."""
-        self._reading.start()
         hosts = nodes(self._ray)
         if not hosts:
             raise JobError("the Ray cluster has no host with a processor to spare")
+        self._reading.start()
         hands = [self._hand(node) for node in hosts]
         answers = [hand.actor.ready.remote(__version__) for hand in hands]
         self.found: list[Any] = []  # what the carriers said when they were ready
         try:
             for hand, answer in zip(hands, answers, strict=True):
                 self._begin(hand, answer)
+            if not self.hands:
+                raise JobError(
+                    f"no worker has begun on {len(hosts)} hosts within {self._patience.begin:.0f} s; their processors "
+                    "are taken (`ray status` shows by what)"
+                )
         except BaseException:
-            self._kill(hands)
+            self._kill([hand for hand in hands if not hand.is_lost])
             self._inbox.put(None)
             raise
-        if not self.hands:
-            self._inbox.put(None)
-            raise JobError(
-                f"no worker has begun on {len(hosts)} hosts within {self._patience.begin:.0f} s; their processors are "
-                "taken (`ray status` shows by what)"
-            )
         names = ", ".join(sorted({hand.node.name for hand in self.hands}))
         self._watcher.note(f"{len(self.hands)} workers on Ray: {names}")
         return self

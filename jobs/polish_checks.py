@@ -99,8 +99,8 @@ def chunks_of(
         n = (wanted - n_held) * (N_CTX // n_ctx)
         trained = rest[np.arange(n) * len(rest) // n]
     found = Chunks(trained, chunks[taken[held]])
-    if tokenizer.add_bos and tokenizer.bos is not None:
-        found.trained[:, 0] = found.held_back[:, 0] = tokenizer.bos
+    if tokenizer.first is not None:
+        found.trained[:, 0] = found.held_back[:, 0] = tokenizer.first
     return found
 
 

@@ -14,6 +14,7 @@ import torch
 
 from quantmill.models.errors import ModelError
 from quantmill.models.model import LoadedModel
+from quantmill.models.seen import require_known, seen_ids
 
 LOGIT_BYTES = 1 << 28  # float32 logits held at a time, of all sequences of a batch
 BATCH_TOKENS = 2048
@@ -60,14 +61,8 @@ def input_ids(loaded: LoadedModel, chunks: np.ndarray) -> torch.Tensor:
 
     Raises ModelError for a token outside the vocabulary.
     """
-    ids = torch.from_numpy(chunks.astype(np.int64))
-    if loaded.tokenizer.add_bos and loaded.tokenizer.bos is not None:
-        ids[:, 0] = loaded.tokenizer.bos
-    if int(ids.max()) >= loaded.n_vocab:
-        raise ModelError(
-            f"{loaded.path}: token {int(ids.max())} of the text is outside the vocabulary of {loaded.n_vocab}"
-        )
-    return ids
+    require_known(chunks, loaded.tokenizer.first, loaded.n_vocab)
+    return seen_ids(chunks, loaded.tokenizer.first)
 
 
 def row_slabs(n_rows: int, n_vocab: int) -> Iterator[slice]:

@@ -45,14 +45,19 @@ class Tokenizer:
     add_eos: bool = False
     eos: int | None = None
 
+    @property
+    def first(self) -> int | None:
+        """BOS, where the model wants a text, or a chunk of one, to begin with it."""
+        return self.bos if self.add_bos else None
+
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text; BOS in front and EOS behind when asked for and the model wants them.
 
         Control tokens written out in the text stay text unless parse_special, as in llama-perplexity.
         """
         ids = self.pieces(text, parse_special)
-        if add_special and self.add_bos and self.bos is not None:
-            ids = [self.bos, *ids]
+        if add_special and self.first is not None:
+            ids = [self.first, *ids]
         if add_special and self.add_eos and self.eos is not None:
             ids = [*ids, self.eos]
         return ids

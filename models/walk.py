@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from quantmill.models.capture import Call, enter, named_layers
-from quantmill.models.errors import ModelError
 from quantmill.models.held import Pass, first_of, hold
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import taking
+from quantmill.models.scoring import input_ids
 from quantmill.models.walked_layer import Layer
 from quantmill.models.walked_output import Output, output_names
 
@@ -130,17 +130,8 @@ class Walk:
 def batches_of(loaded: LoadedModel, chunks: np.ndarray) -> list[torch.Tensor]:
     """Tokens [n_seq, n_ctx] i64 on the device. Raises ModelError for tokens that the model does not know."""
     n_chunk, n_ctx = chunks.shape
-    tokens = torch.from_numpy(chunks.astype(np.int64))
-    vocabulary = loaded.tokenizer
-    if vocabulary.add_bos and vocabulary.bos is not None:
-        tokens[:, 0] = vocabulary.bos
-    if int(tokens.max()) >= loaded.n_vocab:
-        raise ModelError(
-            f"token {int(tokens.max())} of the text is outside the model's vocabulary of {loaded.n_vocab}; "
-            "the tokenizer belongs to another model"
-        )
     together = chunks_together(loaded.device.type, n_chunk, n_ctx)
-    return list(tokens.to(loaded.device).split(together))
+    return list(input_ids(loaded, chunks).to(loaded.device).split(together))
 
 
 def chunks_together(device: str, n_chunk: int, n_ctx: int) -> int:

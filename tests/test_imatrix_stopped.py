@@ -13,6 +13,7 @@ from quantmill.imatrix import store
 from quantmill.imatrix.collect import Result, Settings, collect
 from quantmill.imatrix.matrix import ImatrixError
 from quantmill.imatrix.run import Saving, run
+from quantmill.models.errors import ModelError
 from tests.support.imatrix_models import (
     N_CTX,
     N_VOCAB,
@@ -94,5 +95,5 @@ def test_what_is_not_finite_is_named_with_its_chunk(dense: Any) -> None:
 def test_a_token_outside_the_vocabulary_is_refused(dense: Any) -> None:
     chunks = some_chunks(2)
     chunks[0, 0] = N_VOCAB
-    with pytest.raises(ImatrixError, match=f"token {N_VOCAB} .* vocabulary of {N_VOCAB}"):
+    with pytest.raises(ModelError, match=f"token {N_VOCAB} .* vocabulary of {N_VOCAB}"):
         collected(dense, chunks)
