@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORACLE = ROOT.parent / "oracle.npz"
 _MOST_BYTES = 40 << 20
 # Of our dependencies, what a machine with torch, triton, transformers and llvmlite may lack; all small.
-_PACKAGES = ("gguf", "typer", "rich")
+_PACKAGES = ("gguf", "typer", "rich", "accelerate", "psutil")
+# Of these without what they need, which is torch.
+_ALONE = ("accelerate", "psutil")
 _PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 _README = """\
 python -m pip install --no-index --find-links packages {packages}
@@ -25,11 +27,8 @@ cd quantmill && PYTHONPATH=.. python -m bench.gpu --out ../gpu.json
 
 def _wanted() -> list[str]:
     """The packages with the versions that pyproject.toml asks for."""
-    lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    named = [line.strip(' ",') for line in lines if line.startswith('    "')]
-    found = [next(line for line in named if re.match(rf"{package}\b", line)) for package in _PACKAGES]
-    assert all(">=" in line for line in found), found
-    return found
+    text = (ROOT / "pyproject.toml").read_text()
+    return [re.findall(rf'"({package}>=[^"]*)"', text)[0] for package in _PACKAGES]
 
 
 def oracle_bytes() -> dict[str, np.ndarray]:
@@ -59,7 +58,10 @@ def pack(folder: Path, python: str) -> None:
     np.savez_compressed(folder / "oracle.npz", **oracle_bytes())  # type: ignore[arg-type]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder / "packages")]
     there = ["--python-version", python, *(f"--platform={name}" for name in _PLATFORMS)]
-    subprocess.run([*command, *there, "--only-binary=:all:", *_wanted()], check=True)
+    wanted = dict(zip(_PACKAGES, _wanted(), strict=True))
+    alone = [wanted.pop(package) for package in _ALONE]
+    for names in (wanted.values(), ("--no-deps", *alone)):
+        subprocess.run([*command, *there, "--only-binary=:all:", *names], check=True)
     for file in (folder / "packages").glob("numpy*"):  # large, and there already
         file.unlink()
     names = " ".join(f"'{line}'" for line in _wanted())

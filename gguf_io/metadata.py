@@ -14,6 +14,7 @@ import numpy as np
 from gguf.constants import GGUFValueType
 
 from quantmill.gguf_io.errors import GGUFError, shown
+from quantmill.gguf_io.sensible import whole_number
 
 __all__ = ["SCALARS", "GGUFValueType", "MetaValue", "Metadata", "PackedArray", "encode_string"]
 
@@ -138,6 +139,11 @@ class Metadata(Mapping[str, MetaValue]):
         """The plain value of `key`, or `default` when there is no such key."""
         found = self._items.get(key)
         return default if found is None else found.value
+
+    def number(self, key: str, default: int = 0) -> int:
+        """The number of things under `key`, or `default`. Raises GGUFError where the file has something else there."""
+        found = self._items.get(key)
+        return default if found is None else whole_number(key, found.value)
 
     def set(self, key: str, value: MetaValue) -> Metadata:
         """With `key` last, as llama.cpp sets it: removed, then appended (gguf.cpp: gguf_set_val_*)."""

@@ -8,13 +8,15 @@ from typing import Any
 
 from quantmill.imatrix.matrix import ImatrixError
 from quantmill.imatrix.text import Render
+from quantmill.models.errors import said_of_transformers
 
 
 def from_directory(path: Path) -> Render:
     """The template of a Hugging Face directory. Raises ImatrixError when it has none."""
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    with said_of_transformers(f"{path}: no tokenizer could be loaded from here"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     if not tokenizer.chat_template:
         raise ImatrixError(f"{path}: the tokenizer has no chat template; give plain text instead of JSONL")
 
@@ -32,11 +34,14 @@ def from_metadata(metadata: Mapping[str, Any], name: str) -> Render:
         raise ImatrixError(f"{name}: has no tokenizer.chat_template; give plain text instead of JSONL")
     template = metadata["tokenizer.chat_template"].value
     tokens = metadata["tokenizer.ggml.tokens"].value
-    special = {
-        f"{kind}_token": tokens[metadata[f"tokenizer.ggml.{kind}_token_id"].value]
-        for kind in ("bos", "eos")
-        if f"tokenizer.ggml.{kind}_token_id" in metadata
-    }
+    special = {}
+    for kind in ("bos", "eos"):
+        key = f"tokenizer.ggml.{kind}_token_id"
+        if key in metadata:
+            number = metadata[key].value
+            if not isinstance(number, int) or not 0 <= number < len(tokens):
+                raise ImatrixError(f"{name}: {key} is {number!r}, the vocabulary has {len(tokens)} tokens")
+            special[f"{kind}_token"] = tokens[number]
 
     def render(messages: list[dict[str, Any]]) -> str:
         return _checked(

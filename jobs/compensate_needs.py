@@ -67,7 +67,7 @@ def needs_of(
 
     assert loaded.source is not None
     config = loaded.model.config.get_text_config()
-    used = loaded.source.metadata.value(f"{loaded.architecture}.expert_used_count", 1)
+    used = loaded.source.metadata.number(f"{loaded.architecture}.expert_used_count", 1)
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     entries = compensated_entries(plan, loaded)
     names = output_names(loaded)

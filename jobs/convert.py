@@ -80,7 +80,7 @@ def conversion_recipe(checkpoint: Checkpoint, fp8_as_q8: bool = False) -> Recipe
     if not wanted:
         return Recipe(checkpoint.outtype)
     # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.
-    file_type = int(checkpoint.metadata.value("general.file_type"))
+    file_type = checkpoint.metadata.number("general.file_type")
     names = [f"^{re.escape(name)}$={type}" for name, type in wanted.items()]
     return Recipe(
         "Q8_0",

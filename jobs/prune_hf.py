@@ -31,6 +31,7 @@ from quantmill.jobs.prune_facts import PREFIX, facts_of, facts_of_weights
 from quantmill.jobs.prune_request import Pruned, Request
 from quantmill.jobs.prune_weights import without_text
 from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.models.errors import said_of_transformers
 from quantmill.models.plain import config_of, plain_model
 from quantmill.models.quiet import quiet_transformers
 from quantmill.recipe import Override
@@ -197,7 +198,7 @@ def _require_same(job: Job, changes: dict[str, Any], seen: TensorSource, writing
     """The folder as it is read is the pruned model. Raises JobError with the keys in which it is another."""
     from transformers import AutoConfig
 
-    with quiet_transformers():
+    with quiet_transformers(), said_of_transformers(f"{job.model}: transformers cannot read its config.json"):
         read = AutoConfig.from_pretrained(writing).to_dict()
     wrong = [key for key, value in changes.items() if read.get(key) != value]
     if not wrong and Path(job.model).is_dir():  # with a tokenizer it can be read as a model

@@ -67,8 +67,8 @@ def costs_of(model: Path, rate: float | None) -> Costs:
     source = open_source(model)
     try:
         arch = source.metadata.value("general.architecture")
-        n_experts = int(source.metadata.value(f"{arch}.expert_count", 0) or 0)
-        used = int(source.metadata.value(f"{arch}.expert_used_count", 0) or 0)
+        n_experts = source.metadata.number(f"{arch}.expert_count")
+        used = source.metadata.number(f"{arch}.expert_used_count")
         matrices = [spec for spec in source.specs() if len(spec.shape) > 1]
     finally:
         source.close()

@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from quantmill.errors import QuantmillError
 
 
 class ModelError(QuantmillError):
     """A model that cannot be built or run: one plain sentence with the value, the limit and the way out."""
+
+
+@contextmanager
+def said_of_transformers(words: str) -> Iterator[None]:
+    """Raises ModelError with these words in place of what transformers and torch raise for files that make no model."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except QuantmillError:
+        raise
+    except (
+        StrictDataclassError,
+        OSError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        line = " ".join((str(error) or error.__class__.__name__).split())
+        raise ModelError(f"{words} ({line[:300]})") from error

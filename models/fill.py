@@ -65,6 +65,19 @@ def held_blocks(raw: np.ndarray, view: View) -> tuple[torch.Tensor, View]:
     return blocks, view
 
 
+def check_tensors(table: TensorTable, specs: Mapping[str, TensorSpec]) -> None:
+    """Names and shapes of all tensors. Raises ModelError."""
+    missing = sorted(name for name in table.views if name not in specs)
+    if missing:
+        raise ModelError(f"{missing[0]} is missing from the GGUF ({len(missing)} of {len(table.views)} are)")
+    for name, view in table.views.items():
+        wanted = tuple(reversed(view.stored_shape))
+        while len(wanted) > 1 and wanted[-1] == 1:
+            wanted = wanted[:-1]
+        if specs[name].shape != wanted:
+            raise ModelError(f"{name}: shape {specs[name].shape} in the file, metadata asks for {wanted}")
+
+
 class Filler:
     """Puts the GGUF's tensors into a skeleton."""
 
@@ -108,21 +121,6 @@ class Filler:
         left = [name for name, tensor in self.model.named_parameters() if tensor.is_meta and is_wanted(name)]
         if left:
             raise ModelError(f"{left[0]} and {len(left) - 1} more tensors of the model are not in the GGUF")
-
-    def check(self) -> None:
-        """Names and shapes of all tensors. Raises ModelError."""
-        missing = sorted(name for name in self.table.views if name not in self.specs)
-        if missing:
-            raise ModelError(
-                f"{missing[0]} is missing from the GGUF ({len(missing)} of {len(self.table.views)} are)"
-            )
-        for name, view in self.table.views.items():
-            spec = self.specs[name]
-            wanted = tuple(reversed(view.stored_shape))
-            while len(wanted) > 1 and wanted[-1] == 1:
-                wanted = wanted[:-1]
-            if spec.shape != wanted:
-                raise ModelError(f"{name}: shape {spec.shape} in the file, metadata asks for {wanted}")
 
     def _pack(self, name: str) -> PackedTensor:
         key = name if name in self.table.uses else self._embedding_name()

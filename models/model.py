@@ -29,8 +29,8 @@ from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models import tokenizer
 from quantmill.models.capture import named_layers
-from quantmill.models.errors import ModelError
-from quantmill.models.fill import Filler, skeleton, stretch_rotation
+from quantmill.models.errors import ModelError, said_of_transformers
+from quantmill.models.fill import Filler, check_tensors, skeleton, stretch_rotation
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
 from quantmill.models.quiet import quiet_transformers
 from quantmill.models.tokenizer import Tokenizer
@@ -182,11 +182,8 @@ def _load_directory(
 ) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
-    try:
-        with quiet_transformers():
-            model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: transformers cannot load this directory ({error})") from error
+    with quiet_transformers(), said_of_transformers(f"{path}: transformers cannot load this directory"):
+        model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
     model = model.to(device).eval()
     raw = load_json(path / "config.json")
     family = family_of(raw)
@@ -225,8 +222,8 @@ def built(
     specs = {spec.name: spec for spec in source.specs()}
     facts = facts_of(source, path)
     model, table = table_of(source, path, dtype)
+    check_tensors(table, specs)
     filler = Filler(model, table, source, specs, device, dtype)
-    filler.check()
     filler.fill_part(is_held(model))
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
@@ -265,10 +262,13 @@ def table_of(source: TensorSource, path: Path, dtype: torch.dtype) -> tuple[Any,
     """transformers' model of a GGUF, its parameters on the meta device, and where each of them is stored."""
     facts = facts_of(source, path)
     family = runnable_family(facts)
-    settings = family.settings(facts)
-    with quiet_transformers():
+    with (
+        quiet_transformers(),
+        said_of_transformers(f"{path}: transformers cannot build what its metadata describes"),
+    ):
+        settings = family.settings(facts)
         model = skeleton(family.model_type, settings, dtype)
-    return model, _table(family, family.completed(settings), model)
+        return model, _table(family, family.completed(settings), model)
 
 
 def runnable_family(facts: Facts) -> Family:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from quantmill.gguf_io import TensorSource
-from quantmill.models.errors import ModelError
+from quantmill.models.errors import ModelError, said_of_transformers
+from quantmill.models.fill import check_tensors
 from quantmill.models.model import facts_of, runnable_family, table_of
 from quantmill.models.quiet import quiet_transformers
 from quantmill.qkernels import to_float32
@@ -21,14 +22,17 @@ def config_of(source: TensorSource, path: Path) -> Any:
 
     facts = facts_of(source, path)
     family = runnable_family(facts)
-    with quiet_transformers():
+    with (
+        quiet_transformers(),
+        said_of_transformers(f"{path}: transformers cannot build what its metadata describes"),
+    ):
         return AutoConfig.for_model(family.model_type, **family.settings(facts))
 
 
 def plain_model(source: TensorSource, path: Path, dtype: torch.dtype) -> Any:
     """The model of GGUF tensors and metadata; parameters in `dtype`, those that the class computes in float32 in that.
 
-    Raises ModelError for a tensor that is missing.
+    Raises ModelError for a tensor that is missing, or has another shape than metadata asks for.
     """
     specs = {spec.name: spec for spec in source.specs()}
     model, table = table_of(source, path, dtype)
@@ -37,9 +41,7 @@ def plain_model(source: TensorSource, path: Path, dtype: torch.dtype) -> Any:
         values = to_float32(np.ascontiguousarray(source.read(name)), specs[name].type)
         return values.reshape(table.views[name].shape)
 
-    missing = sorted(name for name in table.views if name not in specs)
-    if missing:
-        raise ModelError(f"{path}: {missing[0]} is missing ({len(missing)} tensors are)")
+    check_tensors(table, specs)
     state = {}
     for name, tensor in model.state_dict().items():
         if name in table.uses:

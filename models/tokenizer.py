@@ -16,7 +16,7 @@ from typing import Any
 
 from quantmill.gguf_io import GGUFError, pretokenizers
 from quantmill.gguf_io.convert import open_checkpoint
-from quantmill.models.errors import ModelError
+from quantmill.models.errors import ModelError, said_of_transformers
 from quantmill.models.merging import BytePairs, SentencePieces
 from quantmill.models.token_attributes import WholeToken, whole_tokens
 
@@ -224,10 +224,8 @@ def from_directory(path: Path) -> Tokenizer:
 def _auto_tokenizer(path: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    try:
+    with said_of_transformers(f"{path}: no tokenizer could be loaded from here"):
         core = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: no tokenizer could be loaded from here ({error})") from error
     # A text is cut into chunks later; its length is nothing to warn about.
     core.model_max_length = sys.maxsize
     bos = core.bos_token_id

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantmill.gguf_io import Metadata
+from quantmill.gguf_io.sensible import sensible
 from quantmill.recipe.errors import RecipeError
 
 CACHE_BYTES = 2  # of a number in llama.cpp's KV cache, F16 by default
@@ -60,7 +61,8 @@ def _numbers_a_token(arch: str, n_layers: int, metadata: Metadata) -> int:
     """Keys and values of all layers."""
 
     def get(key: str, default: Any = None) -> Any:
-        return metadata.value(f"{arch}.{key}", default)
+        full = f"{arch}.{key}"
+        return sensible(full, metadata[full].value) if full in metadata else default
 
     rank = get("attention.kv_lora_rank")
     if rank is not None:

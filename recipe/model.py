@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantmill.gguf_io.metadata import MetaValue
+from quantmill.gguf_io.sensible import whole_number
 from quantmill.recipe.errors import RecipeError
 
 # Architectures that count as "the 70B model" by their number of layers alone (src/models/*.cpp).
@@ -38,10 +39,10 @@ def model_facts(metadata: Mapping[str, MetaValue], overrides: Mapping[str, MetaV
         full = f"{arch}.{key}"
         found = metadata.get(full)
         if found is not None and found.element_type is not None:  # one value a layer
-            return int(found.value[0]) if len(found.value) else 0
+            return whole_number(full, found.value[0]) if len(found.value) else 0
         found = overrides.get(full, found)
         if found is not None:
-            return int(found.value)
+            return whole_number(full, found.value)
         if default is None:
             raise RecipeError(f"the model has no {full}")
         return default

@@ -64,9 +64,8 @@ def _file_type_number(recipe: Recipe, metadata: Metadata, specs: Sequence[Tensor
     """COPY keeps the input's number, or guesses it from the most frequent type as llama.cpp's loader does."""
     if recipe.file_type != COPY:
         return FILE_TYPES[recipe.file_type].id
-    given = metadata.value("general.file_type")
-    if given is not None:
-        return int(given)
+    if "general.file_type" in metadata:
+        return metadata.number("general.file_type")
     counts: Counter[str] = Counter()
     most = "F32"
     for spec in sorted(specs, key=lambda spec: processing_order(spec.name)):

@@ -89,8 +89,8 @@ def prune_metadata(metadata: Metadata, arch: str, pruning: Pruning) -> tuple[Met
     """
     if not pruning.dropped:
         return metadata, []
-    n_layer = int(metadata.value(f"{arch}.block_count", 0))
-    n_nextn = int(metadata.value(f"{arch}.nextn_predict_layers", 0))
+    n_layer = metadata.number(f"{arch}.block_count")
+    n_nextn = metadata.number(f"{arch}.nextn_predict_layers")
     warnings = []
     left = n_layer - len(pruning.dropped)
     if arch == "deepseek2" and f"{arch}.attention.q_lora_rank" not in metadata and left not in _LITE:

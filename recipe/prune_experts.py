@@ -76,7 +76,7 @@ def parse_share(text: str) -> Share:
 def find_experts(metadata: Metadata, specs: Iterable[TensorSpec]) -> Experts:
     """Raises RecipeError for a model without experts, or with experts that cannot be cut."""
     arch = metadata.value("general.architecture")
-    n = int(metadata.value(f"{arch}.expert_count", 0) or 0)
+    n = metadata.number(f"{arch}.expert_count")
     names = [spec.name for spec in specs]
     if not n or not any(OF_EXPERTS.fullmatch(name) for name in names):
         raise RecipeError(f"--prune-experts: the model has no experts (architecture {arch})")
@@ -87,9 +87,9 @@ def find_experts(metadata: Metadata, specs: Iterable[TensorSpec]) -> Experts:
             )
     return Experts(
         n,
-        int(metadata.value(f"{arch}.expert_used_count", 1)),
-        int(metadata.value(f"{arch}.expert_group_count", 1) or 1),
-        int(metadata.value(f"{arch}.expert_group_used_count", 1) or 1),
+        metadata.number(f"{arch}.expert_used_count", 1),
+        metadata.number(f"{arch}.expert_group_count") or 1,
+        metadata.number(f"{arch}.expert_group_used_count") or 1,
     )
 
 

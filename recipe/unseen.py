@@ -23,8 +23,8 @@ class Unseen:
     """named: tensors that there is importance for; None: there is none at all, or no other type is allowed."""
 
     def __init__(self, metadata: Metadata, arch: str, file_type: str, named: Set[str] | None) -> None:
-        n_nextn = int(metadata.value(f"{arch}.nextn_predict_layers", 0) or 0)
-        self._first = int(metadata.value(f"{arch}.block_count", 0) or 0) - n_nextn
+        n_nextn = metadata.number(f"{arch}.nextn_predict_layers")
+        self._first = metadata.number(f"{arch}.block_count") - n_nextn
         self._named = named if n_nextn else None
         # llama-quantize wants importance for Q2_K in files of that name only
         self._instead = {**INSTEAD, "Q2_K": "Q3_K"} if file_type == "Q2_K_S" else INSTEAD

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.gguf_io.sensible import sensible
 
 Settings = dict[str, Any]  # of transformers' configuration
 
@@ -24,8 +25,10 @@ class Facts:
     read: Callable[[str], np.ndarray]
 
     def get(self, key: str, default: Any = None) -> Any:
-        entry = self.metadata.get(f"{self.architecture}.{key}")
-        return default if entry is None else entry.value
+        """Raises GGUFError for a number that no model has under such a key."""
+        name = f"{self.architecture}.{key}"
+        entry = self.metadata.get(name)
+        return default if entry is None else sensible(name, entry.value)
 
     def need(self, key: str) -> Any:
         """Raises GGUFError when the key is missing."""
