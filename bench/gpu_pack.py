@@ -60,8 +60,8 @@ def pack(folder: Path, python: str) -> None:
     there = ["--python-version", python, *(f"--platform={name}" for name in _PLATFORMS)]
     wanted = dict(zip(_PACKAGES, _wanted(), strict=True))
     alone = [wanted.pop(package) for package in _ALONE]
-    for names in (wanted.values(), ("--no-deps", *alone)):
-        subprocess.run([*command, *there, "--only-binary=:all:", *names], check=True)
+    for what in ([*wanted.values()], ["--no-deps", *alone]):
+        subprocess.run([*command, *there, "--only-binary=:all:", *what], check=True)
     for file in (folder / "packages").glob("numpy*"):  # large, and there already
         file.unlink()
     names = " ".join(f"'{line}'" for line in _wanted())
