@@ -18,8 +18,10 @@ from quantmill.commands.options import (
     Endpoint,
     Force,
     Json,
+    Ray,
     Revision,
     Threads,
+    WithRay,
 )
 from quantmill.commands.squeeze_run import run_and_show, show_plan, show_status
 
@@ -31,7 +33,7 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 _WIDTH_OF_WEIGHTS = re.compile(r"[-_.](f16|bf16|f32|fp16|fp32)$", re.IGNORECASE)
 
 
-@app.command(context_settings={"help_option_names": ["-h", "--help"]})
+@app.command(cls=WithRay, context_settings={"help_option_names": ["-h", "--help"]})
 def squeeze(
     model: options.Model = None,
     types: options.Types = None,
@@ -64,6 +66,7 @@ def squeeze(
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = None,
+    ray: Ray = None,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -117,6 +120,7 @@ def squeeze(
             self_tokens=self_tokens,
             device=device,
             threads=threads or None,
+            ray=ray,
             compensate=compensate or free,
             polish=polish or free,
             hours=hours,

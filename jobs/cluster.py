@@ -15,6 +15,7 @@ from quantmill.jobs.errors import JobError
 
 AUTO = "auto"  # the cluster that runs on this machine, else one that lives as long as the job
 _STORE_BYTES = 200 << 20  # what a cluster of our own keeps for objects: tasks and answers are small
+_NAMESPACE = "quantmill"  # tells a connection of ours
 _PATIENCE = 5.0  # seconds
 _STARTS = 3  # of a cluster of our own: Ray waits half a minute for it, and does not let that be changed
 
@@ -42,12 +43,15 @@ def ray_module() -> Any:
 @contextmanager
 def connected(address: str, threads: int | None) -> Iterator[Any]:
     """Ray, connected to the cluster at HOST:PORT, or AUTO; at the end the connection is closed, and with it a cluster
-    that was started for it. threads: of such a cluster.
+    that was started for it. threads: of such a cluster. Where quantmill is connected already, that is what is given.
 
     Raises JobError: no cluster there, versions that differ.
     """
     ray = ray_module()
     if ray.is_initialized():
+        if ray.get_runtime_context().namespace == _NAMESPACE:  # a job within a job
+            yield ray
+            return
         raise JobError("this process is connected to a Ray cluster already; call ray.shutdown() first")
     quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
     if address == AUTO:
@@ -82,7 +86,7 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
 
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     try:
-        ray.init(address=address, **options)
+        ray.init(address=address, namespace=_NAMESPACE, **options)
     except ConnectionError as error:
         if address == AUTO:
             raise

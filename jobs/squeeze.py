@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from quantmill.gguf_io.kinds import IMATRIX, MODEL
 from quantmill.gguf_io.outputs import check_directory, check_output
 from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.jobs import squeeze_card, squeeze_texts
+from quantmill.jobs.cluster import connected
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.published import Published
@@ -45,9 +47,10 @@ def run(job: Job, watcher: SqueezeWatcher | None = None) -> Result:
     squeeze = _Squeeze(job, watcher or SilentSqueeze())
     squeeze.check()
     squeeze.require_room()
-    with squeeze.memory.held():
+    cluster = nullcontext() if job.ray is None else connected(job.ray, job.threads)
+    with cluster as ray, squeeze.memory.held():
         try:
-            return squeeze.run()
+            return squeeze.run(ray)
         except KeyboardInterrupt:  # a stage's own advice is about its own options
             raise KeyboardInterrupt(
                 f"the same call goes on from what is in {squeeze.memory.directory}"
@@ -99,7 +102,8 @@ class _Squeeze:
             job.directory, disk_bytes(job, self.plans, self.candidates, costs_of(job.model, 1.0)), there
         )
 
-    def run(self) -> Result:
+    def run(self, ray: Any = None) -> Result:
+        """ray: connected, where the job wants it."""
         started = time.perf_counter()
         job, stages = self.job, self.stages
         self._expect()
@@ -111,15 +115,24 @@ class _Squeeze:
         imatrix = self.measuring.importance()
         learning = self._learning(rate)
         self.made_of = Candidates(job, texts, stages, self.measuring, self.published, imatrix, model)
-        learned = {label for label, _ in learning.steps}
-        self.made_of.plain_together(
-            [
-                some[0]
-                for wish, some in self.candidates.items()
-                if wish.file_type and wish.label not in learned
-            ]
-        )
+        if ray is not None:
+            from quantmill.jobs.squeeze_on_ray import made_on_ray  # nobody else needs it
+
+            every = [one for some in self.candidates.values() for one in some]
+            read = [imatrix, *model_files(job.model)]
+            made_on_ray(ray, every, self.made_of.asked, read, job.threads, stages)
+        else:
+            learned = {label for label, _ in learning.steps}
+            self.made_of.plain_together(
+                [
+                    some[0]
+                    for wish, some in self.candidates.items()
+                    if wish.file_type and wish.label not in learned
+                ]
+            )
         made = [self._meet(wish, some, learning) for wish, some in self.candidates.items()]
+        if not job.keep_all:
+            self.made_of.remove_losers()
         write_whole(resolved(self._importance_place()), imatrix.read_bytes())
         recipes = self._recipes(made)
         made, base = self._scored(made, base)
@@ -222,7 +235,7 @@ class _Squeeze:
         path = self.place(wish.label)
         if self.published.names().get(path.name) != chosen.key:
             self.published.give(self.made_of.file(chosen.key), chosen.key, path)
-        if not self.job.keep_all:
+        if not self.job.keep_all and self.job.ray is None:  # there those of other wishes are made already
             self.made_of.remove_losers()
         others = {one.candidate.label: one.kld for one in measured if one is not chosen}
         return Made(wish, chosen, path, others, reason)

@@ -14,8 +14,8 @@ from quantmill.gguf_io.outputs import check_output
 from quantmill.jobs import allocate, quantize
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, read_recipe, write_recipe
-from quantmill.jobs.squeeze_measure import Measuring
-from quantmill.jobs.squeeze_request import Candidate, Job, Measured
+from quantmill.jobs.squeeze_measure import Measuring, file_facts
+from quantmill.jobs.squeeze_request import Asked, Candidate, Job, Measured
 from quantmill.jobs.squeeze_texts import Texts
 from quantmill.jobs.squeeze_watch import CandidateRow, Inside, InsideLayers, stage_bar
 from quantmill.jobs.stages import Stages
@@ -59,7 +59,7 @@ class Candidates:
             ]
             jobs = [self._quantize_job(one, place) for one, place in zip(some, places, strict=True)]
             results = quantize.run_jobs(jobs, Inside(self._stages.watcher, ", ".join(labels)))
-            return [_facts(label, result) for label, result in zip(labels, results, strict=True)]
+            return [file_facts(label, result) for label, result in zip(labels, results, strict=True)]
 
         made_from = {label: self._made_from(one) for label, one in by_label.items()}
         self._stages.do_together("candidate", made_from, work)
@@ -81,6 +81,20 @@ class Candidates:
         if candidate.target is not None:
             made_from["types"] = self.types_key(candidate)
         return made_from
+
+    def asked(self, candidate: Candidate) -> Asked | None:
+        """A plain candidate and its evaluation, for whoever makes it elsewhere; None for one that is there."""
+        key = self._stages.key("candidate", made_from := self._made_from(candidate))
+        evaluation = self._measuring.made_from(key)
+        evaluated = self._stages.key("evaluation", evaluation)
+        is_made = self._memory.facts(key) is not None
+        if is_made and self._memory.facts(evaluated) is not None:
+            return None
+        there = self._published.located(key) if is_made else None
+        output = there or self._memory.file(key, ".gguf")
+        file = None if there else self._quantize_job(candidate, output)
+        asked = self._measuring.asked_against_base(evaluated, output)
+        return Asked(candidate.label, made_from, evaluation, file, asked)
 
     def compensated(self, plain: Measured, insisted: bool) -> Measured | None:
         """Codes that undo each other's errors, in the types of a plain candidate; None where there are none."""
@@ -207,7 +221,7 @@ class Candidates:
     def _quantized(self, candidate: Candidate, key: str) -> Mapping[str, Any]:
         job = self._quantize_job(candidate, self._memory.file(key, ".gguf"))
         result = quantize.run(job, Inside(self._stages.watcher, candidate.label))
-        return _facts(candidate.label, result)
+        return file_facts(candidate.label, result)
 
     def _with_codes(self, candidate: Candidate, insisted: bool, key: str) -> Mapping[str, Any]:
         from quantmill.jobs import compensate  # torch
@@ -216,13 +230,13 @@ class Candidates:
         calibration = Calibration(
             tuple(map(str, self._texts.calibration)), n_chunks=self._job.learn_chunks, resume=True
         )
-        job = self._quantize_job(candidate, self._memory.file(key, ".gguf"))
+        job = replace(self._quantize_job(candidate, self._memory.file(key, ".gguf")), ray=self._job.ray)
         watcher = InsideLayers(self._stages.watcher, candidate.label)
         try:
             result = compensate.run(job, calibration, watcher)
         except QuantmillError as error:
             return self._without(candidate.label, insisted, error)
-        return {**_facts(candidate.label, result), "chunks": result.n_chunks}
+        return {**file_facts(candidate.label, result), "chunks": result.n_chunks}
 
     def _trained(self, before: str, label: str, insisted: bool, key: str) -> Mapping[str, Any]:
         from quantmill.jobs import polish  # torch
@@ -279,8 +293,3 @@ class Candidates:
             raise error
         self._stages.watcher.note(f"{label}: left out, {error}")
         return {"label": label, "bytes": None, "why": str(error)}
-
-
-def _facts(label: str, result: quantize.Result) -> Mapping[str, Any]:
-    types = {entry.name: entry.type for entry in result.plan.entries}
-    return {"label": label, "bytes": result.file_bytes, "types": types}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantmill.imatrix.text import N_CTX, Cutting, Text
-from quantmill.jobs import collect, evaluate, speed
+from quantmill.jobs import collect, evaluate, quantize, speed
 from quantmill.jobs.squeeze_request import Job
 from quantmill.jobs.squeeze_texts import Texts
 from quantmill.jobs.squeeze_watch import Clocked, Inside
@@ -73,6 +73,7 @@ class Measuring:
                     device=job.device,
                     threads=job.threads,
                     resume=True,
+                    ray=job.ray,
                 ),
                 Inside(self._stages.watcher, IMPORTANCE),
             )
@@ -91,13 +92,20 @@ class Measuring:
         """of: what the file is made from; file: gives its path when it has to be run."""
 
         def work(key: str) -> Mapping[str, Any]:
-            predictions = self._memory.file(self.base_key, ".logits")
-            asked = evaluate.Job((file(),), base_file=predictions, threads=self._job.threads)
-            evaluate.run(self._kept(asked, key), Inside(self._stages.watcher, label))
+            asked = replace(self.asked_against_base(key, file()), ray=self._job.ray)
+            evaluate.run(asked, Inside(self._stages.watcher, label))
             return {"of": of}
 
-        key = self._stages.do("evaluation", label, {"of": of, "base": self.base_key}, work)
-        return self._record(key).models[0]
+        return self._record(self._stages.do("evaluation", label, self.made_from(of), work)).models[0]
+
+    def made_from(self, of: Any) -> Mapping[str, Any]:
+        """What decides a file's divergence."""
+        return {"of": of, "base": self.base_key}
+
+    def asked_against_base(self, key: str, file: Path) -> evaluate.Job:
+        """The evaluation whose record is kept under `key`."""
+        predictions = self._memory.file(self.base_key, ".logits")
+        return self._kept(evaluate.Job((file,), base_file=predictions, threads=self._job.threads), key)
 
     def with_tasks(self, label: str, of: Any, file: Any, result: ModelResult) -> ModelResult:
         """A result with what the model scores in the tasks that are asked for, under their titles."""
@@ -175,3 +183,9 @@ def _tool(options: SpeedOptions) -> str | None:
         return tool(options)
     except MeasureError:
         return None
+
+
+def file_facts(label: str, result: quantize.Result) -> Mapping[str, Any]:
+    """What is kept of a file that was made."""
+    types = {entry.name: entry.type for entry in result.plan.entries}
+    return {"label": label, "bytes": result.file_bytes, "types": types}

@@ -133,7 +133,7 @@ def disk_bytes(job: Job, plans: Plans, candidates: Mapping[Wish, tuple[Candidate
         sizes = [plans.bytes_of(one) for one in some]
         by_wish.append(sum(sizes) + learned * (wish.ceiling or max(sizes)))
     stay = sum(max(plans.bytes_of(one) for one in some) for some in candidates.values())
-    files = sum(by_wish) if job.keep_all else stay + max(by_wish)
+    files = sum(by_wish) if job.keep_all or job.ray is not None else stay + max(by_wish)
     predictions = evaluation_tokens(job) // 2 * TOP_K * _ENTRY_BYTES
     return files + predictions + int(2 * costs.n_weights * _IMATRIX_SHARE)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.evaluate_request import Job as EvaluateJob
 from quantmill.jobs.hub import Hub
+from quantmill.jobs.quantize_request import Job as QuantizeJob
 from quantmill.jobs.task_sets import known_tasks
 from quantmill.jobs.texts import SelfText, TextSource
 from quantmill.measure.record import ModelResult
@@ -32,7 +35,8 @@ class Job:
     compensate, polish: try codes that undo each other's errors, and trained scales; None: as far as the estimate fits
     `hours`. keep_all: also files that lost. tasks: names of task_sets, n_tasks of each. rivals: repositories whose
     files of the same types the card compares sizes with; measure_rivals: divergence too. speed: what llama.cpp is
-    timed with, () for nothing. base_model, license_name, repository: for the card.
+    timed with, () for nothing. ray: the cluster (jobs.cluster) whose hosts make candidates side by side and share
+    importance, evaluation and compensation. base_model, license_name, repository: for the card.
     """
 
     model: Path
@@ -48,6 +52,7 @@ class Job:
     self_tokens: int = 49152
     device: str = "auto"
     threads: int | None = None
+    ray: str | None = None
     compensate: bool | None = False
     polish: bool | None = False
     hours: float = 2.0
@@ -128,6 +133,17 @@ class Planned:
     candidate: Candidate
     path: Path
     n_bytes: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A file to make (None: it is there), and the evaluation of it; what decides each of the two."""
+
+    label: str
+    made_from: Mapping[str, Any]
+    evaluated_from: Mapping[str, Any]
+    file: QuantizeJob | None
+    evaluation: EvaluateJob
 
 
 @dataclass(frozen=True)

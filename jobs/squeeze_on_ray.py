@@ -1,0 +1,104 @@
+"""Candidates of a squeeze made side by side on the hosts of a Ray cluster, each whole by one of them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantmill.jobs import evaluate, quantize
+from quantmill.jobs.carrier import Input, inputs_of, require_like_head, told
+from quantmill.jobs.cluster import Node
+from quantmill.jobs.crew import Crew
+from quantmill.jobs.pieces import Hand, Outcome
+from quantmill.jobs.squeeze_measure import file_facts
+from quantmill.jobs.squeeze_request import Asked, Candidate
+from quantmill.jobs.stages import Stages
+from quantmill.jobs.watcher import Silent
+
+
+@dataclass(frozen=True)
+class Task:
+    """threads: of a host's worker. inputs: what every candidate is made from."""
+
+    inputs: tuple[Input, ...]
+    threads: int
+
+
+class CandidateCarrier:
+    """A crew's Carrier: a piece is a candidate, of which the facts are found. Files appear whole, whoever else makes
+    the same ones."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._warnings: list[str] = []
+
+    def ready(self, version: str) -> Outcome:
+        return told(lambda: require_like_head(version, self._task.inputs), self._warnings, abroad=True)
+
+    def carry(self, piece: Asked) -> Outcome:
+        return told(lambda: self._made(piece), self._warnings)
+
+    def _made(self, piece: Asked) -> Mapping[str, Any] | None:
+        facts = None
+        if piece.file is not None:
+            own = _aside(piece.file.output)
+            result = quantize.run(replace(piece.file, output=own, threads=self._task.threads), Silent())
+            os.replace(own, piece.file.output)
+            facts = file_facts(piece.label, result)
+        record = piece.evaluation.output
+        assert record is not None
+        own = _aside(record)
+        evaluate.run(replace(piece.evaluation, output=own, threads=self._task.threads), Silent())
+        os.replace(own, record)
+        return facts
+
+    def finish(self) -> Outcome:
+        return told(lambda: None, self._warnings)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"aside-{uuid.uuid4().hex}-{path.name}")
+
+
+def made_on_ray(
+    ray: Any,
+    some: Sequence[Candidate],
+    asked: Callable[[Candidate], Asked | None],
+    inputs: Sequence[Path],
+    threads: int | None,
+    stages: Stages,
+) -> None:
+    """Plain candidates and their evaluations, as finished stages. asked: see Candidates."""
+    found = inputs_of(inputs)
+
+    def for_host(node: Node) -> Task:
+        return Task(found, min(threads or node.cpus, node.cpus))
+
+    under_way: list[tuple[Asked, Future[tuple[Hand, Any]]]] = []
+    try:
+        with Crew(ray, CandidateCarrier, for_host, stages.watcher, lambda node: 1) as crew:
+            # types for a size are found here while the workers have something to do
+            for candidate in sorted(some, key=lambda candidate: candidate.is_found):
+                piece = asked(candidate)
+                if piece is not None:
+                    under_way.append((piece, crew.submit(piece)))
+            for piece, done in under_way:
+                _note(stages, piece, done)
+    finally:  # what lost workers have left
+        for path in stages.memory.directory.glob("aside-*"):
+            path.unlink(missing_ok=True)
+
+
+def _note(stages: Stages, piece: Asked, done: Future[tuple[Hand, Any]]) -> None:
+    key = stages.do("candidate", piece.label, piece.made_from, lambda key: done.result()[1])
+
+    def evaluated(_: str) -> Mapping[str, Any]:
+        done.result()
+        return {"of": key}
+
+    stages.do("evaluation", f"{piece.label}: divergence", piece.evaluated_from, evaluated)
