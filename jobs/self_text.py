@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantmill.gguf_io import Metadata, open_source
+from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.imatrix.chat import from_metadata
 from quantmill.imatrix.matrix import ImatrixError
 from quantmill.jobs.watcher import Watcher
@@ -23,11 +24,15 @@ TEMPERATURES = (0.7, 1.0, 1.3)
 SEQUENCE, TOGETHER = 512, 16  # tokens of a sequence; sequences sampled side by side
 SEED = 1
 VERSION = 1  # of the sampling; another one gives another text
+_PART = "part-"  # begins the name of a group's file
 _MARK = "\ue000"  # stands for what a user says
 
 
-def self_text(model: Path, device: str, n_tokens: int, watcher: Watcher) -> str:
-    """At least n_tokens of the model's own. Raises ModelError for a model that cannot be run."""
+def self_text(model: Path, device: str, n_tokens: int, folder: Path, watcher: Watcher) -> str:
+    """At least n_tokens of the model's own. Raises ModelError for a model that cannot be run.
+
+    folder: where each group of sequences stays as soon as it is written, and is found by a run that goes on.
+    """
     import torch
 
     n_sequences = -(-n_tokens // SEQUENCE)
@@ -43,12 +48,22 @@ def self_text(model: Path, device: str, n_tokens: int, watcher: Watcher) -> str:
                 temperature = TEMPERATURES[i % len(TEMPERATURES)]
                 start = starts[i // len(TEMPERATURES) % len(starts)]
                 seeds = [(SEED, sequence) for sequence in group]
-                for ids in sample(loaded, start, seeds, temperature, SEQUENCE):
-                    parts.append(text_of_tokens(source.metadata, ids.tolist()).strip())
+                place = folder / f"{_PART}{i}.txt"
+                if not place.exists():
+                    found = sample(loaded, start, seeds, temperature, SEQUENCE)
+                    texts = [text_of_tokens(source.metadata, ids.tolist()).strip() for ids in found]
+                    write_whole(resolved(place), "\n\n".join(texts).encode())
+                parts.append(place.read_bytes().decode())
                 watcher.progressed(len(group), f"temperature {temperature}")
     finally:
         loaded.close()
     return "\n\n".join(parts) + "\n"
+
+
+def remove_parts(folder: Path) -> None:
+    """What `self_text` left there."""
+    for part in folder.glob(f"{_PART}*.txt"):
+        part.unlink()
 
 
 def _starts(metadata: Metadata, tokenizer: Tokenizer) -> Sequence[Sequence[int]]:

@@ -98,8 +98,11 @@ def _file(job: Job, text: TextSource, stages: Stages, model: Sequence[Any]) -> P
         }
 
         def write(key: str) -> Mapping[str, Any]:
-            written = self_text.self_text(job.model, job.device, job.self_tokens, stages.watcher)
-            return _kept(stages, key, "written-by-the-model.txt", written)
+            folder = _folder(stages, key)
+            written = self_text.self_text(job.model, job.device, job.self_tokens, folder, stages.watcher)
+            found = _kept(stages, key, "written-by-the-model.txt", written)
+            self_text.remove_parts(folder)
+            return found
     else:
         made_from = _made_from(text)
 
@@ -119,7 +122,11 @@ def _made_from(text: HubText) -> dict[str, str | None]:
 
 def _kept(stages: Stages, key: str, name: str, text: str) -> Mapping[str, Any]:
     """The text in a folder of its own, so that it can have a name of its own, which files and cards will say."""
+    write_whole(resolved(_folder(stages, key) / name), text.encode("utf-8", "replace"))
+    return {"file": name, "characters": len(text)}
+
+
+def _folder(stages: Stages, key: str) -> Path:
     folder = stages.memory.file(key, "")
     folder.mkdir(exist_ok=True)
-    write_whole(resolved(folder / name), text.encode("utf-8", "replace"))
-    return {"file": name, "characters": len(text)}
+    return folder

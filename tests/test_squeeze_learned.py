@@ -8,6 +8,7 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from quantmill.gguf_io import open_source
 from quantmill.jobs import polish_request
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory
-from quantmill.jobs.self_text import self_text
+from quantmill.jobs.self_text import remove_parts, self_text
 from quantmill.jobs.squeeze import plan_job
 from quantmill.jobs.squeeze_costs import Costs, learning_of
 from quantmill.jobs.squeeze_request import Job, Wish
@@ -204,9 +205,25 @@ def test_tokens_become_the_text_that_they_came_from() -> None:
     loaded.close()
 
 
-def test_the_models_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantmill.jobs.self_text.SEQUENCE", 64)  # of 16 at once: quick
-    text = self_text(EXAMPLE, "cpu", 1024, Silent())
+def test_the_models_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone on with after an interrupt it is the same, and no group of sequences is written twice."""
+    monkeypatch.setattr("quantmill.jobs.self_text.SEQUENCE", 64)
+    monkeypatch.setattr("quantmill.jobs.self_text.TOGETHER", 8)
+    text = self_text(EXAMPLE, "cpu", 1024, tmp_path, Silent())
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) == 2
+    parts[1].unlink()
+    written: list[int] = []
+
+    def counted(*arguments: Any) -> np.ndarray:
+        written.append(len(arguments[2]))
+        return sample(*arguments)
+
+    monkeypatch.setattr("quantmill.jobs.self_text.sample", counted)
+    assert self_text(EXAMPLE, "cpu", 1024, tmp_path, Silent()) == text
+    assert written == [8]
+    remove_parts(tmp_path)
+    assert list(tmp_path.iterdir()) == []
     assert len(set(text.split())) > 100
     assert np.mean([sign.isalpha() or sign.isspace() for sign in text]) > 0.8  # it has learned English
     with pytest.raises(JobError, match="judged on a text of people"):

@@ -111,7 +111,7 @@ def pruning(threads: int, folder: Path) -> Found:
 
 
 def own_text(threads: int, folder: Path) -> Found:
-    return {"text": self_text.self_text(EXAMPLE, "cpu", 32 * self_text.SEQUENCE, Silent())}
+    return {"text": self_text.self_text(EXAMPLE, "cpu", 32 * self_text.SEQUENCE, folder, Silent())}
 
 
 def compensated(threads: int, folder: Path) -> Found:
