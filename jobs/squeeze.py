@@ -29,7 +29,14 @@ from quantmill.jobs.source_card import source_card
 from quantmill.jobs.squeeze_candidates import Candidates
 from quantmill.jobs.squeeze_choice import best_of
 from quantmill.jobs.squeeze_costs import COMPENSATE, POLISH, Learning, costs_of, learning_of
-from quantmill.jobs.squeeze_measure import BASE, IMPORTANCE, Measuring
+from quantmill.jobs.squeeze_measure import (
+    BASE,
+    IMPORTANCE,
+    Measuring,
+    fetch_tasks,
+    require_tasks,
+    task_labels,
+)
 from quantmill.jobs.squeeze_plan import Outlook, Plans, disk_bytes, model_files, outlook, require_room
 from quantmill.jobs.squeeze_request import MEMORY, Candidate, Job, Made, Measured, Result, Wish, wishes_of
 from quantmill.jobs.squeeze_rivals import Rivals
@@ -88,6 +95,7 @@ class _Squeeze:
         """All that can be known before the work."""
         job = self.job
         squeeze_texts.require_texts(job, self.stages)
+        require_tasks(job, self.stages)
         self._check_outputs()
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
@@ -109,6 +117,7 @@ class _Squeeze:
         self._expect()
         model = fingerprint(model_files(job.model))
         texts = squeeze_texts.fetched(job, stages, model)
+        fetch_tasks(job, stages)
         self.measuring = Measuring(job, texts, stages, model)
         self.rivals.keep()
         base, rate = self.measuring.base()
@@ -187,7 +196,7 @@ class _Squeeze:
 
     def _expect(self) -> None:
         """The stages that are sure to come."""
-        labels = [*squeeze_texts.expected(self.job), BASE, IMPORTANCE]
+        labels = [*squeeze_texts.expected(self.job), *task_labels(self.job), BASE, IMPORTANCE]
         for wish, some in self.candidates.items():
             for one in some:
                 labels += [f"types for {wish.label}"] if one.is_found else []

@@ -9,18 +9,44 @@ from typing import Any
 
 from quantmill.imatrix.text import N_CTX, Cutting, Text
 from quantmill.jobs import collect, evaluate, quantize, speed
+from quantmill.jobs.errors import JobError
 from quantmill.jobs.squeeze_request import Job
 from quantmill.jobs.squeeze_texts import Texts
 from quantmill.jobs.squeeze_watch import Clocked, Inside
 from quantmill.jobs.stages import Stages
-from quantmill.jobs.task_sets import TASK_SETS
+from quantmill.jobs.task_sets import TASK_SETS, TaskSet
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import ModelResult, Run, from_json
 from quantmill.measure.speed import SpeedOptions, tool
 
 BASE, IMPORTANCE = "the original", "importance"
+_TASK_FILE = "task file"
 _REPEATS = 3
 _TASK_CTX = 768
+
+
+def require_tasks(job: Job, stages: Stages) -> None:
+    """Whether the hub has the files of the tasks that were not fetched yet; fetches nothing. Raises JobError."""
+    for name in job.tasks:
+        one = TASK_SETS[name]
+        if not stages.is_done(_TASK_FILE, asdict(one)) and one.file not in job.hub.files(one.repo, "dataset"):
+            raise JobError(f"--tasks {name}: {one.repo} has no file {one.file} on the hub")
+
+
+def task_labels(job: Job) -> list[str]:
+    """The stages of fetch_tasks."""
+    return [f"tasks {name}" for name in job.tasks]
+
+
+def fetch_tasks(job: Job, stages: Stages) -> None:
+    """The files of the tasks, so that what the hub refuses is known before the work. Raises JobError."""
+    for name, label in zip(job.tasks, task_labels(job), strict=True):
+        one = TASK_SETS[name]
+
+        def work(key: str, one: TaskSet = one) -> Mapping[str, Any]:
+            return {"bytes": job.hub.file(one.repo, one.file, "dataset").stat().st_size}
+
+        stages.do(_TASK_FILE, label, asdict(one), work)
 
 
 class Measuring:

@@ -127,6 +127,7 @@ def test_a_model_of_the_hub_is_fetched_and_named(
             "is the calibration text org/texts:calibration.jsonl too",
         ),
         (("--tasks", "arcs"), "--tasks arcs: did you mean arc?"),
+        (("--tasks", "arc,mmlu"), f"--tasks mmlu: {TASKS} has no file mmlu-validation.bin on the hub"),
         (("--evaluation", "self"), "--evaluation self: files are judged on a text of people"),
     ],
 )
