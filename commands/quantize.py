@@ -126,7 +126,10 @@ def quantize(
     pruning = wanted_pruning(
         prune_layers, prune_experts, max_damage, merge, no_heal, expert_criterion, texts, others
     )
-    fitting = Fitting(tuple(texts), compensate, polish, effort, chunks, alpha, damping, resume)
+    rows_resume = resume and ray is not None and not (compensate or polish)
+    fitting = Fitting(
+        tuple(texts), compensate, polish, effort, chunks, alpha, damping, resume and not rows_resume
+    )
     fitting.check(target is not None, bool(pruning))
     if compensate:
         require_unhealed(pruning)
@@ -162,6 +165,7 @@ def quantize(
         later=later,
         strict_device=strict_device,
         ray=ray,
+        resume=rows_resume,
         inputs=(*files_of(tensor_type or ()), *([str(recipe)] if recipe else []), *fitting.files()),
     )
     job, lost = prune_first(job, pruning, as_json, writes=not dry_run)

@@ -170,7 +170,10 @@ Alpha = Annotated[
     typer.Option(help="Share of earlier layers' losses made good. [default: chosen on held-back chunks]"),
 ]
 Damping = Annotated[float | None, typer.Option(help="Of second moments, times their mean. [default: 0.01]")]
-GoOn = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted --compensate or --polish.")]
+GoOn = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with a stopped --compensate or --polish, or a killed --ray."),
+]
 Polish = Annotated[
     bool,
     typer.Option(

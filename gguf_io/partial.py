@@ -29,6 +29,7 @@ else:
     fcntl = _fcntl
 
 SUFFIX = ".quantmill-partial"
+ROWS_SUFFIX = ".quantmill-rows"  # notes what is complete in a partial file
 
 
 def resolved(final: Path) -> Path:
@@ -71,7 +72,8 @@ class PartialFile:
     permitted, its owner. final: as resolved() gives it.
     """
 
-    def __init__(self, final: Path, file_bytes: int) -> None:
+    def __init__(self, final: Path, file_bytes: int, keep: bool = False) -> None:
+        """keep: what a killed run has left stays in it, where its length is the same (`was_kept`)."""
         self.final = final
         self._file_bytes = file_bytes
         self._fd = -1
@@ -83,7 +85,10 @@ class PartialFile:
                 self._path = Path(name)
             else:
                 self._claim(partial_path(final))
-            os.ftruncate(self._fd, 0)
+            self.was_kept = keep and os.fstat(self._fd).st_size == file_bytes
+            if not self.was_kept:
+                companion(final, ROWS_SUFFIX).unlink(missing_ok=True)  # they are not in it any more
+                os.ftruncate(self._fd, 0)
             self._take_mode()
             self._lengthen()
             self._behind = WriteBehind(self._fd, file_bytes)

@@ -25,7 +25,8 @@ class GGUFSink:
     """`with GGUFSink(path, metadata, tensors) as sink: sink.write(name, rows) …; sink.commit()`.
 
     Creating it checks everything that can be known: names, shapes and the output rule (gguf_io.outputs, with
-    `inputs`, `kind` and `force`; `kept_bytes` lie beside the files until they are done). Entering creates temporary
+    `inputs`, `kind` and `force`; `kept_bytes` lie beside the files until they are done; `keep`: rows that a killed run
+    has left stay). Entering creates temporary
     files beside the final names; commit() renames them; leaving without commit, by an error or an interrupt, removes
     them. How tensors become files: lay_out.
 
@@ -44,7 +45,9 @@ class GGUFSink:
         kind: Kind = MODEL,
         force: bool = False,
         kept_bytes: int = 0,
+        keep: bool = False,
     ) -> None:
+        self._keep = keep
         self._layouts = lay_out(
             path, metadata, tensors, keep_split=keep_split, split_max_bytes=split_max_bytes
         )
@@ -77,6 +80,11 @@ class GGUFSink:
         """The files themselves, links followed."""
         return tuple(self._finals)
 
+    @property
+    def was_kept(self) -> bool:
+        """Whether it goes on with all of its files."""
+        return bool(self._files) and all(file.was_kept for file in self._files)
+
     def specs(self) -> tuple[TensorSpec, ...]:
         """Where each tensor will lie."""
         return tuple(self._specs.values())
@@ -84,7 +92,7 @@ class GGUFSink:
     def __enter__(self) -> GGUFSink:
         try:
             for final, layout in zip(self._finals, self._layouts, strict=True):
-                self._files.append(PartialFile(final, layout.file_bytes))
+                self._files.append(PartialFile(final, layout.file_bytes, self._keep))
                 self._files[-1].write_at(0, memoryview(layout.header))
         except BaseException:
             self._discard()

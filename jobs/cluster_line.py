@@ -5,6 +5,7 @@ What a lost carrier had written but not yet brought to the disk is done again to
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,17 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.carrier import AT_ONCE, SlabCarrier, Task, inputs_of
 from quantmill.jobs.cluster import Node
 from quantmill.jobs.crew import Crew
+from quantmill.jobs.finished_rows import FinishedRows, where
 from quantmill.jobs.line import Clock
 from quantmill.jobs.pieces import Hand
 from quantmill.jobs.quantize_request import Job
 from quantmill.jobs.watcher import Watcher
 from quantmill.qkernels.engines import Engine
 from quantmill.recipe.slabs import Slab
+
+EVERY = 10.0  # seconds between two savings
 
 
 class ClusterLine:
@@ -37,6 +42,7 @@ class ClusterLine:
         source: TensorSource,
         sinks: Sequence[GGUFSink],
         importance: ImportanceMatrix | None,
+        rows: FinishedRows,
         watcher: Watcher,
     ) -> None:
         self.clock = Clock()
@@ -53,6 +59,9 @@ class ClusterLine:
         self._crew.when_lost = self._lost
         self._written: dict[Hand, list[Slab]] = defaultdict(list)  # and perhaps not on the disk
         self._again = 0  # slabs that are done a second time, and not yet
+        self._rows = rows
+        self._syncing, self._over = threading.Lock(), threading.Event()
+        self._saving = threading.Thread(target=self._keep_saving, daemon=True)
 
     @property
     def at_once(self) -> int:
@@ -64,13 +73,20 @@ class ClusterLine:
 
     def __enter__(self) -> ClusterLine:
         self._crew.__enter__()
+        self._saving.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._over.set()
         self._crew.__exit__(*exception)
+        self._saving.join()  # it must not note rows when they are forgotten
 
     def submit(self, slab: Slab) -> Future[None]:
         done: Future[None] = Future()
+        if where(slab) in self._rows.found:
+            self._count(slab)
+            done.set_result(None)
+            return done
         self._crew.submit(slab).add_done_callback(partial(self._carried, slab, done))
         return done
 
@@ -80,9 +96,12 @@ class ClusterLine:
             done.set_exception(error)
             return
         self._note(slab, answer.result()[0])
+        self._count(slab)
+        done.set_result(None)
+
+    def _count(self, slab: Slab) -> None:
         for sink, entry in zip(self._sinks, slab.entries, strict=True):
             sink.count_written(entry.name, slab.n_rows)
-        done.set_result(None)
 
     def _note(self, slab: Slab, hand: Hand) -> None:
         with self._crew.lock:
@@ -116,15 +135,33 @@ class ClusterLine:
             with crew.lock:
                 if crew.error is not None:
                     raise crew.error
-                written = {hand: len(slabs) for hand, slabs in self._written.items() if slabs}
-                if not written and not self._again:
+                if not any(self._written.values()) and not self._again:
                     return
-            for hand, n in written.items():
+            self._sync()
+            time.sleep(0.01)
+
+    def _sync(self) -> None:
+        """What was written until now is on the disk, and noted, but for that of workers which are lost."""
+        crew = self._crew
+        with self._syncing:
+            with crew.lock:
+                written = {hand: list(slabs) for hand, slabs in self._written.items() if slabs}
+            for hand, slabs in written.items():
                 seconds = crew.finish(hand)
                 if seconds is None:  # lost: what it wrote comes again
                     continue
                 self.clock.add(seconds)
                 with crew.lock:
                     if hand in self._written:
-                        self._written[hand] = self._written[hand][n:]
-            time.sleep(0.01)
+                        self._written[hand] = self._written[hand][len(slabs) :]
+                self._rows.add(slabs)
+
+    def _keep_saving(self) -> None:
+        """So that a head that is killed loses little."""
+        while not self._over.wait(EVERY):
+            try:
+                self._sync()
+            except QuantmillError as error:
+                with self._crew.lock:
+                    self._crew.error = self._crew.error or error
+                return

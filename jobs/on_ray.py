@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
+from quantmill.jobs.carrier import inputs_of
 from quantmill.jobs.cluster_line import ClusterLine
+from quantmill.jobs.finished_rows import FinishedRows
 from quantmill.jobs.line import Clock
 from quantmill.jobs.quantize_request import Job
 from quantmill.jobs.watcher import Watcher
@@ -23,13 +27,33 @@ def carry_on_ray(
     sinks: Sequence[GGUFSink],
     importance: ImportanceMatrix | None,
     entries: Sequence[Sequence[PlanEntry]],
+    rows: FinishedRows,
     watcher: Watcher,
 ) -> tuple[Clock, tuple[Engine, ...]]:
     """All rows of all entries of each sink; seconds of the steps, of all workers together, and their engines.
 
-    ray: connected. Raises JobError for a cluster that cannot be used, and what the work raises.
+    ray: connected; rows: finished before, and where finished ones are noted.
+    Raises JobError for a cluster that cannot be used, and what the work raises.
     """
-    with ClusterLine(ray, job, source, sinks, importance, watcher) as line:
+    with ClusterLine(ray, job, source, sinks, importance, rows, watcher) as line:
         carry(line, entries, job.max_buffer_bytes, watcher)
         line.finish()
     return line.clock, line.engines
+
+
+def finished_rows(
+    job: Job, source: TensorSource, sinks: Sequence[GGUFSink], watcher: Watcher
+) -> FinishedRows:
+    """Of the run that writes into these sinks, which are open."""
+    decide = (
+        inputs_of(source.paths),
+        inputs_of([Path(job.imatrix)] if job.imatrix else []),
+        (job.include_weights, job.exclude_weights, job.recipe.search, job.edits.digest, job.max_buffer_bytes),
+        [file.header for sink in sinks for file in sink.places().files],
+    )
+    run = hashlib.sha256(repr(decide).encode()).hexdigest()
+    finals = [final for sink in sinks for final in sink.finals]
+    rows = FinishedRows(finals, run, job.resume and all(sink.was_kept for sink in sinks))
+    if job.resume:
+        watcher.note(f"{len(rows.found)} pieces were done before")
+    return rows

@@ -99,7 +99,7 @@ def run_jobs(jobs: Sequence[Job], watcher: PlanWatcher | None = None) -> tuple[R
         return _run(jobs, watcher)
     except DeviceFault as fault:
         require_forgiven(fault, jobs[0], watcher)
-        return _run([replace(job, device="cpu") for job in jobs], watcher)
+        return _run([replace(job, device="cpu", resume=False) for job in jobs], watcher)
 
 
 def require_forgiven(fault: DeviceFault, job: Job, watcher: Watcher) -> None:
@@ -134,9 +134,12 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
                 carry(line, entries, first.max_buffer_bytes, watcher)
             clock = line.clock
         else:
-            from quantmill.jobs.on_ray import carry_on_ray  # nobody else needs it
+            from quantmill.jobs.on_ray import carry_on_ray, finished_rows  # nobody else needs it
 
-            clock, engines = carry_on_ray(ray, first, ready.source, sinks, ready.importance, entries, watcher)
+            rows = opened.enter_context(finished_rows(first, ready.source, sinks, watcher))
+            clock, engines = carry_on_ray(
+                ray, first, ready.source, sinks, ready.importance, entries, rows, watcher
+            )
         with clock("write"):
             commit_all(sinks)
         sources = ready.source.paths
@@ -259,6 +262,7 @@ def _sink(job: Job, source: TensorSource, plan: Plan, kept_bytes: int = 0) -> GG
         inputs=(*source.paths, *inputs_of(job)),
         force=job.force,
         kept_bytes=kept_bytes,
+        keep=job.resume,
     )
 
 

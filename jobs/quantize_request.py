@@ -24,6 +24,7 @@ class Job:
     `strict_device`: a device that is not right or does not work is an error, where else the CPU does its work.
     `edits`: what pruning changes of the source, and so of everything that is made of it. `ray`: the Ray cluster that
     does the work (jobs.cluster), None: this process; device and threads are then those of each of its workers.
+    resume: with `ray`, go on from the rows that a killed run has brought to the disk.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Job:
     strict_device: bool = False
     edits: Edits = NO_EDITS
     ray: str | None = None
+    resume: bool = False
 
 
 def inputs_of(job: Job) -> tuple[str, ...]:

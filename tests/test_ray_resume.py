@@ -1,0 +1,105 @@
+"""A head that is killed: the next run goes on from the rows that are on the disk, and only from its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quantmill.jobs import cluster, cluster_line
+from quantmill.jobs.quantize import run
+from quantmill.jobs.quantize_request import Job
+from quantmill.jobs.watcher import Silent
+from quantmill.recipe import Recipe
+from tests.support.fake_ray import Cluster
+from tests.support.measure_models import tiny
+
+# A head of its own, whose pieces are slow; it is killed when some rows are noted.
+HEAD = """
+import sys
+from quantmill.jobs import cluster, cluster_line
+from quantmill.jobs.quantize import run
+from tests.support.fake_ray import Cluster
+from tests.test_ray_resume import job
+fake = Cluster(1, slow={"n0": 0.3})
+cluster.ray_module, cluster_line.EVERY = lambda: fake, 0.1
+run(job(sys.argv[1], source=sys.argv[2]))
+"""
+
+
+def job(output, file_type="Q4_0", source=None, **options):
+    recipe = Recipe(file_type)
+    return Job(
+        source or str(tiny("F16")),
+        Path(output),
+        recipe,
+        device="cpu",
+        threads=1,
+        max_buffer_bytes=1 << 20,
+        ray="auto",
+        **options,
+    )
+
+
+class Listening(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, line):
+        self.notes.append(line)
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """An output whose run was killed, and how many of its pieces were noted."""
+    output = tmp_path / "x.gguf"
+    head = subprocess.Popen([sys.executable, "-c", HEAD, str(output), str(tiny("F16"))])
+    noted = tmp_path / "x.gguf.quantmill-rows"
+    try:
+        deadline = time.monotonic() + 120
+        while not noted.exists() or len(noted.read_text().splitlines()) < 5:
+            assert head.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(head.pid, signal.SIGKILL)
+        head.wait()
+    return output
+
+
+def gone_on(monkeypatch, asked):
+    fake, watcher = Cluster(1), Listening()
+    monkeypatch.setattr(cluster, "ray_module", lambda: fake)
+    monkeypatch.setattr(cluster_line, "EVERY", 0.1)
+    run(asked, watcher)
+    return fake.carried, watcher.notes
+
+
+def test_nothing_finished_is_done_twice(tmp_path, monkeypatch, killed):
+    whole = run(replace(job(tmp_path / "whole.gguf"), ray=None)).paths[0].read_bytes()
+    n_all, _ = gone_on(monkeypatch, job(tmp_path / "anew.gguf"))
+    n_left, notes = gone_on(monkeypatch, job(killed, resume=True))
+    before = next(int(note.split()[0]) for note in notes if "were done before" in note)
+    assert before >= 2
+    assert n_left == n_all - before
+    assert killed.read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["anew.gguf", "whole.gguf", "x.gguf"]
+
+
+def test_rows_of_another_run_are_not_gone_on_with(tmp_path, monkeypatch, killed):
+    other = job(killed, "Q4_1", resume=True)
+    whole = run(replace(other, output=tmp_path / "whole.gguf", ray=None, resume=False)).paths[0].read_bytes()
+    _, notes = gone_on(monkeypatch, other)
+    assert "0 pieces were done before" in notes
+    assert killed.read_bytes() == whole
+
+
+def test_a_run_that_writes_anew_forgets_what_was_noted(killed):
+    from quantmill.gguf_io.partial import PartialFile
+
+    with PartialFile(killed, 10):
+        assert not killed.with_name("x.gguf.quantmill-rows").exists()
