@@ -17,6 +17,7 @@ from quantmill.gguf_io.edited import EditedSource, Stored
 from quantmill.gguf_io.edited import Edits as SourceEdits
 from quantmill.gguf_io.metadata import Metadata, MetaValue
 from quantmill.imatrix.matrix import Entry, ImportanceMatrix
+from quantmill.recipe.model import model_facts
 from quantmill.recipe.prune import plan_pruning, prune_metadata
 from quantmill.recipe.prune_experts import cut_metadata, cut_tensors, find_experts, routing_tables
 
@@ -66,11 +67,11 @@ def pruned_model(source: TensorSource, edits: Edits, layers: tuple[int, ...]) ->
     names = [spec.name for spec in source.specs()]
     pruning = plan_pruning(layers, names)
     if pruning.dropped:
-        arch = str(metadata.value("general.architecture"))
-        metadata, _ = prune_metadata(metadata, arch, pruning)
-        count = metadata[f"{arch}.block_count"]
-        left = MetaValue(count.type, int(count.value) - len(pruning.dropped))
-        metadata = metadata.replace(f"{arch}.block_count", left)
+        facts = model_facts(metadata, {})
+        metadata, _ = prune_metadata(metadata, facts.arch, pruning)
+        key = f"{facts.arch}.block_count"
+        left = MetaValue(metadata[key].type, facts.n_layer - len(pruning.dropped))
+        metadata = metadata.replace(key, left)
     renamed = {name: pruning.new_name(name) for name in names}
     return EditedSource(source, metadata, SourceEdits(renamed, kept, {**tables, **edits.replaced}))
 

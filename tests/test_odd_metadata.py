@@ -71,6 +71,15 @@ def test_numbers_that_no_model_can_be_built_of(key, type, value, words, text, tm
     refused(capsys, words, "prune", "-q", path, "--layers", "1", "--to-hf", tmp_path / "hf")
 
 
+def test_an_architecture_that_is_no_text(tmp_path, capsys):
+    path = tmp_path / "odd.gguf"
+    metadata = open_source(tiny("F16")).metadata.replace("general.architecture", MetaValue(U32, 7))
+    written_again(tiny("F16"), path, metadata=metadata)
+    words = "no general.architecture"
+    refused(capsys, words, "quantize", "-q", path, tmp_path / "out.gguf", "Q8_0")
+    refused(capsys, words, "prune", "-q", path, "--layers", "1", "--to-hf", tmp_path / "hf")
+
+
 def test_a_configuration_that_transformers_refuses(tmp_path, capsys):
     """It converts, for GGUF has no such key; but nobody could read the folder."""
     model = tmp_path / "model"
