@@ -66,7 +66,13 @@ Calibration = Annotated[
     ),
 ]
 MeasureChunks = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Chunks of 256 tokens to measure on. [default: 8]")
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Chunks of 256 tokens to measure on. The model's own predictions of them are held: 115 MB a chunk with a "
+        "vocabulary of 150 000. [default: 8]",
+    ),
 ]
 MinType = Annotated[
     str | None, typer.Option(metavar="TYPE", help="With a target: the smallest type to choose.")
