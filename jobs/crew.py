@@ -52,9 +52,7 @@ class Crew:
         self._under_way: dict[Work, None] = {}  # in the order in which it was sent
         self._took: dict[type, list[float]] = {}  # seconds of pieces, by their kind
         self._losses = 0
-        self._inbox: SimpleQueue[Callable[[], None] | None] = (
-            SimpleQueue()
-        )  # what answers from elsewhere lead to
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # what answers lead to
         self._reading = threading.Thread(target=self._read, daemon=True)
 
     @property
@@ -100,10 +98,14 @@ class Crew:
 
     def __exit__(self, *exception: object) -> None:
         with self.lock:
-            self.error = self.error or JobError("the run is over")
+            self._give_up("the run is over")
             hands, self.hands = self.hands, []
         self._kill(hands)
         self._inbox.put(None)
+        self._reading.join()
+        for work in self._under_way:
+            if not work.done.done():
+                work.done.set_exception(self.error)
 
     def _kill(self, hands: Sequence[Hand]) -> None:
         for hand in hands:
@@ -189,9 +191,8 @@ class Crew:
         if work.done.done():  # another one was faster
             self._send_waiting()
             return
-        if isinstance(
-            error, self._ray.exceptions.RayActorError | self._ray.exceptions.ObjectLostError
-        ):  # the latter: it was found, and lost with the host
+        lost = self._ray.exceptions.RayActorError, self._ray.exceptions.ObjectLostError
+        if isinstance(error, lost):  # the latter: it was found, and lost with the host
             if not work.sent:
                 self._send(work)
             return

@@ -100,3 +100,20 @@ def test_the_first_error_ends_all():
             found[1].result(20)
         with pytest.raises(JobError, match="no square of -2"):
             crew.submit(Square(1)).result(20)
+
+
+def test_an_interrupt_leaves_nothing_running():
+    fake = Cluster(3, slow={"n0": 0.2, "n1": 0.2, "n2": 0.2})
+    found = []
+
+    def interrupted():
+        with crew_on(fake, Silent(), each=2) as crew:
+            found.extend(crew.submit(Square(n)) for n in range(20))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(actor.dead.is_set() for actor in fake.actors)
+    assert all(one.done() for one in found)
+    with pytest.raises(JobError, match="the run is over"):
+        found[-1].result()
