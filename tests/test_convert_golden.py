@@ -61,6 +61,8 @@ def test_every_supported_architecture_has_a_model():
         "Ernie4_5_ForCausalLM",
         "ExaoneMoEForCausalLM",
         "LFM2ForCausalLM",
+        "MiniMaxM3SparseForCausalLM",
+        "MiniMaxM3VLForCausalLM",
         "Qwen3_5ForConditionalGeneration",
         "Qwen3_5MoeForConditionalGeneration",
         "Gemma3nForConditionalGeneration",

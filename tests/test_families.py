@@ -37,6 +37,8 @@ ALIASES = {
     "Qwen3VLForConditionalGeneration",  # test_text_of_a_model_that_sees
     "Qwen3VLMoeForConditionalGeneration",
     "KimiK25ForConditionalGeneration",
+    "MiniMaxM3SparseForCausalLM",
+    "MiniMaxM3SparseForConditionalGeneration",
 }
 # Classes whose GGUF is converted and quantized, not run.
 NOT_RUN = {

@@ -43,6 +43,7 @@ ALWAYS_F32 = (
     *("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
     "shortconv.conv.weight",
     "indexer.proj.weight",
+    *("indexer.q_proj.weight", "indexer.k_proj.weight"),
     "altup_correct_coef.weight",
     "altup_predict_coef.weight",
 )

@@ -54,13 +54,14 @@ def tolerance(name: str) -> float:
 
 
 def of_transformers(directory: Path, name: str) -> np.ndarray:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils.quantization_config import Mxfp4Config
 
     if name in TEXT_PARTS:
         return _logits(_text_part(name))
     options = {"quantization_config": Mxfp4Config(dequantize=True)} if name == "gpt-oss" else {}
-    model = AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForImageTextToText if MODELS[name].whole else AutoModelForCausalLM
+    model = kind.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", **options
     )
     return _logits(model)

@@ -32,7 +32,7 @@ class Model:
     """tokenizer: spm, or the llama.cpp pre-tokenizer whose definition tokenizer.json gets. tensors_of: another
     model whose tensors it has. options: given to llama.cpp's converter. raw: that is to read config.json itself, as
     transformers' class would fill in what the model does not have. bare: names without "model." before them, as
-    embedding models have them."""
+    embedding models have them. whole: the tensors of what sees are there too, as the class of both saves them."""
 
     architecture: str
     model_type: str
@@ -44,6 +44,7 @@ class Model:
     options: list[str] = field(default_factory=list)
     raw: bool = False
     bare: bool = False
+    whole: bool = False
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,7 +95,7 @@ def write_model(name: str, directory: Path) -> Path:
         (directory / file).parent.mkdir(exist_ok=True)
         (directory / file).write_text(text, encoding="utf-8")
     write_shards(directory, tensors(name), model.shards)
-    write_tokenizer(directory, model.tokenizer, model.config["vocab_size"])
+    write_tokenizer(directory, model.tokenizer, model.config.get("text_config", model.config)["vocab_size"])
     return directory
 
 

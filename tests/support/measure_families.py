@@ -527,6 +527,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rms_norm_eps": 1e-6,
         },
     ),
+    "minimax m3": (
+        "minimax_m3_vl_text",
+        {
+            "head_dim": 64,
+            "dense_intermediate_size": 256,
+            "intermediate_size": 64,
+            "shared_intermediate_size": 64,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rotary_dim": 32,
+            "rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 0.5},
+            "routed_scaling_factor": 2.5,
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "layer_types": ["full_attention", *["minimax_m3_sparse"] * 3],
+            "index_n_heads": 2,
+            "index_head_dim": 64,
+            "index_block_size": 16,
+            "index_topk_blocks": 3,
+        },
+    ),
     "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
 # Transformers has no class of its own for a directory of it; test_families.py wraps it.

@@ -73,17 +73,18 @@ def projectors(llama_cpp: Path) -> dict[str, object]:
 def saved_shapes(name: str) -> dict[str, list[int]]:
     import torch
     from safetensors import safe_open
-    from transformers import CONFIG_MAPPING, AutoModel
+    from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText
 
     from quantmill.models.fill import of_config
 
     model = MODELS[name]
-    settings = model.config.get("text_config", model.config)
+    settings = model.config if model.whole else model.config.get("text_config", model.config)
     settings = {key: value for key, value in settings.items() if key != "quantization_config"}
     config = CONFIG_MAPPING[settings.pop("model_type", model.model_type)](**settings)
     config.pad_token_id = 0
     with tempfile.TemporaryDirectory() as scratch:
         made = of_config if "For" in model.architecture else AutoModel.from_config
+        made = AutoModelForImageTextToText.from_config if model.whole else made
         made(config, dtype=torch.bfloat16).save_pretrained(scratch)
         with safe_open(f"{scratch}/model.safetensors", "pt") as file:
             return {published(key): list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
