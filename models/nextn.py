@@ -31,12 +31,13 @@ from quantmill.models.model import LoadedModel, facts_of, from_source
 from quantmill.models.packed import PackedLinear, PackedTensor, Piece
 
 Norm = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (values [..., n], weight [n])
-# The model's tensors that a layer has of its own, where it has: name in the model -> name in the layer
-_OWN = {
-    "token_embd.weight": "embed_tokens.weight",
-    "output_norm.weight": "shared_head_norm.weight",
-    "output.weight": "shared_head_head.weight",
-}
+# The model's tensors that a layer has of its own, where it has: name in the model, name in the layer
+_OWN = (
+    ("token_embd.weight", "nextn.embed_tokens.weight"),
+    ("output_norm.weight", "nextn.shared_head_norm.weight"),
+    ("output_norm.weight", "layer_output_norm.weight"),
+    ("output.weight", "nextn.shared_head_head.weight"),
+)
 # What numbers that count layers or kinds of them come to in a model of one layer, which is of the last kind
 _OF_ONE = {
     "block_count": 1,
@@ -129,7 +130,7 @@ def _behind(layers: nn.ModuleList) -> Callable[..., None]:
 def _layer(
     loaded: LoadedModel, source: TensorSource, facts: Facts, number: int
 ) -> tuple[Further, TensorTable]:
-    own = {old: new for old, new in _OWN.items() if facts.has(f"blk.{number}.nextn.{new}")}
+    own = {old: new for old, new in _OWN if facts.has(f"blk.{number}.{new}")}
     inner = from_source(
         EditedSource(source, _metadata_of(source.metadata, facts, number), _edits(facts, number, own)),
         loaded.path,
@@ -177,7 +178,7 @@ def _edits(facts: Facts, number: int, own: Mapping[str, str]) -> Edits:
             names[name] = None
         else:
             names[name] = f"blk.0.{name[layer.end() :]}"
-    return Edits(names | {f"blk.{number}.nextn.{new}": old for old, new in own.items()}, {}, {})
+    return Edits(names | {f"blk.{number}.{new}": old for old, new in own.items()}, {}, {})
 
 
 def _metadata_of(metadata: Metadata, facts: Facts, number: int) -> Metadata:

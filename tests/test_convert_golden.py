@@ -61,6 +61,7 @@ def test_every_supported_architecture_has_a_model():
         "Ernie4_5_ForCausalLM",
         "ExaoneMoEForCausalLM",
         "LFM2ForCausalLM",
+        "BailingHybridForCausalLM",
         "MiniMaxM3SparseForCausalLM",
         "MiniMaxM3VLForCausalLM",
         "Qwen3_5ForConditionalGeneration",

@@ -37,6 +37,7 @@ ALIASES = {
     "Qwen3VLForConditionalGeneration",  # test_text_of_a_model_that_sees
     "Qwen3VLMoeForConditionalGeneration",
     "KimiK25ForConditionalGeneration",
+    "BailingMoeV3ForCausalLM",
     "MiniMaxM3SparseForCausalLM",
     "MiniMaxM3SparseForConditionalGeneration",
 }
@@ -48,6 +49,7 @@ NOT_RUN = {
     "Step3p7ForConditionalGeneration": "the same",
     "BailingMoeForCausalLM": "transformers has no model of this class",
     "BailingMoeV2ForCausalLM": "transformers has no model of this class",
+    "HYV4ForCausalLM": "its RoPE turns pairs in llama.cpp, halves in transformers",
     "Gemma3TextModel": "makes vectors of texts, whose tokens all see each other",
     "ModernBertModel": "makes vectors of texts, whose tokens all see each other",
 }

@@ -32,6 +32,7 @@ MODELS = (
     "glm4-moe-lite-nextn",
     "glm-5-nextn",
     "hy-v3-nextn",
+    "ling-3.0-nextn",
     "qwen3.5-further-nextn",
     "qwen3.5-moe-nextn",
 )
@@ -68,7 +69,7 @@ def run(loaded: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
         return seen[0][0].numpy(), scale * layer.logits(seen[1])[0].numpy()
 
 
-FAST = ("glm4-moe-nextn", "qwen3.5-further-nextn", "hy-v3-nextn")
+FAST = ("glm4-moe-nextn", "qwen3.5-further-nextn", "hy-v3-nextn", "ling-3.0-nextn")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 A family names its GGUF tensors with their dimensions in Hugging Face order, rows before columns, each dimension in keys
 of the configuration: products and sums of them and of numbers; a key may hold a list, a number for each layer. A "?"
-behind a name: the tensor may be absent, but from
-all layers alike. The facts are those of llama.cpp (`src/models/*.cpp: load_arch_tensors`), which refuses what differs.
+behind a name: the tensor may be absent, but from all layers alike, and is where a key of its dimensions is null. The
+facts are those of llama.cpp (`src/models/*.cpp: load_arch_tensors`), which refuses what differs.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,8 @@ def of_layers(group: Tensors, config: Config, place: int, layers: Sequence[int])
         name, optional = entry.removesuffix("?"), entry.endswith("?")
         of_layer = name.startswith("blk.")
         for i in layers if of_layer else (0,):
-            if group.where is None or group.where(config, i):
+            there = group.where is None or group.where(config, i)
+            if there and not (optional and _has_none(config, dimensions)):
                 one = _expected(config, dimensions, optional, (name, place), i)
                 found[f"blk.{i}.{name[4:]}" if of_layer else name] = one
     return found
@@ -112,6 +114,11 @@ def _expected(config: Config, dimensions: str, optional: bool, kind: tuple[str, 
     shape = tuple(size(config, dimension, layer) for dimension in dimensions.split())
     keys = ", ".join(dimensions.split()).replace("*", " × ").replace("+", " + ")
     return Expected(shape, keys, optional, kind)
+
+
+def _has_none(config: Config, dimensions: str) -> bool:
+    """Whether a key of the dimensions says that a model has no such thing."""
+    return any(key in config and config[key] is None for key in re.split(r"[ *+]", dimensions))
 
 
 def size(config: Config, dimension: str, layer: int = 0) -> int:

@@ -25,7 +25,6 @@ BESIDE = {
     "blk.nextn.eh_proj.weight": "hidden_size 2*hidden_size",
     "blk.nextn.enorm.weight": "hidden_size",
     "blk.nextn.hnorm.weight": "hidden_size",
-    "blk.nextn.shared_head_norm.weight?": "hidden_size",
     "blk.nextn.embed_tokens.weight?": "vocab_size hidden_size",
     "blk.nextn.shared_head_head.weight?": "vocab_size hidden_size",
 }
@@ -42,12 +41,13 @@ _WHERE = r"^model\.layers\.(\d+)\."
 @dataclass(frozen=True)
 class Nextn:
     """key: config.json's number of such layers. layer: the tensors of one that an ordinary layer has too. norms: how
-    the values of norms change. draft: whether llama.cpp runs them."""
+    the values of norms change. draft: whether llama.cpp runs them. final: what the norm behind them is called."""
 
     key: str
     layer: Mapping[str, str]
     norms: Values | None = None
     draft: bool = True
+    final: str = "nextn.shared_head_norm"
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -56,7 +56,7 @@ class Nextn:
             Rule(rf"{_WHERE}([eh]norm)\.weight$", (Part(r"blk.\1.nextn.\2.weight", values=self.norms),)),
             Rule(
                 rf"{_WHERE}shared_head\.norm\.weight$",
-                (Part(r"blk.\1.nextn.shared_head_norm.weight", values=self.norms),),
+                (Part(rf"blk.\1.{self.final}.weight", values=self.norms),),
             ),
             Rule(rf"{_WHERE}shared_head\.head\.weight$", (Part(r"blk.\1.nextn.shared_head_head.weight"),)),
         )
@@ -84,7 +84,8 @@ class Nextn:
         """place: behind those of the family's own groups of tensors."""
         first = config["num_hidden_layers"]
         layers = range(first, first + config["nextn"])
-        return layout.of_layers(Tensors({**self.layer, **BESIDE}), config, place, layers)
+        shapes = {**self.layer, **BESIDE, f"blk.{self.final}.weight?": "hidden_size"}
+        return layout.of_layers(Tensors(shapes), config, place, layers)
 
 
 LAYERS = Rows(written("nextn_predict_layers", lambda config: config.get("nextn") or None).write)

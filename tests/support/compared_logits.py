@@ -23,8 +23,10 @@ UNCOMPARABLE = {
     "kimi-k2.5-vision": "the tensors of deepseek-v3 in a multimodal wrapper",
     "step-3.5": "transformers has its text model only inside the one that sees",
     "step-3.5-nextn": "transformers has its text model only inside the one that sees",
+    "hy-v4": "RoPE turns pairs in llama.cpp, halves in transformers; with pairs in both the distance is 4e-7",
     "ling": "transformers has no model of this class",
     "ling-2": "transformers has no model of this class",
+    "ling-2-nextn": "transformers has no model of this class",
     "qwen3-embedding": "an embedding model: the tensors of qwen3",
     "embedding-gemma": "an embedding model",
     "modernbert": "an embedding model",
@@ -61,9 +63,7 @@ def of_transformers(directory: Path, name: str) -> np.ndarray:
         return _logits(_text_part(name))
     options = {"quantization_config": Mxfp4Config(dequantize=True)} if name == "gpt-oss" else {}
     kind = AutoModelForImageTextToText if MODELS[name].whole else AutoModelForCausalLM
-    model = kind.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager", **options
-    )
+    model = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager", **options)
     return _logits(model)
 
 

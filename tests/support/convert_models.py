@@ -155,7 +155,12 @@ def _later_layer(
         if tensor.startswith(prefix)
     }
     beside = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
-    norms = {"hy_v3": "final_layernorm", "step3p5": "transformer.shared_head.norm"}
+    norms = {
+        "hy_v3": "final_layernorm",
+        "bailing_hybrid": "final_layernorm",
+        "bailing_moe_v2": "final_layernorm",
+        "step3p5": "transformer.shared_head.norm",
+    }
     beside[norms.get(model.model_type, "shared_head.norm")] = (width,)
     mtp = dict(zip(beside, ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"), strict=True))
     if model.model_type == "step3p5":

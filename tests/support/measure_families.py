@@ -527,6 +527,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rms_norm_eps": 1e-6,
         },
     ),
+    "ling 3": (
+        "bailing_hybrid",
+        LATENT
+        | EXPERTS
+        | {
+            "head_dim": 32,
+            "layer_group_size": 2,
+            "num_experts": 8,
+            "n_group": 2,
+            "topk_group": 1,
+            "num_shared_experts": 1,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
     "minimax m3": (
         "minimax_m3_vl_text",
         {

@@ -1,12 +1,12 @@
 """Ling 2, Ring 2: experts chosen by sigmoid in groups, behind dense layers. transformers has no model of this class, so
-it is converted and quantized, not run.
+it is converted and quantized, not run. Layers that predict further tokens are carried along; llama.cpp runs none.
 """
 
 from __future__ import annotations
 
 from gguf import MODEL_ARCH
 
-from quantmill.gguf_io.convert import keys, layout, rope, rules
+from quantmill.gguf_io.convert import keys, layout, nextn, rope, rules
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, Key, need
 from quantmill.gguf_io.convert.rules import Config, Part, Rule
@@ -23,6 +23,18 @@ def _shared_size(config: Config) -> int:
 
 _WHERE = r"^model\.layers\.(\d+)\."
 
+ATTENTION = {
+    **layout.NORMS_BEFORE.shapes,
+    **layout.HEAD_NORMS.shapes,
+    "blk.attn_qkv.weight": "num_attention_heads*head_dim+2*num_key_value_heads*head_dim hidden_size",
+    "blk.attn_output.weight": "hidden_size num_attention_heads*head_dim",
+}
+EXPERTS = {
+    **layout.expert_tensors("num_experts", "moe_intermediate_size"),
+    **layout.shared_expert("shared_size"),
+    "blk.exp_probs_b.bias?": "num_experts",
+}
+
 FAMILY = Family(
     classes=("BailingMoeV2ForCausalLM",),
     arch=MODEL_ARCH.BAILINGMOE2,
@@ -30,23 +42,9 @@ FAMILY = Family(
     tensors=(
         layout.EMBEDDING,
         *layout.HEAD,
-        layout.NORMS_BEFORE,
-        layout.HEAD_NORMS,
-        layout.Tensors(
-            {
-                "blk.attn_qkv.weight": "num_attention_heads*head_dim+2*num_key_value_heads*head_dim hidden_size",
-                "blk.attn_output.weight": "hidden_size num_attention_heads*head_dim",
-            }
-        ),
+        layout.Tensors(ATTENTION),
         layout.Tensors(layout.FEED_FORWARD, layout.before_experts),
-        layout.Tensors(
-            {
-                **layout.expert_tensors("num_experts", "moe_intermediate_size"),
-                **layout.shared_expert("shared_size"),
-                "blk.exp_probs_b.bias?": "num_experts",
-            },
-            layout.behind_dense,
-        ),
+        layout.Tensors(EXPERTS, layout.behind_dense),
     ),
     keys=(
         *keys.SIZES,
@@ -67,7 +65,7 @@ FAMILY = Family(
         Key("norm_topk_prob", "expert_weights_norm", BOOL, needed=True),
         keys.written(
             "nextn_predict_layers",
-            lambda config: None if config.get("num_nextn_predict_layers") is None else 0,
+            lambda config: None if config.get("num_nextn_predict_layers") is None else config.get("nextn", 0),
         ),
     ),
     defaults={
@@ -80,6 +78,9 @@ FAMILY = Family(
         rules.LATER_LAYERS_LEFT_OUT,
         Rule(rf"{_WHERE}mlp\.gate\.expert_bias$", (Part(r"blk.\1.exp_probs_b.bias"),)),
         *rules.ordered_experts("down", "gate", "up"),
+    ),
+    nextn=nextn.Nextn(
+        "num_nextn_predict_layers", {**ATTENTION, **EXPERTS}, draft=False, final="layer_output_norm"
     ),
     runs=False,
 )

@@ -21,13 +21,13 @@ INDEXER = {
     "blk.indexer.attn_q_b.weight": "index_n_heads*index_head_dim q_lora_rank",
 }
 _WHERE = r"^model\.layers\.(\d+)\.self_attn\.indexer\."
-RULES = (
-    *deepseek2.RULES,
+INDEXER_RULES = (
     Rule(rf"{_WHERE}k_norm\.(weight|bias)$", (Part(r"blk.\1.indexer.k_norm.\2"),)),
     Rule(rf"{_WHERE}weights_proj\.weight$", (Part(r"blk.\1.indexer.proj.weight"),)),
     Rule(rf"{_WHERE}wk\.weight$", (Part(r"blk.\1.indexer.attn_k.weight"),)),
     Rule(rf"{_WHERE}wq_b\.weight$", (Part(r"blk.\1.indexer.attn_q_b.weight"),)),
 )
+RULES = (*deepseek2.RULES, *INDEXER_RULES)
 INDEXER_KEYS = (
     Key("index_n_heads", "attention.indexer.head_count"),
     Key("index_head_dim", "attention.indexer.key_length"),

@@ -12,6 +12,7 @@ from quantmill.gguf_io.convert.keys import FLOAT32, STRING, UINT32, Item
 from quantmill.gguf_io.convert.rules import Config, Part, Rule
 
 LONG = 256 * 1024  # tokens for which alpha was chosen
+SAID = (32 * 1024, LONG)
 
 
 def write_alpha(usual: int) -> Callable[[Config], Iterable[Item]]:
@@ -27,7 +28,8 @@ def write_alpha(usual: int) -> Callable[[Config], Iterable[Item]]:
         yield "rope.freq_base", FLOAT32, base
         yield "rope.scaling.type", STRING, RopeScalingType.NONE.value
         yield "rope.scaling.factor", FLOAT32, 1
-        if settings["rope_type"] == "dynamic":
+        # What config.json says of the context is wrong where it is one of these; llama.cpp's converter takes no other.
+        if settings["rope_type"] == "dynamic" and config["max_position_embeddings"] in SAID:
             yield "rope.scaling.original_context_length", UINT32, LONG
             yield "context_length", UINT32, LONG
 

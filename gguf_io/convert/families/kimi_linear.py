@@ -65,7 +65,7 @@ def third(which: int) -> Choice:
     return choose
 
 
-def _absorbed(config: Config) -> int:
+def absorbed(config: Config) -> int:
     return need(config, "kv_lora_rank") + need(config, "qk_rope_head_dim")
 
 
@@ -207,7 +207,7 @@ FAMILY = Family(
         Key("q_lora_rank", "attention.q_lora_rank"),
         deepseek2.RANK,
         keys.written("rope.dimension_count", lambda config: need(config, "qk_rope_head_dim")),
-        keys.written("attention.key_length", _absorbed),
+        keys.written("attention.key_length", absorbed),
         keys.written("attention.key_length_mla", deepseek2.long_keys),
         Key("v_head_dim", "attention.value_length_mla"),
         Key("moe_intermediate_size", "expert_feed_forward_length", needed=True),

@@ -38,7 +38,9 @@ def _mlp_layer_types(config: Config) -> list[str]:
         raise GGUFError(f"config.json: moe_layer_freq must have a number for each layer, not {sparse!r}")
     kinds = ["sparse" if one else "dense" for one in sparse]
     if kinds != sorted(kinds):
-        raise GGUFError("config.json: moe_layer_freq has a dense layer behind one with experts; llama.cpp has none")
+        raise GGUFError(
+            "config.json: moe_layer_freq has a dense layer behind one with experts; llama.cpp has none"
+        )
     return kinds
 
 
@@ -172,12 +174,15 @@ FAMILY = Family(
         Rule(
             rf"{_MOE}shared_experts\.gate_up_proj\.weight$",
             tuple(
-                Part(rf"blk.\1.ffn_{which}_shexp.weight", rows=half(i)) for i, which in enumerate(("gate", "up"))
+                Part(rf"blk.\1.ffn_{which}_shexp.weight", rows=half(i))
+                for i, which in enumerate(("gate", "up"))
             ),
         ),
         Rule(
             rf"{_WHERE}mlp\.gate_up_proj\.weight$",
-            tuple(Part(rf"blk.\1.ffn_{which}.weight", rows=half(i)) for i, which in enumerate(("gate", "up"))),
+            tuple(
+                Part(rf"blk.\1.ffn_{which}.weight", rows=half(i)) for i, which in enumerate(("gate", "up"))
+            ),
         ),
         *EXPERTS,
     ),

@@ -6,9 +6,11 @@ quantized, not run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from gguf import MODEL_ARCH
 
 from quantmill.gguf_io.convert import keys, layout, nextn, rope, rules
@@ -62,6 +64,34 @@ def _experts_from(config: Config) -> int:
 def _is_sparse(config: Config, layer: int) -> bool:
     stated = config.get("moe_layers_enum")
     return str(layer) in stated.replace(" ", "").split(",") if isinstance(stated, str) else layer >= 3
+
+
+def _table(config: Config) -> rope.Tables:
+    """What Llama 3's scaling divides each frequency of full attention by, half of a head; the rest, that only layers
+    which slide turn, by 1. Single precision where llama.cpp's converter has it."""
+    settings = rope.of_full_attention(config)
+    if settings["rope_type"] != "llama3":
+        return {}
+    size = keys.head_dim(config)
+    rotated = int(size * _SHARES["full_attention"])
+    factor, low, high = (
+        float(settings.get(key, usual))
+        for key, usual in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
+    )
+    if 0 in (factor, low, high) or low == high:
+        raise GGUFError(
+            f"config.json: RoPE's factor {factor}, low_freq_factor {low} and high_freq_factor {high} cannot be used"
+        )
+    context = int(settings.get("original_max_position_embeddings", 8192))
+    exponents = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
+    powers = (float(settings.get("rope_theta", 10000.0)) ** exponents.astype(np.float64)).astype(np.float32)
+    wavelengths = 2 * math.pi / (np.float32(1) / powers).astype(np.float64)
+    smooth = (context / wavelengths - low) / (high - low)
+    with np.errstate(divide="ignore"):
+        factors = np.where(wavelengths < context / high, 1.0, 1.0 / ((1.0 - smooth) / factor + smooth))
+    factors = np.where(wavelengths > context / low, factor, factors)
+    rest = np.ones(size // 2 - len(factors))
+    return {"rope_freqs.weight": np.concatenate((factors, rest)).astype(np.float32)}
 
 
 def _limits(key: str, gguf: str) -> keys.Rows:
@@ -137,6 +167,7 @@ FAMILY = Family(
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     },
+    tables=_table,
     rules=(
         rules.LATER_LAYERS_LEFT_OUT,
         Rule(

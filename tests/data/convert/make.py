@@ -91,8 +91,13 @@ def saved_shapes(name: str) -> dict[str, list[int]]:
 
 
 def published(name: str) -> str:
-    """A dense layer of Kimi-Linear is no block_sparse_moe; save_pretrained calls it so."""
-    return re.sub(r"block_sparse_moe\.((?:gate|up|down)_proj)", r"mlp.\1", name)
+    """The name that published checkpoints have where save_pretrained's renaming goes too far: dense layers of
+    Kimi-Linear are no block_sparse_moe, of Hunyuan 4 only attention has a linear_gate, and hc_pre stands elsewhere."""
+    name = re.sub(r"block_sparse_moe\.((?:gate|up|down)_proj)", r"mlp.\1", name)
+    name = re.sub(r"(mlp|shared_experts)\.linear_gate\.", r"\1.gate_proj.", name)
+    return re.sub(r"hc_pre\.(hc_(?:attn|mlp)_layer)\.", r"\1.hc_pre.", name).replace(
+        "hc_pre.hc_head.", "hc_head."
+    )
 
 
 def job(name: str, scratch: Path) -> Job:
