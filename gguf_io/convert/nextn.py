@@ -70,15 +70,15 @@ class Nextn:
 
     def renamed(self, name: str, n_layers: int) -> str:
         """A name under `mtp.` as one of a layer behind the last, whose final norm has one name."""
+        match = re.match(r"(?:model\.)?mtp\.(?:layers\.(\d+)\.(.+)|(\w+)\.(\w+)$)", name)
+        if match and match[1] is None:
+            return f"model.layers.{n_layers}.{OUTSIDE.get(match[3], match[3])}.{match[4]}"
+        if match:
+            name = f"model.layers.{n_layers + int(match[1])}.{match[2]}"
         later = re.match(rf"{_WHERE}final_layernorm\.", name)
         if later and int(later[1]) >= n_layers:
             return name.replace("final_layernorm", "shared_head.norm")
-        match = re.match(r"(?:model\.)?mtp\.(?:layers\.(\d+)\.(.+)|(\w+)\.(\w+)$)", name)
-        if match is None:
-            return name
-        if match[1] is not None:
-            return f"model.layers.{n_layers + int(match[1])}.{match[2]}"
-        return f"model.layers.{n_layers}.{OUTSIDE.get(match[3], match[3])}.{match[4]}"
+        return name
 
     def expected(self, config: Config, place: int) -> dict[str, Expected]:
         """place: behind those of the family's own groups of tensors."""

@@ -137,6 +137,16 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
         found = {tensor.removeprefix("model."): value for tensor, value in found.items()}
     if name.endswith("-nextn"):
         found |= _later_layer(random, model, found)
+        if model.model_type == "mimo_v2_flash":  # of which there are three
+            for i in (1, 2):
+                later = {
+                    tensor: value
+                    for tensor, value in found.items()
+                    if tensor.startswith("model.mtp.layers.0.")
+                }
+                found |= {
+                    tensor.replace("layers.0.", f"layers.{i}."): value for tensor, value in later.items()
+                }
     return _fused(found) if name == "qwen3-moe-fused" else found
 
 
@@ -144,21 +154,27 @@ def _later_layer(
     random: np.random.RandomState, model: Model, found: dict[str, tuple[str, np.ndarray]]
 ) -> dict[str, tuple[str, np.ndarray]]:
     """A layer that predicts further tokens: the tensors of the last anew, of K-EXAONE those of the first, which has no
-    experts; and what it has beside them."""
+    experts, of MiMo V2 the first's feed-forward behind a layer that slides; and what it has beside them."""
     last, width = model.config["num_hidden_layers"] - 1, model.config["hidden_size"]
-    apart = model.architecture.startswith(("Qwen", "Exaone"))
+    apart, of_mimo = model.architecture.startswith(("Qwen", "Exaone")), model.model_type == "mimo_v2_flash"
     first, own = ("mtp.", "mtp.layers.0.") if apart else (f"model.layers.{last + 1}.",) * 2
-    prefix = f"model.layers.{0 if model.model_type == 'exaone_moe' else last}."
+    first, own = ("model.mtp.layers.0.",) * 2 if of_mimo else (first, own)
+
+    def prefix(tensor: str) -> str:
+        dense = model.model_type == "exaone_moe" or (of_mimo and ".mlp." in tensor)
+        return f"model.layers.{0 if dense else 1 if of_mimo else last}."
+
     shapes = {
-        own + tensor.removeprefix(prefix): values.shape
+        own + tensor.removeprefix(prefix(tensor)): values.shape
         for tensor, (_, values) in found.items()
-        if tensor.startswith(prefix)
+        if tensor.startswith(prefix(tensor))
     }
     beside = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
     norms = {
         "hy_v3": "final_layernorm",
         "bailing_hybrid": "final_layernorm",
         "bailing_moe_v2": "final_layernorm",
+        "mimo_v2_flash": "final_layernorm",
         "step3p5": "transformer.shared_head.norm",
     }
     beside[norms.get(model.model_type, "shared_head.norm")] = (width,)

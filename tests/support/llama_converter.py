@@ -51,8 +51,12 @@ guess, load = TextModel.get_vocab_base_pre, ModelBase.load_hparams
 def read(directory, is_mistral_format):
     with open(str(directory) + "/config.json", encoding="utf-8") as file:
         return json.load(file)
+def classes(of):
+    return [of, *(one for below in of.__subclasses__() for one in classes(below))]
 errors = []
 for job in jobs:
+    for one in classes(ModelBase):  # the converter sets them where an option says so, and leaves them
+        one.no_mtp = one.mtp_only = False
     # the made-up tokenizers have no hash that llama.cpp knows, so it is told their pre-tokenizer
     TextModel.get_vocab_base_pre = (lambda self, tokenizer: job["pre"]) if job["pre"] else guess
     ModelBase.load_hparams = staticmethod(read) if job["raw"] else load

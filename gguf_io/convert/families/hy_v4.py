@@ -53,8 +53,8 @@ def _groups(config: Config) -> Iterable[Item]:
 
 
 def _has_indexer(config: Config, layer: int) -> bool:
-    kinds = config.get("indexer_types")
-    return bool(kinds) and kinds[layer] == "full"
+    kinds = config.get("indexer_types") or ()
+    return layer < len(kinds) and kinds[layer] == "full"
 
 
 def _limits(config: Config) -> list[float] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from gguf import MODEL_ARCH
 
-from quantmill.gguf_io.convert import keys, layout, rope, rules
+from quantmill.gguf_io.convert import keys, layout, nextn, rope, rules
 from quantmill.gguf_io.convert.facts import Facts, Settings
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import ARRAY, FLOAT32, Item, Key
@@ -33,17 +33,21 @@ def _slides(config: Config, layer: int) -> bool:
     return config["layer_types"][layer] == "sliding_attention"
 
 
+def _sliding_heads(config: Config) -> int:
+    return config.get("swa_num_key_value_heads") or 2 * config["num_key_value_heads"]
+
+
 def _kv_heads(config: Config) -> list[int]:
-    full = config["num_key_value_heads"]
-    sliding = config.get("swa_num_key_value_heads") or 2 * full
+    full, sliding = config["num_key_value_heads"], _sliding_heads(config)
     return [sliding if _slides(config, i) else full for i in range(config["num_hidden_layers"])]
 
 
 def _write_layers(config: Config) -> Iterable[Item]:
-    yield "attention.head_count_kv", ARRAY, _kv_heads(config)
+    further = config.get("nextn", 0)  # layers that predict further tokens slide
+    yield "attention.head_count_kv", ARRAY, _kv_heads(config) + [_sliding_heads(config)] * further
     yield from keys.WINDOW.write(config)
-    layers = range(config["num_hidden_layers"])
-    yield "attention.sliding_window_pattern", ARRAY, [int(_slides(config, layer)) for layer in layers]
+    slides = [int(_slides(config, layer)) for layer in range(config["num_hidden_layers"])]
+    yield "attention.sliding_window_pattern", ARRAY, slides + [1] * further
     yield "attention.value_length", keys.UINT32, config["v_head_dim"]
 
 
@@ -67,6 +71,16 @@ def _rotated(config: Config) -> int:
     return int(keys.head_dim(config) * rope.of_full_attention(config).get("partial_rotary_factor", 1.0))
 
 
+def attention(kv_heads: str) -> dict[str, str]:
+    """kv_heads: the key of their number in a layer."""
+    return {
+        "blk.attn_q.weight": "num_attention_heads*head_dim hidden_size",
+        "blk.attn_k.weight": f"{kv_heads}*head_dim hidden_size",
+        "blk.attn_v.weight": f"{kv_heads}*v_head_dim hidden_size",
+        "blk.attn_output.weight": "hidden_size num_attention_heads*v_head_dim",
+    }
+
+
 FAMILY = Family(
     classes=("MiMoV2FlashForCausalLM",),
     arch=MODEL_ARCH.MIMO2,
@@ -75,14 +89,7 @@ FAMILY = Family(
         layout.EMBEDDING,
         *layout.HEAD,
         layout.NORMS_BEFORE,
-        layout.Tensors(
-            {
-                "blk.attn_q.weight": "num_attention_heads*head_dim hidden_size",
-                "blk.attn_k.weight": "kv_heads*head_dim hidden_size",
-                "blk.attn_v.weight": "kv_heads*v_head_dim hidden_size",
-                "blk.attn_output.weight": "hidden_size num_attention_heads*v_head_dim",
-            }
-        ),
+        layout.Tensors(attention("kv_heads")),
         layout.Tensors({"blk.attn_sinks.weight": "num_attention_heads"}, _slides),
         layout.Tensors(layout.FEED_FORWARD, layout.is_dense),
         layout.Tensors(
@@ -107,6 +114,7 @@ FAMILY = Family(
         Key("moe_intermediate_size", "expert_feed_forward_length", needed=True),
         keys.written("rope.dimension_count", _rotated),
         Key("attention_value_scale", "attention.value_scale", FLOAT32),
+        nextn.LAYERS,
         keys.Rows(read=_read),
     ),
     defaults={
@@ -131,9 +139,10 @@ FAMILY = Family(
         "topk_group": 1,
         "v_head_dim": 128,
         "kv_heads": _kv_heads,
+        "sliding_heads": _sliding_heads,
     },
     rules=(
-        Rule(r"^model\.mtp\."),
+        rules.MTP_LEFT_OUT,
         Rule(
             r"^model\.layers\.(\d+)\.self_attn\.(?:attention_sink_bias|sinks)$",
             (Part(r"blk.\1.attn_sinks.weight"),),
@@ -141,4 +150,16 @@ FAMILY = Family(
         *rules.ordered_experts("gate", "up", "down"),
     ),
     fixed={"norm_topk_prob": True},
+    # llama.cpp runs those of MiMo V2.5 only, whose projections of attention are one.
+    nextn=nextn.Nextn(
+        "num_nextn_predict_layers",
+        {
+            **layout.NORMS_BEFORE.shapes,
+            **attention("sliding_heads"),
+            "blk.attn_sinks.weight?": "num_attention_heads",
+            **layout.FEED_FORWARD,
+        },
+        draft=False,
+        final="layer_output_norm",
+    ),
 )
