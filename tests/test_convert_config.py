@@ -56,6 +56,7 @@ SPARSE = {
 SEVERAL = (
     *("Mistral3ForConditionalGeneration", "GraniteMoeHybridForCausalLM", "NemotronHForCausalLM"),
     *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
+    "MiniMaxM3SparseForConditionalGeneration",
 )
 # To transformers, the last under the names that the hub's files use.
 UNKNOWN = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "Step3p5ForCausalLM")
@@ -105,7 +106,12 @@ def lifted(config):
 
 
 # Defaults of classes that no key is written for.
-UNWRITTEN = {("head_dim", "granite"), ("head_dim", "granitemoe")}
+# To the last two classes head_dim is what RoPE turns of a head; layers behind the last whole group of Ling 3 attend to
+# everything in llama.cpp's converter.
+UNWRITTEN = {
+    *(("head_dim", "granite"), ("head_dim", "granitemoe")),
+    *(("head_dim", "bailing_hybrid"), ("head_dim", "kimi_linear"), ("layer_types", "bailing_hybrid")),
+}
 
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512}

@@ -157,7 +157,7 @@ FAMILY = Family(
         keys.Rows(_write_indexer),
     ),
     defaults={
-        "first_k_dense_replace": lambda config: config["mlp_layer_types"].count("dense"),
+        "first_k_dense_replace": lambda config: (config.get("mlp_layer_types") or ["dense"]).count("dense"),
         "hc_eps": 1e-6,
         "hc_magnitude": 2.0,
         "hc_mult": 4,
@@ -169,6 +169,7 @@ FAMILY = Family(
         "kv_lora_rank": 512,
         "max_position_embeddings": 262144,
         "mlp_layer_types": layout.dense_first("first_k_dense_replace"),
+        "moe_intermediate_size": 768,
         "n_group": 1,
         "n_routed_experts": 256,
         "n_shared_experts": 1,

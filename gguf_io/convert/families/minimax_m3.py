@@ -74,8 +74,8 @@ INDEXER = {
 FAMILY = Family(
     # The last is transformers' name of the text part alone.
     classes=(
-        "MiniMaxM3SparseForCausalLM",
         "MiniMaxM3SparseForConditionalGeneration",
+        "MiniMaxM3SparseForCausalLM",
         "MiniMaxM3VLForCausalLM",
     ),
     arch="minimax-m3",
