@@ -14,15 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from quantmill.cli import app
-from quantmill.imatrix.matrix import ImatrixError
-from quantmill.jobs import compensate, compensate_plan
+from quantmill.jobs import compensate_plan
 from quantmill.jobs.compensate import run
 from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.finished_layers import SUFFIX, finished_path
+from quantmill.jobs.finished_layers import SUFFIX
 from quantmill.jobs.quantize import Job, plan_job
 from quantmill.jobs.watcher import Silent
-from quantmill.qkernels.trust import DeviceFault
 from quantmill.recipe import Recipe
 from tests.support.measure_models import EXAMPLE, directory, tiny, untied
 
@@ -213,59 +211,6 @@ def test_what_forbids_a_polish():
     assert "left out" in (forbidden(pruned, 99) or "")
 
 
-@pytest.mark.parametrize(
-    ("wish", "message"),
-    [
-        (lambda: Calibration(()), "needs a calibration text"),
-        (lambda: Calibration((TEXT,), "slow"), "--effort slow"),
-        (lambda: Calibration((TEXT,), alpha=1.5), "--alpha 1.5"),
-        (lambda: Calibration((TEXT,), damping=0.0), "--damping 0.0"),
-    ],
-)
-def test_wishes_that_cannot_be_fulfilled(wish, message):
-    with pytest.raises(JobError, match=message):
-        wish()
-
-
-def test_a_text_that_is_too_short(tmp_path):
-    text = tmp_path / "short.txt"
-    text.write_text("Too short.\n")
-    with pytest.raises(ImatrixError, match="tokens"):
-        run(job_to(tmp_path / "x.gguf"), Calibration((str(text),)), Watching())
-    text.write_text((EXAMPLE / "calibration.txt").read_text()[:4500])
-    with pytest.raises(JobError, match="at least 4"):
-        run(job_to(tmp_path / "x.gguf"), Calibration((str(text),)), Watching())
-
-
-def test_a_full_disk_leaves_one_line_and_no_output(tmp_path, monkeypatch):
-    import errno
-    import os
-
-    from quantmill.gguf_io.errors import GGUFError
-    from quantmill.gguf_io.partial import PartialFile
-
-    whole = PartialFile.write_at
-
-    def full(self, offset, data):
-        if SUFFIX in str(self.final):
-            raise GGUFError(f"{self.final}: {os.strerror(errno.ENOSPC)}")
-        whole(self, offset, data)
-
-    monkeypatch.setattr(PartialFile, "write_at", full)
-    with pytest.raises(GGUFError, match="No space"):
-        run(job_to(tmp_path / "x.gguf", "Q4_0"), Calibration((TEXT,), "fast", n_chunks=4), Watching())
-    assert not (tmp_path / "x.gguf").exists()
-
-
-def test_the_text_and_the_wish_go_together():
-    model = str(tiny("F16"))
-    wishes = ["--effort fast", "--chunks 9", "--alpha 0.5", "--damping 0.01", "--resume"]
-    for arguments in (["--calibration", TEXT], ["--compensate"], *(wish.split() for wish in wishes)):
-        done = CliRunner().invoke(app, ["quantize", "--dry-run", model, "Q4_0", *arguments])
-        assert done.exit_code == 2
-        assert arguments[0] in done.output
-
-
 def test_a_dry_run_knows_that_importance_is_collected_on_the_way(tmp_path):
     words = ["--compensate", "--calibration", TEXT, "--chunks", "4", "--dry-run"]
     done = CliRunner().invoke(
@@ -313,27 +258,3 @@ def test_what_it_takes_is_said_before_and_what_is_left_plain_after(tmp_path):
     assert said is not None
     assert float(said[1]) * 2**30 == pytest.approx(json.loads(done.stdout)["peak_bytes"], rel=0.2)
     assert "without compensation: token_embd.weight" in done.stderr
-
-
-def test_a_device_with_wrong_bytes_has_its_work_done_again(tmp_path, monkeypatch):
-    asked, output, watching = [], tmp_path / "out.gguf", Watching()
-
-    def first_fails(job, calibration, watcher):
-        asked.append((job.device, calibration.resume))
-        if len(asked) == 1:
-            finished_path(output).mkdir()
-            raise DeviceFault("Q4_K on cuda: 1 of 768 blocks of the model are not the CPU's")
-        assert not finished_path(output).exists()
-        return "made"
-
-    monkeypatch.setattr(compensate, "_run", first_fails)
-    warned = []
-    watching.warn = warned.append
-    job = replace(job_to(output), device="auto")
-    assert run(job, replace(SHORT, resume=True), watching) == "made"
-    assert asked == [("auto", True), ("cpu", False)]
-    assert "the CPU begins again" in warned[0]
-    asked.clear()
-    with pytest.raises(DeviceFault):
-        run(replace(job, strict_device=True), SHORT, watching)
-    assert len(asked) == 1
