@@ -81,7 +81,9 @@ def test_defaults_are_those_of_the_configuration_class(family):
             if (key, model_type) in UNWRITTEN:
                 continue
             assert ours.get(key) == theirs[key], key
-    rope = theirs["rope_parameters"]
+    rope = theirs.get("rope_parameters")
+    if rope is None:  # Kimi-Linear turns nothing
+        return
     for kind in ("full_attention", "sliding_attention"):
         mine, other = ours["rope_parameters"].get(kind, {}), rope.get(kind, {})
         assert mine.get("rope_theta") == other.get("rope_theta")
