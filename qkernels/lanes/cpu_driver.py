@@ -38,6 +38,7 @@ from quantmill.qkernels.lanes.simd import (
     load_run,
     local,
     loop,
+    prefetch,
     repeated,
     store_run,
 )
@@ -47,6 +48,7 @@ from quantmill.qkernels.types import QuantType
 _SIDE = 16
 _FLOAT_RUN, _INT_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I32, I8))
 _LARGEST_FINITE = 0x7F7FFFFF
+_AHEAD = 8  # runs of a row that are asked for before they are summed
 # Sixteen weights as they are stored.
 _HALF_RUN = ir.VectorType(I16, _SIDE)
 _STORED = {"F32": _FLOAT_RUN, "F16": _HALF_RUN, "BF16": _HALF_RUN}
@@ -79,7 +81,8 @@ def text_of(
                 b.store(b.load(given, align=4), arrays["row_sigma"])
         else:
             first, apart = first_of(b, tile, b.mul(driver.n_rows, per_row)), I64(1)
-        driver.load_tile(b.mul(first, block), b.mul(apart, block), type.block)
+        ahead = block if encoder.uses_importance else b.mul(I64(b.width), block)
+        driver.load_tile(b.mul(first, block), b.mul(apart, block), type.block, ahead)
         for phase in encoder.phases:
             arguments = [arrays[a] if isinstance(a, str) else a for a in phase.arguments]
             with loop(b, I64(0), I64(phase.lanes)) as j:
@@ -101,7 +104,8 @@ def text_of_row_sigma(source: str, layout: Layout, processor: Processor) -> str:
         row = first_of(b, tile, driver.n_rows)
         b.store(repeated(0.0, b.floats), total)
         with loop(b, I64(0), driver.n_cols, I64(run)) as column:
-            driver.load_tile(b.add(b.mul(row, driver.n_cols), column), driver.n_cols, run)
+            start = b.add(b.mul(row, driver.n_cols), column)
+            driver.load_tile(start, driver.n_cols, run, I64(_AHEAD * run))
             b.store(unit.call(b, add_squares, [b.load(total), driver.arrays["x"], 0, run]), total)
         place = b.bitcast(b.gep(driver.sigma, [row]), b.floats.as_pointer())
         b.store(WORDS["div"].build(b, b.load(total), count), place, align=4)
@@ -129,8 +133,11 @@ class _Driver:
         self.largest = local(b, _INT_RUN)
         b.store(repeated(0, _INT_RUN), self.largest)
 
-    def load_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
-        """A run of n weights a lane, from element `start` on, become x; the bits of the largest magnitude are kept."""
+    def load_tile(self, start: ir.Value, stride: ir.Value, n: int, ahead: ir.Value) -> None:
+        """A run of n weights a lane, from element `start` on, become x; the bits of the largest magnitude are kept.
+
+        Those `ahead` of them, which come later, are asked for: the lanes are more streams than a processor foresees.
+        """
         b = self.b
         x = b.bitcast(self.arrays["x"], F32.as_pointer())
         with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
@@ -140,6 +147,7 @@ class _Driver:
                 for k in range(_SIDE):
                     place = b.add(b.add(start, b.mul(stride, I64(lane + k))), i)
                     rows.append(self.widened(load_run(b, self.source, place, _STORED[self.stored], 2)))
+                    prefetch(b, b.gep(self.source, [b.add(place, ahead)]))
                     bits = b.and_(b.bitcast(rows[-1], _INT_RUN), repeated(0x7FFFFFFF, _INT_RUN))
                     highest = b.select(b.icmp_unsigned(">", bits, highest), bits, highest)
                 for k, run in enumerate(interleave(b, rows)):

@@ -120,65 +120,90 @@ class Group:
         return distance, norm
 
 
-class Nearest:
-    """The nearest of a list of neighbours, the first of equally near ones: its place in the list, code, distance."""
+class Found:
+    """A neighbour that was found: its place in the list, code, distance.
 
-    def __init__(self, builder: LaneBuilder, group: Group, list_at: ir.Value, runs: ir.Value | None) -> None:
-        """`runs` is None for a list of one run."""
-        self.builder, self.list_at, self.runs = builder, list_at, runs
-        b = builder
-        self.kept = [local(b, ir.ArrayType(_FLOATS, MAX_RUNS if runs else 1)) for _ in range(2)]
-        if runs is None:
-            nearest = self._measure(group, I32(0))
-            least = _least(b, nearest)
-            ties = b.bitcast(b.icmp_signed("==", nearest, splat(b, least, RUN)), ir.IntType(RUN))
-            self.first = b.zext(b.cttz(ties, I1(0)), I32)
-        else:
-            least, self.first = self._among_runs(group, runs)
-        self.distance = b.bitcast(least, F32)
-        self.code = b.load(b.gep(list_at, [self.first]))
+    runs: how long the list is, None for one run. kept: where the distances and the norms of all of it are.
+    """
 
-    def _measure(self, group: Group, run: ir.Value) -> ir.Value:
-        """One run's distances, as integers of the same order."""
-        measured = group.measure(self.codes(run))
-        for values, place in zip(measured, self.kept, strict=True):
-            self.builder.store(values, self.builder.gep(place, [I32(0), run]))
-        return self.builder.bitcast(measured[0], _I32S)
+    def __init__(
+        self,
+        builder: LaneBuilder,
+        list_at: ir.Value,
+        runs: ir.Value | None,
+        kept: tuple[ir.Value, ir.Value],
+        first: ir.Value,
+    ) -> None:
+        self.builder, self.list_at, self.runs, self.kept, self.first = builder, list_at, runs, kept, first
+        self.code = builder.load(builder.gep(list_at, [first]))
+        self.distance = self._kept(0)
 
-    def _among_runs(self, group: Group, runs: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _kept(self, which: int) -> ir.Value:
         b = self.builder
+        return b.load(b.gep(b.bitcast(self.kept[which], F32.as_pointer()), [self.first]))
+
+    def norm(self) -> ir.Value:
+        return self._kept(1)
+
+    def codes(self, run: ir.Value) -> ir.Value:
+        return _codes(self.builder, self.list_at, run)
+
+    def measured(self, run: ir.Value) -> list[ir.Value]:
+        """Distances and norms of a run."""
+        return [self.builder.load(self.builder.gep(place, [run])) for place in self.kept]
+
+
+def _codes(b: LaneBuilder, list_at: ir.Value, run: ir.Value) -> ir.Value:
+    return b.load(b.gep(b.bitcast(list_at, _I32S.as_pointer()), [run]), align=4)
+
+
+class Search:
+    """Finds the nearest of a list of neighbours, the first of equally near ones."""
+
+    def __init__(self, builder: LaneBuilder, group: Group, list_at: ir.Value) -> None:
+        self.builder, self.group, self.list_at = builder, group, list_at
+
+    def of_one_run(self, kept: tuple[ir.Value, ir.Value]) -> Found:
+        b = self.builder
+        nearest = self._measure(I32(0), kept)
+        least = _least(b, nearest)
+        ties = b.bitcast(b.icmp_signed("==", nearest, splat(b, least, RUN)), ir.IntType(RUN))
+        return Found(b, self.list_at, None, kept, b.zext(b.cttz(ties, I1(0)), I32))
+
+    def of_runs(self, runs: ir.Value) -> Found:
+        b = self.builder
+        kept = room(b, MAX_RUNS), room(b, MAX_RUNS)
         best, best_run = (local(b, _I32S) for _ in range(2))
         b.store(_all_int(0x7FFFFFFF), best)
         b.store(_all_int(0), best_run)
         with loop(b, I64(0), runs) as i:
-            ordered = self._measure(group, i)
+            ordered = self._measure(i, kept)
             nearer = b.icmp_signed("<", ordered, b.load(best))
             run = splat(b, b.trunc(i, I32), RUN)
             b.store(b.select(nearer, ordered, b.load(best)), best)
             b.store(b.select(nearer, run, b.load(best_run)), best_run)
         nearest = b.load(best)
-        least = _least(b, nearest)
-        ties = b.icmp_signed("==", nearest, splat(b, least, RUN))
+        ties = b.icmp_signed("==", nearest, splat(b, _least(b, nearest), RUN))
         # the first in the list may stand in any place of the vector
         position = b.or_(b.shl(b.load(best_run), _all_int(4)), ir.Constant(_I32S, list(range(RUN))))
-        return least, _least(b, b.select(ties, position, _all_int(0x7FFFFFFF)))
+        return Found(b, self.list_at, runs, kept, _least(b, b.select(ties, position, _all_int(0x7FFFFFFF))))
 
-    def codes(self, run: ir.Value) -> ir.Value:
+    def _measure(self, run: ir.Value, kept: tuple[ir.Value, ir.Value]) -> ir.Value:
+        """One run's distances, as integers of the same order."""
         b = self.builder
-        place = b.bitcast(self.list_at, _I32S.as_pointer())
-        return b.load(b.gep(place, [run]), align=4)
+        measured = self.group.measure(_codes(b, self.list_at, run))
+        for values, place in zip(measured, kept, strict=True):
+            b.store(values, b.gep(place, [run]))
+        return b.bitcast(measured[0], _I32S)
 
-    def measured(self, run: ir.Value) -> list[ir.Value]:
-        """Distances and norms of a run."""
-        return [self.builder.load(self.builder.gep(place, [I32(0), run])) for place in self.kept]
 
-    def norm(self) -> ir.Value:
-        b = self.builder
-        return b.load(b.gep(b.bitcast(self.kept[1], F32.as_pointer()), [self.first]))
+def room(builder: LaneBuilder, runs: int) -> ir.Value:
+    """Memory of the function for runs of sixteen floats."""
+    return builder.gep(local(builder, ir.ArrayType(_FLOATS, runs)), [I32(0), I32(0)])
 
 
 class _Certificate:
-    def __init__(self, builder: LaneBuilder, scale: ir.Value, nearest: Nearest) -> None:
+    def __init__(self, builder: LaneBuilder, scale: ir.Value, nearest: Found) -> None:
         b = self.builder = builder
         self.scale, self.norm = scale, nearest.norm()
         square = b.fmul(scale, scale)
@@ -214,7 +239,7 @@ class _Certificate:
         return b.select(sure, bound, F32(float("inf")))
 
 
-def stays_until(builder: LaneBuilder, scale: ir.Value, nearest: Nearest) -> ir.Value:
+def stays_until(builder: LaneBuilder, scale: ir.Value, nearest: Found) -> ir.Value:
     """The smallest scale, down from this one, for which the search would find the same; infinite if unknown."""
     b = builder
     certificate = _Certificate(b, scale, nearest)

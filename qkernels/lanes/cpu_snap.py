@@ -8,23 +8,29 @@ from typing import Any
 import llvmlite.ir as ir
 
 from quantmill.qkernels.lanes import cpu_tables, cpu_words
-from quantmill.qkernels.lanes.cpu_search import RUN, Group, Nearest, stays_until
+from quantmill.qkernels.lanes.cpu_search import RUN, Found, Group, Search, room, stays_until
 from quantmill.qkernels.lanes.cpu_values import as_index
 from quantmill.qkernels.lanes.cpu_words import number_at
 from quantmill.qkernels.lanes.program import program, word
-from quantmill.qkernels.lanes.simd import F32, I32, I64, LaneBuilder, call, part
+from quantmill.qkernels.lanes.simd import F32, I32, I64, LaneBuilder, call, local, part
 
 cst, ld, st, take, where = (cpu_words.WORDS[name] for name in ("cst", "ld", "st", "take", "where"))
 _to_bits, _from_bits = cpu_words.WORDS["bits"], cpu_words.WORDS["from_bits"]
 
 
 def _search(dim: int, bits: int) -> Any:
-    """search(x, w, group, scale, near, start, runs, notes, note): note the nearest code, and how long it stays so."""
+    """search(x, w, item, group, scale, near, start, runs, notes, note, kept, left, n): note the nearest code.
+
+    How long it stays the nearest is noted at once for a list of several runs. For one run, which most have, that is
+    left for later, as number n of `left`: an item, and where in its list the nearest is; its distances and norms are
+    in `kept`. Two short loops overlap more of their steps than a long one. The result is how many are left.
+    """
 
     def build(
         b: LaneBuilder,
         x: ir.Value,
         w: ir.Value,
+        item: ir.Value,
         group: Any,
         scale: ir.Value,
         near: ir.Value,
@@ -32,22 +38,56 @@ def _search(dim: int, bits: int) -> Any:
         runs: ir.Value,
         notes: ir.Value,
         note: Any,
-    ) -> None:
-        found = Group(b, number_at(b, x, group), number_at(b, w, group), scale, (dim, bits), 2.0, F32(1.0))
-        list_at = number_at(b, near, start)
+        kept: ir.Value,
+        left: ir.Value,
+        n: ir.Value,
+    ) -> ir.Value:
+        terms = Group(b, number_at(b, x, group), number_at(b, w, group), scale, (dim, bits), 2.0, F32(1.0))
+        search = Search(b, terms, number_at(b, near, start))
         code_at = number_at(b, notes, note)
-        until_at = b.gep(code_at, [I32(b.width)])
-        with b.if_else(b.icmp_signed("==", runs, I64(1)), likely=True) as branches:
-            for branch, count in zip(branches, (None, runs), strict=True):
-                with branch:
-                    nearest = Nearest(b, found, list_at, count)
-                    b.store(nearest.code, code_at)
-                    b.store(b.bitcast(stays_until(b, scale, nearest), I32), until_at)
+        single = b.icmp_signed("==", runs, I64(1))
+        with b.if_else(single, likely=True) as (one_run, several):
+            with one_run:
+                found = search.of_one_run(_kept_at(b, kept, n))
+                b.store(found.code, code_at)
+                place = b.gep(left, [b.mul(n, I64(2))])
+                b.store(b.trunc(item, I32), place)
+                b.store(found.first, b.gep(place, [I64(1)]))
+            with several:
+                found = search.of_runs(runs)
+                b.store(found.code, code_at)
+                b.store(b.bitcast(stays_until(b, scale, found), I32), b.gep(code_at, [I32(b.width)]))
+        return b.add(n, b.zext(single, I64))
 
     return word(build)
 
 
 _search4, _search8 = _search(4, 3), _search(8, 2)
+
+
+def _kept_at(b: LaneBuilder, kept: ir.Value, n: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Where the distances and norms of number n are."""
+    place = b.gep(kept, [b.mul(n, I64(2))])
+    return place, b.gep(place, [I64(1)])
+
+
+@word
+def _note_how_long(
+    b: LaneBuilder,
+    scale: ir.Value,
+    near: ir.Value,
+    start: ir.Value,
+    notes: ir.Value,
+    note: Any,
+    kept: ir.Value,
+    left: ir.Value,
+    n: ir.Value,
+) -> None:
+    """What `_search` left."""
+    first = b.load(b.gep(left, [b.add(b.mul(n, I64(2)), I64(1))]))
+    found = Found(b, number_at(b, near, start), None, _kept_at(b, kept, n), first)
+    until_at = b.gep(number_at(b, notes, note), [I32(b.width)])
+    b.store(b.bitcast(stays_until(b, scale, found), I32), until_at)
 
 
 @word
@@ -62,10 +102,13 @@ def _search_shifted(
     start: ir.Value,
     runs: ir.Value,
 ) -> ir.Value:
-    found = Group(b, number_at(b, x, group), number_at(b, w, group), scale, (8, 2), 1.0, low)
-    return Nearest(b, found, number_at(b, near, start), runs).code
+    terms = Group(b, number_at(b, x, group), number_at(b, w, group), scale, (8, 2), 1.0, low)
+    return Search(b, terms, number_at(b, near, start)).of_runs(runs).code
 
 
+# Memory of the function for the measures of so many searches of one run, and for what is to be noted of them.
+_kept = word(lambda b, groups: room(b, 2 * groups * b.width))
+_left = word(lambda b, groups: b.gep(local(b, ir.ArrayType(I32, 2 * groups * b.width)), [I32(0), I32(0)]))
 # How many lanes there are, known while compiling.
 _width = word(lambda b: b.width)
 _lane_bits = word(lambda b: b.width.bit_length() - 1)
@@ -116,6 +159,9 @@ def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, D
         off_grid = off_grid | where(off, 1 << g, 0)
         st(NOTES, row, wanted)
         end = _queue(NOTES, end, off & ~known, _lane_numbers() + g * _width())
+    kept = _kept(GROUPS)
+    left = _left(GROUPS)
+    n = 0
     for k in range(queue, end):
         item = cst(NOTES, k)
         lane = item & (_width() - 1)
@@ -123,11 +169,19 @@ def snap(WANTED, FOUND, at, V, ROOT, place, scale, LISTS, NEAR, NOTES, GROUPS, D
         step = _float_of(cst(NOTES, lane))
         note = (2 + 3 * g) * _width() + lane
         listed = cst(LISTS, cst(WANTED, at * _width() + item))
+        start = (listed >> 10) * RUN
         group = (place + g * DIM) * _width() + lane
         if DIM == 4:
-            _search4(V, ROOT, group, step, NEAR, (listed >> 10) * RUN, _runs(listed), NOTES, note)
+            n = _search4(V, ROOT, item, group, step, NEAR, start, _runs(listed), NOTES, note, kept, left, n)
         else:
-            _search8(V, ROOT, group, step, NEAR, (listed >> 10) * RUN, _runs(listed), NOTES, note)
+            n = _search8(V, ROOT, item, group, step, NEAR, start, _runs(listed), NOTES, note, kept, left, n)
+    for k in range(n):
+        item = cst(left, 2 * k)
+        lane = item & (_width() - 1)
+        step = _float_of(cst(NOTES, lane))
+        note = (2 + 3 * (item >> _lane_bits())) * _width() + lane
+        start = (cst(LISTS, cst(WANTED, at * _width() + item)) >> 10) * RUN
+        _note_how_long(step, NEAR, start, NOTES, note, kept, left, k)
     for g in range(GROUPS):
         off = (off_grid & (1 << g)) != 0
         st(FOUND, at + g, where(off, ld(NOTES, 2 + 3 * g), ld(WANTED, at + g)))

@@ -198,6 +198,12 @@ def store_run(builder: ir.IRBuilder, run: ir.Value, array: ir.Value, place: ir.V
     builder.store(run, builder.bitcast(builder.gep(array, [place]), run.type.as_pointer()), align=align)
 
 
+def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Ask for memory that will be read; nothing is wrong with an address behind the end."""
+    place = builder.bitcast(address, I8.as_pointer())
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), place, I32(0), I32(2), I32(1))
+
+
 def first_of(builder: LaneBuilder, number: ir.Value, count: ir.Value) -> ir.Value:
     """Where the lanes of the tile of that number begin among `count`, the last of them not beyond the end."""
     first, last = builder.mul(number, I64(builder.width)), builder.sub(count, I64(builder.width))
