@@ -19,7 +19,7 @@ from typing import Any
 from quantmill.gguf_io.kinds import IMATRIX, MODEL
 from quantmill.gguf_io.outputs import check_directory, check_output
 from quantmill.gguf_io.partial import resolved, write_whole
-from quantmill.jobs import squeeze_card, squeeze_texts
+from quantmill.jobs import squeeze_card, squeeze_measure, squeeze_texts
 from quantmill.jobs.cluster import connected
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
@@ -29,14 +29,7 @@ from quantmill.jobs.source_card import source_card
 from quantmill.jobs.squeeze_candidates import Candidates
 from quantmill.jobs.squeeze_choice import best_of
 from quantmill.jobs.squeeze_costs import COMPENSATE, POLISH, Learning, costs_of, learning_of
-from quantmill.jobs.squeeze_measure import (
-    BASE,
-    IMPORTANCE,
-    Measuring,
-    fetch_tasks,
-    require_tasks,
-    task_labels,
-)
+from quantmill.jobs.squeeze_measure import BASE, IMPORTANCE, Measuring
 from quantmill.jobs.squeeze_plan import Outlook, Plans, disk_bytes, model_files, outlook, require_room
 from quantmill.jobs.squeeze_request import MEMORY, Candidate, Job, Made, Measured, Result, Wish, wishes_of
 from quantmill.jobs.squeeze_rivals import Rivals
@@ -95,7 +88,7 @@ class _Squeeze:
         """All that can be known before the work."""
         job = self.job
         squeeze_texts.require_texts(job, self.stages)
-        require_tasks(job, self.stages)
+        squeeze_measure.require_tasks(job, self.stages)
         self._check_outputs()
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
@@ -117,7 +110,7 @@ class _Squeeze:
         self._expect()
         model = fingerprint(model_files(job.model))
         texts = squeeze_texts.fetched(job, stages, model)
-        fetch_tasks(job, stages)
+        squeeze_measure.fetch_tasks(job, stages)
         self.measuring = Measuring(job, texts, stages, model)
         self.rivals.keep()
         base, rate = self.measuring.base()
@@ -132,13 +125,7 @@ class _Squeeze:
             made_on_ray(ray, every, self.made_of.asked, read, job.threads, stages)
         else:
             learned = {label for label, _ in learning.steps}
-            self.made_of.plain_together(
-                [
-                    some[0]
-                    for wish, some in self.candidates.items()
-                    if wish.file_type and wish.label not in learned
-                ]
-            )
+            self.made_of.plain_together([wish for wish in self.candidates if wish.label not in learned])
         made = [self._meet(wish, some, learning) for wish, some in self.candidates.items()]
         if not job.keep_all:
             self.made_of.remove_losers()
@@ -196,7 +183,7 @@ class _Squeeze:
 
     def _expect(self) -> None:
         """The stages that are sure to come."""
-        labels = [*squeeze_texts.expected(self.job), *task_labels(self.job), BASE, IMPORTANCE]
+        labels = [*squeeze_texts.expected(self.job), *squeeze_measure.task_labels(self.job), BASE, IMPORTANCE]
         for wish, some in self.candidates.items():
             for one in some:
                 labels += [f"types for {wish.label}"] if one.is_found else []

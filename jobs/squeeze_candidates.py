@@ -15,7 +15,7 @@ from quantmill.jobs import allocate, quantize
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, read_recipe, write_recipe
 from quantmill.jobs.squeeze_measure import Measuring, file_facts
-from quantmill.jobs.squeeze_request import Asked, Candidate, Job, Measured
+from quantmill.jobs.squeeze_request import Asked, Candidate, Job, Measured, Wish
 from quantmill.jobs.squeeze_texts import Texts
 from quantmill.jobs.squeeze_watch import CandidateRow, Inside, InsideLayers, stage_bar
 from quantmill.jobs.stages import Stages
@@ -47,9 +47,10 @@ class Candidates:
         self._memory = stages.memory
         self._makers: dict[str, Maker] = {}  # by the key of the file
 
-    def plain_together(self, candidates: Sequence[Candidate]) -> None:
-        """Make file types that are sure to be wanted, reading the model once for all of them."""
-        by_label = {candidate.label: candidate for candidate in candidates}
+    def plain_together(self, wishes: Sequence[Wish]) -> None:
+        """Make the file types among wishes, reading the model once for all of them."""
+        types = [Candidate(wish, wish.label, file_type=wish.file_type) for wish in wishes if wish.file_type]
+        by_label = {candidate.label: candidate for candidate in types}
 
         def work(labels: Sequence[str]) -> list[Mapping[str, Any]]:
             some = [by_label[label] for label in labels]
