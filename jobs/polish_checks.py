@@ -20,8 +20,8 @@ from quantmill.qkernels import TYPES, to_float32
 DEFAULT_CHUNKS = 72  # of 512 tokens; those to train on are cut in two
 HELD_BACK = 8
 # Of one text, more and shorter steps bring more. SmolLM2's Q4_0 file, 12288 tokens, divergence of 12 chunks that no
-# training saw and of text of another genre over that before: 24 steps of 512 tokens 0.654, 0.712; 48 of 256 0.604,
-# 0.678, for 7 % more time.
+# training saw and of text of another genre over that before: 24 steps of 512 tokens 0.654, 0.712; 48 of 256 0.611,
+# 0.690, for 7 to 29 % more time (on a loaded machine).
 TRAINED_CTX = 256
 FEWEST_HELD_BACK = 6  # with fewer no difference could be called one (2 in 2⁶ is 3 %)
 FEWEST_TRAINED = 4
