@@ -179,9 +179,9 @@ def _of_32(levels: int, fifth: int) -> Encoder:
 _SCRATCH = {
     "sigma": (1, "f32"),
     "weight": (256, "f32"),
-    "w": (16, "f32"),
-    "wx": (16, "f32"),
-    "level": (16, "f32"),
+    "w": (32, "f32"),
+    "wx": (32, "f32"),
+    "level": (32, "f32"),
     "scale": (16, "f32"),
     "inverse": (16, "f32"),
     "live": (16, "i32"),
@@ -222,7 +222,7 @@ ENCODERS = {
     ("Q3_K", False): _of_256(
         4,
         False,
-        (Phase(descent_search, {"WEIGHT": "w", "N": 16, "NMAX": 4}, 16),),
+        (Phase(descent_search, {"WEIGHT": "w", "N": 16, "NMAX": 4}, 8),),
         (Phase(plain_scales_q3_k), Phase(pack_q3_k)),
     ),
     ("Q3_K", True): _of_256(
