@@ -56,7 +56,7 @@ SPARSE = {
 SEVERAL = (
     *("Mistral3ForConditionalGeneration", "GraniteMoeHybridForCausalLM", "NemotronHForCausalLM"),
     *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
-    "MiniMaxM3SparseForConditionalGeneration",
+    *("MiniMaxM3SparseForConditionalGeneration", "Glm5NextForConditionalGeneration"),
 )
 # To transformers, the last under the names that the hub's files use.
 UNKNOWN = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "Step3p5ForCausalLM")

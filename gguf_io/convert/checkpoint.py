@@ -45,6 +45,7 @@ ALWAYS_F32 = (
     "indexer.proj.weight",
     *("indexer.q_proj.weight", "indexer.k_proj.weight"),
     *("hc_attn_fn.weight", "hc_ffn_fn.weight", "output_hc_fn.weight"),
+    *("indexer_compressor_ape.weight", "indexer_compressor_gate.weight"),
     "altup_correct_coef.weight",
     "altup_predict_coef.weight",
 )

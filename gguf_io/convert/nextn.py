@@ -64,7 +64,8 @@ class Nextn:
     def count(self, config: Config, names: Iterable[str]) -> int:
         """How many there are: what config.json says, where the checkpoint holds any; else those that are seen."""
         n_layers = config["num_hidden_layers"]
-        found = (re.match(r"model\.layers\.(\d+)\.", self.renamed(name, n_layers)) for name in names)
+        where = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
+        found = (where.match(self.renamed(name, n_layers)) for name in names)
         seen = {int(match[1]) for match in found if match and int(match[1]) >= n_layers}
         return config.get(self.key) or max(seen) + 1 - n_layers if seen else 0
 

@@ -154,20 +154,23 @@ def _later_layer(
     random: np.random.RandomState, model: Model, found: dict[str, tuple[str, np.ndarray]]
 ) -> dict[str, tuple[str, np.ndarray]]:
     """A layer that predicts further tokens: the tensors of the last anew, of K-EXAONE those of the first, which has no
-    experts, of MiMo V2 the first's feed-forward behind a layer that slides; and what it has beside them."""
-    last, width = model.config["num_hidden_layers"] - 1, model.config["hidden_size"]
+    experts, of MiMo V2 the first's feed-forward behind a layer that slides; and what it has beside them. GLM-5.3-Flash
+    has one stream of states there."""
+    config = model.config.get("text_config", model.config)
+    root = "model.language_model." if model.whole else "model."
+    last, width = config["num_hidden_layers"] - 1, config["hidden_size"]
     apart, of_mimo = model.architecture.startswith(("Qwen", "Exaone")), model.model_type == "mimo_v2_flash"
-    first, own = ("mtp.", "mtp.layers.0.") if apart else (f"model.layers.{last + 1}.",) * 2
+    first, own = ("mtp.", "mtp.layers.0.") if apart else (f"{root}layers.{last + 1}.",) * 2
     first, own = ("model.mtp.layers.0.",) * 2 if of_mimo else (first, own)
 
     def prefix(tensor: str) -> str:
         dense = model.model_type == "exaone_moe" or (of_mimo and ".mlp." in tensor)
-        return f"model.layers.{0 if dense else 1 if of_mimo else last}."
+        return f"{root}layers.{0 if dense else 1 if of_mimo else last}."
 
     shapes = {
         own + tensor.removeprefix(prefix(tensor)): values.shape
         for tensor, (_, values) in found.items()
-        if tensor.startswith(prefix(tensor))
+        if tensor.startswith(prefix(tensor)) and not (model.whole and ".hc_" in tensor)
     }
     beside = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
     norms = {
@@ -180,7 +183,7 @@ def _later_layer(
     beside[norms.get(model.model_type, "shared_head.norm")] = (width,)
     mtp = dict(zip(beside, ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"), strict=True))
     if model.model_type == "step3p5":
-        beside["transformer.shared_head.output"] = (model.config["vocab_size"], width)
+        beside["transformer.shared_head.output"] = (config["vocab_size"], width)
     shapes |= {f"{first}{mtp[part] if apart else part}.weight": shape for part, shape in beside.items()}
     return {
         tensor: _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)

@@ -46,7 +46,7 @@ NEXTN = nextn.Nextn(
 )
 
 
-def _chooses(config: Config, layer: int) -> bool:
+def chooses(config: Config, layer: int) -> bool:
     """Whether a layer has an indexer of its own."""
     kinds = config.get("indexer_types")
     return not kinds or kinds[layer] == "full"
@@ -57,7 +57,7 @@ def _rotated(config: Config) -> int:
     return int(need(config, "qk_rope_head_dim") * factor)
 
 
-def _types(config: Config) -> list[str]:
+def types(config: Config) -> list[str]:
     """What the class fills in: a pattern of letters, or every so many layers from the offset on."""
     n_layers, pattern = config["num_hidden_layers"], config.get("index_topk_pattern")
     if isinstance(pattern, str):
@@ -81,17 +81,19 @@ def _read_types(facts: Facts) -> Settings:
     return {"indexer_types": ["full" if own else "shared" for own in list(types)[:n_layers]]}
 
 
+TYPES = keys.Rows(_write_types, _read_types)
+
 FAMILY = Family(
     classes=("GlmMoeDsaForCausalLM",),
     arch=MODEL_ARCH.GLM_DSA,
     model_type="glm_moe_dsa",
-    tensors=(*deepseek2.TENSORS, BIAS, layout.Tensors(INDEXER, _chooses)),
+    tensors=(*deepseek2.TENSORS, BIAS, layout.Tensors(INDEXER, chooses)),
     keys=(
         *deepseek2.KEYS,
         keys.written("rope.dimension_count", _rotated),
         nextn.LAYERS,
         *INDEXER_KEYS,
-        keys.Rows(_write_types, _read_types),
+        TYPES,
     ),
     defaults={
         "first_k_dense_replace": 3,
@@ -99,7 +101,7 @@ FAMILY = Family(
         "index_head_dim": 128,
         "index_n_heads": 32,
         "index_topk": 2048,
-        "indexer_types": _types,
+        "indexer_types": types,
         "kv_lora_rank": 512,
         "max_position_embeddings": 202752,
         "moe_intermediate_size": 2048,

@@ -20,7 +20,7 @@ from quantmill.gguf_io.convert.rules import Choice, Config, Index, Part, Rule
 from quantmill.gguf_io.errors import GGUFError
 
 
-def _linear(config: Config) -> Mapping[str, Any]:
+def linear(config: Config) -> Mapping[str, Any]:
     """Settings of delta attention as checkpoints have them, in an object of their own."""
     found = config.get("linear_attn_config") or {}
     if not isinstance(found, Mapping):
@@ -29,12 +29,12 @@ def _linear(config: Config) -> Mapping[str, Any]:
 
 
 def of_linear(key: str, usual: int) -> Callable[[Config], int]:
-    return lambda config: _linear(config).get(key) or usual
+    return lambda config: linear(config).get(key) or usual
 
 
 def _layer_types(config: Config) -> list[str]:
     """Checkpoints list the layers of full attention, the first one being 1."""
-    full = _linear(config).get("full_attn_layers")
+    full = linear(config).get("full_attn_layers")
     if full is None:
         full = [layer + 1 for layer in range(1, config["num_hidden_layers"]) if layer % 4 == 0]
     if not isinstance(full, list):
