@@ -1,5 +1,6 @@
-"""GLM-5.3-Flash, its text part: delta attention by channel as in Kimi-Linear, latent attention without RoPE over pools of
-tokens that an indexer chooses, several streams of states that layers mix (hyper-connections), experts chosen by sigmoid.
+"""GLM-5.3-Flash, its text part: delta attention by channel as in Kimi-Linear, latent attention without RoPE over pools
+of tokens that an indexer chooses, several streams of states that layers mix (hyper-connections), experts chosen by
+sigmoid.
 
 transformers has its text model only inside the one that sees; so it is converted and quantized, not run.
 """
