@@ -50,7 +50,7 @@ def polish(
     ] = None,
     chunks: Annotated[
         int | None,
-        typer.Option(help="Chunks of 512 tokens to take from the text. [default: 104, or all there are]"),
+        typer.Option(help="Chunks of 512 tokens to take from the text. [default: 72, or all there are]"),
     ] = None,
     epochs: Annotated[int, typer.Option(help="How often to go through them.")] = 1,
     lr: Annotated[
