@@ -161,7 +161,7 @@ class ClusterLine:
         while not self._over.wait(EVERY):
             try:
                 self._sync()
-            except QuantmillError as error:
+            except (QuantmillError, OSError) as error:  # the latter: of the notes
                 with self._crew.lock:
                     self._crew.error = self._crew.error or error
                 return

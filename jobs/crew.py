@@ -7,7 +7,6 @@ whoever does a piece does the same.
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections import deque
@@ -21,12 +20,11 @@ from quantmill import __version__
 from quantmill.errors import QuantmillError
 from quantmill.jobs.cluster import Node, nodes
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.pieces import USUAL, Hand, Outcome, Patience, Work
+from quantmill.jobs.pieces import USUAL, Hand, Outcome, Patience, Took, Work, last_line
 from quantmill.jobs.watcher import Watcher
 from quantmill.qkernels.trust import DeviceFault
 
 _LOSSES = 50  # carriers that may be lost
-_KNOWN = 3  # pieces of a kind that must be done before one is called slow
 
 
 class Crew:
@@ -50,8 +48,9 @@ class Crew:
         self._patience = patience
         self._waiting: deque[Work] = deque()  # for a hand
         self._under_way: dict[Work, None] = {}  # in the order in which it was sent
-        self._took: dict[type, list[float]] = {}  # seconds of pieces, by their kind
+        self._took = Took()
         self._losses = 0
+        self._coming: list[Hand] = []  # in place of lost ones; for the thread that reads
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # what answers lead to
         self._reading = threading.Thread(target=self._read, daemon=True)
 
@@ -92,7 +91,7 @@ class Crew:
             self._kill([hand])
             return
         except self._ray.exceptions.RayTaskError as error:
-            raise JobError(f"{hand.node.name}: quantmill does not run there: {_last_line(error)}") from error
+            raise JobError(f"{hand.node.name}: quantmill does not run there: {last_line(error)}") from error
         self.found.append(self.sound(outcome))
         self.hands.append(hand)
 
@@ -103,6 +102,7 @@ class Crew:
         self._kill(hands)
         self._inbox.put(None)
         self._reading.join()
+        self._kill(self._coming)
         for work in self._under_way:
             if not work.done.done():
                 work.done.set_exception(self.error)
@@ -200,7 +200,7 @@ class Crew:
             self._under_way.pop(work, None)
         try:
             if error is not None:
-                raise JobError(f"{hand.node.name}: {_last_line(error)}")
+                raise JobError(f"{hand.node.name}: {last_line(error)}")
             found = self.sound(answer.result())
         except QuantmillError as wrong:
             with self.lock:
@@ -208,7 +208,7 @@ class Crew:
             work.done.set_exception(wrong)
             return
         with self.lock:
-            self._took.setdefault(type(work.piece), []).append(time.monotonic() - began)
+            self._took.add(work.piece, time.monotonic() - began)
         self._send_waiting()
         work.done.set_result((hand, found))
         self._double_slow()
@@ -218,17 +218,16 @@ class Crew:
         now = time.monotonic()
         with self.lock:
             for work in list(self._under_way):
-                took = self._took.get(type(work.piece), [])
-                if len(work.sent) != 1 or len(took) < _KNOWN or self.error is not None:
+                if len(work.sent) != 1 or self.error is not None:
                     continue
                 slow, began = next(iter(work.sent.items()))
-                limit = max(self._patience.slow, self._patience.times * statistics.median(took))
+                usual = self._took.usual(work.piece) if now - began > self._patience.slow else None
                 free = [hand for hand in self.hands if hand is not slow and hand.busy < self._each(hand.node)]
-                if now - began > limit and free:
+                if usual is not None and now - began > self._patience.times * usual and free:
                     hand = min(free, key=lambda hand: hand.busy)
                     self._watcher.warn(
-                        f"{slow.node.name}: takes {now - began:.0f} s for what usually takes "
-                        f"{statistics.median(took):.1f} s; {hand.node.name} does it too"
+                        f"{slow.node.name}: takes {now - began:.0f} s for what usually takes {usual:.1f} s; "
+                        f"{hand.node.name} does it too"
                     )
                     self._give(work, hand)
 
@@ -263,6 +262,7 @@ class Crew:
                 return
         self._watcher.warn(f"{hand.node.name}: a worker was lost; what it was doing is done again")
         replacement = self._hand(hand.node, only_there=False)
+        self._coming.append(replacement)
         self._when_answered(replacement.actor.ready.remote(__version__).future(), self._replaced, replacement)
         timer = threading.Timer(self._patience.begin, self._give_up_without_hands)
         timer.daemon = True
@@ -271,6 +271,7 @@ class Crew:
 
     def _replaced(self, hand: Hand, answer: Future[Outcome]) -> None:
         if answer.exception() is not None:
+            self._coming.remove(hand)
             self._lost(hand)
             return
         with self.lock:
@@ -281,6 +282,7 @@ class Crew:
             except QuantmillError as error:
                 self._give_up(str(error))
                 return
+            self._coming.remove(hand)
             self.hands.append(hand)
         self._send_waiting()
 
@@ -294,8 +296,3 @@ class Crew:
         waiting, self._waiting = self._waiting, deque()
         for work in waiting:
             work.done.set_exception(self.error)
-
-
-def _last_line(error: BaseException) -> str:
-    """What a traceback from elsewhere ends with."""
-    return (str(error).strip().splitlines() or ["no reason given"])[-1].strip()

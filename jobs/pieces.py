@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from quantmill.jobs.cluster import Node
+
+_KNOWN = 3  # pieces of a kind that must be done before one is called slow
+_LATEST = 99  # of a kind, by which it is judged what is usual
 
 
 @dataclass(frozen=True)
@@ -64,3 +69,23 @@ class Work:
     hand: Hand | None
     done: Future[tuple[Hand, Any]] = field(default_factory=Future)
     sent: dict[Hand, float] = field(default_factory=dict)
+
+
+class Took:
+    """Seconds that pieces took, by their kind."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[type, deque[float]] = {}
+
+    def add(self, piece: Any, seconds: float) -> None:
+        self._seconds.setdefault(type(piece), deque(maxlen=_LATEST)).append(seconds)
+
+    def usual(self, piece: Any) -> float | None:
+        """Of the latest of this kind; None while there are too few."""
+        seconds = self._seconds.get(type(piece), ())
+        return statistics.median(seconds) if len(seconds) >= _KNOWN else None
+
+
+def last_line(error: BaseException) -> str:
+    """What a traceback from elsewhere ends with."""
+    return (str(error).strip().splitlines() or ["no reason given"])[-1].strip()

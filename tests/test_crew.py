@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
@@ -55,6 +56,16 @@ def test_every_piece_is_done_once_however_many_carriers_are_lost():
         assert [one.result(20)[1] for one in found] == [n * n for n in range(30)]
     assert sum("a worker was lost" in line for line in watcher.lines) == 4
     assert all(actor.dead.is_set() for actor in fake.actors)
+
+
+def test_a_replacement_that_has_not_begun_is_not_left():
+    fake = Cluster(2, losses=(1,))
+    with ExitStack() as later:
+        with crew_on(fake, Silent()) as crew:
+            later.enter_context(fake.loading)  # who comes now does not begin
+            assert crew.submit(Square(3)).result(20)[1] == 9
+        assert len(fake.actors) == 3
+        assert all(actor.dead.is_set() for actor in fake.actors)
 
 
 def test_no_hand_has_more_than_it_can_do():
