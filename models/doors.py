@@ -32,8 +32,11 @@ class Doors:
     def alone(self) -> Iterator[None]:
         with self._changed:
             self._asking += 1
-            self._changed.wait_for(lambda: not (self._is_alone or self._inside))
-            self._asking -= 1
+            try:
+                self._changed.wait_for(lambda: not (self._is_alone or self._inside))
+            finally:  # an interrupt must not keep the others out
+                self._asking -= 1
+                self._changed.notify_all()
             self._is_alone = True
         try:
             yield
