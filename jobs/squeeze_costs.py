@@ -17,6 +17,7 @@ import numpy as np
 from quantmill.gguf_io import open_source
 from quantmill.imatrix.text import N_CTX
 from quantmill.jobs.compensate_request import CHUNKS
+from quantmill.jobs.polish_checks import DEFAULT_CHUNKS
 from quantmill.jobs.squeeze_request import Job, Wish
 from quantmill.jobs.texts import SelfText
 
@@ -26,9 +27,10 @@ _SENSITIVITY_TOKENS = 8 * 256
 _WALKED = 3.5  # compensation: passes of a token, second moments included
 _SOLVED = 60.0  # and multiplications of its solver, a weight and column
 _TRAINED = 3.0  # polish: forward, backward, and the original's share
-_COMPENSATED_CHUNKS, _POLISHED_CHUNKS = CHUNKS["normal"], 72
+_COMPENSATED_CHUNKS = CHUNKS["normal"]
 _QUANTIZED = 20e6  # weights a second, of one thread
 _TRIALS = 10
+_CLOCK = 1e-4  # seconds, less than such a product takes anywhere: the clock may stand still meanwhile
 _EFFICIENCY = 0.5  # of a model's products beside one large product
 
 
@@ -59,7 +61,7 @@ class Costs:
         return self.tokens(_WALKED * n) + _SOLVED * self.solver / products
 
     def polish(self, n_chunks: int | None) -> float:
-        return self.tokens(_TRAINED * (n_chunks or _POLISHED_CHUNKS) * N_CTX)
+        return self.tokens(_TRAINED * (n_chunks or DEFAULT_CHUNKS) * N_CTX)
 
 
 def costs_of(model: Path, rate: float | None) -> Costs:
@@ -90,7 +92,7 @@ def _products_a_second() -> float:
         started = time.thread_time()
         a @ b
         taken.append(time.thread_time() - started)
-    return 512 * 1024 * 1024 / min(taken)
+    return 512 * 1024 * 1024 / max(min(taken), _CLOCK)
 
 
 def evaluation_tokens(job: Job) -> int:

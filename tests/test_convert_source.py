@@ -67,7 +67,7 @@ def test_names_lead_back(name, library):
         empty = torch.empty
     converted = {key: table.to_gguf(key, stored.__getitem__) for key in table.views}
     for key, view in table.views.items():
-        assert tuple(converted[key].shape) == view.shape
+        assert tuple(converted[key].shape) == view.stored_shape
     assert set(table.uses) | set(table.left_out) == set(shapes)
     for key in table.uses:
         np.testing.assert_allclose(table.to_hf(key, converted.__getitem__, empty), stored[key], atol=1e-6)

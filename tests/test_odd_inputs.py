@@ -276,7 +276,7 @@ def test_an_interrupted_squeeze_gives_advice_that_it_can_follow(
 
     from quantmill.jobs import squeeze
 
-    def interrupted() -> None:
+    def interrupted(ray: object) -> None:
         raise KeyboardInterrupt("go on with --resume")
 
     made = SimpleNamespace(
@@ -287,5 +287,5 @@ def test_an_interrupted_squeeze_gives_advice_that_it_can_follow(
     )
     monkeypatch.setattr(squeeze, "_Squeeze", lambda *_: made)
     with pytest.raises(KeyboardInterrupt, match="the same call goes on from what is in") as error:
-        squeeze.run(None)  # type: ignore[arg-type]
+        squeeze.run(SimpleNamespace(ray=None))  # type: ignore[arg-type]
     assert "--resume" not in str(error.value)
