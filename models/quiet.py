@@ -3,20 +3,27 @@ are cut later."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# transformers' log, and where accelerate lets parameters of a model be made, belong to the process: of two threads that
+# build at once the one that ends last would leave behind what the other had set.
+_ALONE = threading.RLock()
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
+    """For one thread at a time."""
     from transformers.utils import logging
 
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()
+    with _ALONE:
+        before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+            if bar:
+                logging.enable_progress_bar()

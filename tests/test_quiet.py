@@ -1,0 +1,39 @@
+"""Models that several threads build at once: what the process has for it stays as it was."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from quantmill.models import fill
+from quantmill.models.fill import of_config, skeleton
+from quantmill.models.quiet import quiet_transformers
+
+SETTINGS = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def test_threads_build_one_after_the_other(monkeypatch):
+    def slow(config, dtype):  # so that all would be inside at once
+        time.sleep(0.05)
+        return of_config(config, dtype)
+
+    monkeypatch.setattr(fill, "of_config", slow)
+
+    def build(_):
+        with quiet_transformers():
+            return skeleton("llama", SETTINGS, torch.float32)
+
+    before = nn.Module.register_parameter
+    with ThreadPoolExecutor(4) as threads:
+        built = list(threads.map(build, range(8)))
+    assert nn.Module.register_parameter is before
+    assert {parameter.device.type for model in built for parameter in model.parameters()} == {"meta"}
+    assert nn.Linear(2, 2).weight.device.type == "cpu"
