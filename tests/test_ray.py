@@ -22,9 +22,9 @@ from quantmill.jobs.watcher import Silent
 from quantmill.recipe import Recipe
 from quantmill.recipe.slabs import slabs
 from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.raylets import add_raylet, two_raylets
 
 IMATRIX = str(EXAMPLE / "imatrix.gguf")
-STORE = 80 << 20
 
 # Without Ray
 
@@ -112,16 +112,8 @@ def ray():
 @pytest.fixture(scope="module")
 def cluster(ray):
     """Two raylets of a processor each."""
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
-    made = Cluster(initialize_head=True, connect=False, head_node_args=head)
-    try:
-        made.add_node(num_cpus=1, object_store_memory=STORE)
+    with two_raylets(ray) as made:
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 def test_several_types_on_two_hosts_are_the_same_bytes(tmp_path, cluster):
@@ -294,7 +286,7 @@ def test_a_lost_host_changes_nothing(tmp_path, cluster):
     """The raylet itself is killed while its worker has slabs."""
     job = Job(str(tiny("F16")), tmp_path / "a.gguf", Recipe("Q4_K_M"), max_buffer_bytes=1 << 17, threads=1)
     whole = run(job)
-    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    node = add_raylet(cluster)
     cluster.wait_for_nodes()
 
     class Losing(Silent):

@@ -12,11 +12,11 @@ import pytest
 
 from quantmill import cli
 from tests.support.measure_models import EXAMPLE, tiny
+from tests.support.raylets import add_raylet, two_raylets
 
 pytestmark = pytest.mark.slow
 
 TEXT = str(EXAMPLE / "calibration.txt")
-STORE = 80 << 20
 FEW = ["--ctx", "64", "--chunks", "16"]
 JOBS = {
     "quantize": ["quantize", str(tiny("F16")), "{}.gguf", "Q4_K_M", "--max-buffer-size", "1"],
@@ -42,16 +42,8 @@ JOBS = {
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'quantmill[ray]'")
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
-    made = Cluster(initialize_head=True, connect=False, head_node_args=head)
-    try:
-        made.add_node(num_cpus=1, object_store_memory=STORE)
+    with two_raylets(ray) as made:
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 def found(path):
@@ -122,7 +114,7 @@ class Killer(threading.Thread):
 def test_one_kill(tmp_path, capsys, cluster, expected, seed, job):
     wanted = expected(job)
     if not cluster.worker_nodes:
-        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        add_raylet(cluster)
     killer = Killer(cluster, random.Random(f"{seed} {job}"))
     killer.start()
     code, path = done(JOBS[job], tmp_path / "out", f"--ray={cluster.address}")
