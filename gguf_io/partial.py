@@ -151,6 +151,14 @@ class PartialFile:
             os.lseek(self._fd, self._file_bytes - 1, os.SEEK_SET)
             os.write(self._fd, b"\0")
 
+    def clear(self) -> None:
+        """All of it reads as zeros. Raises GGUFError."""
+        try:
+            os.ftruncate(self._fd, 0)
+            self._lengthen()
+        except OSError as error:
+            raise self._failed(error, 0) from error
+
     def __enter__(self) -> PartialFile:
         return self
 

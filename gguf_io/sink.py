@@ -26,7 +26,7 @@ class GGUFSink:
 
     Creating it checks everything that can be known: names, shapes and the output rule (gguf_io.outputs, with
     `inputs`, `kind` and `force`; `kept_bytes` lie beside the files until they are done; `keep`: rows that a killed run
-    has left stay). Entering creates temporary
+    has left stay; `only`: of several files this one, from 0, for others write the rest). Entering creates temporary
     files beside the final names; commit() renames them; leaving without commit, by an error or an interrupt, removes
     them. How tensors become files: lay_out.
 
@@ -46,11 +46,15 @@ class GGUFSink:
         force: bool = False,
         kept_bytes: int = 0,
         keep: bool = False,
+        only: int | None = None,
     ) -> None:
         self._keep = keep
         self._layouts = lay_out(
             path, metadata, tensors, keep_split=keep_split, split_max_bytes=split_max_bytes
         )
+        self._first = only or 0  # shard
+        if only is not None:
+            self._layouts = self._layouts[only : only + 1]
         read = list(inputs)
         self._outputs = [check_output(layout.path, kind, read, force=force) for layout in self._layouts]
         self._finals = [output.final for output in self._outputs]
@@ -99,6 +103,12 @@ class GGUFSink:
             raise
         return self
 
+    def begin_anew(self) -> None:
+        """What was kept is not gone on with: nothing of it stays, between the tensors neither. Raises GGUFError."""
+        for file, layout in zip(self._files, self._layouts, strict=True):
+            file.clear()
+            file.write_at(0, memoryview(layout.header))
+
     def write(self, name: str, data: Any) -> None:
         """Append rows to a tensor. data: any C-contiguous buffer (numpy uint8 [n_rows, row_bytes], bytes, …).
 
@@ -124,7 +134,7 @@ class GGUFSink:
             for file, final, layout in zip(self._files, self._finals, self._layouts, strict=True)
         )
         tensors = {
-            name: Place(spec.shard, spec.offset, spec.row_bytes, spec.n_rows)
+            name: Place(spec.shard - self._first, spec.offset, spec.row_bytes, spec.n_rows)
             for name, spec in self._specs.items()
         }
         return Places(files, tensors)
@@ -149,7 +159,7 @@ class GGUFSink:
         done = max(start, self._written[name]) + part.nbytes
         if done > spec.n_bytes:
             raise GGUFError(f"{shown(name)}: {done} bytes written, {spec.n_bytes} declared")
-        self._files[spec.shard].write_at(spec.offset + start, part)
+        self._files[spec.shard - self._first].write_at(spec.offset + start, part)
         self._written[name] += part.nbytes
 
     def complete(self) -> None:

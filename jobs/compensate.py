@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantmill.gguf_io import GGUFSink
-from quantmill.jobs.cluster import connected
+from quantmill.jobs.cluster import connected, require_listener
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_plan import chunks_of, digest, kept_bytes, load_model, plan_of, read
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
@@ -87,6 +87,8 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
     started = time.perf_counter()
     texts = read(calibration)
     check_outputs(job)
+    if job.ray is not None:
+        require_listener(job.ray)  # before the model is read
     engines = choose_engines(job.device)
     with ExitStack() as opened:
         source = open_model(job.source, job.edits, job.later)

@@ -42,7 +42,8 @@ class Crew:
     ) -> None:
         self._ray, self._kind, self._task, self._watcher, self._each = ray, kind, task, watcher, at_once
         self.lock = threading.RLock()
-        self.hands: list[Hand] = []
+        self.hands: list[Hand] = []  # that are there now
+        self.begun: tuple[Hand, ...] = ()  # when the crew began, lost by now or not
         self.when_lost: Callable[[Hand], None] = lambda hand: None
         self.error: Exception | None = None
         self._patience = patience
@@ -79,8 +80,9 @@ class Crew:
             self._kill([hand for hand in hands if not hand.is_lost])
             self._inbox.put(None)
             raise
-        names = ", ".join(sorted({hand.node.name for hand in self.hands}))
-        self._watcher.note(f"{len(self.hands)} workers on Ray: {names}")
+        self.begun = tuple(self.hands)
+        names = ", ".join(sorted({hand.node.name for hand in self.begun}))
+        self._watcher.note(f"{len(self.begun)} workers on Ray: {names}")
         return self
 
     def _begin(self, hand: Hand, answer: Any) -> None:

@@ -41,9 +41,8 @@ class FarWalk:
         n = len(self.batches)
         n_shares = min(MOST_GROUPS, n)
         self._shares = [range(n * i // n_shares, n * (i + 1) // n_shares) for i in range(n_shares)]
-        self._owners: list[Hand] = [crew.hands[i * len(crew.hands) // n_shares] for i in range(n_shares)]
-        if len(crew.hands) > n_shares:
-            self._owners = crew.hands[:n_shares]
+        first = crew.begun[:n_shares]  # whoever takes what a lost one was asked for owns it then
+        self._owners: list[Hand] = [first[i * len(first) // n_shares] for i in range(n_shares)]
 
     def layers(self) -> Iterator[FarLayer]:
         for index in range(len(self.modules)):

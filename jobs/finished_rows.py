@@ -22,23 +22,38 @@ class FinishedRows:
 
     outputs: links followed, not there yet; beside each lies `<output>.quantmill-rows`. run: a hash of all that decides
     the rows and where they lie. The first line of each file holds it, each other line of the first file slabs that
-    were brought to the disk together. resume: all that was written into the outputs is still there.
+    were brought to the disk together. resume: all that was written into the outputs is still there. damaged: a file
+    that is not what a run has written, and counts for nothing; None: there is none.
     """
 
     def __init__(self, outputs: Sequence[Path], run: str, resume: bool) -> None:
         self.paths = [companion(output, ROWS_SUFFIX) for output in outputs]
-        noted = [
-            path.read_text(encoding="utf-8").split("\n") if path.exists() else [""] for path in self.paths
-        ]
-        is_same = all(lines[0] == json.dumps(run) for lines in noted)
         self.found: frozenset[Where] = frozenset()
-        if resume and is_same:  # what has no end was being written when the run was killed
-            self.found = frozenset((name, row) for line in noted[0][1:-1] for name, row in json.loads(line))
+        self.damaged: Path | None = None
+        if resume:
+            noted = [self._noted(path) for path in self.paths]
+            same = [found[1] for found in noted if found is not None and found[0] == run]
+            if len(same) == len(noted):
+                self.found = frozenset(same[0])
         for path in self.paths[1:]:
             path.write_text(json.dumps(run) + "\n", encoding="utf-8")
         self._file = open(self.paths[0], "w", encoding="utf-8")  # noqa: SIM115 - closed at the end
         self._write(run)
         self._write(sorted(self.found))
+
+    def _noted(self, path: Path) -> tuple[str, list[Where]] | None:
+        """The run and its rows; None where there is no file, or no sound one."""
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what has no end was being written
+            if not lines:
+                return None
+            found = [(str(name), int(row)) for line in lines[1:] for name, row in json.loads(line)]
+            return str(json.loads(lines[0])), found
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            self.damaged = path
+            return None
 
     def add(self, slabs: Iterable[Slab]) -> None:
         """These are on the disk."""

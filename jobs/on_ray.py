@@ -55,5 +55,10 @@ def finished_rows(
     finals = [final for sink in sinks for final in sink.finals]
     rows = FinishedRows(finals, run, job.resume and all(sink.was_kept for sink in sinks))
     if job.resume:
+        if rows.damaged is not None:
+            watcher.warn(f"{rows.damaged}: is damaged, so the run begins anew")
+        if not rows.found:
+            for sink in sinks:
+                sink.begin_anew()
         watcher.note(f"{len(rows.found)} pieces were done before")
     return rows

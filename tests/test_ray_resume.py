@@ -52,6 +52,8 @@ class Listening(Silent):
     def note(self, line):
         self.notes.append(line)
 
+    warn = note
+
 
 @pytest.fixture
 def killed(tmp_path):
@@ -103,3 +105,20 @@ def test_a_run_that_writes_anew_forgets_what_was_noted(killed):
 
     with PartialFile(killed, 10):
         assert not killed.with_name("x.gguf.quantmill-rows").exists()
+
+
+@pytest.mark.parametrize(
+    "noted", [b"\xff\xfe\n[]\n", b"\0" * 40 + b"\n", b'"run"\n[["a", "b"]]\n', b"7\n[1]\n", b""]
+)
+def test_damaged_notes_count_for_nothing(tmp_path, monkeypatch, noted):
+    """What lies in the unfinished output is thrown away with them, between the tensors too."""
+    whole = run(replace(job(tmp_path / "whole.gguf"), ray=None)).paths[0].read_bytes()
+    (tmp_path / "x.gguf.quantmill-partial").write_bytes(b"\xff" * len(whole))
+    (tmp_path / "x.gguf.quantmill-rows").write_bytes(noted)
+    _, said = gone_on(monkeypatch, job(tmp_path / "x.gguf", resume=True))
+    assert "0 pieces were done before" in said
+    assert any("x.gguf.quantmill-rows: is damaged, so the run begins anew" in line for line in said) is bool(
+        noted
+    )
+    assert (tmp_path / "x.gguf").read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole.gguf", "x.gguf"]
