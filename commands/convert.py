@@ -21,12 +21,15 @@ from quantmill.commands.options import (
     Json,
     NextnOnly,
     NoNextn,
+    OutputOn,
     Ray,
     Revision,
+    SourceOn,
     Threads,
     WithRay,
     file_to_write,
     later_layers,
+    on_workers,
 )
 from quantmill.commands.watching import Shown
 from quantmill.errors import choices
@@ -64,6 +67,8 @@ def convert(
     device: Device = "auto",
     threads: Threads = None,
     ray: Ray = None,
+    source_on: SourceOn = None,
+    output_on: OutputOn = None,
     dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
@@ -87,8 +92,19 @@ def convert(
         raise UsageError(
             "--mmproj takes no --fp8-as-q8, --no-nextn, --nextn-only or --ray: these are for the text part"
         )
+    source = local_model(model, revision)
     wanted = Conversion(
-        local_model(model, revision), target, type, device, threads or None, force, fp8_as_q8, later, ray
+        source,
+        target,
+        type,
+        device,
+        threads or None,
+        force,
+        fp8_as_q8,
+        later,
+        ray,
+        on_workers("--source-on", source_on, ray, source),
+        on_workers("--output-on", output_on, ray, target.parent),
     )
     if mmproj:
         _run_projector(wanted, dry_run, as_json)

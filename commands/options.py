@@ -74,7 +74,8 @@ NextnOnly = Annotated[
 ]
 
 
-_ADDRESS = re.compile(r"[\w.-]+:\d+|\[[0-9a-fA-F:]+\]:\d+")
+# Also what is no address but can be nothing else: then it is said what one is.
+_ADDRESS = re.compile(r"(?:\w+://)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]):\d+|\d+(?:\.\d+){3}|\w+://.*")
 
 
 class WithRay(TyperCommand):
@@ -97,6 +98,25 @@ def _with_addresses(words: Sequence[str]) -> list[str]:
     return found
 
 
+def on_workers(option: str, given: str | None, ray: str | None, here: Path) -> Path | None:
+    """The folder that --source-on or --output-on means. here: what it is on this machine."""
+    if given is None:
+        return None
+    if ray is None:
+        raise UsageError(f"{option} {given}: belongs to --ray")
+    word, _, folder = given.partition(":")
+    if word != "workers" or given.endswith(":"):
+        raise UsageError(f"{option} {given}: expected workers, or workers:FOLDER")
+    if folder and not Path(folder).is_absolute():
+        raise UsageError(f"{option} {given}: give the folder from / on, for workers run elsewhere")
+    return Path(folder) if folder else here.absolute()
+
+
+def folder_of(model: str | Path) -> Path:
+    """A directory itself, a file's."""
+    return Path(model) if Path(model).is_dir() else Path(model).parent
+
+
 def later_layers(no_nextn: bool, nextn_only: bool) -> str:
     """The two options as open_checkpoint has them."""
     if no_nextn and nextn_only:
@@ -115,6 +135,22 @@ Ray = Annotated[
         metavar="[HOST:PORT]",
         help="Let the hosts of a Ray cluster do the work: the one at HOST:PORT, else the one that runs here, else "
         "one that is started for it. Model and output lie in a file system that all of them share.",
+    ),
+]
+SourceOn = Annotated[
+    str | None,
+    typer.Option(
+        "--source-on",
+        metavar="workers[:FOLDER]",
+        help="With --ray: each host reads its own copy of the model, in FOLDER, else where it lies here.",
+    ),
+]
+OutputOn = Annotated[
+    str | None,
+    typer.Option(
+        "--output-on",
+        metavar="workers[:FOLDER]",
+        help="With --ray: each host makes a split of the output on its own disk, in FOLDER, else where OUTPUT lies.",
     ),
 ]
 Stream = Annotated[

@@ -16,10 +16,14 @@ from quantmill.commands.options import (
     Json,
     NextnOnly,
     NoNextn,
+    OutputOn,
     Ray,
     Revision,
+    SourceOn,
     Threads,
+    folder_of,
     later_layers,
+    on_workers,
 )
 from quantmill.commands.pruning import prune_first, require_unhealed, wanted_pruning
 from quantmill.commands.quantize_arguments import (
@@ -83,6 +87,8 @@ def quantize(
     strict_device: options.StrictDevice = False,
     threads: Threads = None,
     ray: Ray = None,
+    source_on: SourceOn = None,
+    output_on: OutputOn = None,
     compensate: options.Compensate = False,
     effort: options.Effort = None,
     chunks: options.FittedChunks = None,
@@ -108,6 +114,11 @@ def quantize(
         ("--ray", ray, "--polish", polish),
         ("--ray", ray, "--target-size", target_size),
         ("--ray", ray, "--target-bpw", target_bpw),
+        ("--source-on", source_on, "--compensate", compensate),
+        ("--output-on", output_on, "--compensate", compensate),
+        ("--output-on", output_on, "--resume", resume),
+        ("--output-on", output_on, "--keep-split", keep_split),
+        ("--output-on", output_on, "--split-max-size", split_max_size),
     )
     later = later_layers(no_nextn, nextn_only)
     from quantmill.commands.allocation import find_request, find_target
@@ -151,8 +162,9 @@ def quantize(
             split_max_bytes=size_of(split_max_size, "--split-max-size") if split_max_size else None,
             search=get_search(search),
         )
+    source = local_model(given.source, revision)
     job = Job(
-        str(local_model(given.source, revision)),
+        str(source),
         given.outputs[0],
         wanted,
         imatrix=imatrix,
@@ -166,6 +178,8 @@ def quantize(
         strict_device=strict_device,
         ray=ray,
         resume=rows_resume,
+        source_on=on_workers("--source-on", source_on, ray, folder_of(source)),
+        output_on=on_workers("--output-on", output_on, ray, given.outputs[0].parent),
         inputs=(*files_of(tensor_type or ()), *([str(recipe)] if recipe else []), *fitting.files()),
     )
     job, lost = prune_first(job, pruning, as_json, writes=not dry_run)

@@ -16,6 +16,7 @@ from typing import Any
 
 from quantmill import __version__
 from quantmill.errors import QuantmillError
+from quantmill.gguf_io import TensorSource
 from quantmill.gguf_io.shared import Places, SharedRows
 from quantmill.imatrix.matrix import ImportanceMatrix
 from quantmill.jobs.edits import open_model
@@ -28,16 +29,20 @@ from quantmill.qkernels.trust import DeviceFault
 from quantmill.recipe.slabs import Slab
 
 _ENDS = 1 << 20  # bytes at both ends of a file that its hash is made of
+_BETWEEN = 64  # places between them, of a file of which every host has its own copy
+_PLACE = 1 << 16  # bytes of each
 AT_ONCE = 4  # slabs under way in one worker: as many as a line of one quantizer takes
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file that a task reads, and what tells it from another of that name."""
+    """A file that a task reads, and what tells it from another of that name. ends: a hash of both ends, and of
+    n_between places between them."""
 
     path: str
     n_bytes: int
     ends: str
+    n_between: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,18 +56,34 @@ class Task:
     threads: int
 
 
-def inputs_of(paths: Iterable[Path]) -> tuple[Input, ...]:
-    """Size and a hash of both ends of each file. Raises OSError."""
-    return tuple(_input(os.path.abspath(path)) for path in paths)
+def inputs_of(paths: Iterable[Path], n_between: int = 0) -> tuple[Input, ...]:
+    """Size and a hash of both ends of each file, and of places between them. Raises OSError."""
+    return tuple(_input(os.path.abspath(path), n_between) for path in paths)
 
 
-def _input(path: str) -> Input:
+def _input(path: str, n_between: int) -> Input:
     with open(path, "rb") as file:
         n_bytes = os.fstat(file.fileno()).st_size
         found = hashlib.sha256(file.read(_ENDS))
+        for place in range(1, n_between + 1):
+            file.seek(n_bytes * place // (n_between + 1))
+            found.update(file.read(_PLACE))
         file.seek(max(0, n_bytes - _ENDS))
         found.update(file.read(_ENDS))
-    return Input(path, n_bytes, found.hexdigest())
+    return Input(path, n_bytes, found.hexdigest(), n_between)
+
+
+def as_workers_see(job: Job, source: TensorSource) -> tuple[Job, tuple[Input, ...]]:
+    """The job with its source where the workers have it, and the files that they must find there."""
+    here = Path(job.source).absolute()
+    if job.source_on is None:
+        return replace(job, source=str(here)), inputs_of(source.paths)
+    folder, settings = (here, sorted(here.glob("*.json"))) if here.is_dir() else (here.parent, [])
+    there = job.source_on / here.relative_to(folder)
+    return replace(job, source=str(there)), tuple(
+        replace(one, path=str(job.source_on / Path(one.path).relative_to(folder)))
+        for one in inputs_of([*source.paths, *settings], _BETWEEN)
+    )
 
 
 class SlabCarrier:
@@ -144,11 +165,14 @@ def require_like_head(version: str, inputs: Iterable[Input]) -> None:
 
 def _require_same(wanted: Input) -> None:
     try:
-        found = _input(wanted.path)
+        found = _input(wanted.path, wanted.n_between)
     except OSError as error:
         raise JobError(
             f"{wanted.path}: cannot be read here ({error.strerror}); put the model into a file system that all hosts "
-            "see under this name"
+            "see under this name, or a copy of it there"
         ) from error
     if found != wanted:
-        raise JobError(f"{wanted.path}: is another file here than on the head ({found.n_bytes} bytes)")
+        why = "other content"
+        if found.n_bytes != wanted.n_bytes:
+            why = f"{found.n_bytes} bytes instead of {wanted.n_bytes}"
+        raise JobError(f"{wanted.path}: is another file here than on the head ({why})")

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
-from quantmill.jobs.carrier import AT_ONCE, SlabCarrier, Task, inputs_of
+from quantmill.jobs.carrier import AT_ONCE, SlabCarrier, Task, as_workers_see
 from quantmill.jobs.cluster import Node
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.finished_rows import FinishedRows, where
@@ -33,7 +32,7 @@ EVERY = 10.0  # seconds between two savings
 
 
 class ClusterLine:
-    """A context manager. sinks: opened; the source lies under the same name on all hosts."""
+    """A context manager. sinks: opened; the source lies under the same name on all hosts, or where the job says."""
 
     def __init__(
         self,
@@ -48,9 +47,9 @@ class ClusterLine:
         self.clock = Clock()
         self.in_one_memory = AT_ONCE
         self._sinks = sinks
-        job = replace(job, source=str(Path(job.source).absolute()))
+        job, inputs = as_workers_see(job, source)
         places = tuple(sink.places() for sink in sinks)
-        task = Task(job, inputs_of(source.paths), places, importance, job.threads or 0)
+        task = Task(job, inputs, places, importance, job.threads or 0)
 
         def for_host(node: Node) -> Task:
             return replace(task, threads=min(task.threads or node.cpus, node.cpus))

@@ -20,8 +20,8 @@ from quantmill.recipe.patterns import parse_rule
 class Conversion:
     """`model`: a Hugging Face directory. `type`: f16, bf16, f32, q8_0, or auto for what the checkpoint is in.
 
-    `threads`, `device`, `force`, `later`, `ray`: as in jobs.quantize.Job. `fp8_as_q8`: what was FP8 becomes Q8_0, the
-    rest `type`.
+    `threads`, `device`, `force`, `later`, `ray`, `source_on`, `output_on`: as in jobs.quantize.Job. `fp8_as_q8`: what
+    was FP8 becomes Q8_0, the rest `type`.
     """
 
     model: Path
@@ -33,6 +33,8 @@ class Conversion:
     fp8_as_q8: bool = False
     later: str = "with"
     ray: str | None = None
+    source_on: Path | None = None
+    output_on: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def _job(conversion: Conversion) -> tuple[quantize.Job, str]:
         way_out="convert to another type (--type bf16 or --type f32)",
         later=conversion.later,
         ray=conversion.ray,
+        source_on=conversion.source_on,
+        output_on=conversion.output_on,
     )
     return job, checkpoint.outtype
 

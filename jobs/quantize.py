@@ -129,12 +129,17 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         watcher.began(", ".join(job.recipe.file_type for job in jobs), n_bytes, "bytes")
         entries = [plan.entries for plan in plans]
         engines = ready.engines
+        files = [(sink.paths, sink.file_bytes) for sink in sinks]
         if ray is None:
             with line_of(first, ready.source, sinks, ready.importance, engines, watcher.warn) as line:
                 carry(line, entries, first.max_buffer_bytes, watcher)
             clock = line.clock
+        elif first.output_on is not None:
+            from quantmill.jobs.splits_on_ray import split_on_ray  # nobody else needs it
+
+            clock, engines, files = split_on_ray(ray, jobs, ready.source, ready.importance, plans, watcher)
         else:
-            from quantmill.jobs.on_ray import carry_on_ray, finished_rows  # nobody else needs it
+            from quantmill.jobs.on_ray import carry_on_ray, finished_rows
 
             rows = opened.enter_context(finished_rows(first, ready.source, sinks, watcher))
             clock, engines = carry_on_ray(
@@ -147,15 +152,15 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
     return tuple(
         Result(
             plan=plan,
-            paths=sink.paths,
+            paths=paths,
             source_bytes=sum(path.stat().st_size for path in sources),
-            file_bytes=sink.file_bytes,
+            file_bytes=n_bytes,
             seconds=seconds,
             step_seconds=clock.seconds,
             engines=engines,
             n_jobs=len(jobs),
         )
-        for plan, sink in zip(plans, sinks, strict=True)
+        for plan, (paths, n_bytes) in zip(plans, files, strict=True)
     )
 
 
@@ -203,7 +208,8 @@ def sink_of(
 
 @dataclass(frozen=True)
 class _Ready:
-    """Jobs that have been looked at from all sides. Fewer sinks than jobs: a place is one of the plans' problems."""
+    """Jobs that have been looked at from all sides. Fewer sinks than jobs: a place is one of the problems, or the
+    outputs are on the workers."""
 
     source: TensorSource
     plans: tuple[Plan, ...]
@@ -229,7 +235,7 @@ def _prepare(jobs: Sequence[Job], opened: ExitStack) -> _Ready:
         plans = [_with_problem(plan, str(error)) for plan in plans]
     sinks: list[GGUFSink] = []
     finals: dict[Path, Path] = {}
-    for i, job in enumerate(jobs):
+    for i, job in enumerate(jobs if first.output_on is None else ()):  # there the workers look
         others = sum(plan.file_bytes for plan in plans[:i])
         try:
             sink = _sink(job, source, plans[i], others)

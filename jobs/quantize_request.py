@@ -24,7 +24,9 @@ class Job:
     `strict_device`: a device that is not right or does not work is an error, where else the CPU does its work.
     `edits`: what pruning changes of the source, and so of everything that is made of it. `ray`: the Ray cluster that
     does the work (jobs.cluster), None: this process; device and threads are then those of each of its workers.
-    resume: with `ray`, go on from the rows that a killed run has brought to the disk.
+    resume: with `ray`, go on from the rows that a killed run has brought to the disk. `source_on`: with `ray`, the
+    folder in which each worker has its own copy of the source; None: all see it where it is. `output_on`: the folder in
+    which each worker puts a split of the output; None: all write into one that all see.
     """
 
     source: str
@@ -45,6 +47,8 @@ class Job:
     edits: Edits = NO_EDITS
     ray: str | None = None
     resume: bool = False
+    source_on: Path | None = None
+    output_on: Path | None = None
 
 
 def inputs_of(job: Job) -> tuple[str, ...]:
