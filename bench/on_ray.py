@@ -1,7 +1,8 @@
-"""What Ray costs: `python -m bench.on_ray MODEL TYPE --work DIR [--hosts N]`.
+"""What Ray costs: `python -m bench.on_ray MODEL TYPE[,TYPE...] --work DIR [--hosts N] [-- WORDS...]`.
 
-In turns, on a cluster of N raylets of one processor each that runs already, and in this machine's own threads: the same
-file. Wall seconds, and CPU seconds of the command and of all of the cluster's processes. The files must be equal.
+In turns, on a cluster of N raylets of one processor each that runs already, and on one thread of this machine: the same
+files, which must be equal. Wall seconds, and CPU seconds of the command and of all of the cluster's processes. WORDS:
+further ones of both commands.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import filecmp
+import shutil
 import statistics
 import sys
 import threading
@@ -23,13 +25,14 @@ from bench import machine, process, tables
 
 @dataclass(frozen=True)
 class Row:
-    """Medians of the rounds. share: CPU seconds over those without Ray."""
+    """Medians of the rounds. share, wall_share: seconds over those without Ray."""
 
     way: str
     rounds: int
     cpu_s: float
     wall_s: float
     share: float
+    wall_share: float
 
 
 _COLUMNS = (
@@ -38,6 +41,7 @@ _COLUMNS = (
     tables.Column("CPU, s", "cpu_s", "{:.2f}"),
     tables.Column("wall, s", "wall_s", "{:.2f}"),
     tables.Column("CPU against no Ray", "share", "{:.2f} ×"),
+    tables.Column("wall against no Ray", "wall_share", "{:.2f} ×"),
 )
 
 
@@ -82,6 +86,7 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("words", nargs="*", metavar="WORDS")
     options = parser.parse_args()
     here = machine.describe("bench.on_ray", sys.argv[1:])
     from ray.cluster_utils import Cluster
@@ -89,22 +94,25 @@ def main() -> None:
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     options.work.mkdir(parents=True, exist_ok=True)
-    files = {"no Ray": options.work / "here.gguf", "on Ray": options.work / "there.gguf"}
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in files}
+    folders = {"no Ray": options.work / "here", "on Ray": options.work / "there"}
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in folders}
     try:
         for _ in range(options.hosts - 1):
             cluster.add_node(**node)
         for _ in range(options.rounds):
-            for way, file in files.items():
+            for way, folder in folders.items():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
                 words = ["--threads", "1"] if way == "no Ray" else [f"--ray={cluster.address}"]
-                command = ["-m", "quantmill", "quantize", str(options.model), str(file), options.type, *words]
+                output = str(folder / "{type}.gguf") if "," in options.type else str(folder / "x.gguf")
+                command = ["-m", "quantmill", "quantize", str(options.model), output, options.type]
+                command += [*options.words, *words]
                 with _Watch() as watch:
                     used = process.run([sys.executable, *command])
                 found[way].append((watch.seconds, used.wall_s))
-            if not filecmp.cmp(files["no Ray"], files["on Ray"], shallow=False):
-                sys.exit("the files differ")
-            for file in files.values():
-                file.unlink()
+            for file in folders["no Ray"].iterdir():
+                if not filecmp.cmp(file, folders["on Ray"] / file.name, shallow=False):
+                    sys.exit(f"{file.name}: the files differ")
     finally:
         cluster.shutdown()
     medians = {
@@ -117,6 +125,7 @@ def main() -> None:
             cpu,
             wall,
             cpu / medians["no Ray"][0],
+            wall / medians["no Ray"][1],
         )
         for way, (cpu, wall) in medians.items()
     ]

@@ -1,104 +1,53 @@
-"""Workers and raylets killed at random moments of all jobs: the same bytes or a clean error, and nothing left running.
+"""Workers and raylets killed at random moments of all jobs: the same result or a clean error, and nothing left running.
 
-One kill by hand: `pytest -m slow tests/test_ray_kills.py -k seed7-`.
+One kill by hand: `pytest -m slow tests/test_ray_kills.py -k quantize-seed7`.
 """
 
-import contextlib
-import json
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from quantmill import cli
-from tests.support.measure_models import EXAMPLE, tiny
-from tests.support.raylets import add_raylet, two_raylets
+from tests.support.ray_jobs import Expected, calls, carriers, done, found
+from tests.support.raylets import add_raylet, raylets
 
 pytestmark = pytest.mark.slow
 
-TEXT = str(EXAMPLE / "calibration.txt")
-FEW = ["--ctx", "64", "--chunks", "16"]
-JOBS = {
-    "quantize": ["quantize", str(tiny("F16")), "{}.gguf", "Q4_K_M", "--max-buffer-size", "1"],
-    "imatrix": ["imatrix", str(tiny("Q8_0")), "-f", TEXT, *FEW, "-o", "{}.gguf"],
-    "evaluate": [
-        "evaluate",
-        str(tiny("Q4_0")),
-        "--base",
-        str(tiny("F16")),
-        "--text",
-        TEXT,
-        *FEW,
-        "-o",
-        "{}.json",
-    ],
-    "compensate": [
-        *["quantize", str(tiny("F16")), "{}.gguf", "Q4_K_M", "--compensate"],
-        *["--calibration", TEXT, "--chunks", "10"],
-    ],
-}
+KILLS = [
+    pytest.param(name, seed, id=f"{name}-seed{seed}")
+    for name, call in calls().items()
+    for seed in range(call.n_kills)
+]
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'quantmill[ray]'")
-    with two_raylets(ray) as made:
+    with raylets(2) as made:
         yield made
-
-
-def found(path):
-    """What decides: bytes of a model, numbers of an evaluation."""
-    if path.suffix == ".json":
-        record = json.loads(path.read_text())
-        return {key: record[key] for key in ("models", "base")}
-    return path.read_bytes()
-
-
-def done(words, stem, *more):
-    words = [word.format(stem) for word in words]
-    code = cli.main([*words, "--threads", "1", *more])
-    return code, next(stem.parent.glob(f"{stem.name}.*"), None)
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("expected")
-    known = {}
-
-    def of(job):
-        if job not in known:
-            code, path = done(JOBS[job], directory / job)
-            assert code == 0
-            known[job] = found(path)
-        return known[job]
-
-    return of
-
-
-def carriers():
-    import psutil
-
-    running = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "Carrier" in " ".join(process.cmdline()):
-                running.append(process)
-    return running
+    return Expected(tmp_path_factory.mktemp("expected"))
 
 
 class Killer(threading.Thread):
     """Kills one worker, or a raylet and all below it, when some worker has begun and a random time has passed."""
 
-    def __init__(self, cluster, chance):
+    def __init__(self, cluster, chance, span):
         super().__init__(daemon=True)
-        self.cluster, self.chance, self.over = cluster, chance, threading.Event()
+        self.cluster, self.chance, self.span, self.over = cluster, chance, span, threading.Event()
         self.killed = ""
 
     def run(self):
-        while not self.over.wait(0.2):
+        while not self.over.wait(0.1):
             if carriers():
                 break
-        if self.over.wait(self.chance.uniform(0, 10)):
+        if self.over.wait(self.chance.uniform(0, self.span)):
             return
         workers = sorted(self.cluster.worker_nodes, key=id)
         if workers and self.chance.random() < 0.3:
@@ -109,23 +58,58 @@ class Killer(threading.Thread):
             self.chance.choice(running).kill()
 
 
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("seed", range(13), ids="seed{}".format)
-def test_one_kill(tmp_path, capsys, cluster, expected, seed, job):
-    wanted = expected(job)
+@pytest.mark.parametrize(("name", "seed"), KILLS)
+def test_one_kill(tmp_path, capsys, cluster, expected, name, seed):
+    wanted, call, folder = expected(name), calls()[name], tmp_path / "out"
     if not cluster.worker_nodes:
         add_raylet(cluster)
-    killer = Killer(cluster, random.Random(f"{seed} {job}"))
+        cluster.wait_for_nodes()
+    killer = Killer(cluster, random.Random(f"{seed} {name}"), call.span)
     killer.start()
-    code, path = done(JOBS[job], tmp_path / "out", f"--ray={cluster.address}")
+    code = done(call, folder, cluster.address)
     killer.over.set()
     killer.join()
     said = capsys.readouterr().err
-    print(f"{job} {seed}: {killer.killed or 'nothing'} killed, exit code {code}")
+    with capsys.disabled():
+        print(f"\n{name} {seed}: {killer.killed or 'nothing'} killed, exit code {code}", end=" ", flush=True)
     if code == 0:
-        assert found(path) == wanted
+        assert found(folder) == wanted
     else:
         assert said.strip().splitlines()[-1].startswith("error: ")
         assert "Traceback" not in said
-        assert path is None or not path.exists()
+        assert not found(folder)
+    if name in ("quantize", "convert", "splits"):  # others are gone on with
+        assert not list(folder.glob("*.quantmill-*"))
+    assert not carriers()
+
+
+@pytest.mark.parametrize("name", calls())
+def test_an_interrupt(tmp_path, cluster, name):
+    call, chance = calls()[name], random.Random(name)
+    words = [word.format(tmp_path) for word in call.words]
+    command = [
+        sys.executable,
+        "-m",
+        "quantmill",
+        *words,
+        "--threads",
+        "1",
+        f"--ray={cluster.address}",
+        *call.on_ray,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not carriers():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(chance.uniform(0, call.span / 2))
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[1]
+    if process.returncode == 0:  # it was faster
+        return
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not found(tmp_path)
+    if name in ("quantize", "convert", "splits"):
+        assert not list(tmp_path.iterdir())
+    time.sleep(1)
     assert not carriers()

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
+import pytest
+
 STORE = 80 << 20  # bytes of a raylet's object store
+_STARTS = 4  # Ray waits half a minute for a raylet, which a busy machine may not give it
+
+
+def ray_or_skip() -> Any:
+    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'quantmill[ray]'")
 
 
 def add_raylet(cluster: Any) -> Any:
     """One more, of a processor."""
-    return cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    return _started(lambda: cluster.add_node(num_cpus=1, object_store_memory=STORE))
 
 
 @contextmanager
-def two_raylets(ray: Any) -> Iterator[Any]:
-    """A cluster of two raylets with a processor each, one of them the head's."""
+def raylets(n: int = 2) -> Iterator[Any]:
+    """A cluster of n raylets with a processor each, the first one the head's."""
+    ray = ray_or_skip()
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
-    made = Cluster(initialize_head=True, connect=False, head_node_args=head)
+    made = _started(lambda: Cluster(initialize_head=True, connect=False, head_node_args=head))
     try:
-        add_raylet(made)
+        for _ in range(n - 1):
+            add_raylet(made)
         yield made
     finally:
         ray.shutdown()
         made.shutdown()
+
+
+def _started(start: Callable[[], Any]) -> Any:
+    for left in reversed(range(_STARTS)):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            return start()
+        except Exception as error:  # Ray has no class of its own for it
+            if "timed out during startup" not in str(error) or not left:
+                raise
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.Error):
+                process.kill()
+    raise AssertionError
