@@ -8,7 +8,6 @@ Chunks that are held back from training decide: where the trained model is not b
 from __future__ import annotations
 
 import gc
-import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,14 +25,13 @@ from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, op
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside, bytes_in
 from quantmill.imatrix import chat
-from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_checks import TRAINED_CTX, Chunks, bits_per_weight, check_base, chunks_of
 from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
 from quantmill.jobs.polish_request import Job, Plan, Result, default_output
+from quantmill.jobs.polish_scores import ACCEPTED, check_scores, scores_of
 from quantmill.jobs.polish_state import Kept, kept_place
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
-from quantmill.measure.token_scores import compare
 from quantmill.models.memory import trim
 from quantmill.models.model import LoadedModel, from_source, usable_device
 from quantmill.models.tokenizer import from_metadata
@@ -42,8 +40,6 @@ from quantmill.models.workers import Workers, working
 __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 
 LOOK_STEPS = 192  # between two looks at the held-back chunks
-ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
-WORSE_BASE = 1.05  # times the quant's perplexity on the held-back chunks: then it is not its original
 IN_PLACE = ".quantmill-polished"  # of the file that takes the quant's place: a name that no user's file has
 FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
 
@@ -149,8 +145,8 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     student = Student(_loaded(job, ready.quant, job.quant), ready.dtype, workers)
     divergence = Divergence(head, matrix, student.head, student.head_weight, workers)
     watcher.began("before", len(chunks.held_back), "chunks")
-    before = _scores(student, divergence, chunks.held_back, wanted.held_back, watcher)
-    _check_scores(job, before, len(chunks.held_back))
+    before = scores_of(student, divergence, chunks.held_back, wanted.held_back, watcher)
+    check_scores(job, before, len(chunks.held_back))
     student.start(job.rates)
     _release(ready.quant)  # what moves has memory of its own now
     training = Training(student, divergence, job.rates, len(chunks.trained), job.n_epochs)
@@ -200,7 +196,7 @@ def _trained(
 
     def scores(what: str) -> TokenScores:
         watcher.began(what, len(chunks.held_back), "chunks")
-        return _scores(training.student, training.divergence, chunks.held_back, wanted.held_back, watcher)
+        return scores_of(training.student, training.divergence, chunks.held_back, wanted.held_back, watcher)
 
     _train(
         training, chunks.trained, wanted.trained, kept, watcher, lambda: float(scores("held back").kld.mean())
@@ -243,35 +239,6 @@ def _train(
             kept.save(training, soon=True)
         raise
     kept.save(training, soon=True)  # writing the file may fail
-
-
-def _scores(
-    student: Student, divergence: Divergence, chunks: np.ndarray, wanted: HiddenStates, watcher: Watcher
-) -> TokenScores:
-    """The scored tokens of the chunks, by llama-perplexity's rule: the second half of each."""
-    n_ctx = chunks.shape[1]
-    rows = slice(n_ctx // 2, n_ctx - 1)
-    parts = []
-    for i, chunk in enumerate(chunks):
-        with torch.no_grad():
-            hidden = student.hidden(chunk)[rows]
-        targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
-        states = wanted[i][rows].to(hidden.device)
-        parts += divergence.compared(states, hidden, lambda p, q, at, t=targets: compare(p, q, t[at]))  # type: ignore[misc]
-        watcher.progressed(1)
-    return TokenScores.joined(parts)
-
-
-def _check_scores(job: Job, scores: TokenScores, n_chunks: int) -> None:
-    if not np.isfinite(scores.kld).all() or not np.isfinite(scores.nll).all():
-        raise JobError(f"{job.quant}: its predictions are not finite; the file is damaged")
-    ratio = math.exp(float(scores.nll_base.mean() - scores.nll.mean()))
-    test = paired_test(scores.nll_base, scores.nll, n_chunks)
-    if ratio > WORSE_BASE and test.p_value <= ACCEPTED:
-        raise JobError(
-            f"the base {job.base} predicts the held-back text worse than {job.quant}, its perplexity is "
-            f"{ratio:.2f} times as high: it is not the original of this file"
-        )
 
 
 def _written(ready: _Ready, student: Student, metadata: Metadata) -> tuple[Path, ...]:

@@ -1,0 +1,50 @@
+"""What a polish judges by: the divergence from the original of what a model says of held-back chunks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from quantmill.calibrate.head import Divergence
+from quantmill.calibrate.polish import Student
+from quantmill.calibrate.teacher import HiddenStates
+from quantmill.jobs.errors import JobError
+from quantmill.jobs.polish_request import Job
+from quantmill.jobs.watcher import Watcher
+from quantmill.measure.divergence import TokenScores, paired_test
+from quantmill.measure.token_scores import compare
+
+ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
+WORSE_BASE = 1.05  # times the quant's perplexity on the held-back chunks: then it is not its original
+
+
+def scores_of(
+    student: Student, divergence: Divergence, chunks: np.ndarray, wanted: HiddenStates, watcher: Watcher
+) -> TokenScores:
+    """The scored tokens of the chunks, by llama-perplexity's rule: the second half of each."""
+    n_ctx = chunks.shape[1]
+    rows = slice(n_ctx // 2, n_ctx - 1)
+    parts = []
+    for i, chunk in enumerate(chunks):
+        with torch.no_grad():
+            hidden = student.hidden(chunk)[rows]
+        targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
+        states = wanted[i][rows].to(hidden.device)
+        parts += divergence.compared(states, hidden, lambda p, q, at, t=targets: compare(p, q, t[at]))  # type: ignore[misc]
+        watcher.progressed(1)
+    return TokenScores.joined(parts)
+
+
+def check_scores(job: Job, scores: TokenScores, n_chunks: int) -> None:
+    """Raises JobError for a damaged file, or a base that is not its original."""
+    if not np.isfinite(scores.kld).all() or not np.isfinite(scores.nll).all():
+        raise JobError(f"{job.quant}: its predictions are not finite; the file is damaged")
+    ratio = math.exp(float(scores.nll_base.mean() - scores.nll.mean()))
+    test = paired_test(scores.nll_base, scores.nll, n_chunks)
+    if ratio > WORSE_BASE and test.p_value <= ACCEPTED:
+        raise JobError(
+            f"the base {job.base} predicts the held-back text worse than {job.quant}, its perplexity is "
+            f"{ratio:.2f} times as high: it is not the original of this file"
+        )
