@@ -32,6 +32,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def counted(n: int, thing: str, things: str = "") -> str:
+    """`1 tensor`, `2 tensors`; things: where it is not `thing` and an s."""
+    return f"{n} {thing if n == 1 else things or f'{thing}s'}"
+
+
 _VARIES = re.compile(r"\b[A-Z]*\d\w*")  # Q4_K, IQ2_XXS, 256
 
 

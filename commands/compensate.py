@@ -22,6 +22,7 @@ from quantmill.commands.console import (
 )
 from quantmill.commands.polish import Added
 from quantmill.commands.quantize_tables import fallback_warning, plan_object, result_object, result_text
+from quantmill.errors import counted
 from quantmill.jobs.compensate import run
 from quantmill.jobs.compensate_plan import plan_job
 from quantmill.jobs.compensate_request import DAMPING, EFFORT, Calibration
@@ -142,7 +143,7 @@ def _text(result: Compensated) -> str:
         rows.append((error.kind, error.type, str(error.n_tensors), *ratios))
     memory = f", {size_text(result.peak_bytes)} of memory at most" if result.peak_bytes else ""
     closing = (
-        f"{result.n_chunks} chunks of text, {result.n_held} of them held back; "
+        f"{counted(result.n_chunks, 'chunk')} of text, {result.n_held} of them held back; "
         f"{result.seconds / 60:.1f} minutes{memory}; errors are multiples of plain codes'"
     )
     return f"{table_text(rows, right=(2, 3, 4, 5, 6))}\n{closing}"

@@ -32,7 +32,7 @@ from quantmill.commands.options import (
     on_workers,
 )
 from quantmill.commands.watching import Shown
-from quantmill.errors import choices
+from quantmill.errors import choices, counted
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _show(
         show(json_text(facts | ({} if seconds is None else {"seconds": round(seconds, 3)})))
         return
     end = "not written" if seconds is None else f"{seconds:.1f} s"
-    show(f"{wanted.output}: {type}, {n_tensors} tensors, {size_text(n_bytes)}, {end}")
+    show(f"{wanted.output}: {type}, {counted(n_tensors, 'tensor')}, {size_text(n_bytes)}, {end}")
 
 
 def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
@@ -149,7 +149,7 @@ def _show_plan(output: Path, plan: Plan, as_json: bool) -> None:
     if as_json:
         show(json_text(plan_object(plan)))
     else:
-        show(f"{output}: {len(plan.entries)} tensors, {size_text(plan.file_bytes)}, not written")
+        show(f"{output}: {counted(len(plan.entries), 'tensor')}, {size_text(plan.file_bytes)}, not written")
     print_warnings(plan.warnings)
     if plan.problems:
         print_problems(plan.problems)

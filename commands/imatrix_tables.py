@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from quantmill.commands.console import show, table_text
+from quantmill.errors import counted
 from quantmill.imatrix.compare import Difference
 from quantmill.imatrix.coverage import FEW, Gap
 from quantmill.imatrix.statistics import LayerStatistics, TensorStatistics, layer_statistics
@@ -15,6 +16,9 @@ from quantmill.jobs.statistics import statistics_json
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from quantmill.imatrix.matrix import ImportanceMatrix
     from quantmill.jobs import collect as collecting
     from quantmill.jobs import merge as merging
 
@@ -66,7 +70,7 @@ def show_statistics(rows: Sequence[TensorStatistics], is_json: bool) -> None:
         show("\nFrom the means of the activations (Σx):\n")
         show(_table(MEAN_HEAD, [_mean_cells(row) for row in rows], left=(1,)))
     if layers:
-        show(f"\nWeighted average statistics per layer ({len(layers)} layers):\n")
+        show(f"\nWeighted average statistics per layer ({counted(len(layers), 'layer')}):\n")
         show(_table(LAYER_HEAD, [layer_cells(row) for row in layers]))
 
 
@@ -88,13 +92,16 @@ def show_collected(job: collecting.Job, result: collecting.Result, is_json: bool
     if perplexity is not None:
         show(f"Final estimate: PPL = {perplexity[0]:.4f} +/- {perplexity[1]:.5f}")
     rate = f", {speed:.0f} tokens/s" if speed else ""
-    show(
-        f"{job.output}: {len(matrix.entries)} tensors, {matrix.chunk_count} chunks of {matrix.chunk_size}{rate}"
-    )
+    show(f"{_written(job.output, matrix)}{rate}")
     if result.gaps:
-        show(f"\nToo little text for {len(result.gaps)} tensors (below {FEW} tokens a matrix):\n")
+        show(f"\nToo little text for {counted(len(result.gaps), 'tensor')} (below {FEW} tokens a matrix):\n")
         show(coverage_table(result.gaps))
         show("\n" + _ways_out(job, result.gaps))
+
+
+def _written(output: Path, matrix: ImportanceMatrix) -> str:
+    chunks = counted(matrix.chunk_count, "chunk")
+    return f"{output}: {counted(len(matrix.entries), 'tensor')}, {chunks} of {matrix.chunk_size}"
 
 
 def _ways_out(job: collecting.Job, found: Sequence[Gap]) -> str:
@@ -118,9 +125,7 @@ def show_merged(job: merging.Job, result: merging.Result, is_json: bool) -> None
         show(json_text(facts))
         return
     lost = f"; the .dat format does not keep {', '.join(result.lost)}" if result.lost else ""
-    show(
-        f"{job.output}: {len(matrix.entries)} tensors, {matrix.chunk_count} chunks of {matrix.chunk_size}{lost}"
-    )
+    show(f"{_written(job.output, matrix)}{lost}")
 
 
 def show_suggestions(rows: Sequence[TensorStatistics], share: float, more: str, fewer: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantmill.commands.console import UsageError, parsing, print_warnings, remark, show, table_text
 from quantmill.commands.watching import Shown
+from quantmill.errors import counted
 
 if TYPE_CHECKING:
     from quantmill.jobs.prune_request import Pruned, Request
@@ -183,15 +184,20 @@ def pruned_text(pruned: Pruned) -> str:
         rows.append(("layers", f"{', '.join(map(str, pruned.layers))} of {pruned.n_layers}"))
     if pruned.experts:
         n = len(next(iter(pruned.experts.values())))
-        rows.append(("experts", f"{n} of {pruned.n_experts} in each of {len(pruned.experts)} layers"))
+        rows.append(
+            ("experts", f"{n} of {pruned.n_experts} in each of {counted(len(pruned.experts), 'layer')}")
+        )
     if pruned.chosen_by:
         rows.append(("chosen", "; ".join(pruned.chosen_by)))
     rows.append(("damage as cut", _damage(pruned.cut)))
     if pruned.kld < pruned.cut.kld.value:
-        how = [*(["merged"] if pruned.merged else []), f"{len(pruned.refitted)} matrices refitted"]
+        how = [
+            *(["merged"] if pruned.merged else []),
+            f"{counted(len(pruned.refitted), 'matrix', 'matrices')} refitted",
+        ]
         ratio = pruned.kld / pruned.cut.kld.value
         rows.append(("damage healed", f"{_damage(pruned.healed)}, × {ratio:.3f} ({', '.join(how)})"))
-    rows.append(("judged on", f"{pruned.n_held} chunks of the text that nothing was fitted to"))
+    rows.append(("judged on", f"{counted(pruned.n_held, 'chunk')} of the text that nothing was fitted to"))
     return table_text(rows)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from quantmill.errors import counted
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import companion
@@ -96,7 +97,7 @@ def run(
                     keep()
                     saved = result.n_done
                 except (GGUFError, OSError) as error:  # a full disk must not end a run of hours
-                    warn(f"not saved after {result.n_done} chunks: {error}")
+                    warn(f"not saved after {counted(result.n_done, 'chunk')}: {error}")
     except BaseException:
         if result.n_done > saved:
             keep()

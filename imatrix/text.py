@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from quantmill.errors import counted
 from quantmill.imatrix.matrix import ImatrixError
 from quantmill.models import text as text_files
 
@@ -111,7 +112,7 @@ def cut(tokens: list[int], cutting: Cutting, name: str, at_least: int = 2) -> np
     """
     n_ctx, skipped = cutting.n_ctx, cutting.from_chunk * cutting.n_ctx
     if len(tokens) - skipped < at_least * n_ctx:
-        after = f" after the first {cutting.from_chunk} chunks" if cutting.from_chunk else ""
+        after = f" after the first {counted(cutting.from_chunk, 'chunk')}" if cutting.from_chunk else ""
         raise ImatrixError(
             f"{name}: has {max(0, len(tokens) - skipped)} tokens{after}; chunks of {n_ctx} need at least "
             f"{at_least * n_ctx}: give a longer text or a smaller --ctx-size"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quantmill.errors import counted
 from quantmill.gguf_io.kinds import IMATRIX
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix import coverage, store
@@ -151,7 +152,9 @@ def _way(job: Job, loaded: LoadedModel, n_chunks: int, watcher: Watcher) -> tupl
     if not isinstance(loaded, StreamedModel):
         watcher.began("imatrix", n_chunks, "chunks")
         return loaded.model, collect
-    watcher.note(f"{job.name}: its weights are read layer by layer, {n_chunks} chunks through each")
+    watcher.note(
+        f"{job.name}: its weights are read layer by layer, {counted(n_chunks, 'chunk')} through each"
+    )
     watcher.began("imatrix", loaded.n_layers, "layers")
     return loaded, partial(collect_streamed, layer_done=lambda: watcher.progressed(1))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantmill.errors import counted
 from quantmill.gguf_io import TensorSource
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import bytes_in
@@ -89,8 +90,8 @@ def chunks_of(found: Texts, calibration: Calibration, loaded: LoadedModel) -> tu
         n_fresh = len(there) - len(chunks)
     if len(chunks) < 4:
         raise JobError(
-            f"the calibration text has {len(chunks)} chunks of {chunks.shape[1]} tokens; compensation needs at "
-            f"least 4, and {CHUNKS['normal']} to serve well: give a longer text, or raise --chunks"
+            f"the calibration text has {counted(len(chunks), 'chunk')} of {chunks.shape[1]} tokens; compensation needs "
+            f"at least 4, and {CHUNKS['normal']} to serve well: give a longer text, or raise --chunks"
         )
     return chunks, n_fresh
 

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from quantmill import __version__
-from quantmill.errors import QuantmillError
+from quantmill.errors import QuantmillError, counted
 from quantmill.jobs.cluster import Node, nodes
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.pieces import USUAL, Hand, Outcome, Patience, Took, Work, last_line
@@ -73,8 +73,8 @@ class Crew:
                 self._begin(hand, answer)
             if not self.hands:
                 raise JobError(
-                    f"no worker has begun on {len(hosts)} hosts within {self._patience.begin:.0f} s; their processors "
-                    "are taken (`ray status` shows by what)"
+                    f"no worker has begun on {counted(len(hosts), 'host')} within {self._patience.begin:.0f} s; their "
+                    "processors are taken (`ray status` shows by what)"
                 )
         except BaseException:
             self._kill([hand for hand in hands if not hand.is_lost])
@@ -82,7 +82,7 @@ class Crew:
             raise
         self.begun = tuple(self.hands)
         names = ", ".join(sorted({hand.node.name for hand in self.begun}))
-        self._watcher.note(f"{len(self.begun)} workers on Ray: {names}")
+        self._watcher.note(f"{counted(len(self.begun), 'worker')} on Ray: {names}")
         return self
 
     def _begin(self, hand: Hand, answer: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantmill.errors import counted
 from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.carrier import inputs_of
@@ -60,5 +61,5 @@ def finished_rows(
         if not rows.found:
             for sink in sinks:
                 sink.begin_anew()
-        watcher.note(f"{len(rows.found)} pieces were done before")
+        watcher.note(f"{counted(len(rows.found), 'piece was', 'pieces were')} done before")
     return rows

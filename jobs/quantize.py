@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from quantmill.errors import counted
 from quantmill.gguf_io import GGUFError, GGUFSink, TensorSource, commit_all, open_source
 from quantmill.gguf_io.kinds import MODEL
 from quantmill.gguf_io.outputs import check_output
@@ -181,7 +182,7 @@ def kept_notes(plan: Plan) -> list[str]:
     """What is to be said of tensors that are packed in the checkpoint as the output wants them."""
     types = [entry.type for entry in plan.entries if entry.original and not entry.converted]
     return [
-        f"{types.count(type)} tensors are {type} in the checkpoint and are kept exactly"
+        f"{counted(types.count(type), 'tensor is', 'tensors are')} {type} in the checkpoint and kept exactly"
         for type in dict.fromkeys(types)
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from quantmill.errors import counted
 from quantmill.gguf_io.outputs import check_output
 from quantmill.jobs.machine import machine, now
 from quantmill.jobs.saved import SAVED, Saved, identity_of, saved_path
@@ -67,7 +68,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
         command=job.command,
         date=now(),
         machine=machine(),
-        device=f"{engine}, {job.options.threads or 'default'} threads",
+        device=f"{engine}, {counted(job.options.threads, 'thread') if job.options.threads else 'default threads'}",
         models=tuple(results),
         notes=tuple(notes),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantmill.errors import counted
 from quantmill.imatrix.text import text_argument
 from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.quantize import Job
@@ -16,7 +17,8 @@ FEWEST = 16  # chunks; of fewer too little is held back to judge by
 def forbidden(job: Job, n_fresh: int) -> str | None:
     """Why a compensated file cannot be polished, None when it can. n_fresh: chunks that codes were not fitted to."""
     if n_fresh < FEWEST:
-        return f"{n_fresh} chunks of text are left, {FEWEST} are needed (of plain texts without weights)"
+        left = counted(n_fresh, "chunk of text is", "chunks of text are")
+        return f"{left} left, {FEWEST} are needed (of plain texts without weights)"
     if job.recipe.prune_layers or job.edits.experts:
         return "layers or experts are left out, so that the original is another model"
     return None

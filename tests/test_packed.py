@@ -106,7 +106,7 @@ def test_what_a_type_of_ggml_holds_exactly_is_kept(name, opened, packed, tmp_pat
     kept = [spec for spec in source.specs() if spec.original]
     assert len(kept) == 14
     assert {spec.type for spec in kept} == {EXACT[name]}
-    assert f"14 tensors are {EXACT[name]} in the checkpoint and are kept exactly" in notes.lines
+    assert f"14 tensors are {EXACT[name]} in the checkpoint and kept exactly" in notes.lines
     assert not [entry for entry in result.plan.entries if entry.original and entry.converted]
     with GGUFSource(out) as file:
         for spec in kept:

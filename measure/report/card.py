@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import PurePath
 
+from quantmill.errors import counted
 from quantmill.gguf_io.kinds import containing
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.record import PRUNED, ModelFile
@@ -114,7 +115,7 @@ def _quality(report: Report, ours: Report) -> list[str]:
     against = report.base.file.name if report.base else "the saved base"
     parts = [
         f"## Quality\n\nAgainst {_escaped(against)} on {_code(PurePath(text.path).name)} "
-        f"({text.n_chunks} chunks of {text.n_ctx} tokens, {text.n_scored} scored).\n"
+        f"({counted(text.n_chunks, 'chunk')} of {text.n_ctx} tokens, {text.n_scored} scored).\n"
     ]
     parts += [
         _markdown(table, ours) for table in (tables.quality(report), tables.percentiles(report)) if table

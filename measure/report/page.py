@@ -8,6 +8,7 @@ from html import escape
 from importlib import resources
 from pathlib import PurePath
 
+from quantmill.errors import counted
 from quantmill.gguf_io.kinds import containing
 from quantmill.measure.report import pruned, tables
 from quantmill.measure.report.collect import HeatMap, Report, without_paths
@@ -74,8 +75,8 @@ def _summary(report: Report) -> str:
         )
     if text is not None:
         lines.append(
-            f"Text: {PurePath(text.path).name}, {text.n_chunks} chunks of {text.n_ctx} tokens; the second half of "
-            f"each is scored, {text.n_scored:,} tokens in all."
+            f"Text: {PurePath(text.path).name}, {counted(text.n_chunks, 'chunk')} of {text.n_ctx} tokens; the second "
+            f"half of each is scored, {text.n_scored:,} tokens in all."
         )
     return _paragraphs(lines)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantmill.errors import counted
 from quantmill.measure.perplexity import Estimate
 from quantmill.measure.record import ModelResult
 from quantmill.measure.report.collect import Report
@@ -193,7 +194,9 @@ def verdicts(report: Report) -> Sequence[str]:
         if test is None:
             continue
         if 2 / 2**n_chunks > SURE:
-            out.append(f"{n_chunks} chunks are too few to tell {better} from {worse}; score 6 or more")
+            out.append(
+                f"{counted(n_chunks, 'chunk is', 'chunks are')} too few to tell {better} from {worse}; score 6 or more"
+            )
         elif test.p_value < SURE:
             out.append(f"{better} is better than {worse} (KL divergence, p = {test.p_value:.2g})")
         else:
