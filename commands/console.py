@@ -50,6 +50,13 @@ def fail_with_one_line() -> Iterator[None]:
         raise SystemExit(1) from None
     except MemoryError:
         _fail("not enough memory", 1)
+    except RuntimeError as error:  # torch's own, whatever was being done
+        from quantmill.qkernels.memory_faults import out_of_memory
+
+        said = out_of_memory(error)
+        if not said:
+            raise
+        _fail(said, 1)
     except OSError as error:
         what = error.strerror or str(error)
         _fail(f"{error.filename}: {what}" if error.filename is not None else what, 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quantmill.errors import QuantmillError
+from quantmill.qkernels.memory_faults import out_of_memory
 
 
 class ModelError(QuantmillError):
@@ -14,7 +15,10 @@ class ModelError(QuantmillError):
 
 @contextmanager
 def said_of_transformers(words: str) -> Iterator[None]:
-    """Raises ModelError with these words in place of what transformers and torch raise for files that make no model."""
+    """Raises ModelError with these words in place of what transformers and torch raise for files that make no model.
+
+    A want of memory is not the files' fault, and goes on as it is.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -31,5 +35,7 @@ def said_of_transformers(words: str) -> Iterator[None]:
         AttributeError,
         RuntimeError,
     ) as error:
+        if out_of_memory(error):
+            raise
         line = " ".join((str(error) or error.__class__.__name__).split())
         raise ModelError(f"{words} ({line[:300]})") from error
