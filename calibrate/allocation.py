@@ -19,6 +19,11 @@ Quantized = Callable[[str, str], np.ndarray]  # (tensor, type) → its rows, u8 
 Advance = Callable[[int, str], None]  # (cost, tensor)
 
 
+def n_scored(n_chunk: int, n_ctx: int) -> int:
+    """Places of chunks whose predictions are held."""
+    return n_chunk * (n_ctx - 1 - n_ctx // _UNSCORED)
+
+
 class Sensitivity:
     """A loaded GGUF and its own predictions over chunks [n_chunk, n_ctx] i32, held in memory as log p.
 

@@ -65,7 +65,8 @@ def find(request: Request) -> Allocated:
     from quantmill.jobs.allocate import run
 
     remark(f"looking for the types of {request.job.source} that lose least in {request.target}")
-    found = run(request, tokens_bar if bars_are_shown() else _tenths)
+    bar = tokens_bar if bars_are_shown() else _tenths
+    found = run(request, bar, lambda line: remark(f"{line}; fewer --measure-chunks take less"))
     print_warnings(found.notes)
     return found
 

@@ -8,7 +8,7 @@ types that were chosen. Without one: the error of the weights alone, by kind of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantmill.errors import counted
 from quantmill.gguf_io import TensorSource, open_source
 from quantmill.gguf_io.filesystem import digest
 from quantmill.imatrix.reading import read_chunks, read_texts
@@ -23,6 +24,7 @@ from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.edits import NO_EDITS, open_model, pruned_model
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.held_predictions import predictions_note
 from quantmill.jobs.importance import importance_index, load_importance
 from quantmill.jobs.measurements import measurements_of
 from quantmill.jobs.quantize import Job
@@ -33,7 +35,7 @@ from quantmill.recipe.plan import Plan
 from quantmill.recipe.prune import plan_pruning
 
 if TYPE_CHECKING:
-    from quantmill.calibrate.allocation import Sensitivity
+    from quantmill.calibrate.allocation import Sensitivity, n_scored
     from quantmill.models.model import LoadedModel
 
 N_CTX = 256  # tokens a chunk
@@ -75,9 +77,12 @@ class Allocated:
     notes: tuple[str, ...] = ()
 
 
-def run(request: Request, bar: Bar) -> Allocated:
-    """Raises RecipeError for a size out of reach before anything is measured; JobError, ImatrixError for the text;
-    the packages' own errors. An interrupt loses nothing that was measured."""
+def run(request: Request, bar: Bar, note: Callable[[str], None] = lambda line: None) -> Allocated:
+    """note: is told what measuring takes of the memory, where that is much.
+
+    Raises RecipeError for a size out of reach before anything is measured; JobError, ImatrixError for the text;
+    the packages' own errors. An interrupt loses nothing that was measured.
+    """
     job = request.job
     with ExitStack() as opened:
         source = open_model(job.source, job.edits, job.later)
@@ -96,7 +101,7 @@ def run(request: Request, bar: Bar) -> Allocated:
 
         @functools.cache
         def sensitivity() -> Sensitivity:
-            return opened.enter_context(_sensitivity(request, texts[0], plain, importance))
+            return opened.enter_context(_sensitivity(request, texts[0], plain, importance, note))
 
         weighing = Weighing(problem, source, importance, job, kept, bar, sensitivity)
         if not texts:
@@ -129,7 +134,11 @@ def _digests(request: Request, source: TensorSource) -> dict[str, str]:
 
 @contextmanager
 def _sensitivity(
-    request: Request, text: Text, plain: Mapping[Path, str], importance: ImportanceMatrix | None
+    request: Request,
+    text: Text,
+    plain: Mapping[Path, str],
+    importance: ImportanceMatrix | None,
+    note: Callable[[str], None],
 ) -> Iterator[Sensitivity]:
     """The model on the device that quantizes, without the layers that are left out, and its predictions."""
     import torch
@@ -147,6 +156,9 @@ def _sensitivity(
         pruning = plan_pruning(layers, [spec.name for spec in source.specs()])
         names = {spec.name: pruning.new_name(spec.name) or "" for spec in source.specs()}
         source = pruned_model(open_source(job.source), job.edits, layers)
+    scored = n_scored(request.n_chunks, N_CTX)
+    if line := predictions_note(source, scored, "types are measured"):
+        note(line)
     loaded = from_source(source, path, device, torch.float32)
     try:
         with working(job.threads, device.type) as workers:
@@ -168,7 +180,7 @@ def _held_back(
     n = len(chunks)
     if n < 2 * request.n_chunks:
         raise JobError(
-            f"{text.path}: has {n} chunks of {N_CTX} tokens; {request.n_chunks} from its second half need "
+            f"{text.path}: has {counted(n, 'chunk')} of {N_CTX} tokens; {request.n_chunks} from its second half need "
             f"{2 * request.n_chunks}: give a longer text or a smaller --measure-chunks"
         )
     first = max(n // 2, _seen(text, importance))

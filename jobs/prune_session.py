@@ -16,19 +16,19 @@ from quantmill.gguf_io import TensorSource, open_source
 from quantmill.imatrix import chat
 from quantmill.jobs.compensate_plan import digest
 from quantmill.jobs.edits import NO_EDITS, Edits, pruned_model
+from quantmill.jobs.held_predictions import predictions_note
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.polish_checks import Chunks, chunks_of
 from quantmill.jobs.prune_request import CHUNKS, MEASURED, Request
 from quantmill.jobs.watcher import Watcher
-from quantmill.measure.damage import Predictions, predictions_bytes, scored_prefix
+from quantmill.measure.damage import Predictions, scored_prefix
 from quantmill.measure.divergence import TokenScores
 from quantmill.measure.perplexity import perplexity
 from quantmill.models.model import LoadedModel, from_source, usable_device
+from quantmill.models.scoring import targets
 from quantmill.models.tokenizer import from_metadata
 from quantmill.models.workers import Workers, working
 from quantmill.qkernels.cache import cache_dir
-
-_MUCH = 1 << 28  # bytes of memory that are worth a word
 
 
 class Session:
@@ -66,17 +66,13 @@ class Session:
 
     def say_memory(self) -> None:
         """What is held beside models: log p of the whole vocabulary at every place that is scored."""
-        tokens = self.source.metadata.value("tokenizer.ggml.tokens") or ()
         texts = [
             self.chunks.held_back,
             *([self.choosing] if self.request.n_layers or self.request.experts else []),
         ]
-        n_bytes = sum(predictions_bytes(len(chunks), chunks.shape[1], len(tokens)) for chunks in texts)
-        if n_bytes >= _MUCH:
-            self.watcher.note(
-                f"the model's own predictions take {n_bytes / (1 << 30):.1f} GiB of memory while the damage is "
-                "measured; fewer --chunks take less"
-            )
+        n_scored = sum(targets(chunks).size for chunks in texts)
+        if line := predictions_note(self.source, n_scored, "the damage is measured"):
+            self.watcher.note(f"{line}; fewer --chunks take less")
 
     @cached_property
     def loaded(self) -> LoadedModel:

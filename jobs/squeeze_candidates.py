@@ -214,7 +214,7 @@ class Candidates:
         request = allocate.Request(
             job, candidate.target, self._texts.calibration[0], folder=self._memory.directory
         )
-        found = allocate.run(request, partial(stage_bar, self._stages.watcher))
+        found = allocate.run(request, partial(stage_bar, self._stages.watcher), self._stages.watcher.note)
         output = check_output(self._memory.file(key, ".recipe.toml"), RECIPE)
         write_recipe(output, request, found, self._job.version)
         return {"predicted": found.predicted, "measured": found.measured, "bytes": found.plan.file_bytes}

@@ -22,11 +22,6 @@ def mean_damage(scores: TokenScores) -> tuple[float, float]:
     return float(scores.kld.mean()), perplexity(scores.nll).value
 
 
-def predictions_bytes(n_chunk: int, n_ctx: int, n_vocab: int) -> int:
-    """What Predictions hold in memory."""
-    return 4 * n_vocab * n_chunk * (n_ctx - 1 - n_ctx // 2)
-
-
 class Predictions:
     """What the original says of the second half of every chunk [n_chunk, n_ctx] i32, in memory as log p."""
 

@@ -191,8 +191,10 @@ def test_the_best_of_a_size(loaded, capsys, tmp_path, cache, monkeypatch):
     size = theirs.stat().st_size
     words = ["--imatrix", IMATRIX, "--calibration", TEXT, "--measure-chunks", "2", "--min-type", "Q2_K"]
     words += ["--target-size", size, "--json"]
-    code, out, _ = run(capsys, *words, tiny("F16"), tmp_path / "ours.gguf")
+    monkeypatch.setattr("quantmill.jobs.held_predictions._MUCH", 1)
+    code, out, err = run(capsys, *words, tiny("F16"), tmp_path / "ours.gguf")
     assert code == 0
+    assert "predictions take 0.0 GiB of memory while types are measured; fewer --measure-chunks" in err
     found = json.loads(out)
     assert (tmp_path / "ours.gguf").stat().st_size == found["file_bytes"]
     assert size - 4096 < found["file_bytes"] <= size
