@@ -80,7 +80,7 @@ def check_output(
 def check_directory(path: Path) -> None:
     """Whether outputs can be put into a directory that may have to be made first. Raises GGUFError."""
     there = path
-    while not there.exists() and there != there.parent:
+    while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
         raise GGUFError(f"{path}: {there} is no directory; choose another output")

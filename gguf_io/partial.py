@@ -40,6 +40,8 @@ def resolved(final: Path) -> Path:
     target = Path(os.path.realpath(final))
     if final.exists() and not final.is_file():  # not by the target: that of /dev/stdout may have no name
         raise GGUFError(f"{final}: is there already and is not a regular file; choose another output")
+    if target.is_symlink():  # what realpath leaves of one that ends in itself
+        raise GGUFError(f"{final}: is a link that leads to itself; remove it or choose another output")
     if not target.parent.is_dir():
         raise GGUFError(f"{final}: there is no directory {target.parent}; create it or choose another output")
     return target

@@ -75,7 +75,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     """Raises JobError for a directory that is there, or damage above the limit; RecipeError, ModelError, GGUFError."""
     watcher = watcher or Silent()
     directory = job.directory
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+    if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise JobError(f"{directory}: is there already; --to-hf writes a folder of its own")
     if not directory.resolve().parent.is_dir():
         raise JobError(f"{directory.parent}: no such folder")
