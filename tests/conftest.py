@@ -30,6 +30,14 @@ def stored(tmp_path: Path) -> Callable[..., Path]:
     return store
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with one file of each kind that commands read."""
+    from tests.support.places import furnished
+
+    return furnished(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A packed checkpoint by its name, written once a file of tests."""

@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from quantmill import cli
-from quantmill.commands.quantize_arguments import default_output
-from tests.support.measure_models import EXAMPLE, tiny
-
-IMATRIX = EXAMPLE / "imatrix.gguf"
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with one file of each kind that commands read."""
-    shutil.copyfile(tiny("F16"), tmp_path / "m.gguf")
-    shutil.copyfile(tiny("Q8_0"), tmp_path / "q.gguf")
-    shutil.copyfile(IMATRIX, tmp_path / "im.gguf")
-    (tmp_path / "recipe").write_text('file_type = "Q8_0"\n')
-    (tmp_path / "rules").write_text("attn_v=q8_0\n")
-    shutil.copytree(EXAMPLE, tmp_path / "hf")
-    (tmp_path / "text.txt").write_text("words " * 6000)
-    (tmp_path / "record.json").write_text('{"format": 1, "models": []}')
-    (tmp_path / "table.csv").write_text("name,bytes,bits_per_weight\n")
-    (tmp_path / "wg.csv").write_text("1,a _ b,c,d,1\n")
-    (tmp_path / "base.logits").write_bytes(b"_logits_" + bytes(100))
-    (tmp_path / "page").mkdir()
-    (tmp_path / "page" / "index.html").write_text("<!doctype html>mine")
-    (tmp_path / "page" / "README.md").write_text("# mine")
-    shutil.copyfile(IMATRIX, tmp_path / "im2.gguf")
-    (tmp_path / "im.gguf.partial.gguf").write_bytes(b"GGUF")
-    for name in ("im.html", "im.json"):
-        shutil.copyfile(IMATRIX, tmp_path / name)
-    (tmp_path / "notes.txt").write_text("precious\n")
-    return tmp_path
-
-
-def everything(directory: Path) -> dict[str, tuple[int, int, int]]:
-    """Every file by what changes when it is written, replaced or touched."""
-    found = {}
-    for path in directory.rglob("*"):
-        status = path.stat()
-        found[str(path.relative_to(directory))] = status.st_ino, status.st_size, status.st_mtime_ns
-    return found
-
-
-def refused(capsys: pytest.CaptureFixture[str], place: Path, line: str) -> str:
-    """The one line with which a command line is refused; nothing may have changed."""
-    before = everything(place)
-    code = cli.main(line.replace("@", str(place) + os.sep).split())
-    captured = capsys.readouterr()
-    assert code == 1, captured
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1, captured.err
-    assert everything(place) == before
-    return captured.err
-
+from tests.support.places import COLLECT, EVALUATE, refused, words
 
 INPUTS = [
     "quantize @m.gguf @m.gguf Q8_0",
@@ -112,8 +59,6 @@ def test_an_input_is_never_replaced_by_way_of_a_link(
     assert "is an input" in refused(capsys, place, line)
 
 
-COLLECT = "imatrix @m.gguf -f @text.txt -c 16 --chunks 2 -t 1"
-EVALUATE = "evaluate @q.gguf -f @text.txt --chunks 2 -c 16 -t 1"
 OTHER_KINDS = [
     ("quantize @m.gguf @notes.txt Q8_0", "is not a GGUF model but a text"),
     ("quantize @m.gguf @im.gguf Q8_0", "is not a GGUF model but an importance matrix"),
@@ -134,7 +79,7 @@ def test_another_kind_is_replaced_only_by_force(
     capsys: pytest.CaptureFixture[str], place: Path, line: str, message: str
 ) -> None:
     assert message in refused(capsys, place, line)
-    code = cli.main((line + " --force").replace("@", str(place) + os.sep).split())
+    code = cli.main(words(place, line + " --force"))
     captured = capsys.readouterr()
     assert code == 0, captured
     assert "is replaced: it is there already" in captured.err
@@ -143,7 +88,7 @@ def test_another_kind_is_replaced_only_by_force(
 def test_a_report_leaves_foreign_pages_and_cards_alone(
     capsys: pytest.CaptureFixture[str], place: Path
 ) -> None:
-    command = (EVALUATE + " -o @record.json").replace("@", str(place) + os.sep).split()
+    command = words(place, EVALUATE + " -o @record.json")
     assert cli.main(command) == 0
     assert "record.json is replaced" in capsys.readouterr().err
     assert "is not a page of quantmill report but a text" in refused(
@@ -159,38 +104,6 @@ def test_a_report_leaves_foreign_pages_and_cards_alone(
     assert capsys.readouterr().err.count("is replaced") == 3
 
 
-FLAGS = [
-    "evaluate @q.gguf -f @text.txt --json @new.json",
-    "evaluate --base @m.gguf -f @text.txt --csv @q.gguf @q.gguf",
-    "evaluate @q.gguf -f @text.txt --json -",
-    "evaluate @q.gguf -f @text.txt --json=@new.json",
-    "evaluate speed @q.gguf --csv @new.csv",
-    "imatrix stats @im.gguf --json @new.json",
-    "imatrix stats --csv @new.csv @im.gguf",
-    "imatrix diff @im.gguf @im2.gguf --json -",
-    "imatrix @m.gguf -f @text.txt --json @new.json",
-]
-
-
-@pytest.mark.parametrize("line", FLAGS)
-def test_json_takes_no_file(capsys: pytest.CaptureFixture[str], place: Path, line: str) -> None:
-    """`evaluate --json a.gguf b.gguf` used to turn a.gguf into JSON."""
-    before = everything(place)
-    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "takes no file: --json prints to standard output, -o" in captured.err
-    assert everything(place) == before
-
-
-def test_json_before_a_model_prints(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    before = everything(place)
-    line = "evaluate -f @text.txt --chunks 2 -c 16 -t 1 --json @m.gguf @q.gguf"
-    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 0
-    assert [m["file"]["name"] for m in json.loads(capsys.readouterr().out)["models"]] == ["m", "q"]
-    assert everything(place) == before
-
-
 PLACES = [
     (EVALUATE + " -o @no/run.json", "there is no directory"),
     (EVALUATE + " -o @run.txt", "an evaluation is written as .json or as .csv"),
@@ -204,22 +117,6 @@ PLACES = [
 ]
 
 
-def test_json_is_one_object_in_one_style(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    lines = [
-        "types --json", "devices --json", "quantize --dry-run --json @m.gguf Q8_0", "quantize --json @m.gguf @1 Q8_0",
-        "convert --json @hf @2", COLLECT + " -o @3 --json", "imatrix stats @im.gguf --json",
-        "imatrix merge @im.gguf @im2.gguf -o @4 --json", "imatrix convert @im.gguf -o @5.dat --json",
-        "imatrix diff @im.gguf @im2.gguf --json", EVALUATE + " --json -o @run.json",
-        "report @run.json -o @new --json",
-    ]  # fmt: skip
-    for line in lines:
-        assert cli.main(line.replace("@", str(place) + os.sep).split()) == 0, line
-        out = capsys.readouterr().out
-        found = json.loads(out, parse_constant=lambda name: pytest.fail(name))
-        assert isinstance(found, dict)
-        assert out == json.dumps(found, indent=1) + "\n", line
-
-
 @pytest.mark.parametrize(("line", "message"), PLACES)
 def test_a_place_that_cannot_be_is_found_before_the_work(
     capsys: pytest.CaptureFixture[str], place: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
@@ -230,6 +127,50 @@ def test_a_place_that_cannot_be_is_found_before_the_work(
     monkeypatch.setattr(quantmill.jobs.collect_load, "load", lambda *_: pytest.fail("the work began"))
     monkeypatch.setattr(quantmill.jobs.evaluate, "load", lambda *_: pytest.fail("the work began"))
     assert message in refused(capsys, place, line)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("quantize @m.gguf @loop Q8_0", "is a link that leads to itself"),
+        ("convert @hf @loop", "is a link that leads to itself"),
+        (COLLECT + " -o @loop", "is a link that leads to itself"),
+        ("imatrix merge @im.gguf @im2.gguf -o @loop", "is a link that leads to itself"),
+        (EVALUATE + " -o @loop.json", "is a link that leads to itself"),
+        (EVALUATE + " --base @m.gguf --save-base @loop", "is a link that leads to itself"),
+        ("imatrix stats @im.gguf --plot @loop.html", "is a link that leads to itself"),
+        ("polish @q.gguf --base @m.gguf --calibration @text.txt -o @loop", "is a link that leads to itself"),
+        ("report @record.json -o @loop", "is no directory"),
+        (
+            "squeeze @hf --types Q4_K_M --calibration @text.txt --evaluation @notes.txt -o @loop",
+            "is no directory",
+        ),
+        ("prune @hf --layers 1 --to-hf @loop", "is there already"),
+    ],
+)
+def test_a_link_that_leads_to_itself_is_refused(
+    capsys: pytest.CaptureFixture[str], place: Path, line: str, message: str
+) -> None:
+    """By way of another one, too; neither is replaced."""
+    links = {"loop": "other", "other": "loop", "loop.json": "loop.json", "loop.html": "loop.html"}
+    for name, target in links.items():
+        (place / name).symlink_to(target)
+    before = sorted(path.name for path in place.iterdir())
+    assert cli.main(words(place, line)) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {place}/loop")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    assert sorted(path.name for path in place.iterdir()) == before
+    assert {name: os.readlink(place / name) for name in links} == links
+
+
+def test_what_a_link_names_is_replaced_or_made(place: Path) -> None:
+    for name, target in (("there", "q.gguf"), ("not-there", "new.gguf")):
+        (place / name).symlink_to(target)
+        assert cli.main(words(place, f"quantize @m.gguf @{name} Q4_0")) == 0
+        assert (place / name).is_symlink()
+    assert (place / "q.gguf").read_bytes() == (place / "new.gguf").read_bytes()
 
 
 def test_a_write_protected_file_is_refused(capsys: pytest.CaptureFixture[str], place: Path) -> None:
@@ -262,46 +203,10 @@ def test_its_own_kind_is_replaced_and_that_is_said(
     """Also with --quiet: what was there is lost."""
     name = REPLACING[line]
     size = (place / name).stat().st_size
-    assert cli.main([*["-q"] * quiet, *line.replace("@", str(place) + os.sep).split()]) == 0
+    assert cli.main([*["-q"] * quiet, *words(place, line)]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert any(
         one.startswith(f"warning: {place}/{name} is replaced: it is there already, ")
         and one.endswith(f"of {size} bytes")
         for one in lines
     ), lines
-
-
-def test_default_names_differ_by_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama-quantize's name beside a GGUF; two directories of one folder used to share it."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("hfs/modelA", "hfs/modelB"):
-        (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "m.gguf").touch()
-    assert default_output("hfs/modelA", "Q4_K_M", ".gguf") == Path("hfs/modelA-Q4_K_M.gguf")
-    assert default_output("hfs/modelB/", "Q4_K_M", ".gguf") == Path("hfs/modelB-Q4_K_M.gguf")
-    assert default_output("org/modelC", "Q4_K_M", ".gguf") == Path("modelC-Q4_K_M.gguf")
-    assert default_output("m.gguf", "Q4_K_M", ".gguf") == Path("ggml-model-Q4_K_M.gguf")
-    monkeypatch.chdir(tmp_path / "hfs" / "modelA")
-    assert default_output(".", "Q4_K_M", "") == Path("modelA-Q4_K_M")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "quantize @m.gguf @new/ Q8_0",
-        "convert @hf @new/",
-        "convert @hf -o @new/",
-        "imatrix @m.gguf -f @text.txt -o @new/",
-        "imatrix merge @im.gguf @im2.gguf -o @new/",
-        "evaluate @m.gguf -f @text.txt -o @new/",
-        "polish @q.gguf --base @m.gguf --calibration @text.txt -o @new/",
-    ],
-)
-def test_a_folder_that_is_not_there_does_not_become_a_file(
-    place: Path, capsys: pytest.CaptureFixture[str], line: str
-) -> None:
-    before = everything(place)
-    assert cli.main(line.replace("@", str(place) + os.sep).split()) == 2
-    error = capsys.readouterr().err.replace("new/: ", "new/ ")
-    assert "new/ names a folder; give the file in it that is to be written" in error
-    assert everything(place) == before
