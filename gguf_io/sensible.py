@@ -15,12 +15,17 @@ _WHOLE = re.compile(r"(?<![a-z])(count|length|size|rank|nextn_predict_layers)(_k
 MOST, LONGEST = 1 << 24, 1 << 31
 
 
+def most(key: str) -> int:
+    """The largest number of things under a key that a model may have."""
+    return LONGEST if key.endswith("context_length") else MOST
+
+
 def whole_number(key: str, value: Any) -> int:
     """The value. Raises GGUFError for what is no number of things."""
-    most = LONGEST if key.endswith("context_length") else MOST
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most(key):
         raise GGUFError(
-            f"metadata key {shown(key)} is {shown(str(value))}, no whole number from 0 to {most}; the file is damaged"
+            f"metadata key {shown(key)} is {shown(str(value))}, no whole number from 0 to {most(key)}; "
+            "the file is damaged"
         )
     return value
 

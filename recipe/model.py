@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import MetaValue
-from quantmill.gguf_io.sensible import whole_number
+from quantmill.gguf_io.sensible import most, whole_number
 from quantmill.recipe.errors import RecipeError
 
 # Architectures that count as "the 70B model" by their number of layers alone (src/models/*.cpp).
@@ -40,7 +42,8 @@ def model_facts(metadata: Mapping[str, MetaValue], overrides: Mapping[str, MetaV
         found = metadata.get(full)
         if found is not None and found.element_type is not None:  # one value a layer
             return whole_number(full, found.value[0]) if len(found.value) else 0
-        found = overrides.get(full, found)
+        if full in overrides:
+            return _overridden(full, overrides[full].value)
         if found is not None:
             return whole_number(full, found.value)
         if default is None:
@@ -57,3 +60,12 @@ def model_facts(metadata: Mapping[str, MetaValue], overrides: Mapping[str, MetaV
         arch in ("llama", "llama-embed") and shown_layers == 80 and n_head != n_head_kv and n_expert != 8
     )
     return ModelFacts(arch, n_layer, n_expert, n_head // n_head_kv if n_head_kv else 0, is_70b)
+
+
+def _overridden(key: str, value: Any) -> int:
+    try:
+        return whole_number(key, value)
+    except GGUFError:
+        raise RecipeError(
+            f"--override-kv {key}: {value!r} is no whole number from 0 to {most(key)}, which this key holds"
+        ) from None

@@ -12,6 +12,7 @@ from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.recipe.errors import RecipeError
 
 _MAX_KEY, _MAX_STRING = 127, 127  # bytes; the fields of llama_model_kv_override
+_MAX_FLOAT = (2 - 2**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,16 @@ def _parse_value(text: str, type_name: str, value: str) -> MetaValue:
         raise RecipeError(f"--override-kv {text!r}: unknown type {type_name!r}; known: int, float, bool, str")
     try:
         if type_name == "float":
-            return MetaValue(GGUFValueType.FLOAT32, float(value))
+            return MetaValue(GGUFValueType.FLOAT32, _held(text, float(value)))
         number = abs(int(value))  # stored as u32 since llama.cpp #14182
     except ValueError:
         raise RecipeError(f"--override-kv {text!r}: {value!r} is no {type_name}") from None
     if number >= 2**32:
         raise RecipeError(f"--override-kv {text!r}: the file holds it as a 32-bit number without sign")
     return MetaValue(GGUFValueType.UINT32, number)
+
+
+def _held(text: str, number: float) -> float:
+    if not abs(number) <= _MAX_FLOAT:  # nor is NaN
+        raise RecipeError(f"--override-kv {text!r}: the file holds it as a finite 32-bit number")
+    return number

@@ -172,6 +172,24 @@ def test_an_override_of_the_expert_count_changes_the_mixture():
     assert types_of(recipe)["blk.0.attn_k.weight"] == "Q8_0"
 
 
+@pytest.mark.parametrize(
+    ("key", "given", "shown"),
+    [
+        ("llama.block_count", "int:99999999", "99999999"),
+        ("llama.expert_count", "str:many", "'many'"),
+        ("llama.attention.head_count", "float:1.5", "1.5"),
+        ("llama.nextn_predict_layers", "bool:true", "True"),
+    ],
+)
+def test_an_override_that_is_no_number_of_things_is_the_options_fault(key, given, shown):
+    from quantmill.recipe import parse_override
+
+    with pytest.raises(RecipeError) as raised:
+        types_of(Recipe("Q4_K_M", overrides=(parse_override(f"{key}={given}"),)))
+    assert str(raised.value).startswith(f"--override-kv {key}: {shown} is no whole number from 0 to 16777216")
+    assert "damaged" not in str(raised.value)
+
+
 # Shapes
 
 
