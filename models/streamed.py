@@ -153,12 +153,12 @@ class StreamedModel(LoadedModel):
     def _state(self, ids: torch.Tensor) -> Any:
         """Taken out. Ids that were not announced pass the layers while no other thread is behind them."""
         key = _key(ids)
-        try:
-            return self.states[key].pop()  # one step, also for several threads
-        except (KeyError, IndexError):
-            with self._doors.alone():
-                self.prepare([ids])
-                return self.states[key].pop()
+        while True:
+            try:
+                return self.states[key].pop()  # one step, also for several threads
+            except (KeyError, IndexError):  # a thread with the same ids may take what this one prepares
+                with self._doors.alone():
+                    self.prepare([ids])
 
     def _handed_on(self, *inputs: Any, **named: Any) -> Any:
         return self._running.hidden

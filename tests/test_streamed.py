@@ -109,6 +109,22 @@ def test_threads_may_ask_for_ids_that_were_not_announced():
     assert all(torch.equal(one, whole.logits(ids)) for one, ids in zip(found, batches, strict=True))
 
 
+def test_states_that_another_thread_took_are_made_again():
+    """A thread with the same ids comes between the making of a state and its taking."""
+    streamed = load_streamed(tiny("Q8_0"))
+    ids = torch.ones(1, 8, dtype=torch.int64)
+    prepare, robbed = streamed.prepare, []
+
+    def then_robbed(batches):
+        prepare(batches)
+        if not robbed:
+            robbed.extend(streamed.states[key].pop() for key in streamed.states)
+
+    streamed.prepare = then_robbed
+    assert torch.equal(streamed.logits(ids), load(tiny("Q8_0"), converted=True).logits(ids))
+    assert robbed
+
+
 def test_a_run_with_nothing_left_reads_no_layer():
     assert list(load_streamed(str(tiny("Q8_0"))).layers([])) == []
 
