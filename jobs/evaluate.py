@@ -21,7 +21,7 @@ from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure import compare
 from quantmill.measure.divergence import TokenScores, summarize
 from quantmill.measure.harness import require_harness, run_harness
-from quantmill.measure.logits_file import LogitsFile, LogitsWriter
+from quantmill.measure.logits_file import LogitsFile, LogitsWriter, finish
 from quantmill.measure.perplexity import perplexity
 from quantmill.measure.record import (
     ModelFile,
@@ -187,6 +187,7 @@ def _text(
     with ExitStack() as stack:
         writers = [stack.enter_context(writer) for writer in _writers(job, saves, chunks, against)]
         passed = divergences(against, quants, chunks, writers, saved, watcher, workers)
+        finish(writers)
     results = [ModelResult(NOTHING, perplexity(passed.base_nll))] if base else []
     for scores in passed.scores:
         summary = summarize(scores)

@@ -20,10 +20,11 @@ import torch
 from quantmill.calibrate.head import Divergence, Head, check_head
 from quantmill.calibrate.polish import Student, Training, teacher_head
 from quantmill.calibrate.teacher import HiddenStates, listen
-from quantmill.errors import QuantmillError
+from quantmill.errors import QuantmillError, counted
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside, bytes_in
+from quantmill.gguf_io.renaming import FinishedFile, rename_all
 from quantmill.imatrix import chat
 from quantmill.jobs.polish_checks import TRAINED_CTX, Chunks, bits_per_weight, check_base, chunks_of
 from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
@@ -89,8 +90,9 @@ def polish_in_place(job: Job, watcher: Watcher | None = None) -> Result:
         quant = open_source(job.quant)
         old = quant.paths
         quant.close()
-        for new, path in zip(result.paths, old, strict=True):
-            os.replace(new, path)
+        with ExitStack() as made:
+            files = [made.enter_context(FinishedFile(*pair)) for pair in zip(result.paths, old, strict=True)]
+            rename_all(files[::-1])  # the first, the one that is opened, comes last
         result = replace(result, paths=old)
     return result
 
@@ -228,7 +230,9 @@ def _train(
                 watcher.began("training", len(training.order), "chunks")
                 watcher.progressed(training.n_done)
             if not training.improves:
-                watcher.note(f"stopped after {training.n_done} steps: the held-back chunks no longer improve")
+                watcher.note(
+                    f"stopped after {counted(training.n_done, 'step')}: the held-back chunks no longer improve"
+                )
                 break
             training.step(chunks, wanted)
             recent = training.losses[-16:]

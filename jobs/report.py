@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from quantmill.gguf_io.outputs import Output, check_directory, check_output
-from quantmill.gguf_io.partial import write_whole
+from quantmill.gguf_io.renaming import write_all
 from quantmill.imatrix.plot import grid
 from quantmill.imatrix.statistics import tensor_statistics
 from quantmill.imatrix.store import load
@@ -57,8 +57,9 @@ def run(job: Job, watcher: Watcher | None = None) -> tuple[Path, ...]:
             watcher.warn(warning)
     job.directory.mkdir(parents=True, exist_ok=True)
     paths = tuple(job.directory / name for name in texts)
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_whole(path.resolve(), text.encode("utf-8"))
+    write_all(
+        {path.resolve(): text.encode("utf-8") for path, text in zip(paths, texts.values(), strict=True)}
+    )
     return paths
 
 

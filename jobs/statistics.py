@@ -11,7 +11,7 @@ from typing import Any
 
 from quantmill.gguf_io.kinds import Kind, json_object, starting_with
 from quantmill.gguf_io.outputs import Output, check_output
-from quantmill.gguf_io.partial import write_whole
+from quantmill.gguf_io.renaming import write_all
 from quantmill.imatrix.matrix import ImatrixError
 from quantmill.imatrix.plot import PLOT, plot, require_plot
 from quantmill.imatrix.statistics import TensorStatistics, layer_statistics, tensor_statistics
@@ -51,13 +51,15 @@ def run(job: Job, watcher: Watcher | None = None) -> list[TensorStatistics]:
         for warning in output.warnings:
             watcher.warn(warning)
     rows = tensor_statistics(load(job.file))
-    for output in outputs:
-        if output.kind is PLOT:
-            write_whole(output.final, plot(rows, output.path.suffix, job.file.name, job.statistic))
-        else:
-            text = statistics_json(rows) if output.kind is JSON else statistics_csv(rows)
-            write_whole(output.final, (text + "\n").encode("utf-8"))
+    write_all({output.final: _content(job, rows, output) for output in outputs})
     return rows
+
+
+def _content(job: Job, rows: Sequence[TensorStatistics], output: Output) -> bytes:
+    if output.kind is PLOT:
+        return plot(rows, output.path.suffix, job.file.name, job.statistic)
+    text = statistics_json(rows) if output.kind is JSON else statistics_csv(rows)
+    return (text + "\n").encode("utf-8")
 
 
 def _kind(path: Path) -> Kind:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ import torch
 from quantmill.gguf_io.filesystem import open_regular
 from quantmill.gguf_io.outputs import require_space
 from quantmill.gguf_io.partial import PartialFile, resolved
+from quantmill.gguf_io.renaming import finish_all
 from quantmill.measure.divergence import TokenScores
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.token_scores import compare, scores
@@ -161,10 +163,16 @@ class LogitsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self.chunks_left == 0:
-            self.file.finish()
-        else:
+        if kind is not None or self.chunks_left:
             self.file.discard()
+        elif not self.file.has_final_name:
+            self.file.finish()
+
+
+def finish(writers: Sequence[LogitsWriter]) -> None:
+    """Give complete files their names, all of them or none. Raises GGUFError."""
+    assert not any(writer.chunks_left for writer in writers)
+    finish_all([writer.file for writer in writers])
 
 
 def _codes(values: torch.Tensor, low: torch.Tensor, scale: torch.Tensor) -> np.ndarray:
