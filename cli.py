@@ -21,7 +21,7 @@ from quantmill.commands.console import (
     print_line,
     set_verbosity,
 )
-from quantmill.commands.groups import CONTEXT, is_option, write_commands
+from quantmill.commands.groups import CONTEXT, is_option, refuse_empty_words, write_commands
 from quantmill.commands.options import loudness
 from quantmill.commands.signals import stoppable
 from quantmill.errors import meant, one_line
@@ -74,6 +74,8 @@ class _LazyCommands(TyperGroup):
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help(), err=True)
             ctx.exit(2)
+        if not ctx.resilient_parsing:
+            refuse_empty_words(args)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

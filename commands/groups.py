@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +50,21 @@ class DefaultGroup(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         write_commands(formatter, {name: first_sentence(c.help or "") for name, c in self.commands.items()})
+
+
+# Texts that every name contains are found in all of them; any other empty word is a variable that was not set.
+_MAY_BE_EMPTY = ("--include-weights", "--exclude-weights")
+
+
+def refuse_empty_words(words: Sequence[str]) -> None:
+    """An empty file name would mean this folder. Raises UsageError."""
+    end = words.index("--") if "--" in words else len(words)
+    for before, word in zip(("quantmill", *words), words, strict=False):
+        if not word and before not in _MAY_BE_EMPTY:
+            raise UsageError(f"the argument behind {before or 'an empty one'} is empty")
+    for word in words[:end]:
+        if word.startswith("--") and word.endswith("=") and word[:-1] not in _MAY_BE_EMPTY:
+            raise UsageError(f"{word}: nothing stands behind it")
 
 
 def is_option(command: Any, word: str) -> bool:

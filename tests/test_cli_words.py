@@ -12,7 +12,7 @@ import pytest
 
 from quantmill import cli
 from quantmill.commands.console import print_warnings, set_verbosity
-from quantmill.errors import folded
+from quantmill.errors import counted, folded
 from quantmill.imatrix.store import Entry, ImportanceMatrix, save
 from tests.support.measure_models import EXAMPLE, tiny
 
@@ -130,6 +130,48 @@ def test_shared_options_are_the_same_in_all_commands(option):
                 found[" ".join(words)] = (param.opts, param.default)
     assert found
     assert len({str(one) for one in found.values()}) == 1, found
+
+
+def options_with_values():
+    """Each command and each of its options that takes a value."""
+    from typer.main import get_command
+
+    root = get_command(cli.app)
+    for words in COMMANDS:
+        command = root.get_command(None, words[0])
+        command = command.commands[words[1]] if len(words) > 1 else command
+        for param in command.params:
+            if param.opts[0].startswith("-") and not param.is_flag:
+                yield words, max(param.opts, key=len)
+
+
+def test_an_empty_value_is_refused(capsys):
+    """Of `--text "$TEXT"` with a variable that is not set; a path of no letters would mean this folder."""
+    found = list(options_with_values())
+    assert (["evaluate", "compare"], "--text") in found
+    assert len(found) > 100
+    for words, option in found:
+        for way in ([option, ""], [f"{option}="]):
+            if option in ("--include-weights", "--exclude-weights"):  # every name contains it
+                continue
+            code, out, err = run(capsys, *words, *way)
+            assert (code, out, err.count("\n")) == (2, "", 1), (words, way)
+            assert option in err
+
+
+def test_an_empty_argument_is_refused(capsys):
+    for words in ([""], ["quantize", ""], ["quantize", "a.gguf", "", "Q8_0"], ["report", ""]):
+        code, out, err = run(capsys, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        before = ["quantmill", *words][words.index("")]
+        assert f"the argument behind {before} is empty" in err
+
+
+def test_one_thing_is_no_plural():
+    assert counted(1, "tensor") == "1 tensor"
+    assert counted(0, "tensor") == "0 tensors"
+    assert counted(1, "matrix", "matrices") == "1 matrix"
+    assert counted(2, "matrix", "matrices") == "2 matrices"
 
 
 # Help
