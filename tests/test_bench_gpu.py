@@ -2,20 +2,25 @@
 
 import json
 import re
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from bench import gpu, gpu_pack
+from bench import gpu, gpu_pack, gpu_sections
 from bench.metal_model import operations
 from quantmill.qkernels.engines import Engine, engine_row
 from tests.test_guarded import ENGINE, faults, spoiled  # noqa: F401
 
 
-def rows_of(name: str, folder, capsys) -> list[dict]:
-    gpu.section(name, gpu.Trial(ENGINE, True, folder))
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+def rows_of(name: str, folder, capsys, after: str | None = None) -> list[dict]:
+    gpu.section(name, gpu.Trial(ENGINE, True, folder), after)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    begun, rows = lines[::2], lines[1::2]
+    assert [line["begins"] for line in begun] == [row["what"] for row in rows]
+    return rows
 
 
 def test_searches_and_decoders(faults, tmp_path, capsys):  # noqa: F811
@@ -32,21 +37,73 @@ def test_searches_and_decoders(faults, tmp_path, capsys):  # noqa: F811
     assert all(row["ok"] for row in rest)
 
 
-def test_a_section_that_fails_is_a_row(faults, tmp_path, capsys):  # noqa: F811
-    faults.fails = lambda step: RuntimeError("no kernel image\nmore")
-    (row,) = rows_of("searches", tmp_path, capsys)
-    assert (row["what"], row["ok"], row["note"]) == ("failed", False, "RuntimeError: no kernel image")
+def test_an_item_that_fails_is_a_row_and_the_next_follows(faults, tmp_path, capsys):  # noqa: F811
+    faults.fails = lambda step: RuntimeError("no kernel image\nmore") if step == 1 else None
+    first, *rest = rows_of("searches", tmp_path, capsys)
+    assert (first["what"], first["ok"]) == ("Q8_0-plain", False)
+    assert first["note"] == "RuntimeError: no kernel image"
+    assert len(rest) == 4
+    assert all(row["ok"] for row in rest)
+    assert [row["what"] for row in rows_of("searches", tmp_path, capsys, "Q4_K-weighted")] == [
+        "IQ4_XS-plain",
+        "IQ4_XS-weighted",
+    ]
 
 
-def test_the_clock_stops_what_is_left(monkeypatch):
-    rows = gpu.look([], 0)
+def test_a_device_that_is_lost_wants_a_new_process(faults, tmp_path, capsys, monkeypatch):  # noqa: F811
+    faults.fails = lambda step: RuntimeError("an illegal memory access")
+    monkeypatch.setattr(gpu, "_answers", lambda device: False)
+    assert not gpu.section("searches", gpu.Trial(ENGINE, True, tmp_path))
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+CHILD = """
+import json, os, sys, time
+items = ["a", "b", "c", "d"]
+after = sys.argv[sys.argv.index("--after") + 1] if "--after" in sys.argv else ""
+for item in items[items.index(after) + 1 if after else 0:]:
+    print(json.dumps({"begins": item}), flush=True)
+    if item == "b":
+        sys.stderr.write("Segmentation fault\\n"); sys.stderr.flush(); os._exit(139)
+    if item == "d":
+        time.sleep(60)
+    row = {"section": "x", "what": item, "ok": item != "c", "value": None, "unit": "", "note": ""}
+    print(json.dumps(row), flush=True)
+    if item == "c":
+        sys.exit(3)
+"""
+
+
+def test_processes_that_die_hang_or_lose_the_device(monkeypatch):
+    """Each item is a row all the same, and what hangs is ended with all that it has started."""
+    child = gpu._Child
+    monkeypatch.setattr(
+        gpu, "_Child", lambda command, said: child([sys.executable, "-c", CHILD, *command[4:]], said)
+    )
+    monkeypatch.setattr(gpu, "_SILENT", 5)
+    rows = list(gpu._rows("searches", [], time.monotonic() + 100))
+    assert [(row.what, row.ok, row.note) for row in rows] == [
+        ("a", True, ""),
+        ("b", False, "Segmentation fault"),
+        ("c", False, ""),
+        ("d", False, "no answer for 5 s"),
+    ]
+    *_, last = gpu._rows("searches", [], time.monotonic() + 2)
+    assert last.note == "cut off: the time is over"
+
+
+def test_the_clock_stops_what_is_left():
+    kept = []
+    rows = gpu.look([], 0, lambda rows: kept.append(len(rows)))
     assert {row.section for row in rows} == set(gpu.SECTIONS)
     assert {row.note for row in rows} == {"the time is over"}
+    assert kept == list(range(1, len(rows) + 1))
 
 
-def test_a_child_that_dies_is_a_row(monkeypatch):
-    """A process that a driver takes down: its section failed, the others are looked at."""
-    monkeypatch.setattr(gpu, "SECTIONS", {"searches": gpu.searches, "decoders": gpu.decoders})
+def test_a_child_that_dies_before_its_items_is_a_row(monkeypatch):
+    """A process that cannot begin: its section failed, the others are looked at."""
+    two = {name: gpu_sections.SECTIONS[name] for name in ("searches", "decoders")}
+    monkeypatch.setattr(gpu, "SECTIONS", two)
     rows = gpu.look(["--device", "cuda:99"], 600)
     assert [(row.section, row.what, row.ok) for row in rows] == [
         ("searches", "failed", False),
