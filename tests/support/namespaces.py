@@ -12,15 +12,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from tests.support.raylets import STORE
 
+_ROOT = Path(__file__).parents[2]
 _BRIDGE = "qmbridge"
 _NETWORK = "10.231.77"
 _PORT = 6379
-_RAY = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
+_RAY = (
+    "import sys; from tests.support.raylets import minimal; minimal(); "
+    "from ray.scripts.scripts import main; sys.exit(main())"
+)
 _STARTS = 4  # Ray gives itself half a minute
 _BEGIN = 120.0  # seconds for all of them
 
@@ -30,7 +35,7 @@ class Host:
     """process: of Ray there, all of whose processes lie below it."""
 
     name: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """A command there."""
@@ -100,9 +105,11 @@ def hosts(n: int) -> Iterator[Hosts]:
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, base, ignore_errors=True)
         undo.enter_context(network(names))
+        known = "".join(f"{_NETWORK}.{i + 1} {name}\n" for i, name in enumerate(names))
+        (base / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
         started = []
         for i, name in enumerate(names):
-            mounts = [f"mount -t tmpfs -o size=256m own {own}"]
+            mounts = [f"mount --bind {base}/hosts /etc/hosts", f"mount -t tmpfs -o size=256m own {own}"]
             if i == n - 1:
                 mounts += [f"mount -t tmpfs -o size=1m small {small}", f"mount -t tmpfs hidden {hidden}"]
             where = (
@@ -116,27 +123,30 @@ def hosts(n: int) -> Iterator[Hosts]:
                 f"--object-store-memory={STORE}",
             ]
             options = [*where, "--include-dashboard=false", "--disable-usage-stats", "--block"]
-            host = _started(name, f"hostname {name}; {'; '.join(mounts)}", options, i + 1)
+            with open(base / f"{name}.log", "w+") as log:
+                host = _started(name, f"hostname {name}; {'; '.join(mounts)}", options, i + 1, log)
             undo.callback(_stop, host)
             started.append(host)
         yield Hosts(tuple(started), address, own, small, hidden)
 
 
-def _started(name: str, prepare: str, options: list[str], n_nodes: int) -> Host:
+def _started(name: str, prepare: str, options: list[str], n_nodes: int, log: TextIO) -> Host:
     for _ in range(_STARTS):
         shell = f'{prepare}; exec "$@"'
         command = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "sh", "-ec", shell, "sh"]
         process = subprocess.Popen(
             [*command, sys.executable, "-c", _RAY, "start", *options],
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
+            cwd=_ROOT,
+            env={**os.environ, "RAY_raylet_start_wait_time_s": "240"},
         )
         host = Host(name, process)
         if _has_begun(host, n_nodes):
             return host
         _stop(host)
-    raise AssertionError(f"{name}: Ray does not start")
+    log.seek(0)
+    raise AssertionError(f"{name}: Ray does not start: {log.read()[-2000:]}")
 
 
 def _has_begun(host: Host, n_nodes: int) -> bool:
@@ -162,5 +172,3 @@ def _stop(host: Host) -> None:
             continue
     host.process.kill()
     host.process.wait()
-    assert host.process.stdout is not None
-    host.process.stdout.close()

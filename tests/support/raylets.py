@@ -22,12 +22,21 @@ def add_raylet(cluster: Any) -> Any:
     return _started(lambda: cluster.add_node(num_cpus=1, object_store_memory=STORE))
 
 
+def minimal() -> None:
+    """Ray as it is without `ray[default]`. A raylet ends itself where its agent has not begun within 15 seconds, which
+    one with all of its parts does not on a busy machine."""
+    import ray._private.utils
+
+    ray._private.utils.get_dashboard_dependency_error = lambda: ImportError("left out")
+
+
 @contextmanager
 def raylets(n: int = 2) -> Iterator[Any]:
     """A cluster of n raylets with a processor each, the first one the head's."""
     ray = ray_or_skip()
     from ray.cluster_utils import Cluster
 
+    minimal()
     head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     made = _started(lambda: Cluster(initialize_head=True, connect=False, head_node_args=head))
     try:
