@@ -72,6 +72,7 @@ def fallback_warning(plan: Plan) -> list[str]:
 def result_object(result: Result) -> dict[str, Any]:
     return {
         "files": [str(path) for path in result.paths],
+        **({"hosts": list(result.hosts)} if result.hosts else {}),
         "source_bytes": result.source_bytes,
         "seconds": result.seconds,
         "files_of_this_time": result.n_jobs,

@@ -22,7 +22,7 @@ from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import PlanError
 from quantmill.jobs.importance import filters_without_use, importance_index, whole_importance
 from quantmill.jobs.line import line_of
-from quantmill.jobs.quantize_request import DEFAULT_BUFFER_BYTES, Job, inputs_of
+from quantmill.jobs.quantize_request import DEFAULT_BUFFER_BYTES, Job, Written, inputs_of
 from quantmill.jobs.watcher import PlanWatcher, Silent, Watcher
 from quantmill.jobs.worker import carry
 from quantmill.qkernels.engines import Engine, choose_engines
@@ -49,7 +49,7 @@ __all__ = [
 @dataclass(frozen=True)
 class Result:
     """`step_seconds`: how long each step was busy; they overlap, so the sum exceeds `seconds`. Both are those of all
-    jobs that were done together, `n_jobs` of them."""
+    jobs that were done together, `n_jobs` of them. `hosts`: where each path is, unless all are here."""
 
     plan: Plan
     paths: tuple[Path, ...]
@@ -59,6 +59,7 @@ class Result:
     step_seconds: Mapping[str, float]
     engines: tuple[Engine, ...]
     n_jobs: int = field(default=1, kw_only=True)
+    hosts: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def converted_weights(self) -> int:
@@ -130,7 +131,7 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         watcher.began(", ".join(job.recipe.file_type for job in jobs), n_bytes, "bytes")
         entries = [plan.entries for plan in plans]
         engines = ready.engines
-        files = [(sink.paths, sink.file_bytes) for sink in sinks]
+        written = [Written(sink.paths, sink.file_bytes) for sink in sinks]
         if ray is None:
             with line_of(first, ready.source, sinks, ready.importance, engines, watcher.warn) as line:
                 carry(line, entries, first.max_buffer_bytes, watcher)
@@ -138,7 +139,7 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
         elif first.output_on is not None:
             from quantmill.jobs.splits_on_ray import split_on_ray  # nobody else needs it
 
-            clock, engines, files = split_on_ray(ray, jobs, ready.source, ready.importance, plans, watcher)
+            clock, engines, written = split_on_ray(ray, jobs, ready.source, ready.importance, plans, watcher)
         else:
             from quantmill.jobs.on_ray import carry_on_ray, finished_rows
 
@@ -153,15 +154,16 @@ def _run(jobs: Sequence[Job], watcher: PlanWatcher) -> tuple[Result, ...]:
     return tuple(
         Result(
             plan=plan,
-            paths=paths,
+            paths=files.paths,
             source_bytes=sum(path.stat().st_size for path in sources),
-            file_bytes=n_bytes,
+            file_bytes=files.n_bytes,
             seconds=seconds,
             step_seconds=clock.seconds,
             engines=engines,
             n_jobs=len(jobs),
+            hosts=files.hosts,
         )
-        for plan, (paths, n_bytes) in zip(plans, files, strict=True)
+        for plan, files in zip(plans, written, strict=True)
     )
 
 

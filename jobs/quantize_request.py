@@ -51,6 +51,15 @@ class Job:
     output_on: Path | None = None
 
 
+@dataclass(frozen=True)
+class Written:
+    """Files of an output, and their bytes. hosts: where each of them is, () for all here."""
+
+    paths: tuple[Path, ...]
+    n_bytes: int
+    hosts: tuple[str, ...] = ()
+
+
 def inputs_of(job: Job) -> tuple[str, ...]:
     return (job.source, *([job.imatrix] if job.imatrix else []), *job.inputs)
 

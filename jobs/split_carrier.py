@@ -46,7 +46,7 @@ class Make:
 
 @dataclass(frozen=True)
 class Name:
-    """Gives what was made its final names, which are found."""
+    """Gives what was made its final names."""
 
     number: int
 
@@ -122,15 +122,13 @@ class SplitCarrier(Silent):
             opened.pop_all()
             return line.clock.taken()
 
-    def name(self, number: int) -> tuple[Path, ...]:
+    def name(self, number: int) -> None:
         with self._making:
             if number not in self._made:
                 raise JobError(f"split {number + 1} was lost with its worker; give the command again")
             sinks = self._made.pop(number)
             commit_all(sinks)
-            paths = tuple(final for sink in sinks for final in sink.finals)
-            self._named.extend(paths)
-            return paths
+            self._named.extend(final for sink in sinks for final in sink.finals)
 
     def forget(self, also_named: bool) -> None:
         self._is_over = True

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from quantmill.gguf_io import TensorSource, lay_out
@@ -16,7 +15,7 @@ from quantmill.jobs.cluster import Node, nodes
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.line import Clock
 from quantmill.jobs.pieces import Hand, Patience
-from quantmill.jobs.quantize_request import Job
+from quantmill.jobs.quantize_request import Job, Written
 from quantmill.jobs.split_carrier import Forget, Make, Name, SplitCarrier, Task, split
 from quantmill.jobs.watcher import Watcher
 from quantmill.qkernels.engines import Engine
@@ -33,15 +32,15 @@ def split_on_ray(
     importance: ImportanceMatrix | None,
     plans: Sequence[Plan],
     watcher: Watcher,
-) -> tuple[Clock, tuple[Engine, ...], list[tuple[tuple[Path, ...], int]]]:
-    """Seconds of the steps, of all workers together; their engines; names and bytes of the files of each plan.
+) -> tuple[Clock, tuple[Engine, ...], list[Written]]:
+    """Seconds of the steps, of all workers together; their engines; the files of each plan.
 
     ray: connected. Where each file lies is noted. Raises JobError for a cluster that cannot be used, and what the work
     raises; then no host has kept anything, as far as it could be reached.
     """
-    first, hosts = jobs[0], nodes(ray)
+    first, n_hosts = jobs[0], len(nodes(ray))
     assert first.output_on is not None
-    plans = split(plans, max(1, len(hosts)))
+    plans = split(plans, max(1, n_hosts))
     outputs = tuple(first.output_on / job.output.name for job in jobs)
     layouts = [
         lay_out(output, plan.metadata, plan.output_tensors(), keep_split=True)
@@ -55,19 +54,29 @@ def split_on_ray(
 
     clock, numbers = Clock(), range(len(layouts[0]))
     with Crew(ray, SplitCarrier, for_host, watcher, lambda node: 1, _EACH_ALONE) as crew:
-        where: dict[int, str] = {}
+        hosts: dict[int, str] = {}
         try:
             owners = _made(crew, numbers, clock, watcher)
             for number in reversed(numbers):  # without the first the others are no model yet
-                hand, paths = crew.submit(Name(number), owners[number]).result()
-                where[number] = f"{hand.node.name}: " + ", ".join(map(str, paths))
+                hand, _ = crew.submit(Name(number), owners[number]).result()
+                hosts[number] = hand.node.name
         finally:
-            _forget(ray, crew.hands, also_named=len(where) < len(numbers))
+            _forget(ray, crew.hands, also_named=len(hosts) < len(numbers))
         engines = tuple(engine for found in crew.found for engine in found)
     for number in numbers:
-        watcher.note(where[number])
-    found = [(tuple(one.path for one in files), sum(one.file_bytes for one in files)) for files in layouts]
-    return clock, engines, found
+        watcher.note(f"{hosts[number]}: " + ", ".join(str(files[number].path) for files in layouts))
+    return (
+        clock,
+        engines,
+        [
+            Written(
+                tuple(file.path for file in files),
+                sum(file.file_bytes for file in files),
+                tuple(hosts[number] for number in numbers),
+            )
+            for files in layouts
+        ],
+    )
 
 
 def _made(crew: Crew, numbers: Sequence[int], clock: Clock, watcher: Watcher) -> dict[int, Hand]:

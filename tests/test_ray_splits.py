@@ -1,5 +1,6 @@
 """Hosts that share no file system: each reads its own copy of the model, and makes its own split of the output."""
 
+import json
 import shutil
 
 import numpy as np
@@ -33,13 +34,16 @@ def test_a_split_of_each_worker(tmp_path, fake, capsys):
     folder = tmp_path / "disk"
     folder.mkdir()
     common = ["--imatrix", str(EXAMPLE / "imatrix.gguf"), "--threads", "1"]
-    on = ["--ray", "--output-on", f"workers:{folder}"]
+    on = ["--ray", "--output-on", f"workers:{folder}", "--json"]
     assert cli.main(["quantize", str(tiny("F16")), str(tmp_path / "x.gguf"), "Q4_K_M", *common, *on]) == 0
-    said = capsys.readouterr().err
+    out, said = capsys.readouterr()
     names = [f"x-0000{i}-of-00002.gguf" for i in (1, 2)]
     assert sorted(path.name for path in folder.iterdir()) == names
-    for name in names:
-        assert f": {folder / name}" in said
+    told = json.loads(out)
+    assert told["files"] == [str(folder / name) for name in names]
+    for host, name in zip(told["hosts"], names, strict=True):
+        assert f"{host}: {folder / name}" in said
+    assert sorted(told["hosts"]) == ["host0", "host1"]
     assert cli.main(["quantize", str(tiny("F16")), str(tmp_path / "y.gguf"), "Q4_K_M", *common]) == 0
     assert content(folder / names[0]) == content(tmp_path / "y.gguf")
     with LlamaModel(folder / names[0]) as split, LlamaModel(tmp_path / "y.gguf") as whole:
