@@ -35,7 +35,7 @@ from quantmill.recipe.plan import Plan
 from quantmill.recipe.prune import plan_pruning
 
 if TYPE_CHECKING:
-    from quantmill.calibrate.allocation import Sensitivity, n_scored
+    from quantmill.calibrate.allocation import Sensitivity
     from quantmill.models.model import LoadedModel
 
 N_CTX = 256  # tokens a chunk
@@ -143,7 +143,7 @@ def _sensitivity(
     """The model on the device that quantizes, without the layers that are left out, and its predictions."""
     import torch
 
-    from quantmill.calibrate.allocation import Sensitivity
+    from quantmill.calibrate.allocation import Sensitivity, n_scored
     from quantmill.models.model import from_source
     from quantmill.models.workers import working
 

@@ -132,7 +132,7 @@ def test_layers_that_are_left_out_are_not_run(tmp_path, quantizer):
     ):
         request = allocate.Request(one, Target(None, 4.5), TEXT, 2)
         text = Text(TEXT)
-        with allocate._sensitivity(request, text, read_texts([text]), None) as sensitivity:
+        with allocate._sensitivity(request, text, read_texts([text]), None, print) as sensitivity:
             assert sensitivity.in_order([named, "blk.1.attn_q.weight"]) in (
                 [named],
                 ["blk.1.attn_q.weight", named],
