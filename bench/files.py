@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import machine, process, tables
+from quantmill.gguf_io.passing import drop
 
 _TYPES = ["Q8_0", "Q4_K_M", "IQ4_XS", "IQ3_S"]
 _MB = 1e6
@@ -94,7 +95,7 @@ def tools(options: argparse.Namespace, type: str, folder: Path) -> list[Tool]:
 def forget(path: Path) -> None:
     """Ask the system to drop a file from its cache, so that the next run reads the disk."""
     with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        drop(file.fileno(), 0, 0)
 
 
 def turn(tool: Tool, options: argparse.Namespace) -> process.Usage:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import filecmp
-import os
 import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import machine, process, tables
+from bench.files import forget
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ def _drop(path: Path) -> None:
     """From the page cache; what is on the disk is not touched."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     for file in files:
-        fd = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
+        forget(file)
 
 
 def _run(model: Path, words: list[str], is_warm: bool) -> process.Usage:

@@ -123,12 +123,15 @@ def test_a_sound_device_is_believed_once(model, right, faults, tmp_path):
     assert next(faults.count) - first < first  # the hard blocks are not asked for again
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["once", "from then on"])
-def test_a_device_that_fails_at_any_point(model, right, faults, tmp_path, after):
+@pytest.mark.parametrize(
+    ("after", "apart"),
+    [(False, 5), (True, 1), pytest.param(False, 1, marks=pytest.mark.slow)],
+)
+def test_a_device_that_fails_at_any_point(model, right, faults, tmp_path, after, apart):
     made(model, tmp_path / "counted.gguf")
     steps = next(faults.count)
     assert steps > 20
-    for k in range(0, steps, 1 if after else 5):
+    for k in range(0, steps, apart):
         faults.count = itertools.count()
         faults.fails = lambda step, k=k: (
             RuntimeError("device lost") if step == k or (after and step > k) else None
