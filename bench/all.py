@@ -1,9 +1,10 @@
 """Every comparison that this machine can run: `python -m bench.all --llama FOLDER --work FOLDER [--base COMMIT]`.
 
-Types, decoders, whole files, requantizing, imatrix, evaluate and whole commands, each by its own module of this folder
-against llama.cpp's programs in FOLDER, which compare bytes before they print a number. Models and texts are made in
-`--work`. One page is written, `--out` (bench/results/README.md), with a section a comparison; one that fails says so
-there, the others go on, and the exit code is 1. `--only` names the comparisons to run.
+Types, the phases of searches, decoders, whole files, requantizing, the disk, imatrix, evaluate and whole commands,
+each by its own module of this folder against llama.cpp's programs in FOLDER (the disk against cp), which compare bytes
+before they print a number. Models and texts are made in `--work`; the disk takes three files of 4.5 GB there. One page
+is written, `--out` (bench/results/README.md), with a section a comparison; one that fails says so there, the others go
+on, and the exit code is 1. `--only` names the comparisons to run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bench import machine, materials, tables
 
 _ROOT = Path(__file__).resolve().parent.parent
 _IMATRIX_CHUNKS = 16
+_LARGE = ("--layers", "9")  # of bench.synthetic: 4.5 GB
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Section:
 
 
 def made(options: argparse.Namespace) -> dict[str, Path]:
-    """The models and texts of all comparisons, in the work folder; what is missing is made."""
+    """The models and texts of all comparisons, in the work folder; what is missing is made, the large one when it is
+    wanted."""
     options.work.mkdir(parents=True, exist_ok=True)
     f16, texts = materials.smollm2(options.work), materials.texts(options.work)
     files = {"f16": f16, "text": texts["evaluation"], "imatrix": options.work / "smollm2-imatrix.gguf"}
@@ -56,6 +59,10 @@ def made(options: argparse.Namespace) -> dict[str, Path]:
             tool = [str(options.llama / "llama-quantize"), "--imatrix", str(files["imatrix"])]
             line = [*tool, str(f16), str(files[type]), type, str(options.threads)]
             subprocess.run(line, check=True, capture_output=True)
+    files["large"] = options.work / "large.gguf"
+    if not (files["large"].exists() or options.quick or (options.only and "disk" not in options.only)):
+        line = [sys.executable, "-m", "bench.synthetic", str(files["large"]), *_LARGE]
+        subprocess.run(line, cwd=_ROOT, check=True, capture_output=True)
     return files
 
 
@@ -68,7 +75,8 @@ def comparisons(options: argparse.Namespace, files: dict[str, Path]) -> list[Com
         "--types",
         *(("Q8_0",) if options.quick else ("Q8_0", "Q6_K", "Q4_0", "Q4_K_M", "IQ4_XS", "IQ3_S")),
     )
-    chunks = ("--chunks", "4" if options.quick else "8")
+    chunks = ("--chunks", "4" if options.quick else "10")
+    disk = str(files["f16"] if options.quick else files["large"])
     quantize = ("--llama-quantize", str(llama / "llama-quantize"), *threads, *rounds)
     f16, text = str(files["f16"]), str(files["text"])
     evaluated = [
@@ -80,10 +88,12 @@ def comparisons(options: argparse.Namespace, files: dict[str, Path]) -> list[Com
     judge = ("--llama-perplexity", str(llama / "llama-perplexity"))
     return [
         Comparison("types", "quantize", ("--engines", "cpu", "--threads", "1", *few, *rounds)),
+        Comparison("phases", "phases", (*few, *rounds)),
         Comparison("decoders", "decode", (*few, *rounds)),
         Comparison("files", "files", (f16, "--imatrix", str(files["imatrix"]), *presets, *quantize)),
         Comparison("from Q4_K_M", "files", (str(files["Q4_K_M"]), "--types", "Q8_0", "Q4_0", *again)),
         Comparison("from Q8_0", "files", (str(files["Q8_0"]), "--types", "Q4_K_M", *again)),
+        Comparison("disk", "disk", (disk, "--work", str(options.work), *threads, *rounds)),
         Comparison("imatrix", "imatrix", (f16, text, *collected)),
         Comparison("evaluate", "evaluate", (f16, text, *evaluated, *judge, *threads, *chunks)),
         Comparison("commands", "commands", (f16, text, *threads, *rounds, *base)),

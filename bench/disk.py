@@ -116,14 +116,18 @@ def _row(work: str, runs: list[Run], copies: list[Run]) -> Row:
     )
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.disk", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
     facts = machine.describe("bench.disk", arguments)
     folder = options.work / "disk"
     commands = works(options.model, folder, options.threads)

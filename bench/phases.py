@@ -85,12 +85,16 @@ def measure(name: str, weighted: bool, rounds: int) -> list[Row]:
     return [*found, Row(name, weighted, "all", per[-1], ggml, ggml / per[-1])]
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.phases", description=__doc__)
     parser.add_argument("--types", nargs="+", default=list(_TYPES), metavar="TYPE")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json too")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
     facts = machine.describe("bench.phases", arguments)
     rows: list[Row] = []
     for name in options.types:

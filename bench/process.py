@@ -58,10 +58,16 @@ def _state(task: Path) -> str:
     return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
-def run(command: list[str]) -> Usage:
-    """Run a command to its end. Raises RuntimeError with what it wrote to stderr when it fails."""
+def run(command: list[str], said: Path | None = None) -> Usage:
+    """Run a command to its end; `said`: a file for what it writes to stdout.
+
+    Raises RuntimeError with what it wrote to stderr when it fails.
+    """
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with (
+        (said or Path(os.devnull)).open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE) as process,
+    ):
         watch = _Watch(process.pid)
         watch.start()
         assert process.stderr is not None

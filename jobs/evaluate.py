@@ -37,7 +37,7 @@ from quantmill.measure.record import (
 )
 from quantmill.measure.task_files import read_tasks, unasked
 from quantmill.measure.tasks import TaskResult, prepared
-from quantmill.models.model import LoadedModel, load, usable_device
+from quantmill.models.model import LoadedModel, automatic_dtype, load, usable_device
 from quantmill.models.scoring import LEAST_BATCHES, cut, targets
 from quantmill.models.streamed import load_streamed
 from quantmill.models.text import read_text_and_digest
@@ -50,6 +50,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     What an interrupt or an error finds finished is kept (see Job); the interrupt says where.
     """
     watcher = watcher or Silent()
+    if job.dtype == "auto":
+        job = replace(job, dtype=automatic_dtype(usable_device(job.device)))
     output, saves = _outputs(job)
     if job.lm_eval:
         require_harness()
@@ -116,7 +118,7 @@ def _measured(
         n_ctx = job.n_ctx or 512
         scored = [task_results(i, one, tasks, n_ctx, saved, watcher, workers) for i, one in enumerate(loaded)]
         harness = [_harness(i, model, job, saved, workers) for i, model in enumerate(loaded)]
-        dtype = str(loaded[0].dtype).removeprefix("torch.")
+        arithmetic = " and ".join(dict.fromkeys(model.arithmetic for model in loaded))
     files = named([describe(path) for path in paths])
     results = [
         replace(result, file=file, tasks=tuple(map(_task_score, job.tasks, found)), lm_eval=metrics)
@@ -129,7 +131,7 @@ def _measured(
         command=job.command,
         date=now(),
         machine=machine(str(device)),
-        device=f"{device}, {dtype}",
+        device=f"{device}, {arithmetic}",
         models=tuple(results[1:] if job.base else results),
         base=results[0] if job.base else None,
         text=text,

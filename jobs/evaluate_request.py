@@ -30,8 +30,9 @@ class Job:
     stream: read the models layer by layer, all of the text through each before the next is read.
     ray: the cluster whose workers run the batches of the text (jobs.cluster), None: this process.
     output: the record, a table where its name ends in .csv; what is finished is kept beside it until it is there, and
-    with `resume` not run again. dtype "auto": float32, for differences between models are smaller than what a shorter
-    type rounds away. command, version: as the record shall name them.
+    with `resume` not run again. dtype "auto": float32, with products of whole numbers where the processor has them
+    (models.model.automatic_dtype); differences between models are smaller than what a shorter type rounds away.
+    command, version: as the record shall name them.
     """
 
     models: tuple[Path, ...]
@@ -61,8 +62,6 @@ class Job:
     version: str = ""
 
     def __post_init__(self) -> None:
-        if self.dtype == "auto":
-            object.__setattr__(self, "dtype", "float32")
         if self.base is not None and self.base_file is not None:
             raise MeasureError(
                 "give the base as a model (--base) or as saved predictions (--base-file), not both"

@@ -10,10 +10,11 @@ import torch
 
 from quantmill.measure.divergence import PairedTest, TokenScores, paired_test
 from quantmill.measure.errors import MeasureError
-from quantmill.measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter
+from quantmill.measure.logits_file import Base, DenseBase, LogitsFile, LogitsWriter, RowsBase
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import batches, scored_logits, targets
 from quantmill.models.workers import ALONE, Tell, Workers
+from quantmill.qkernels.likelihoods import of_logits
 
 SAMPLE = 20_000  # characters of a text that two vocabularies must split alike
 
@@ -167,6 +168,11 @@ def _base_side(
         target = target.to(rows.device)
         for writer, parts in zip(writers, encoded, strict=True):
             parts.append(writer.encoded(rows, target))
+        if rows.device.type == "cpu":
+            known = of_logits(rows.numpy())
+            nll.append(-known.log_p(target.numpy()))
+            sides.append(RowsBase(known))
+            continue
         log_p = torch.log_softmax(rows, dim=-1)
         nll.append(-log_p.gather(-1, target[:, None]).squeeze(-1).cpu().double().numpy())
         sides.append(DenseBase(log_p))

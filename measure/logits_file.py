@@ -38,8 +38,9 @@ from quantmill.gguf_io.partial import PartialFile, resolved
 from quantmill.gguf_io.renaming import finish_all
 from quantmill.measure.divergence import TokenScores
 from quantmill.measure.errors import MeasureError
-from quantmill.measure.token_scores import compare, scores
+from quantmill.measure.token_scores import compare, compare_rows, scores
 from quantmill.models.scoring import row_slabs
+from quantmill.qkernels.likelihoods import Rows, of_codes
 
 LLAMA_MAGIC, COMPACT_MAGIC = b"_logits_", b"_qmtopk_"
 CLIP = 16.0  # nats below the top at which llama.cpp stops resolving
@@ -83,13 +84,26 @@ class Base(Protocol):
 
 @dataclass(frozen=True)
 class DenseBase:
-    """All log-probabilities [n, n_vocab] f32; floor: what a file does not resolve below."""
+    """All log-probabilities [n, n_vocab] f32, on a device."""
 
     log_p: torch.Tensor
+
+    def compare(self, logits: torch.Tensor, target: torch.Tensor) -> TokenScores:
+        return compare(self.log_p.to(logits.device), logits, target)
+
+
+@dataclass(frozen=True)
+class RowsBase:
+    """All log-probabilities in main memory; floor: what a file does not resolve below."""
+
+    rows: Rows
     floor: float | None = None
 
     def compare(self, logits: torch.Tensor, target: torch.Tensor) -> TokenScores:
-        return compare(self.log_p.to(logits.device), logits, target, self.floor)
+        if logits.device.type == "cpu":
+            return compare_rows(self.rows, logits, target, self.floor)
+        log_p = torch.from_numpy(self.rows.side.values()).to(logits.device)
+        return compare(log_p, logits, target, self.floor)
 
 
 @dataclass(frozen=True)
@@ -243,11 +257,12 @@ class LogitsFile:
     def base(self, chunk: int) -> Base:
         """The predictions of one chunk."""
         rows = self.rows[chunk]
+        if self.header.k == 0:
+            codes = rows["code"][:, : self.header.n_vocab]
+            return RowsBase(of_codes(codes, rows["scale"], rows["low"]), floor=-CLIP)
         codes = torch.from_numpy(rows["code"].astype(np.float32))
         low, scale = (torch.tensor(rows[name]).unsqueeze(-1) for name in ("low", "scale"))
         log_p = scale * codes + low
-        if self.header.k == 0:
-            return DenseBase(log_p[:, : self.header.n_vocab], floor=-CLIP)
         ids = torch.from_numpy(rows["id"].astype(np.int64))
         if int(ids.max()) >= self.header.n_vocab:
             raise MeasureError(

@@ -7,6 +7,7 @@ import torch
 
 from quantmill.measure.divergence import TokenScores
 from quantmill.models.scoring import row_slabs
+from quantmill.qkernels import likelihoods
 
 
 def scores(
@@ -17,6 +18,16 @@ def scores(
     return TokenScores(
         ours, base, kld.cpu().double().numpy(), np.exp(-ours) - np.exp(-base), same_top.cpu().numpy()
     )
+
+
+def compare_rows(
+    base: likelihoods.Rows, logits: torch.Tensor, target: torch.Tensor, floor: float | None = None
+) -> TokenScores:
+    """As compare, of logits on the CPU."""
+    quant, words = likelihoods.of_logits(logits.numpy()), target.numpy()
+    nll, nll_base = -quant.log_p(words), -base.log_p(words)
+    same = quant.tops == base.tops
+    return TokenScores(nll, nll_base, base.divergences(quant, floor), np.exp(-nll) - np.exp(-nll_base), same)
 
 
 def compare(

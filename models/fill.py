@@ -89,9 +89,10 @@ class Filler:
         specs: Mapping[str, TensorSpec],
         device: torch.device,
         dtype: torch.dtype,
+        whole: bool = False,
     ):
         self.model, self.table, self.source, self.specs = model, table, source, specs
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.whole = device, dtype, whole
         self.packed: dict[str, PackedTensor] = {}
 
     def fill_part(self, is_wanted: Callable[[str], bool]) -> None:
@@ -105,7 +106,7 @@ class Filler:
                 self._replace(name, PackedEmbedding(self._pack(f"{name}.weight"), self.dtype, scale))
             elif isinstance(module, nn.Linear):
                 bias = self._dense(f"{name}.bias") if module.bias is not None else None
-                self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias))
+                self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias, self.whole))
         for name, tensor in list(self.model.named_parameters()) + list(self.model.named_buffers()):
             if name not in self.table.uses or not is_wanted(name):
                 continue

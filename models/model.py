@@ -34,7 +34,9 @@ from quantmill.models.fill import Filler, check_tensors, skeleton, stretch_rotat
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
 from quantmill.models.quiet import quiet_transformers
 from quantmill.models.tokenizer import Tokenizer
-from quantmill.qkernels import to_float32
+from quantmill.qkernels import products, to_float32
+
+WHOLE = "int16"  # what `dtype` is called where products are of whole numbers
 
 
 @dataclass
@@ -44,6 +46,7 @@ class LoadedModel:
     name_map: Hugging Face tensor name -> the GGUF tensors it is stored in (two for a fused gate and up).
     table: names, shapes and cuts of all tensors, both ways (gguf_io.convert.names).
     n_bytes: of the weights as they are held. source: the GGUF, kept open while its blocks are mapped.
+    whole: matrices are multiplied by whole numbers of 16 bits (qkernels.products); all else is of `dtype`.
     """
 
     path: Path
@@ -57,6 +60,13 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     source: TensorSource | None = None
+    whole: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        """For people: the type that is computed with, and where it is another for products."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{name}, products {WHOLE}" if self.whole else name
 
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
@@ -70,7 +80,7 @@ class LoadedModel:
         if first and "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             arguments["logits_to_keep"] = kept
         out = self.model(**arguments).logits[:, -kept:]
-        ends = torch.stack((out.amin(), out.amax()))  # both are NaN where one logit is
+        ends = torch.stack(torch.aminmax(out))  # both are NaN where one logit is
         if not bool(torch.isfinite(ends).all()):
             raise ModelError(f"{self.path}: logits are not finite; {self._first_bad_module(ids)}")
         return out
@@ -130,27 +140,33 @@ def load(
     """Load a GGUF (single or split) or a Hugging Face directory.
 
     device: torch's name of one, or "auto" (see automatic_device).
-    dtype: of activations and decoded weights ("float32", "bfloat16", "float16").
+    dtype: of activations and decoded weights ("float32", "bfloat16", "float16"), or "int16": float32, but for products
+    of a GGUF's matrices, which are of whole numbers; for processors that have them (automatic_dtype).
     tokenizer_path: a Hugging Face directory whose tokenizer is used instead of the model's own.
     converted: a directory too runs as the GGUF that it becomes, with all that this holds.
     Raises ModelError for a model that cannot be built, OSError for a path that cannot be read.
     """
     path = Path(path)
-    target, compute, given = asked(device, dtype, tokenizer_path)
+    target, compute, whole, given = asked(device, dtype, tokenizer_path)
     if path.is_dir() and not converted and not is_packed(path):
         return _load_directory(path, target, compute, given)
     # What is packed runs as the GGUF that it becomes: transformers needs a library or a GPU for each kind of packing.
-    return from_source(open_source(path), path, target, compute, given)
+    return from_source(open_source(path), path, target, compute, given, whole)
 
 
 def asked(
     device: str, dtype: str, tokenizer_path: str | Path | None
-) -> tuple[torch.device, torch.dtype, Tokenizer | None]:
-    """What load() was asked for. Raises ModelError."""
+) -> tuple[torch.device, torch.dtype, bool, Tokenizer | None]:
+    """What load() was asked for; the truth is LoadedModel.whole. Raises ModelError."""
     target, compute = usable_device(device), _dtype(dtype)
+    if dtype == WHOLE and automatic_dtype(target) != WHOLE:
+        raise ModelError(
+            f"dtype {WHOLE}: needs a processor with AVX512-VNNI, and --device cpu; use float32 instead"
+        )
     if tokenizer_path and not Path(tokenizer_path).is_dir():
         raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
-    return target, compute, tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
+    given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
+    return target, compute, dtype == WHOLE, given
 
 
 def automatic_device() -> str:
@@ -170,8 +186,18 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def automatic_dtype(device: torch.device) -> str:
+    """What load() takes for dtype where numbers matter to 1e-4: as exact, and as fast, as the device allows."""
+    return WHOLE if device.type == "cpu" and products.are_served() else "float32"
+
+
 def _dtype(name: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    known = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        WHOLE: torch.float32,
+    }
     if name not in known:
         raise ModelError(f"dtype {name!r}: choose one of {', '.join(known)}")
     return known[name]
@@ -203,10 +229,15 @@ def _load_directory(
 
 
 def from_source(
-    source: TensorSource, path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None = None
+    source: TensorSource,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    given: Tokenizer | None = None,
+    whole: bool = False,
 ) -> LoadedModel:
     """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages."""
-    return built(LoadedModel, source, path, device, dtype, given, lambda model: lambda name: True)
+    return built(LoadedModel, source, path, device, dtype, given, lambda model: lambda name: True, whole)
 
 
 def built(
@@ -217,13 +248,14 @@ def built(
     dtype: torch.dtype,
     given: Tokenizer | None,
     is_held: Callable[[Any], Callable[[str], bool]],
+    whole: bool = False,
 ) -> Loaded:
     """from_source's. is_held: gives, for transformers' model, which of its modules get their weights now."""
     specs = {spec.name: spec for spec in source.specs()}
     facts = facts_of(source, path)
     model, table = table_of(source, path, dtype)
     check_tensors(table, specs)
-    filler = Filler(model, table, source, specs, device, dtype)
+    filler = Filler(model, table, source, specs, device, dtype, whole)
     filler.fill_part(is_held(model))
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
@@ -241,6 +273,7 @@ def built(
         device=device,
         dtype=dtype,
         source=source,
+        whole=whole,
     )
 
 

@@ -137,6 +137,7 @@ def _layer(
         loaded.device,
         loaded.dtype,
         loaded.tokenizer,
+        loaded.whole,
     )
     if "token_embd.weight" not in own:
         inner.model.set_input_embeddings(loaded.model.get_input_embeddings())
@@ -152,7 +153,7 @@ def _layer(
     blocks, view = held_blocks(raw, _projection(name, facts))
     weight = PackedTensor(view.shape, [Piece(name, type, blocks.to(loaded.device), view, None)], loaded.dtype)
     layer = Further(
-        PackedLinear(weight, None),
+        PackedLinear(weight, None, loaded.whole),
         norm("enorm"),
         norm("hnorm"),
         _norm(facts),

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from quantmill.gguf_io.convert.names import View
-from quantmill.qkernels import dequantize
+from quantmill.qkernels import dequantize, products
 
 SLAB = 1 << 24  # weights decoded at a time by a linear layer: 64 MiB of float32
+NEAR = 1 << 18  # where they become whole numbers at once, and so never leave the cache
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in PLAIN.items()}
 
@@ -99,13 +100,14 @@ class PackedTensor(nn.Module):
                 piece.view.put(part, piece.decoded(index * len(parts) + m, dtype))
         return out
 
-    def slabs(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        """The rows of a 2-D tensor, decoded a slab at a time; a slab's memory may be the next one's."""
+    def slabs(self, dtype: torch.dtype, step: int | None = None) -> Iterator[torch.Tensor]:
+        """The rows of a 2-D tensor, decoded a slab at a time; a slab's memory may be the next one's. step: rows of a
+        slab at most, where the tensor can be decoded by rows."""
         if not self.plain:
             yield self.matrix(0, dtype)
             return
         n_rows, n_cols = self.shape
-        step = min(n_rows, max(1, SLAB // n_cols))
+        step = min(n_rows, step or max(1, SLAB // n_cols))
         stored_so = PLAIN.get(self.pieces[0].ggml_type) == dtype
         room = None if stored_so else torch.empty((step, n_cols), dtype=dtype, device=self.device)
         for first in range(0, n_rows, step):
@@ -120,26 +122,40 @@ class PackedTensor(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """x [..., in_features] -> [..., out_features]; drops in for nn.Linear."""
+    """x [..., in_features] -> [..., out_features]; drops in for nn.Linear.
+
+    whole: multiply by whole numbers of 16 bits (qkernels.products), where rows are whole blocks of them.
+    """
 
     bias: torch.Tensor | None
 
-    def __init__(self, weight: PackedTensor, bias: torch.Tensor | None):
+    def __init__(self, weight: PackedTensor, bias: torch.Tensor | None, whole: bool = False):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight = weight
+        self.whole = whole and self.in_features % products.BLOCK == 0
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
         out = rows.new_empty(rows.shape[0], self.out_features)
-        first = 0
-        for slab in self.weight.slabs(x.dtype):
-            torch.mm(rows, slab.T, out=out[:, first : first + slab.shape[0]])
-            first += slab.shape[0]
+        (self._multiply_whole if self.whole else self._multiply)(rows, out)
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
+
+    def _multiply(self, rows: torch.Tensor, out: torch.Tensor) -> None:
+        first = 0
+        for slab in self.weight.slabs(rows.dtype):
+            torch.mm(rows, slab.T, out=out[:, first : first + slab.shape[0]])
+            first += slab.shape[0]
+
+    def _multiply_whole(self, rows: torch.Tensor, out: torch.Tensor) -> None:
+        entered = products.entered(rows.numpy())
+        first, step = 0, max(1, NEAR // self.in_features // products.WIDE) * products.WIDE
+        for slab in self.weight.slabs(torch.float32, step):
+            products.multiplied(entered, slab.numpy(), out.numpy(), first)
+            first += slab.shape[0]
 
 
 class PackedEmbedding(nn.Module):

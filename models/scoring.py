@@ -15,6 +15,7 @@ import torch
 from quantmill.models.errors import ModelError
 from quantmill.models.model import LoadedModel
 from quantmill.models.seen import require_known, seen_ids
+from quantmill.qkernels.likelihoods import of_logits
 
 LOGIT_BYTES = 1 << 28  # float32 logits held at a time, of all sequences of a batch
 BATCH_TOKENS = 2048
@@ -73,6 +74,8 @@ def row_slabs(n_rows: int, n_vocab: int) -> Iterator[slice]:
 
 def token_nll(logits: torch.Tensor, target: torch.Tensor) -> np.ndarray:
     """logits [n, n_vocab] f32, target [n] i64 -> −log p of the targets, [n] f64."""
+    if logits.device.type == "cpu":
+        return -of_logits(logits.numpy()).log_p(target.numpy())
     out = [
         torch.logsumexp(logits[rows], dim=-1) - logits[rows].gather(-1, target[rows, None]).squeeze(-1)
         for rows in row_slabs(*logits.shape)

@@ -174,7 +174,7 @@ def _key(ids: torch.Tensor) -> bytes:
 def _filler(loaded: LoadedModel) -> Filler:
     assert loaded.source is not None
     specs = {spec.name: spec for spec in loaded.source.specs()}
-    return Filler(loaded.model, loaded.table, loaded.source, specs, loaded.device, loaded.dtype)
+    return Filler(loaded.model, loaded.table, loaded.source, specs, loaded.device, loaded.dtype, loaded.whole)
 
 
 def load_streamed(
@@ -184,12 +184,17 @@ def load_streamed(
 
     Raises ModelError also for a model that has no list of layers.
     """
-    target, compute, given = asked(device, dtype, tokenizer_path)
-    return streamed_source(open_source(path), Path(path), target, compute, given)
+    target, compute, whole, given = asked(device, dtype, tokenizer_path)
+    return streamed_source(open_source(path), Path(path), target, compute, given, whole)
 
 
 def streamed_source(
-    source: TensorSource, path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None = None
+    source: TensorSource,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    given: Tokenizer | None = None,
+    whole: bool = False,
 ) -> StreamedModel:
     """As models.model.from_source, without the layers."""
 
@@ -197,4 +202,4 @@ def streamed_source(
         prefix = f"{named_layers(model)[0]}."
         return lambda name: not name.startswith(prefix)
 
-    return built(StreamedModel, source, path, device, dtype, given, is_outside)
+    return built(StreamedModel, source, path, device, dtype, given, is_outside, whole)

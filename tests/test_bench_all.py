@@ -51,7 +51,10 @@ def test_a_comparison_that_fails_is_said_and_the_others_go_on(
 
 def test_every_comparison_is_a_module_that_takes_its_words(tmp_path: Path) -> None:
     where = ["--llama", str(tmp_path), "--work", str(tmp_path), "--base", "HEAD~1"]
-    files = {name: tmp_path / name for name in ("f16", "text", "imatrix", "Q8_0", "Q4_K_M", "Q6_K", "IQ3_S")}
+    files = {
+        name: tmp_path / name
+        for name in ("f16", "text", "imatrix", "Q8_0", "Q4_K_M", "Q6_K", "IQ3_S", "large")
+    }
     for quick in ([], ["--quick"]):
         found = everything.comparisons(everything._options([*where, *quick]), files)
         assert len({one.name for one in found}) == len(found)

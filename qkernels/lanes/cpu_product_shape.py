@@ -1,0 +1,9 @@
+"""How products of whole numbers are cut: what their code (cpu_product_driver) and who calls it must agree on."""
+
+from __future__ import annotations
+
+BLOCK = 32  # numbers of a row that share a scale
+TOP, TOP_OF_MATRIX = 16383, 4095  # the largest codes: 16383 · 4095 · 32 < 2^31
+LANES = 16
+ROWS, VECTORS = 3, 4  # of the sums that are kept in registers, as whole numbers and as floats
+WIDE = LANES * VECTORS  # rows of the matrix that are packed together

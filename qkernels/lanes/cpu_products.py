@@ -1,0 +1,78 @@
+"""Products of whole numbers on the CPU: the functions of cpu_product_driver, compiled, and the memory they work in.
+
+A thread calls them with memory of its own; nothing is shared among threads here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, LANES, ROWS, WIDE
+from quantmill.qkernels.lanes.native import Processor, compile_module, fingerprint, kept, load
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Numbers [n_rows, n_cols] as codes i16 [n_rows and a few more, n_cols] and scales f32 [.., n_cols / BLOCK]."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    n_rows: int
+
+
+def served(processor: Processor) -> bool:
+    """Whether a processor adds products of 16 bits as fast as this asks for."""
+    return processor.register == 16 and "+avx512vnni" in processor.features.split(",")
+
+
+@functools.cache
+def _functions(processor: Processor) -> dict[str, Callable[..., int]]:
+
+    def compile() -> bytes:
+        from quantmill.qkernels.lanes.cpu_product_driver import text_of
+
+        return compile_module(text_of(processor), processor)
+
+    code = kept("products", fingerprint("products", (), processor), compile)
+    shapes = {"enter": (3, 2), "pack": (3, 3), "multiply": (5, 4)}
+    return {
+        name: load(code, name, [*[ctypes.c_void_p] * arrays, *[ctypes.c_int64] * numbers], processor)
+        for name, (arrays, numbers) in shapes.items()
+    }
+
+
+def entered(numbers: np.ndarray, processor: Processor) -> Rows:
+    """numbers f32 [n_rows, n_cols], contiguous, n_cols whole blocks."""
+    n_rows, n_cols = numbers.shape
+    padded = -(-n_rows // ROWS) * ROWS
+    codes = np.empty((padded, n_cols), np.int16)
+    scales = np.empty((padded, n_cols // BLOCK), np.float32)
+    _call(_functions(processor)["enter"], (numbers, codes, scales), (n_rows, n_cols))
+    return Rows(codes, scales, n_rows)
+
+
+def multiplied(rows: Rows, matrix: np.ndarray, out: np.ndarray, first: int, processor: Processor) -> None:
+    """out[:, first : first + n] = rows · matrixᵀ; matrix f32 [n, n_cols] and out f32 [n_rows, n_all], contiguous."""
+    n, n_cols = matrix.shape
+    packed = -(-n // WIDE) * WIDE
+    codes = np.empty((packed, n_cols), np.int16)
+    scales = np.empty((packed, n_cols // BLOCK), np.float32)
+    functions = _functions(processor)
+    pack = functools.partial(_call, functions["pack"])
+    whole = n // LANES * LANES
+    pack((matrix, codes, scales), (n_cols, 0, whole))
+    if whole < n:
+        rest = np.zeros((LANES, n_cols), np.float32)
+        rest[: n - whole] = matrix[whole:]
+        pack((rest, codes, scales), (n_cols, whole, whole + LANES))
+    numbers = (rows.n_rows, n_cols // BLOCK, n, out.shape[1])
+    _call(functions["multiply"], (rows.codes, rows.scales, codes, scales, out[:, first:]), numbers)
+
+
+def _call(function: Callable[..., int], arrays: Sequence[np.ndarray], numbers: Sequence[int]) -> None:
+    function(*(array.ctypes.data for array in arrays), *numbers)

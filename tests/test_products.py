@@ -1,0 +1,97 @@
+"""Products of 16-bit whole numbers against numpy's in float64, and against sums of Python's integers where exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quantmill.qkernels import products
+from quantmill.qkernels.lanes.cpu_product_shape import TOP, TOP_OF_MATRIX
+
+pytestmark = pytest.mark.skipif(
+    not products.are_served(), reason="this processor has no AVX512-VNNI, so products are float32's"
+)
+B = products.BLOCK
+
+
+def multiplied(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    out = np.full((len(x), len(matrix)), np.nan, np.float32)
+    products.multiplied(products.entered(x), matrix, out)
+    return out
+
+
+def numbers(shape: tuple[int, int], seed: int) -> np.ndarray:
+    """Rows of very different sizes, as activations and weights are."""
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(rng.normal(0, 2, (shape[0], 1)))
+    return (rng.standard_normal(shape) * sizes).astype(np.float32)
+
+
+def bound(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """A code is off by at most half, and a block's largest number is at most its norm."""
+    sizes = np.linalg.norm(x.astype(np.float64), axis=1)[:, None] * np.linalg.norm(matrix, axis=1)
+    return sizes * np.sqrt(B) * (0.5 / TOP + 0.5 / TOP_OF_MATRIX)
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 37])
+@pytest.mark.parametrize("n", [1, 16, 47, 48, 49, 100])
+@pytest.mark.parametrize("n_blocks", [1, 9])
+def test_products_are_those_of_float64_to_a_part_in_thousands(n_rows: int, n: int, n_blocks: int) -> None:
+    x, matrix = numbers((n_rows, B * n_blocks), 1), numbers((n, B * n_blocks), 2)
+    found = multiplied(x, matrix)
+    wanted = x.astype(np.float64) @ matrix.astype(np.float64).T
+    assert np.abs(found - wanted).max() > 0
+    assert (np.abs(found - wanted) < bound(x, matrix)).all()
+    # They are off in all directions, so that most is lost in the sum.
+    assert np.sqrt(np.mean(((found - wanted) / bound(x, matrix)) ** 2)) < 0.1
+
+
+def test_whole_numbers_are_multiplied_exactly_up_to_the_largest_sums() -> None:
+    rng = np.random.default_rng(0)
+    largest = ((5, TOP), (50, TOP_OF_MATRIX))
+    x, matrix = (rng.integers(-top, top + 1, (n, B)).astype(np.float32) for n, top in largest)
+    x[:, 0], matrix[:, 7] = TOP, -TOP_OF_MATRIX  # each block has its largest code
+    x[0], matrix[0], matrix[1] = TOP, TOP_OF_MATRIX, -TOP_OF_MATRIX  # and the largest sum there is
+    wanted = x.astype(np.int64) @ matrix.astype(np.int64).T
+    assert wanted.max() == B * TOP * TOP_OF_MATRIX < 2**31
+    assert (multiplied(x, matrix) == wanted.astype(np.float32)).all()
+
+
+def test_a_row_gives_the_same_beside_any_others_and_in_any_place() -> None:
+    x, matrix = numbers((23, 3 * B), 3), numbers((100, 3 * B), 4)
+    whole = multiplied(x, matrix)
+    for row in (0, 3, 22):
+        assert (multiplied(x[row : row + 1], matrix) == whole[row]).all()
+    wide = np.full((23, 200), 7, np.float32)
+    products.multiplied(products.entered(x), matrix, wide, 60)
+    assert (wide[:, 60:160] == whole).all()
+    assert (wide[:, :60] == 7).all()
+    assert (wide[:, 160:] == 7).all()
+
+
+def test_outliers_zeros_and_the_ends_of_the_range() -> None:
+    x, matrix = numbers((8, 2 * B), 5), numbers((16, 2 * B), 6)
+    plain = multiplied(x, matrix)
+    outlier = x.copy()
+    outlier[0, 5] = 1e6  # its own block is coarse, the other and other rows are as before
+    assert (multiplied(outlier, matrix)[1:] == plain[1:]).all()
+    wanted = outlier[0].astype(np.float64) @ matrix.astype(np.float64).T
+    assert (np.abs(multiplied(outlier, matrix)[0] - wanted) < bound(outlier[:1], matrix)).all()
+    assert (multiplied(np.zeros_like(x), matrix) == 0).all()
+    assert (multiplied(x * 1e-37, matrix) == 0).all()
+    large = multiplied(x * np.float32(1e30), matrix)
+    assert np.allclose(large, plain.astype(np.float64) * 1e30, rtol=1e-3, atol=1e27)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(bad: float) -> None:
+    x, matrix = numbers((8, 2 * B), 7), numbers((16, 2 * B), 8)
+    plain = multiplied(x, matrix)
+    x[3, 2 * B - 1] = bad
+    found = multiplied(x, matrix)
+    assert not np.isfinite(found[3]).any()
+    assert (np.delete(found, 3, 0) == np.delete(plain, 3, 0)).all()
+    matrix[9, 1] = bad
+    found = multiplied(np.delete(x, 3, 0), matrix)
+    assert not np.isfinite(found[:, 9]).any()
+    assert np.isfinite(np.delete(found, 9, 1)).all()
