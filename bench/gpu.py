@@ -35,6 +35,7 @@ from quantmill.qkernels.engines import Engine, choose_engines
 
 # An item that says nothing for so long hangs: compiling the largest kernel takes seconds.
 _SILENT = 150
+_OVER = "cut off: the time is over"
 _LOST = 3  # exit code of a section whose device does nothing any more
 
 
@@ -105,11 +106,12 @@ def _rows(name: str, options: list[str], end: float) -> Iterator[Row]:
             code = child.ended()
             complaints.seek(0)
             why = child.why or (complaints.read().strip() or f"exit code {code}").splitlines()[-1]
+        ok = None if why == _OVER else False
         if begun:
-            yield Row(name, begun, False, None, "", why)
+            yield Row(name, begun, ok, None, "", why)
             after = ["--after", begun]
         elif code not in (0, _LOST):
-            yield Row(name, "failed", False, None, "", why)
+            yield Row(name, "failed", ok, None, "", why)
             return
         if code == 0 or time.monotonic() >= end:
             return
@@ -139,7 +141,7 @@ class _Child:
             try:
                 line = self._said.get(timeout=max(0.0, min(_SILENT, left)))
             except queue.Empty:
-                self.why = f"no answer for {_SILENT} s" if left > _SILENT else "cut off: the time is over"
+                self.why = f"no answer for {_SILENT} s" if left > _SILENT else _OVER
                 return
             if line is None:
                 return

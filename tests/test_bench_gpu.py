@@ -89,7 +89,7 @@ def test_processes_that_die_hang_or_lose_the_device(monkeypatch):
         ("d", False, "no answer for 5 s"),
     ]
     *_, last = gpu._rows("searches", [], time.monotonic() + 2)
-    assert last.note == "cut off: the time is over"
+    assert (last.ok, last.note) == (None, "cut off: the time is over")
 
 
 def test_the_clock_stops_what_is_left():
