@@ -11,6 +11,7 @@ from quantmill import __version__
 from quantmill.commands.console import CommandError, UsageError, show, table_text
 from quantmill.commands.options import Json
 from quantmill.commands.watching import Shown
+from quantmill.errors import choices
 from quantmill.plain_json import json_text
 
 if TYPE_CHECKING:
@@ -62,9 +63,8 @@ def devices(
 
 def _check(engines: Sequence[Engine], types: str | None, bench: bool, as_json: bool) -> None:
     from quantmill.jobs.check_devices import check, described, limits, quantized_types
-    from quantmill.qkernels.types import get_type
 
-    wanted = [get_type(name.strip()).name for name in types.split(",")] if types else quantized_types()
+    wanted = _wanted(types, quantized_types()) if types else quantized_types()
     with Shown() as watcher:
         rows = check(engines, wanted, watcher=watcher)
     measured = {engine.device: limits(engine) for engine in engines} if bench else {}
@@ -76,6 +76,15 @@ def _check(engines: Sequence[Engine], types: str | None, bench: bool, as_json: b
     wrong = [f"{row.type} on {row.device}" for row in rows if row.fault or row.identical is False]
     if wrong:
         raise CommandError(f"not the CPU's bytes, or none: {', '.join(wrong)}; the CPU does these")
+
+
+def _wanted(types: str, known: Sequence[str]) -> list[str]:
+    """F16 and its like are no types that a device searches for, so there is nothing to check."""
+    names = [name.strip() for name in types.split(",")]
+    for name in names:
+        if name.upper() not in known:
+            raise UsageError(f"--types {types}: unknown type {name!r}; {choices(name, known)}")
+    return [name.upper() for name in names]
 
 
 def _fields(row: Checked, measured: dict[str, Limits]) -> dict[str, object]:

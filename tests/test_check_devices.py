@@ -87,6 +87,9 @@ def test_a_folder_that_cannot_be_written_tells_nothing_of_the_disk(monkeypatch):
 def test_types_without_a_check_are_refused(capsys):
     assert main(["devices", "--types", "Q8_0"]) == 2
     assert "add --check or --bench" in capsys.readouterr().err
+    for name in ("F16", "q9", "Q8_0,"):
+        assert main(["devices", "--check", "--types", name]) == 2
+        assert f"--types {name}: unknown type" in capsys.readouterr().err
 
 
 @pytest.fixture
