@@ -139,7 +139,6 @@ def _started(name: str, prepare: str, options: list[str], n_nodes: int, log: Tex
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=_ROOT,
-            env={**os.environ, "RAY_raylet_start_wait_time_s": "240"},
         )
         host = Host(name, process)
         if _has_begun(host, n_nodes):

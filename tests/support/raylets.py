@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -10,7 +11,9 @@ import psutil
 import pytest
 
 STORE = 80 << 20  # bytes of a raylet's object store
-_STARTS = 4  # Ray waits half a minute for a raylet, which a busy machine may not give it
+_STARTS = 4
+# Ray waits half a minute for a raylet, which a busy machine may not give it. It looks at this when it is imported.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "60")
 
 
 def ray_or_skip() -> Any:
