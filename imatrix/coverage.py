@@ -24,8 +24,8 @@ class Gap:
     consequence: str
 
 
-# Small convolutions and the like: never multiplied as matrices, never quantized.
-NO_MATRIX = ("_norm", "conv1d", "shortconv.conv", "attn_rel_b")
+# Small convolutions, what is added, tables of numbers: never multiplied as matrices.
+NO_MATRIX = ("_norm", "conv1d", "shortconv.conv", "attn_rel_b", "_compressor_ape", "_tid2eid")
 
 
 def uncollected(matrix: ImportanceMatrix, tensors: Iterable[tuple[str, int]]) -> list[str]:

@@ -68,6 +68,8 @@ class Recorder:
                 self._attach_experts(name, module)
             elif f"{name}.weight" in self.table.uses and _is_linear(module):
                 self._attach_linear(model, name, module)
+            elif f"{name}.fn" in self.table.uses:
+                self._attach_streams(name, module)
 
     def detach(self) -> None:
         for undo in self._undo:
@@ -82,6 +84,16 @@ class Recorder:
         for use in self.table.uses[f"{name}.weight"]:
             if self._is_turned_head(f"{name}.weight", use.name):
                 self._attach_heads(model, name, use.name)
+
+    def _attach_streams(self, name: str, module: Any) -> None:
+        """What mixes the streams of states (hyper-connections) multiplies them as a norm of its own puts them out."""
+        place = self._place(f"{name}.fn")
+        if place is None:
+            return
+        self.inputs.append(place)
+        see = partial(self._see, len(self.inputs) - 1)
+        handle = module.input_norm.register_forward_hook(lambda norm, given, streams: see(norm, (streams,)))
+        self._undo.append(handle.remove)
 
     def _is_turned_head(self, hf_name: str, gguf_name: str) -> bool:
         """A projection cut into heads and turned round, as attn_k_b of a latent attention is."""

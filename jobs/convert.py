@@ -78,9 +78,9 @@ def _job(conversion: Conversion) -> tuple[quantize.Job, str]:
 
 def conversion_recipe(checkpoint: Checkpoint, fp8_as_q8: bool = False) -> Recipe:
     """The recipe of a plain conversion: one type for the weights; MXFP4 and NVFP4 stay as they are, so does what must
-    be F32, and on demand what was FP8 becomes Q8_0."""
+    be F32 or keeps the checkpoint's type, and on demand what was FP8 becomes Q8_0."""
     wanted = dict.fromkeys(checkpoint.of_fp8(), "Q8_0") if fp8_as_q8 else {}
-    wanted |= checkpoint.kept() | dict.fromkeys(checkpoint.in_f32(), "F32")
+    wanted |= checkpoint.kept() | dict.fromkeys(checkpoint.in_f32(), "F32") | checkpoint.as_stored()
     if not wanted:
         return Recipe(checkpoint.outtype)
     # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.

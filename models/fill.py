@@ -106,7 +106,8 @@ class Filler:
                 self._replace(name, PackedEmbedding(self._pack(f"{name}.weight"), self.dtype, scale))
             elif isinstance(module, nn.Linear):
                 bias = self._dense(f"{name}.bias") if module.bias is not None else None
-                self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias, self.whole))
+                groups = getattr(module, "n_groups", 1)
+                self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias, self.whole, groups))
         for name, tensor in list(self.model.named_parameters()) + list(self.model.named_buffers()):
             if name not in self.table.uses or not is_wanted(name):
                 continue
@@ -146,6 +147,11 @@ class Filler:
         return None if spec is None else tuple(to_float32(self.source.read(spec.name), spec.type)[0].tolist())
 
     def _dense(self, name: str) -> torch.Tensor:
+        views = [self.table.views[use.name] for use in self.table.uses[name]]
+        if views[0].indices:
+            raw = self.source.read(self.table.uses[name][0].name)
+            return torch.from_numpy(raw.view("<i4").astype(np.int64))
+
         def read(gguf_name: str) -> np.ndarray:
             values = to_float32(self.source.read(gguf_name), self.specs[gguf_name].type)
             return values.reshape(self.table.views[gguf_name].shape)

@@ -65,6 +65,11 @@ def attach(loaded: LoadedModel) -> LoadedModel:
             f"{loaded.path}: how {facts.architecture} computes further tokens (NextN, MTP) is not known, to llama.cpp "
             "neither; leave out --nextn"
         )
+    if any(one.nextn and one.nextn.names for one in FAMILIES if one.name == facts.architecture):
+        raise ModelError(
+            f"{loaded.path}: a layer that predicts further tokens (NextN, MTP) of {facts.architecture} is two of its "
+            "layers in one, which quantmill does not run; leave out --nextn"
+        )
     numbers = range(facts.n_layers, facts.n_layers + count)
     layers = [_layer(loaded, source, facts, number) for number in numbers]
     loaded.model.nextn = nn.ModuleList(layer for layer, _ in layers)

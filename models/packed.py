@@ -124,19 +124,25 @@ class PackedTensor(nn.Module):
 class PackedLinear(nn.Module):
     """x [..., in_features] -> [..., out_features]; drops in for nn.Linear.
 
-    whole: multiply by whole numbers of 16 bits (qkernels.products), where rows are whole blocks of them.
+    whole: multiply by whole numbers of 16 bits (qkernels.products), where rows are whole blocks of them. groups: so
+    many parts of the rows have an input of their own, x [..., groups, in_features] →
+    [..., groups, out_features / groups] (DeepSeek V4's output).
     """
 
     bias: torch.Tensor | None
 
-    def __init__(self, weight: PackedTensor, bias: torch.Tensor | None, whole: bool = False):
+    def __init__(self, weight: PackedTensor, bias: torch.Tensor | None, whole: bool = False, groups: int = 1):
         super().__init__()
         self.out_features, self.in_features = weight.shape
+        self.groups = groups
         self.weight = weight
         self.whole = whole and self.in_features % products.BLOCK == 0
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.groups > 1:
+            weight = self.weight.matrix(0, x.dtype).view(self.groups, -1, self.in_features)
+            return torch.einsum("...gi,goi->...go", x, weight)
         rows = x.reshape(-1, self.in_features)
         out = rows.new_empty(rows.shape[0], self.out_features)
         (self._multiply_whole if self.whole else self._multiply)(rows, out)

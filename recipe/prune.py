@@ -26,6 +26,8 @@ _LISTS_OF_LAYERS = ("ple.layers",)
 # Arrays whose length has nothing to do with layers, even where it happens to be the same.
 _NOT_PER_LAYER = ("rope.dimension_sections", "classifier.output_labels")
 _NOT_PER_LAYER_GROUPS = ("adapters.", "ple.")
+# Arrays with a number for each layer, and for those that predict further tokens even where the file has none.
+_MAY_BE_LONGER = ("attention.compress_ratios",)
 # Numbers that say "every n-th layer": pruning moves layers into other places of the rhythm.
 _RHYTHMS = (
     *("attention.sliding_window_pattern", "full_attention_interval", "moe_every_n_layers"),
@@ -135,6 +137,8 @@ def _count(key: str, found: MetaValue, n_layer: int, dropped: Sequence[int]) -> 
 def _is_per_layer(key: str, length: int, n_layer: int, n_nextn: int) -> bool:
     if key in _NOT_PER_LAYER or key.startswith(_NOT_PER_LAYER_GROUPS):
         return False
+    if key in _MAY_BE_LONGER and length >= n_layer:
+        return True
     return length == n_layer or (n_nextn > 0 and length == n_layer - n_nextn)
 
 

@@ -19,7 +19,7 @@ from quantmill.recipe.errors import RecipeError
 # Tensors whose outermost axis counts the experts: stacks, their biases and factors, the router's rows and its bias.
 OF_EXPERTS = re.compile(
     r"blk\.(\d+)\.(?:ffn_(?:gate|up|down|gate_up)_exps\.(?:weight|bias|scale|input_scale)"
-    r"|ffn_gate_inp\.(?:weight|bias)|exp_probs_b(?:\.bias)?)"
+    r"|ffn_gate_inp\.(?:weight|bias)|exp_probs_b(?:_vl)?(?:\.bias)?)"
 )
 # Experts within experts (GroveMoE): whole sets of experts share one.
 _CHUNKS = re.compile(r"blk\.\d+\.ffn_(?:gate|up|down)_chexps\.")

@@ -9,10 +9,10 @@ import pytest
 
 from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.gguf_io.convert.config import EXPERT_COUNTS
-from quantmill.gguf_io.convert.families import FAMILIES, family_of
+from quantmill.gguf_io.convert.families import FAMILIES, deepseek4, family_of
 from quantmill.gguf_io.convert.keys import Key
 from quantmill.recipe.prune_experts import OF_EXPERTS
-from tests.support.convert_models import MODELS, edit, write_model
+from tests.support.convert_models import HASH, MODELS, edit, write_model
 
 # What the conversion reads from a configuration, whichever class it is.
 READ = (
@@ -57,6 +57,9 @@ SEVERAL = (
     *("Mistral3ForConditionalGeneration", "GraniteMoeHybridForCausalLM", "NemotronHForCausalLM"),
     *("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
     *("MiniMaxM3SparseForConditionalGeneration", "Glm5NextForConditionalGeneration"),
+    *("MuseGlimmerForConditionalGeneration", "Qwen4ExpForConditionalGeneration"),
+    "DeepseekV4ForCausalLM",  # test_defaults_of_deepseek_v4
+    "NomicBertModel",  # transformers reads other names than the hub's files have
 )
 # To transformers, the last under the names that the hub's files use.
 UNKNOWN = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "Step3p5ForCausalLM")
@@ -92,11 +95,33 @@ def test_defaults_are_those_of_the_configuration_class(family):
     assert ours["rope_parameters"].get("partial_rotary_factor") in (rope.get("partial_rotary_factor"), None)
 
 
+def test_defaults_of_deepseek_v4():
+    """Its class has other names for the kinds of layers, and takes intermediate_size for that of the experts."""
+    from transformers import DeepseekV4Config
+
+    sizes = {key: size for key, size in SPARSE.items() if key != "intermediate_size"}
+    theirs, ours = DeepseekV4Config(**sizes), deepseek4.FAMILY.completed(sizes)
+    for row in deepseek4.FAMILY.keys:
+        if isinstance(row, Key):
+            assert ours.get(row.names[0]) == getattr(theirs, row.names[0]), row.names[0]
+    assert [deepseek4.KINDS[ratio] for ratio in ours["compress_ratios"]] == theirs.layer_types
+    assert ours["num_hash_layers"] == theirs.mlp_layer_types.count("hash_moe")
+    for key in (
+        "qk_rope_head_dim",
+        "compress_rope_theta",
+        "swiglu_limit",
+        "hc_mult",
+        "scoring_func",
+        "rope_theta",
+    ):
+        assert ours[key] == getattr(theirs, key), key
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.classes[0])
 def test_tensors_with_a_part_for_each_expert_are_cut_with_experts(family):
     models = (model for model in MODELS.values() if model.architecture in family.classes)
     model = next(model for model in models if family.takes(lifted(model.config)))
-    expected = family.expected(family.completed(model.config))
+    expected = family.expected(family.completed({**model.config, **HASH}))
     assert expected
     for name, tensor in expected.items():
         has_parts = any(key in EXPERT_COUNTS for key in tensor.keys.split(", "))

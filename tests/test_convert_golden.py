@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from quantmill.gguf_io.convert import SUPPORTED
+from quantmill.qkernels import quantize
 from tests.support.convert_models import DATA, MODELS, opened, write_model, written_once
 
 GOLDEN = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
@@ -49,6 +50,9 @@ def test_tensors_are_llama_cpps(name, models):
         assert list(spec.shape) == _without_trailing_ones(shape), spec.name
         if spec.type == kind:
             assert _digest(source.read(spec.name).tobytes()) == digest, spec.name
+        elif kind == "Q8_0":  # DeepSeek V4's FP8
+            values = source.read(spec.name).view(np.float32)
+            assert _digest(quantize(values, kind).tobytes()) == digest, spec.name
         else:
             assert (spec.type, kind) in (("F32", "F16"), ("F32", "BF16")), spec.name
 
@@ -65,6 +69,7 @@ def test_every_supported_architecture_has_a_model():
         "MiniMaxM3SparseForCausalLM",
         "MiniMaxM3VLForCausalLM",
         "Qwen3_5ForConditionalGeneration",
+        "Qwen4ExpForCausalLM",
         "Qwen3_5MoeForConditionalGeneration",
         "Gemma3nForConditionalGeneration",
         "Gemma4ForConditionalGeneration",

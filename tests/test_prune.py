@@ -78,6 +78,7 @@ def test_per_layer_arrays_lose_the_pruned_layers():
         "feed_forward_length": list(range(100, 108)),
         "attention__sliding_window_pattern": [True, False] * 4,
         "swiglu_clamp_exp": [i / 8 for i in range(8)],
+        "attention__compress_ratios": [0, 4, 128, 4, 128, 4, 128, 4, 0],  # one more, of a layer left out
     }
     found, warnings = pruned(keys, 1, 6)
     assert list(found["llama.attention.head_count_kv"].value) == [8, 2, 3, 4, 5, 7]
@@ -91,6 +92,7 @@ def test_per_layer_arrays_lose_the_pruned_layers():
         False,
     ]
     assert list(found["llama.swiglu_clamp_exp"].value) == [0.0, 0.25, 0.375, 0.5, 0.625, 0.875]
+    assert list(found["llama.attention.compress_ratios"].value) == [0, 128, 4, 128, 4, 4, 0]
     assert not warnings
     assert found["llama.feed_forward_length"].element_type == value([1]).element_type
     assert list(found) == list(metadata(n_layer=8, **keys))  # in place

@@ -57,6 +57,7 @@ UNWALKABLE = {
     "gemma 3n": "its layers are given more than the hidden states of a text",
     "gemma 4": "its layers are given more than the hidden states of a text",
     "glm 5": "its layers are given more than the hidden states of a text",
+    "deepseek v4": "its layers are given more than the hidden states of a text",
 }
 
 

@@ -14,10 +14,11 @@ from gguf import GGUFWriter
 from quantmill.gguf_io.convert import general, keys, nextn, pooling, rope
 from quantmill.gguf_io.convert.config import configuration, negative_ids
 from quantmill.gguf_io.convert.families import family_of
-from quantmill.gguf_io.convert.names import TensorTable, tensor_table
+from quantmill.gguf_io.convert.names import tensor_table
 from quantmill.gguf_io.convert.output_types import (
     KEPT,
     file_type,
+    keeps_type,
     output_type,
     recorded,
     write_precision,
@@ -25,8 +26,8 @@ from quantmill.gguf_io.convert.output_types import (
 from quantmill.gguf_io.convert.rules import Index
 from quantmill.gguf_io.convert.storage.fp8 import FP8
 from quantmill.gguf_io.convert.storage.numbers import to_float32
-from quantmill.gguf_io.convert.storage.reader import Reader, check_values
-from quantmill.gguf_io.convert.stored import readers
+from quantmill.gguf_io.convert.storage.reader import Reader
+from quantmill.gguf_io.convert.stored import check, readers, whole_numbers
 from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
 from quantmill.gguf_io.convert.view import View
 from quantmill.gguf_io.errors import GGUFError
@@ -34,21 +35,6 @@ from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.safetensors import open_shards
 from quantmill.gguf_io.tensors import TensorSpec, checked_shape
 from quantmill.gguf_io.types import GGML_TYPES
-
-# Small tensors that llama.cpp computes with in F32 whatever the file type is.
-ALWAYS_F32 = (
-    "ffn_gate_inp.weight",
-    "ffn_gate_inp_shexp.weight",
-    "ssm_conv1d.weight",
-    *("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
-    "shortconv.conv.weight",
-    "indexer.proj.weight",
-    *("indexer.q_proj.weight", "indexer.k_proj.weight"),
-    *("hc_attn_fn.weight", "hc_ffn_fn.weight", "output_hc_fn.weight"),
-    *("indexer_compressor_ape.weight", "indexer_compressor_gate.weight"),
-    "altup_correct_coef.weight",
-    "altup_predict_coef.weight",
-)
 
 
 class Checkpoint:
@@ -63,22 +49,25 @@ class Checkpoint:
         warnings: list[str] = []
         raw = configuration(directory)
         family = family_of(raw)
-        config = family.completed(raw)
+        stored = open_shards(directory, warnings.append)
+        config = family.completed({**raw, **whole_numbers(family.numbers, stored)})
+        family.check(config)
         config["tokenizer_size"] = config["vocab_size"]
         config["pooling"] = pooling.read(directory)
         warnings += negative_ids(directory, config)
-        stored = open_shards(directory, warnings.append)
         self._readers = readers(config, stored, warnings.append)
         warnings += nextn.take(directory, family.nextn, config, tuple(self._readers), later)
         kept = frozenset(name for name, reader in self._readers.items() if _is_kept(reader))
         self._table = tensor_table(
             family, config, {name: reader.shape for name, reader in self._readers.items()}, kept
         )
-        _check_values(directory, self._table, self._readers)
+        check(directory, self._table, self._readers)
         self.outtype = output_type(outtype, stored)
+        self._as_stored = family.as_stored
+        self._in_f32 = family.in_f32(config)
         tables = family.tables(config)
         self._made: dict[str, np.ndarray] = dict(tables)
-        self._specs = dict(self._described(tables))
+        self._specs = dict(self._described(tables, family.made(config)))
         config["file_type"] = file_type({spec.type for spec in self._specs.values()}, self.outtype)
         writer = GGUFWriter(None, family.name)
         for row in family.table_keys:
@@ -116,7 +105,19 @@ class Checkpoint:
 
     def in_f32(self) -> tuple[str, ...]:
         """Matrices that llama.cpp's converter leaves in F32, and that its quantizer would turn into other types."""
-        return tuple(name for name in self._specs if name.endswith("indexer.proj.weight"))
+        return tuple(
+            name for name in self._specs if name.endswith("indexer.proj.weight") or name in self._in_f32
+        )
+
+    def as_stored(self) -> dict[str, str]:
+        """Name → type of the matrices that llama.cpp's converter leaves in the type they have, whatever is asked for;
+        FP8 becomes Q8_0."""
+        if not self._as_stored:
+            return {}
+        types = {spec.name: spec.type for spec in self.specs() if len(spec.shape) > 1}
+        return {name: type for name, type in types.items() if type in ("F32", "BF16")} | dict.fromkeys(
+            self.of_fp8(), "Q8_0"
+        )
 
     def of_fp8(self) -> tuple[str, ...]:
         """The matrices whose values were FP8."""
@@ -141,7 +142,7 @@ class Checkpoint:
     def fetch(self, name: str, first_row: int = 0, n_rows: int | None = None) -> tuple[np.ndarray, str]:
         """As `read`, but F32 that is made of packed values comes as their blocks, with the type of these."""
         spec = self._spec_of(name)
-        forms = self._forms(name) if spec.type == "F32" and _keeps_type(name) else ()
+        forms = self._forms(name) if spec.type == "F32" and self._keeps_type(name) else ()
         n_rows = spec.wanted_rows(first_row, n_rows)
         if not forms or not n_rows:
             return self.read(name, first_row, n_rows), spec.type
@@ -166,10 +167,14 @@ class Checkpoint:
             raise GGUFError(f"there is no tensor {name!r}")
         return spec
 
-    def _described(self, tables: rope.Tables) -> Iterator[tuple[str, TensorSpec]]:
-        """All tensors in the order of llama.cpp's converter: kept blocks with their factors, then RoPE tables."""
+    def _described(
+        self, tables: rope.Tables, made: Mapping[str, rope.Tables]
+    ) -> Iterator[tuple[str, TensorSpec]]:
+        """All tensors in the order of llama.cpp's converter: whole numbers, kept blocks with their factors, then RoPE
+        tables. made: what stands before a tensor without being in the checkpoint."""
         specs = {name: self._spec(name, view.stored_shape) for name, view in self._table.views.items()}
-        behind = {name: spec for name, spec in specs.items() if spec.type not in KEPT}
+        yield from ((name, spec) for name, spec in specs.items() if spec.type == "I32")
+        behind = {name: spec for name, spec in specs.items() if spec.type not in (*KEPT, "I32")}
         for name, spec in specs.items():
             if spec.type in KEPT:
                 yield name, spec
@@ -177,7 +182,11 @@ class Checkpoint:
                 self._made |= factors
                 yield from ((other, self._spec(other, values.shape)) for other, values in factors.items())
         yield from ((name, self._spec(name, table.shape)) for name, table in tables.items())
-        yield from behind.items()
+        for name, spec in behind.items():
+            values = made.get(name, {})
+            self._made |= values
+            yield from ((other, self._spec(other, found.shape)) for other, found in values.items())
+            yield name, spec
 
     def _factors(self, name: str) -> dict[str, np.ndarray]:
         """Tensors beside the blocks of a tensor: a factor for each expert; where all are 1 there is none."""
@@ -203,13 +212,17 @@ class Checkpoint:
 
     def _spec(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
         kind = "F32"
-        if name in self._table.views and len(shape) > 1 and _keeps_type(name):
+        if name in self._table.views and len(shape) > 1 and self._keeps_type(name):
             multiplied = self._table.views[name].factors
             plain = {"F32"} if multiplied else {reader.plain for reader in self._sources(name)}
             kind = plain.pop() if len(plain) == 1 else "F32"  # experts that differ meet in F32
             kind = next((form for form in self._forms(name) if form in GGML_TYPES), kind)
-        packed = kind not in ("F32", "F16", "BF16")
+            kind = "I32" if self._table.views[name].indices else kind
+        packed = kind not in ("F32", "F16", "BF16", "I32")
         return TensorSpec(name, checked_shape(name, shape[::-1], kind), kind, 0, 0, original=packed)
+
+    def _keeps_type(self, name: str) -> bool:
+        return keeps_type(name, self._as_stored) and name not in self._in_f32
 
     def _rows(self, view: View, spec: TensorSpec, first: int, end: int) -> np.ndarray:
         if view.vector:  # made of a matrix of one column
@@ -241,6 +254,9 @@ class Checkpoint:
                 yield reader.blocks(_as_slice(rows + start), kind)
                 continue
             values = reader.values(_as_slice(rows + start), _as_slice(columns))
+            if view.indices:
+                yield values.astype(np.int32)
+                continue
             values = to_float32(values, reader.plain) if kind != reader.plain else values
             values = view.multiplied(values, _as_slice(rows)) if view.factors else values
             if view.padding and len(values) < wanted.stop - wanted.start:
@@ -266,11 +282,6 @@ def is_packed(directory: Path) -> bool:
     return any(isinstance(part, Mapping) and bool(part.get("quantization_config")) for part in parts)
 
 
-def _keeps_type(name: str) -> bool:
-    """Whether a tensor of several rows may be other than F32 (conversion/base.py: prepare_tensors)."""
-    return name.endswith(".weight") and not name.endswith(("_norm.weight", *ALWAYS_F32))
-
-
 def _as_slice(index: np.ndarray) -> Index:
     """A slice where the rows are evenly spaced: the map then gives a view, not a copy."""
     if len(index) < 2:
@@ -288,14 +299,3 @@ def _is_kept(reader: Reader) -> bool:
 def _written(writer: GGUFWriter, key: str) -> Any:
     found = writer.kv_data[0].get(key)
     return None if found is None else found.value
-
-
-def _check_values(directory: Path, table: TensorTable, found: Mapping[str, Reader]) -> None:
-    """What can be wrong with the values, before a byte of them is converted."""
-    for source in table.uses:
-        check_values(source, found[source])
-    for name in table.must_be_zero:
-        if found[name].values(slice(None), slice(None)).any():
-            raise GGUFError(
-                f"{directory}: {name} is not zero; the architecture has no such tensor in llama.cpp"
-            )

@@ -29,7 +29,12 @@ class Family:
     others. is_this: whether a GGUF of `arch` is of this family, where several have the same. takes: whether a
     config.json that names one of `classes` is, likewise. names: another architecture whose tensor names are used.
     nextn: the layers behind the last, where a GGUF can carry them. runs: whether it predicts tokens, so that it can be
-    measured and watched; embedding models do not.
+    measured and watched; embedding models do not. as_stored: whether llama.cpp's converter leaves matrices in F32 and
+    BF16 what they are, whatever type is asked for, and makes Q8_0 of those in FP8. made: tensors that llama.cpp wants
+    and no checkpoint has, by the name of the one before which they stand. in_f32: matrices that are F32 whatever type
+    is asked for, as some configurations want it. check: raises GGUFError for what llama.cpp's model cannot be, before
+    tensors are looked at. numbers: how the names of small tensors of whole numbers end that are
+    settings, under that name.
     """
 
     classes: tuple[str, ...]
@@ -48,6 +53,11 @@ class Family:
     names: MODEL_ARCH | None = None
     nextn: Nextn | None = None
     runs: bool = True
+    as_stored: bool = False
+    made: Callable[[Config], Mapping[str, rope.Tables]] = lambda config: {}
+    in_f32: Callable[[Config], tuple[str, ...]] = lambda config: ()
+    numbers: tuple[str, ...] = ()
+    check: Callable[[Config], None] = lambda config: None
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ says (facts.py). Most rows are a `Key`; where a setting takes more than one key 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,10 @@ STRING, ARRAY = GGUFValueType.STRING, GGUFValueType.ARRAY
 
 # Key without the architecture's prefix (keys of general.* whole), type, value
 Item = tuple[str, GGUFValueType, Any]
+
+
+class Wide(list[int]):
+    """An array of numbers of 64 bits, where others have 32."""
 
 
 class Row(Protocol):
@@ -89,7 +93,10 @@ def written(gguf: str, value: Callable[[Config], Any], type: GGUFValueType = UIN
 def add(writer: GGUFWriter, arch: str, items: Iterable[Item]) -> None:
     """What a later row says of a key counts, under the earlier one's place."""
     for key, type, value in items:
-        writer.kv_data[0][key if key.startswith("general.") else f"{arch}.{key}"] = GGUFValue(value, type)
+        sub_type = GGUFValueType.UINT64 if isinstance(value, Wide) else None
+        writer.kv_data[0][key if key.startswith("general.") else f"{arch}.{key}"] = GGUFValue(
+            value, type, sub_type
+        )
 
 
 def need(config: Config, key: str) -> Any:
@@ -97,6 +104,13 @@ def need(config: Config, key: str) -> Any:
     if config.get(key) is None:
         raise GGUFError(f"config.json: key {key!r} is missing; the architecture needs it")
     return config[key]
+
+
+def only(config: Config, settings: Mapping[str, Any]) -> None:
+    """Raises GGUFError where a setting is other than the one value that llama.cpp's model has."""
+    for key, wanted in settings.items():
+        if config.get(key, wanted) != wanted:
+            raise GGUFError(f"config.json: {key} is {config[key]!r}; llama.cpp has {wanted} only")
 
 
 def checked(name: str, value: Any, type: GGUFValueType) -> Any:

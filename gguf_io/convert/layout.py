@@ -18,6 +18,9 @@ from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.view import Shape
 from quantmill.gguf_io.errors import GGUFError
 
+# (config, layer) -> whether a group of tensors is there
+Where = Callable[[Config, int], bool]
+
 
 @dataclass(frozen=True)
 class Tensors:
@@ -25,7 +28,7 @@ class Tensors:
     (0 for tensors of no layer)."""
 
     shapes: Mapping[str, str]
-    where: Callable[[Config, int], bool] | None = None
+    where: Where | None = None
 
 
 @dataclass(frozen=True)

@@ -88,12 +88,14 @@ def group_size(inner: str, n_groups: str) -> Callable[[Config], int]:
 
 
 def kv_heads(attends: Callable[[Config, int], bool], kinds: Callable[[Facts, list[int]], Settings]) -> Row:
-    """Key and value heads of each layer: 0 says that a layer does not attend. kinds: settings of those numbers."""
+    """Key and value heads of each layer: 0 says that a layer does not attend, which those that predict further tokens
+    do. kinds: settings of those numbers."""
 
     def write(config: Config) -> Iterable[Item]:
         layers = range(config["num_hidden_layers"])
-        heads = [config["num_key_value_heads"] if attends(config, layer) else 0 for layer in layers]
-        yield "attention.head_count_kv", ARRAY, heads
+        number = config["num_key_value_heads"]
+        heads = [number if attends(config, layer) else 0 for layer in layers]
+        yield "attention.head_count_kv", ARRAY, heads + [number] * config.get("nextn", 0)
 
     def read(facts: Facts) -> Settings:
         heads = of_layers(facts, "attention.head_count_kv")

@@ -114,6 +114,7 @@ class _Builder:
         self.order: dict[str, tuple[bool, int, int, str]] = {}
         self.experts: dict[str, dict[int, str]] = {}
         self.counts: dict[str, str | None] = {}
+        self.joined: set[str] = set()
         self.expert_block_end: dict[str, int] = {}
         self.left_out: list[str] = []
         self.must_be_zero: list[str] = []
@@ -138,6 +139,7 @@ class _Builder:
             if "expert" in match.groupdict():
                 self._add_expert(position, name, target, int(match["expert"]))
                 self.counts[target] = rule.count
+                self.joined |= {target} if rule.joined else set()
                 self.order[target] = (True, position, rule.order, match.expand(part.name))
             else:
                 self._add(position, name, target, part)
@@ -199,7 +201,8 @@ class _Builder:
         given, wanted = map(self._number, part.padded) if part.padded else (0, 0)
         padding = max(0, wanted - n_rows) if n_rows == given else 0
         shape = (shape[0] + padding, *shape[1:])
-        changes = (part.transpose, part.values, vector, factors, padding, part.spread)
+        indices = self._number(part.indices) if part.indices else 0
+        changes = (part.transpose, part.values, vector, factors, padding, part.spread, indices)
         return View((name,), one, shape, rows, columns, *changes)
 
     def _of_vector(self, name: str, target: str, part: Part, n: int) -> Shape:
@@ -276,7 +279,7 @@ class _Builder:
             raise GGUFError(f"{target}: experts differ in shape: {sorted(shapes)}")
         one = self._view(of_tensor[0], target, Part())
         sources = tuple(of_tensor[i] for i in range(n_experts))
-        return replace(one, sources=sources, shape=(n_experts, *one.shape))
+        return replace(one, sources=sources, shape=(n_experts, *one.shape), joined=target in self.joined)
 
 
 def _sources(view: View) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,16 @@ _WHERE = r"^model\.layers\.(\d+)\."
 @dataclass(frozen=True)
 class Nextn:
     """key: config.json's number of such layers. layer: the tensors of one that an ordinary layer has too. norms: how
-    the values of norms change. draft: whether llama.cpp runs them. final: what the norm behind them is called."""
+    the values of norms change. draft: whether llama.cpp runs them. final: what the norm behind them is called. names:
+    how names in a checkpoint begin → how they would as those of one layer, where it has one in parts; quantmill runs
+    none such."""
 
     key: str
     layer: Mapping[str, str]
     norms: Values | None = None
     draft: bool = True
     final: str = "nextn.shared_head_norm"
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -71,6 +74,9 @@ class Nextn:
 
     def renamed(self, name: str, n_layers: int) -> str:
         """A name under `mtp.` as one of a layer behind the last, whose final norm has one name."""
+        part = next((part for part in self.names if name.startswith(part)), None)
+        if part is not None:
+            name = self.names[part] + name.removeprefix(part)
         match = re.match(r"(?:model\.)?mtp\.(?:layers\.(\d+)\.(.+)|(\w+)\.(\w+)$)", name)
         if match and match[1] is None:
             return f"model.layers.{n_layers}.{OUTSIDE.get(match[3], match[3])}.{match[4]}"
@@ -99,9 +105,11 @@ def take(
     assert later in CHOICES
     count = layers.count(config, names) if layers else 0
     if later == ONLY and not count:
-        raise GGUFError(
-            f"{directory}: has no layers that predict further tokens (NextN, MTP); leave out --nextn-only"
-        )
+        unknown = _first_later(config, names)
+        reason = "has no layers that predict further tokens (NextN, MTP)"
+        if unknown:
+            reason = f"{unknown} and its like predict further tokens (NextN, MTP), of which quantmill makes no draft"
+        raise GGUFError(f"{directory}: {reason}; leave out --nextn-only")
     if later == ONLY and layers and not layers.draft:
         raise GGUFError(
             f"{directory}: llama.cpp does not run the layers that predict further tokens (NextN, MTP) of this "
@@ -111,8 +119,15 @@ def take(
     config["nextn_only"] = later == ONLY
     if count or later == WITHOUT:
         return
+    name = _first_later(config, names)
+    if name:
+        yield f"{name} and its like predict further tokens (NextN, MTP); they are left out"
+
+
+def _first_later(config: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first tensor of a layer that predicts further tokens."""
     for name in names:
         layer = re.search(r"\blayers\.(\d+)\.", name)
         if re.search(r"\bmtp[._]", name) or (layer and int(layer[1]) >= config["num_hidden_layers"]):
-            yield f"{name} and its like predict further tokens (NextN, MTP); they are left out"
-            return
+            return name
+    return None

@@ -24,6 +24,22 @@ FILE_TYPES = {
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 
+# Small tensors that llama.cpp computes with in F32 whatever the file type is.
+ALWAYS_F32 = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "ssm_conv1d.weight",
+    *("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
+    "shortconv.conv.weight",
+    "indexer.proj.weight",
+    *("indexer.q_proj.weight", "indexer.k_proj.weight"),
+    *("hc_attn_fn.weight", "hc_ffn_fn.weight", "output_hc_fn.weight"),
+    *("indexer_compressor_ape.weight", "indexer_compressor_gate.weight"),
+    *("position_embd.weight", "token_types.weight"),
+    "altup_correct_coef.weight",
+    "altup_predict_coef.weight",
+)
+
 
 def output_type(asked: str, stored: Mapping[str, StoredTensor]) -> str:
     """The type asked for; auto goes by the first matrix in halves, as config.json's dtype is often wrong."""
@@ -33,6 +49,13 @@ def output_type(asked: str, stored: Mapping[str, StoredTensor]) -> str:
         raise GGUFError(f"type {asked.lower()}: a conversion gives f32, f16, bf16, q8_0 or auto")
     matrices = (tensor.dtype for tensor in stored.values() if len(tensor.shape) > 1)
     return next((dtype for dtype in matrices if dtype in ("F16", "BF16")), "F16")
+
+
+def keeps_type(name: str, as_stored: bool) -> bool:
+    """Whether a tensor of several rows may be other than F32 (conversion/base.py: prepare_tensors). as_stored: the
+    family's, of which small ones are what they are in the checkpoint."""
+    small = () if as_stored else ALWAYS_F32
+    return name.endswith(".weight") and not name.endswith(("_norm.weight", *small))
 
 
 def file_type(types: Set[str], outtype: str) -> gguf.LlamaFileType:

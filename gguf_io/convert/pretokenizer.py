@@ -44,6 +44,22 @@ def recognise(files: TokenizerFiles, tokenizer: Tokenizer) -> str:
     )
 
 
+def of_words(files: TokenizerFiles, tokenizer: Tokenizer) -> str:
+    """llama.cpp's name of a WordPiece vocabulary's pre-tokenizer: by hash; llama.cpp splits all of them as BERT does.
+
+    Raises GGUFError where it would not: where text is split otherwise.
+    """
+    for ids in _probe_ids(files, tokenizer, pretokenizers.probe()):
+        if _digest(ids) in pretokenizers.hashes():
+            return pretokenizers.hashes()[_digest(ids)]
+    steps = list(split_steps(tokenizer_files.definition(files).get("pre_tokenizer")))
+    if [kind for kind, *_ in steps] != ["BertPreTokenizer"]:
+        raise GGUFError(
+            f"{files.path('tokenizer.json')}: splits text by {steps}; llama.cpp splits words as BERT does"
+        )
+    return "bert-bge"
+
+
 def split_steps(definition: Mapping[str, Any] | None) -> Iterator[list[Any]]:
     """A pre_tokenizer of tokenizer.json as a flat list of what it does: comparable, without its defaults."""
     if not definition:

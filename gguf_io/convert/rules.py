@@ -43,7 +43,8 @@ class Part:
     columns_of: makes a vector a matrix, of as many columns as this number or key of the configuration says. factors:
     what the rows of a matrix are multiplied with, one factor after the other; a model that runs has none. padded:
     where there are as many rows as the first key says, rows of zeros are put behind them up to the second's number.
-    spread: each row is a matrix of its own in the GGUF (a convolution's kernels).
+    spread: each row is a matrix of its own in the GGUF (a convolution's kernels). indices: the key of how many things
+    there are; the tensor holds numbers of such, whole, and stays so.
     """
 
     name: str = r"\g<0>"
@@ -57,6 +58,7 @@ class Part:
     factors: Factors | None = None
     padded: tuple[str, str] | None = None
     spread: bool = False
+    indices: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Rule:
     A group named `expert` makes the match one matrix of a stacked tensor; `count`: the key of how many there are, if
     they are no experts. `when` narrows the rule by config and match.
     `zero` marks tensors that may be left out only because every value is zero. `order`: of the stacks of experts in
-    one layer, where llama.cpp's converter has another order than that of their names.
+    one layer, where llama.cpp's converter has another order than that of their names. joined: the stack is one matrix
+    of all rows.
     """
 
     pattern: str
@@ -75,6 +78,7 @@ class Rule:
     zero: bool = False
     order: int = 0
     count: str | None = None
+    joined: bool = False
 
 
 def rope_pairs(heads: str) -> Choice:

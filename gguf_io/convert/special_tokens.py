@@ -38,7 +38,8 @@ class SpecialTokens:
         if self.merges:
             writer.add_token_merges(self.merges)
         for kind, token_id in self.ids.items():
-            getattr(writer, f"add_{kind}_token_id")(token_id)
+            if kind != "cls":  # which GGUF has no key for; llama.cpp begins with bos
+                getattr(writer, f"add_{kind}_token_id")(token_id)
         for kind, value in self.adds.items():
             if hasattr(writer, f"add_add_{kind}_token"):  # there is no key for adding unk, pad or mask
                 add_flag(writer, kind, value)
@@ -137,6 +138,9 @@ def _normalizer(normalizer: Any, special: SpecialTokens) -> None:
         special.normalizer["lowercase"] = True
     elif kind == "StripAccents":
         special.normalizer["strip_accents"] = True
+    elif kind == "BertNormalizer":  # null: as the other
+        stated = {flag: normalizer.get(flag) for flag in ("lowercase", "strip_accents")}
+        special.normalizer |= {flag: value for flag, value in stated.items() if isinstance(value, bool)}
 
 
 class _Surroundings:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.convert.storage.format import Format
 from quantmill.gguf_io.convert.storage.methods import Packing, packing_of
-from quantmill.gguf_io.convert.storage.reader import Floats, Reader
+from quantmill.gguf_io.convert.storage.reader import Floats, Reader, check_indices, check_values
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.safetensors import StoredTensor
 
@@ -45,6 +47,35 @@ def readers(
     if twice:
         raise GGUFError(f"{stored[twice[0]].path}: {twice[0]} is stored twice, packed and as it is")
     return found | last
+
+
+def check(directory: Path, table: TensorTable, found: Mapping[str, Reader]) -> None:
+    """Raises GGUFError for what can be wrong with the values, before a byte of them is converted."""
+    for source, uses in table.uses.items():
+        n_things = table.views[uses[0].name].indices
+        if n_things:
+            check_indices(source, found[source], n_things)
+        else:
+            check_values(source, found[source])
+    for name in table.must_be_zero:
+        if found[name].values(slice(None), slice(None)).any():
+            raise GGUFError(
+                f"{directory}: {name} is not zero; the architecture has no such tensor in llama.cpp"
+            )
+
+
+def whole_numbers(ends: tuple[str, ...], stored: Mapping[str, StoredTensor]) -> dict[str, list[int]]:
+    """The numbers of the small tensors whose names end so, by these ends. Raises GGUFError for others than numbers."""
+    numbers = {}
+    for name, tensor in stored.items():
+        end = name.rpartition(".")[2]
+        if end in ends:
+            if tensor.dtype not in ("I64", "I32") or len(tensor.shape) != 1:
+                raise GGUFError(
+                    f"{tensor.path}: {name} {tensor.dtype} {list(tensor.shape)} must be a list of whole numbers, I64"
+                )
+            numbers[end] = [int(value) for value in tensor.array()]
+    return numbers
 
 
 def _made(

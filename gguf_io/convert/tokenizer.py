@@ -203,6 +203,33 @@ def laguna(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
             writer.add_eot_token_id(others[0])
 
 
+def wordpiece(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    tokenizer = vocabulary.load_tokenizer(files, "WordPiece")
+    found = vocabulary.wordpiece(files, tokenizer, config["vocab_size"])
+    writer.add_token_type_count(config["type_vocab_size"])
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre(pretokenizer.of_words(files, tokenizer))
+    writer.add_token_list(found.texts)
+    writer.add_token_types(found.types)
+    special_tokens.load(files, n_vocab=len(found.texts), ids=tokenizer.token_to_id).write(writer)
+
+
+def deepseek4(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """The chat template comes first in llama.cpp's converter, which has one for checkpoints without."""
+    bpe(writer, files, config)
+    items, key = writer.kv_data[0], "tokenizer.chat_template"
+    if key in items:
+        template, (architecture, *_) = items.pop(key), items
+        writer.kv_data[0] = {architecture: items[architecture], key: template} | items
+
+
+def muse_glimmer(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    bpe(writer, files, config)
+    end = vocabulary.load_tokenizer(files).token_to_id("<|eot|>")
+    if end is not None:
+        writer.add_eot_token_id(end)
+
+
 def modern_bert(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     special_tokens.add_flag(writer, "bos", True)
     special_tokens.add_flag(writer, "eos", True)

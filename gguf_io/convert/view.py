@@ -19,7 +19,8 @@ class View:
     source matrix `rows` and `columns` are taken (None: all); then it is transposed if asked, and `values` change.
     vector: the source is one, whatever the shape of the result. factors: what the rows of a source matrix are
     multiplied with, one after the other. padding: rows of zeros behind those of the only source matrix. spread: in
-    the GGUF each row is a matrix of its own (`stored_shape`), here still a row.
+    the GGUF each row is a matrix of its own (`stored_shape`), here still a row. indices: not 0 where the values are
+    whole numbers below it. joined: in the GGUF the matrices are one, of all rows.
     """
 
     sources: tuple[str, ...]
@@ -33,9 +34,13 @@ class View:
     factors: tuple[float | np.ndarray, ...] = ()
     padding: int = 0
     spread: bool = False
+    indices: int = 0
+    joined: bool = False
 
     @property
     def stored_shape(self) -> Shape:
+        if self.joined:
+            return (self.shape[0] * self.shape[1], self.shape[2])
         return (*self.shape[:-1], 1, self.shape[-1]) if self.spread else self.shape
 
     @property

@@ -20,6 +20,7 @@ from quantmill.gguf_io.convert.tokenizer_json import KINDS, TokenizerFiles, cont
 from quantmill.gguf_io.errors import GGUFError
 
 SPACE = "▁"  # how SentencePiece writes a space
+CONTINUES = "##"  # what WordPiece writes before a token inside a word
 UNSCORED = -1000.0
 PADDING_SCORE = -10000.0
 
@@ -45,20 +46,22 @@ def looks_special(text: str) -> bool:
     )
 
 
-def load_tokenizer(files: TokenizerFiles) -> Tokenizer:
+def load_tokenizer(files: TokenizerFiles, kind: str = "BPE") -> Tokenizer:
     """The tokenizer of a directory, tokens that only other files name included, under transformers' ids.
 
-    Raises GGUFError when it cannot be used.
+    kind: of vocabulary, as tokenizer.json calls it. Raises GGUFError when it cannot be used.
     """
     path = files.path("tokenizer.json")
     found = tokenizer_files.definition(files)
     model = found.get("model") or {}
-    if model.get("type", "BPE") != "BPE":
+    if model.get("type", "BPE") != kind:
         raise GGUFError(
-            f"{path}: its vocabulary is {model['type']!r}; llama.cpp's converter takes BPE from such a file"
+            f"{path}: its vocabulary is {model.get('type', 'BPE')!r}; of this architecture llama.cpp's converter takes "
+            f"{kind} from such a file"
         )
+    wordpiece = {"continuing_subword_prefix": CONTINUES} if kind == "WordPiece" else {}
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-        if model.get(key):
+        if model.get(key) and model[key] != wordpiece.get(key):
             raise GGUFError(f"{path}: {key} {model[key]!r}; llama.cpp has no such tokenizer")
     try:
         tokenizer = (
@@ -103,6 +106,18 @@ def byte_level_bpe(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: int)
         texts.append(text)
         types.append(int(kind))
     return Vocabulary(texts, types)
+
+
+def wordpiece(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
+    """The vocabulary of BERT: what begins a word has a mark there, not what continues one."""
+    found = byte_level_bpe(files, tokenizer, vocab_size)
+    pairs = zip(found.texts, found.types, strict=True)
+    found.texts = [text if kind == TokenType.CONTROL else _marked(text) for text, kind in pairs]
+    return found
+
+
+def _marked(text: str) -> str:
+    return text.removeprefix(CONTINUES) if text.startswith(CONTINUES) else SPACE + text
 
 
 def _texts_by_id(files: TokenizerFiles, tokenizer: Tokenizer) -> dict[int, str]:

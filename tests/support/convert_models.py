@@ -22,7 +22,9 @@ from quantmill.gguf_io.convert import Checkpoint, open_checkpoint
 from quantmill.gguf_io.convert.nextn import ONLY, WITH
 from quantmill.gguf_io.safetensors import DTYPES
 from quantmill.qkernels import to_float32
+from tests.support import deepseek_v4_model
 from tests.support.convert_tokenizers import write_tokenizer
+from tests.support.later_layers import floats, later_layers
 
 DATA = Path(__file__).parents[1] / "data" / "convert"
 
@@ -65,6 +67,12 @@ def written_once(
     return model
 
 
+# What Qwen3.8-Flash-Next hashes groups of tokens with: primes from 200 on, and large odd numbers.
+HASH = {
+    "layer_multipliers": [35184372088833, 23456248059223, 987654321987],
+    "ngram_heads_offsets": [0, 211, 434, 661],
+    "ngram_heads_vocab_sizes": [211, 223, 227, 229],
+}
 README = """---
 license: apache-2.0
 language:
@@ -113,14 +121,18 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
     """name → (safetensors dtype, values), in stored form."""
     model = MODELS[name]
     random = np.random.RandomState(sum(name.encode()))
+    if model.model_type == "deepseek_v4":
+        return deepseek_v4_model.tensors(random, shapes_of(name), model.config["n_routed_experts"])
     found: dict[str, tuple[str, np.ndarray]] = {}
     for tensor, shape in shapes_of(name).items():
         if name == "gpt-oss" and tensor.endswith(("experts.gate_up_proj", "experts.down_proj")):
             found.update(_mxfp4(random, tensor, shape))
+        elif tensor.rpartition(".")[2] in HASH:
+            found[tensor] = ("I64", np.array(HASH[tensor.rpartition(".")[2]], np.int64))
         elif name.endswith("-fp8") and "proj" in tensor:
             found.update(_fp8(random, tensor, shape, in_blocks=name != "llama-fp8"))
         else:
-            found[tensor] = _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
+            found[tensor] = floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
     if name == "qwen3-vl-moe-vision":  # stacks turned round
         found = {
             tensor: (dtype, values.swapaxes(1, 2) if ".experts." in tensor else values)
@@ -128,73 +140,16 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
         }
     if name == "kimi-k2.5-vision":
         found = {f"language_model.{tensor}": value for tensor, value in found.items()}
-        found["vision_tower.encoder.final_layernorm.weight"] = _floats("BF16", np.ones(64, np.float32))
+        found["vision_tower.encoder.final_layernorm.weight"] = floats("BF16", np.ones(64, np.float32))
     elif name.endswith("-vision"):
         found = {tensor.replace("model.", "model.language_model."): value for tensor, value in found.items()}
         tower = "visual.merger.norm" if name == "qwen3.5-vision" else "vision_tower.post_layernorm"
-        found[f"model.{tower}.weight"] = _floats("BF16", np.ones(64, np.float32))
+        found[f"model.{tower}.weight"] = floats("BF16", np.ones(64, np.float32))
     if model.bare:
         found = {tensor.removeprefix("model."): value for tensor, value in found.items()}
     if name.endswith("-nextn"):
-        found |= _later_layer(random, model, found)
-        if model.model_type == "mimo_v2_flash":  # of which there are three
-            for i in (1, 2):
-                later = {
-                    tensor: value
-                    for tensor, value in found.items()
-                    if tensor.startswith("model.mtp.layers.0.")
-                }
-                found |= {
-                    tensor.replace("layers.0.", f"layers.{i}."): value for tensor, value in later.items()
-                }
+        found |= later_layers(random, model, found)
     return _fused(found) if name == "qwen3-moe-fused" else found
-
-
-def _later_layer(
-    random: np.random.RandomState, model: Model, found: dict[str, tuple[str, np.ndarray]]
-) -> dict[str, tuple[str, np.ndarray]]:
-    """A layer that predicts further tokens: the tensors of the last anew, of K-EXAONE those of the first, which has no
-    experts, of MiMo V2 the first's feed-forward behind a layer that slides; and what it has beside them. GLM-5.3-Flash
-    has one stream of states there."""
-    config = model.config.get("text_config", model.config)
-    root = "model.language_model." if model.whole else "model."
-    last, width = config["num_hidden_layers"] - 1, config["hidden_size"]
-    apart, of_mimo = model.architecture.startswith(("Qwen", "Exaone")), model.model_type == "mimo_v2_flash"
-    first, own = ("mtp.", "mtp.layers.0.") if apart else (f"{root}layers.{last + 1}.",) * 2
-    first, own = ("model.mtp.layers.0.",) * 2 if of_mimo else (first, own)
-
-    def prefix(tensor: str) -> str:
-        dense = model.model_type == "exaone_moe" or (of_mimo and ".mlp." in tensor)
-        return f"{root}layers.{0 if dense else 1 if of_mimo else last}."
-
-    shapes = {
-        own + tensor.removeprefix(prefix(tensor)): values.shape
-        for tensor, (_, values) in found.items()
-        if tensor.startswith(prefix(tensor)) and not (model.whole and ".hc_" in tensor)
-    }
-    beside = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
-    norms = {
-        "hy_v3": "final_layernorm",
-        "bailing_hybrid": "final_layernorm",
-        "bailing_moe_v2": "final_layernorm",
-        "mimo_v2_flash": "final_layernorm",
-        "step3p5": "transformer.shared_head.norm",
-    }
-    beside[norms.get(model.model_type, "shared_head.norm")] = (width,)
-    mtp = dict(zip(beside, ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"), strict=True))
-    if model.model_type == "step3p5":
-        beside["transformer.shared_head.output"] = (config["vocab_size"], width)
-    shapes |= {f"{first}{mtp[part] if apart else part}.weight": shape for part, shape in beside.items()}
-    return {
-        tensor: _floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
-        for tensor, shape in shapes.items()
-    }
-
-
-def _floats(dtype: str, values: np.ndarray) -> tuple[str, np.ndarray]:
-    if dtype == "BF16":
-        return dtype, (values.view(np.uint32) >> 16).astype(np.uint16)
-    return dtype, values.astype({"F16": np.float16, "F32": np.float32}[dtype])
 
 
 def _mxfp4(random: np.random.RandomState, name: str, shape: list[int]) -> dict[str, tuple[str, np.ndarray]]:
@@ -217,7 +172,7 @@ def _fp8(
     suffix = "_scale_inv" if in_blocks else "_scale"
     return {
         name: ("F8_E4M3", codes),
-        name + suffix: ("F32", scales) if in_blocks else _floats("BF16", scales),
+        name + suffix: ("F32", scales) if in_blocks else floats("BF16", scales),
     }
 
 
@@ -302,14 +257,14 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def write_f32(directory: Path, path: Path) -> Path:
-    """The checkpoint as a GGUF of F32 tensors (blocks it came with stay)."""
+    """The checkpoint as a GGUF of F32 tensors (blocks it came with stay, so do whole numbers)."""
     source = open_checkpoint(directory, "f32")
-    kinds = {spec.name: "MXFP4" if spec.type == "MXFP4" else "F32" for spec in source.specs()}
+    kinds = {spec.name: spec.type if spec.type in ("MXFP4", "I32") else "F32" for spec in source.specs()}
     outputs = [OutputTensor(spec.name, spec.shape, kinds[spec.name]) for spec in source.specs()]
     with GGUFSink(path, source.metadata, outputs) as sink:
         for spec in source.specs():
             raw = source.read(spec.name)
-            rows = raw if kinds[spec.name] == "MXFP4" else to_float32(raw, spec.type).view(np.uint8)
+            rows = raw if kinds[spec.name] != "F32" else to_float32(raw, spec.type).view(np.uint8)
             sink.write(spec.name, rows)
         sink.commit()
     return path

@@ -31,7 +31,7 @@ GLM = ("[gMASK]", "<|observation|>")
 
 
 def write_tokenizer(directory: Path, kind: str, vocab_size: int) -> None:
-    """kind: spm, gemma4, kimi-k2 or hunyuan (tiktoken's form), or the name of a pre-tokenizer's definition; "+glm"
+    """kind: spm, gemma4, bert-bge, kimi-k2 or hunyuan (tiktoken's form), or a definition of a pre-tokenizer; "+glm"
     behind it: with GLM's further special tokens."""
     if kind == "spm":
         _write_sentencepiece(directory, vocab_size)
@@ -39,6 +39,8 @@ def write_tokenizer(directory: Path, kind: str, vocab_size: int) -> None:
         _write_tiktoken(directory, kind)
     elif kind == "gemma4":
         _write_byte_fallback(directory, vocab_size)
+    elif kind == "bert-bge":
+        _write_wordpiece(directory)
     else:
         _write_bpe(directory, kind)
 
@@ -100,6 +102,55 @@ def _write_byte_fallback(directory: Path, vocab_size: int) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>"}
     settings |= {"pad_token": "<pad>", "unk_token": "<unk>", "chat_template": "{{ messages }}"}
     _write_json(directory / "tokenizer_config.json", settings)
+
+
+def _write_wordpiece(directory: Path) -> None:
+    """BERT's: letters, some words and what continues words."""
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    letters = [chr(97 + i) for i in range(26)] + [".", ",", "我", "3"]
+    texts = [*special, *letters, *(f"##{letter}" for letter in letters[:26]), *WORDS, "##ing", "##s"]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    ends = {text: {"id": text, "ids": [texts.index(text)], "tokens": [text]} for text in ("[CLS]", "[SEP]")}
+    cls, sep = ({"SpecialToken": {"id": text, "type_id": 0}} for text in ends)
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": text, **flags} for i, text in enumerate(special)],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [cls, {"Sequence": {"id": "A", "type_id": 0}}, sep],
+            "pair": [
+                cls,
+                {"Sequence": {"id": "A", "type_id": 0}},
+                sep,
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": ends,
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {text: i for i, text in enumerate(texts)},
+        },
+    }
+    _write_json(directory / "tokenizer.json", definition)
+    named = {f"{text[1:-1].lower()}_token": text for text in special}
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **named},
+    )
 
 
 def _write_sentencepiece(directory: Path, vocab_size: int) -> None:

@@ -561,6 +561,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "index_topk_blocks": 3,
         },
     ),
+    "deepseek v4": (
+        "deepseek_v4",
+        EXPERTS
+        | INDEXER
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 64,
+            "partial_rotary_factor": 0.5,
+            "o_groups": 2,
+            "o_lora_rank": 32,
+            "n_routed_experts": 4,
+            "index_topk": 8,
+            "layer_types": [
+                "sliding_attention",
+                "compressed_sparse_attention",
+                "heavily_compressed_attention",
+                "compressed_sparse_attention",
+            ],
+            "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
+            "sliding_window": 32,
+            "swiglu_limit": 7.0,
+            "rope_parameters": YARN | {"beta_fast": 32.0, "beta_slow": 1.0},
+        },
+    ),
     "glm 4": ("glm4", {"head_dim": 64, "attention_bias": True, "partial_rotary_factor": 0.5}),
 }
 # Transformers has no class of its own for a directory of it; test_families.py wraps it.
@@ -604,6 +628,10 @@ def random_model(path: Path, kind: str, settings: dict[str, Any]) -> Any:
                 tensor.add_(0.1 * torch.randn_like(tensor))
             else:
                 tensor.mul_(2)
+        for name, tensor in model.named_buffers():
+            if name.endswith("tid2eid"):  # experts of each token
+                first = torch.randint(0, config.n_routed_experts, tensor.shape[:1])
+                tensor.copy_(torch.stack((first, (first + 1) % config.n_routed_experts), 1))
     model.save_pretrained(path)
     if kind in VOCABULARIES:
         write_tokenizer(path, VOCABULARIES[kind], COMMON["vocab_size"])

@@ -21,10 +21,10 @@ from quantmill.gguf_io.errors import GGUFError
 
 # What llama.cpp computes, where config.json may say that a model is otherwise.
 _ONLY = {
-    "hc_mult": (4, "streams"),
-    "qk_rope_head_dim": (0, "numbers of a head that RoPE turns"),
-    "mhc": (True, "hyper-connections"),
-    "mla_use_nope": (True, "latent attention without RoPE"),
+    "hc_mult": 4,
+    "qk_rope_head_dim": 0,
+    "mhc": True,
+    "mla_use_nope": True,
 }
 
 
@@ -52,10 +52,8 @@ def _lower_bound(config: Config) -> float | None:
     return -5.0 if bound is None and stated.get("safe_gate", True) else bound
 
 
-def _check(config: Config) -> Iterable[Item]:
-    for key, (wanted, what) in _ONLY.items():
-        if config.get(key, wanted) != wanted:
-            raise GGUFError(f"config.json: {key} is {config[key]!r}; llama.cpp has {wanted} only ({what})")
+def _check(config: Config) -> None:
+    keys.only(config, _ONLY)
     n_layers, pool = config["num_hidden_layers"], need(config, "index_kpool")
     for key in ("layer_types", "mlp_layer_types", "indexer_types"):
         if not isinstance(config[key], list) or len(config[key]) != n_layers:
@@ -76,7 +74,6 @@ def _check(config: Config) -> Iterable[Item]:
     first = next((layer for layer in range(n_layers) if _attends(config, layer)), None)
     if first is not None and not _has_indexer(config, first):
         raise GGUFError(f"config.json: indexer_types: layer {first} shares, but none before it attends")
-    return ()
 
 
 def _write_layers(config: Config) -> Iterable[Item]:
@@ -91,7 +88,7 @@ def _limits(config: Config) -> list[float] | None:
     return None if limit is None else [float(limit)] * n_layers
 
 
-def _of_streams(where: str) -> dict[str, str]:
+def of_streams(where: str) -> dict[str, str]:
     """What mixes hc_mult streams into one, spreads it again and mixes them with each other."""
     n = "2*hc_mult+hc_mult*hc_mult"
     return {
@@ -141,7 +138,7 @@ FAMILY = Family(
         layout.EMBEDDING,
         *layout.HEAD,
         layout.NORMS_BEFORE,
-        layout.Tensors({**_of_streams("attn"), **_of_streams("ffn")}),
+        layout.Tensors({**of_streams("attn"), **of_streams("ffn")}),
         layout.Tensors(DELTA_ATTENTION, _is_linear),
         layout.Tensors(deepseek2.LATENT, _attends),
         layout.Tensors(INDEXER, _has_indexer),
@@ -149,7 +146,6 @@ FAMILY = Family(
         layout.Tensors(EXPERTS, layout.is_sparse),
     ),
     keys=(
-        keys.Rows(_check),
         keys.BLOCKS,
         keys.CONTEXT,
         keys.WIDTH,
@@ -233,5 +229,6 @@ FAMILY = Family(
         {**layout.NORMS_BEFORE.shapes, **deepseek2.LATENT, **INDEXER, **EXPERTS},
         draft=False,
     ),
+    check=_check,
     runs=False,
 )

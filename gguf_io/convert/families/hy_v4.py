@@ -30,7 +30,7 @@ def _indexer_types(config: Config) -> list[str] | None:
     return ["full" if kind in _SPARSE else "shared" for kind in kinds[: config["num_hidden_layers"]]]
 
 
-def _check(config: Config) -> Iterable[Item]:
+def _check(config: Config) -> None:
     kinds, n_layers = config.get("indexer_types"), config["num_hidden_layers"]
     if kinds is not None and (len(kinds) < n_layers or {*kinds[:n_layers]} - {"full", "shared"}):
         raise GGUFError(
@@ -43,7 +43,6 @@ def _check(config: Config) -> Iterable[Item]:
         raise GGUFError(
             "config.json: mlp_layer_types has a dense layer behind one with experts; llama.cpp has none"
         )
-    return ()
 
 
 def _groups(config: Config) -> Iterable[Item]:
@@ -60,6 +59,10 @@ def _has_indexer(config: Config, layer: int) -> bool:
 def _limits(config: Config) -> list[float] | None:
     limit = float(config.get("swiglu_limit") or 0)
     return [limit] * config["num_hidden_layers"] if limit > 0 else None
+
+
+def _output(config: Config) -> tuple[str, ...]:
+    return ("output.weight",) if config.get("enable_lm_head_fp32") else ()
 
 
 def _write_indexer(config: Config) -> Iterable[Item]:
@@ -145,7 +148,6 @@ FAMILY = Family(
         ),
     ),
     keys=(
-        keys.Rows(_check),
         *deepseek2.KEYS[: deepseek2.KEYS.index(keys.EXPERT_GROUPS[0])],
         keys.Rows(_groups),
         *deepseek2.KEYS[deepseek2.KEYS.index(keys.EXPERT_GROUPS[1]) + 1 :],
@@ -188,5 +190,7 @@ FAMILY = Family(
     },
     rules=RULES,
     names=MODEL_ARCH.DEEPSEEK2,
+    in_f32=_output,
+    check=_check,
     runs=False,
 )

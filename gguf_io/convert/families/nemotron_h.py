@@ -51,13 +51,14 @@ def _norm(config: Config) -> float:
 
 
 def lengths(key: str, kind: str) -> Callable[[Config], Iterable[Item]]:
-    """Of the feed-forward of each layer, 0 where it has none."""
+    """Of the feed-forward of each layer, 0 where it has none; those that predict further tokens have one."""
 
     def write(config: Config) -> Iterable[Item]:
         own = is_kind(kind)
         size = keys.need(config, key)
         layers = range(config["num_hidden_layers"])
-        yield "feed_forward_length", ARRAY, [size if own(config, layer) else 0 for layer in layers]
+        sizes = [size if own(config, layer) else 0 for layer in layers]
+        yield "feed_forward_length", ARRAY, sizes + [size] * config.get("nextn", 0)
 
     return write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gguf import MODEL_ARCH
 
-from quantmill.gguf_io.convert import keys, layout, mamba2, tokenizer
+from quantmill.gguf_io.convert import keys, layout, mamba2, nextn, rules, tokenizer
 from quantmill.gguf_io.convert.facts import Facts, Settings
 from quantmill.gguf_io.convert.families import nemotron_h
 from quantmill.gguf_io.convert.family import Family
@@ -19,7 +19,34 @@ EXPERTS = (
     Rule(rf"{WHERE}gate\.weight$", (Part(r"blk.\1.ffn_gate_inp.weight"),)),
     Rule(rf"{WHERE}gate\.e_score_correction\.bias$", (Part(r"blk.\1.exp_probs_b.bias"),)),
     Rule(rf"{WHERE}fc1_latent_proj\.weight$", (Part(r"blk.\1.ffn_latent_down.weight"),)),
+    Rule(
+        r"^model\.layers\.(\d+)\.post_attention_norm\.weight$", (Part(r"blk.\1.post_attention_norm.weight"),)
+    ),
     Rule(rf"{WHERE}fc2_latent_proj\.weight$", (Part(r"blk.\1.ffn_latent_up.weight"),)),
+)
+OF_EXPERTS = {
+    "blk.ffn_gate_inp.weight": "n_routed_experts hidden_size",
+    "blk.exp_probs_b.bias": "n_routed_experts",
+    "blk.ffn_up_exps.weight": "n_routed_experts moe_intermediate_size expert_width",
+    "blk.ffn_down_exps.weight": "n_routed_experts expert_width moe_intermediate_size",
+    "blk.ffn_up_shexp.weight": "moe_shared_expert_intermediate_size hidden_size",
+    "blk.ffn_down_shexp.weight": "hidden_size moe_shared_expert_intermediate_size",
+}
+NARROWER = {
+    "blk.ffn_latent_down.weight": "moe_latent_size hidden_size",
+    "blk.ffn_latent_up.weight": "hidden_size moe_latent_size",
+}
+# An attention and experts behind it, each with its norm, make one layer.
+NEXTN = nextn.Nextn(
+    "num_nextn_predict_layers",
+    {
+        "blk.attn_norm.weight": "hidden_size",
+        "blk.post_attention_norm.weight": "hidden_size",
+        **layout.ATTENTION.shapes,
+        **OF_EXPERTS,
+        **layout.optional(NARROWER),
+    },
+    names={"mtp.layers.1.norm.": "mtp.layers.0.post_attention_norm.", "mtp.layers.1.": "mtp.layers.0."},
 )
 is_moe = nemotron_h.is_kind("moe")
 
@@ -35,21 +62,11 @@ FAMILY = Family(
     tensors=(
         *nemotron_h.MIXERS,
         layout.Tensors(
-            {
-                "blk.ffn_gate_inp.weight": "n_routed_experts hidden_size",
-                "blk.exp_probs_b.bias": "n_routed_experts",
-                "blk.ffn_up_exps.weight": "n_routed_experts moe_intermediate_size expert_width",
-                "blk.ffn_down_exps.weight": "n_routed_experts expert_width moe_intermediate_size",
-                "blk.ffn_up_shexp.weight": "moe_shared_expert_intermediate_size hidden_size",
-                "blk.ffn_down_shexp.weight": "hidden_size moe_shared_expert_intermediate_size",
-            },
+            OF_EXPERTS,
             is_moe,
         ),
         layout.Tensors(
-            {
-                "blk.ffn_latent_down.weight": "moe_latent_size hidden_size",
-                "blk.ffn_latent_up.weight": "hidden_size moe_latent_size",
-            },
+            NARROWER,
             lambda config, layer: bool(config.get("moe_latent_size")) and is_moe(config, layer),
         ),
     ),
@@ -69,6 +86,7 @@ FAMILY = Family(
         Key("norm_topk_prob", "expert_weights_norm", BOOL),
         Key("routed_scaling_factor", "expert_weights_scale", FLOAT32),
         keys.Rows(Key("moe_latent_size", "moe_latent_size").write, _read),
+        nextn.LAYERS,
     ),
     defaults={
         **nemotron_h.DEFAULTS,
@@ -83,7 +101,8 @@ FAMILY = Family(
         "routed_scaling_factor": 1.0,
         "topk_group": 1,
     },
-    rules=(Rule(r"^mtp\."), *EXPERTS, *nemotron_h.RULES),
+    rules=(rules.MTP_LEFT_OUT, *EXPERTS, *nemotron_h.RULES),
     vocabulary=tokenizer.bpe,
     takes=nemotron_h.has_experts,
+    nextn=NEXTN,
 )

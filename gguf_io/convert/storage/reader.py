@@ -87,6 +87,17 @@ def check_values(name: str, reader: Reader) -> None:
         )
 
 
+def check_indices(name: str, reader: Reader, count: int) -> None:
+    """Raises GGUFError when a tensor does not hold whole numbers from 0 to below `count`."""
+    if not (isinstance(reader, Floats) and reader.tensor.dtype in ("I64", "I32")):
+        raise GGUFError(f"{name}: holds numbers of things, which must be I64 or I32")
+    values = reader.values(ALL, ALL)
+    if values.size and not 0 <= int(values.min()) <= int(values.max()) < count:
+        raise GGUFError(
+            f"{reader.tensor.path}: tensor {name} has numbers from {values.min()} to {values.max()}; there are {count}"
+        )
+
+
 def matrix_shape(shape: Shape) -> tuple[int, int]:
     """Rows and columns of a tensor seen as a matrix."""
     columns = shape[-1] if len(shape) > 1 else 1

@@ -21,6 +21,13 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+# What transformers' class calls settings that Nomic's own has under GPT-2's names.
+NEWER = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_layer": "num_hidden_layers",
+}
 sys.path.insert(0, str(HERE.parents[2]))
 
 # ruff: noqa: E402 - the repository is not installed for this script
@@ -79,7 +86,7 @@ def saved_shapes(name: str) -> dict[str, list[int]]:
 
     model = MODELS[name]
     settings = model.config if model.whole else model.config.get("text_config", model.config)
-    settings = {key: value for key, value in settings.items() if key != "quantization_config"}
+    settings = {NEWER.get(key, key): value for key, value in settings.items() if key != "quantization_config"}
     config = CONFIG_MAPPING[settings.pop("model_type", model.model_type)](**settings)
     config.pad_token_id = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +94,15 @@ def saved_shapes(name: str) -> dict[str, list[int]]:
         made = AutoModelForImageTextToText.from_config if model.whole else made
         made(config, dtype=torch.bfloat16).save_pretrained(scratch)
         with safe_open(f"{scratch}/model.safetensors", "pt") as file:
-            return {published(key): list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    renamed = published_v4 if model.model_type == "deepseek_v4" else published
+    return {renamed(key): shape for key, shape in shapes.items()}
+
+
+def published_v4(name: str) -> str:
+    """DeepSeek V4's own names, some of which save_pretrained takes for others or leaves."""
+    name = re.sub(r"\.attn\.norm\.", ".attn.kv_norm.", name.removeprefix("model."))
+    return name.replace("embed_tokens.", "embed.").replace("hc_head.hc_", "hc_head_")
 
 
 def published(name: str) -> str:
