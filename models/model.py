@@ -28,6 +28,7 @@ from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models import tokenizer
+from quantmill.models.attention import with_whole_attention
 from quantmill.models.capture import named_layers
 from quantmill.models.errors import ModelError, said_of_transformers
 from quantmill.models.fill import Filler, check_tensors, skeleton, stretch_rotation
@@ -260,6 +261,8 @@ def built(
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
     model.eval()
+    if whole:
+        object.__setattr__(model, "forward", with_whole_attention(model.forward))
     vocabulary = given or tokenizer.from_metadata(source.metadata)
     return kind(
         path=path,

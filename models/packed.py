@@ -157,10 +157,12 @@ class PackedLinear(nn.Module):
             first += slab.shape[0]
 
     def _multiply_whole(self, rows: torch.Tensor, out: torch.Tensor) -> None:
-        entered = products.entered(rows.numpy())
+        entered, into = products.entered(rows.numpy()), out.numpy()
         first, step = 0, max(1, NEAR // self.in_features // products.WIDE) * products.WIDE
+        together = min(step, self.out_features) if self.weight.plain else self.out_features
+        memory = products.room(together, self.in_features)
         for slab in self.weight.slabs(torch.float32, step):
-            products.multiplied(entered, slab.numpy(), out.numpy(), first)
+            products.multiplied(entered, slab.numpy(), into, first, memory)
             first += slab.shape[0]
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from quantmill.gguf_io.source import TensorSource, open_source
+from quantmill.models.attention import with_whole_attention
 from quantmill.models.capture import Call, enter, named_layers
 from quantmill.models.doors import Doors
 from quantmill.models.errors import ModelError
@@ -84,7 +85,8 @@ class StreamedModel(LoadedModel):
                 @torch.inference_mode()
                 def take(number: int, index: int = index, layer: nn.Module = layer) -> torch.Tensor:
                     arguments = calls[len(batches[number])][index].arguments
-                    states[number] = layer(first_of(states[number]), **arguments)
+                    run = with_whole_attention(layer) if self.whole else layer
+                    states[number] = run(first_of(states[number]), **arguments)
                     return first_of(states[number])
 
                 yield f"{self._path}.{index}", take

@@ -12,9 +12,9 @@ import numpy as np
 
 from quantmill.qkernels.lanes import cpu_products, native
 from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, WIDE
-from quantmill.qkernels.lanes.cpu_products import Rows
+from quantmill.qkernels.lanes.cpu_products import Rows, room
 
-__all__ = ["BLOCK", "WIDE", "Rows", "are_served", "entered", "multiplied"]
+__all__ = ["BLOCK", "WIDE", "Rows", "are_served", "attended", "entered", "multiplied", "room"]
 
 
 def are_served() -> bool:
@@ -29,10 +29,17 @@ def entered(numbers: np.ndarray) -> Rows:
     return cpu_products.entered(np.ascontiguousarray(numbers), native.host())
 
 
-def multiplied(rows: Rows, matrix: np.ndarray, out: np.ndarray, first: int = 0) -> None:
+def multiplied(
+    rows: Rows,
+    matrix: np.ndarray,
+    out: np.ndarray,
+    first: int = 0,
+    memory: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
     """out[:, first : first + n] = rows · matrixᵀ, on the caller's thread.
 
-    matrix f32 [n, n_cols], WIDE of its rows at best a number of times; out f32 [n_rows, at least first + n].
+    matrix f32 [n, n_cols], WIDE of its rows at best a number of times; out f32 [n_rows, at least first + n]. memory:
+    room() for the largest of several matrices.
     """
     assert matrix.dtype == out.dtype == np.float32
     assert matrix.flags.c_contiguous
@@ -40,4 +47,22 @@ def multiplied(rows: Rows, matrix: np.ndarray, out: np.ndarray, first: int = 0) 
     assert matrix.shape[1] == rows.codes.shape[1]
     assert len(out) == rows.n_rows
     assert first + len(matrix) <= out.shape[1]
-    cpu_products.multiplied(rows, matrix, out, first, native.host())
+    memory = memory or room(*matrix.shape)
+    assert len(matrix) <= len(memory[0])
+    assert matrix.shape[1] == memory[0].shape[1]
+    cpu_products.multiplied(rows, matrix, out, first, memory, native.host())
+
+
+def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, factor: float, out: np.ndarray) -> None:
+    """Causal attention: out = softmax(factor · q kᵀ, of each token those up to it) v, on the caller's thread.
+
+    q, out f32 [n_heads, n_tokens, width], k, v f32 [n_kv, n_tokens, width], a head of which serves n_heads / n_kv one
+    after the other; only rows need be contiguous. Tokens and width are whole BLOCKs.
+    """
+    assert q.shape[1] % BLOCK == q.shape[2] % BLOCK == 0
+    assert q.shape == out.shape
+    assert k.shape == v.shape
+    assert k.shape[1:] == q.shape[1:]
+    assert len(q) % len(k) == 0
+    assert all(array.dtype == np.float32 and array.strides[2] == 4 for array in (q, k, v, out))
+    cpu_products.attended(q, k, v, factor, out, native.host())

@@ -95,3 +95,45 @@ def test_what_is_not_finite_shows(bad: float) -> None:
     found = multiplied(np.delete(x, 3, 0), matrix)
     assert not np.isfinite(found[:, 9]).any()
     assert np.isfinite(np.delete(found, 9, 1)).all()
+
+
+def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, factor: float) -> np.ndarray:
+    """By definition, f64."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    shared = len(q) // len(k)
+    out = np.empty_like(q)
+    for head in range(len(q)):
+        scores = factor * (q[head] @ k[head // shared].T)
+        scores[np.triu_indices(len(scores), 1)] = -np.inf
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        out[head] = shares / shares.sum(axis=1, keepdims=True) @ v[head // shared]
+    return out
+
+
+@pytest.mark.parametrize("n_tokens", [32, 128, 160, 512])
+@pytest.mark.parametrize(("n_heads", "n_kv", "width"), [(2, 2, 32), (6, 2, 64), (3, 1, 96)])
+def test_attention_is_that_of_float64(n_tokens: int, n_heads: int, n_kv: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    # as models have them: heads of a token lie beside each other
+    q, k, v = (
+        rng.standard_normal((n_tokens, n, width)).astype(np.float32).transpose(1, 0, 2)
+        for n in (n_heads, n_kv, n_kv)
+    )
+    out = np.full((n_tokens, n_heads, width), np.nan, np.float32).transpose(1, 0, 2)
+    products.attended(2 * q, k, v, width**-0.5, out)
+    wanted = attended(2 * q, k, v, width**-0.5)
+    assert (out[:, 0] != v[np.arange(n_heads) * n_kv // n_heads, 0]).any()
+    assert np.abs(out - wanted).max() < 3e-3
+    assert np.sqrt(np.mean((out - wanted) ** 2) / np.mean(wanted**2)) < 4e-4
+
+
+def test_attention_shows_what_is_not_finite_and_only_behind_it() -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((2, 64, 32)).astype(np.float32) for _ in range(3))
+    plain, found = np.empty_like(q), np.empty_like(q)
+    products.attended(q, k, v, 0.2, plain)
+    k[1, 40, 3] = np.nan
+    products.attended(q, k, v, 0.2, found)
+    assert not np.isfinite(found[1, 40:]).any()
+    assert (found[0] == plain[0]).all()
+    assert (found[1, :40] == plain[1, :40]).all()

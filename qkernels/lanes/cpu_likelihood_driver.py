@@ -150,7 +150,7 @@ def _sum(module: ir.Module, kind: str, processor: Processor) -> None:
         b.store(repeated(0.0, _DOUBLES), total)
 
         def step(column: ir.Value, mask: ir.Value | None, at: Callable[..., ir.Value] = at) -> None:
-            term = _kept(b, mask, _exp(b, at(column, mask)), repeated(0.0, _FLOATS))
+            term = _kept(b, mask, exp(b, at(column, mask)), repeated(0.0, _FLOATS))
             b.store(b.fadd(b.load(total), b.fpext(term, _DOUBLES)), total)
 
         _each_column(b, n_cols, step)
@@ -178,7 +178,7 @@ def _divergence(module: ir.Module, kind: str, processor: Processor) -> None:
             other: Callable[..., ir.Value] = other,
         ) -> None:
             log_p, log_q = base(column, mask), other(column, mask)
-            term = b.fmul(_exp(b, log_p), b.fsub(log_p, log_q))
+            term = b.fmul(exp(b, log_p), b.fsub(log_p, log_q))
             term = b.select(b.fcmp_ordered(">", log_p, floor), term, zero)
             b.store(b.fadd(b.load(total), b.fpext(_kept(b, mask, term, zero), _DOUBLES)), total)
 
@@ -187,7 +187,7 @@ def _divergence(module: ir.Module, kind: str, processor: Processor) -> None:
     b.ret(I32(0))
 
 
-def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+def exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """e^x of x ≤ 1 or so, to some 1e-7 of it."""
 
     def all(value: float) -> ir.Constant:

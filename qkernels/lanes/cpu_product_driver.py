@@ -1,8 +1,10 @@
 """Products of whole numbers on the CPU, as LLVM IR: numbers become 16-bit codes by blocks, codes are multiplied.
 
-    i32 enter(source, codes, scales, n_rows, n_cols)             what is multiplied, row by row
-    i32 pack(source, codes, scales, n_cols, first, end)          the matrix, turned: its rows become lanes
-    i32 multiply(codes, scales, packed, packed_scales, out, n_rows, n_blocks, n_out, stride)
+    i32 enter(source, codes, scales, n_rows, n_cols, apart)      what is multiplied, row by row
+    i32 pack(source, codes, scales, n_cols, first, end, apart)   the matrix, turned: its rows become lanes
+    i32 multiply(codes, scales, packed, packed_scales, out, n_rows, n_blocks, n_packed, n_out, apart)
+
+apart: numbers from row to row.
 
 A block of BLOCK numbers of a row is codes · scale, its largest code TOP or TOP_OF_MATRIX, so that the sum of BLOCK
 products of two codes is exact in 32 bits; sums of blocks are added in float32, one after the other. What a row gives
@@ -53,13 +55,13 @@ _SIZE = 0x7FFFFFFF  # all bits of a float but its sign
 def text_of(processor: Processor) -> str:
     """The module of all three."""
     module = ir.Module("quantmill")
-    _enter(module, processor)
-    _pack(module, processor)
-    _multiply(module, processor)
+    enter(module, processor)
+    pack(module, processor)
+    multiply(module, processor)
     return str(module)
 
 
-def _function(
+def function(
     module: ir.Module, name: str, processor: Processor, kinds: Sequence[ir.Type], numbers: int
 ) -> tuple[LaneBuilder, list[ir.Value]]:
     signature = ir.FunctionType(I32, [*(kind.as_pointer() for kind in kinds), *[I64] * numbers])
@@ -97,13 +99,15 @@ def _codes(b: ir.IRBuilder, low: ir.Value, high: ir.Value, factor: ir.Value) -> 
     return b.shuffle_vector(*words, ir.Constant(ir.VectorType(I32, 32), list(range(0, 64, 2))))
 
 
-def _enter(module: ir.Module, processor: Processor) -> None:
+def enter(module: ir.Module, processor: Processor) -> ir.Function:
     """source f32 [n_rows, n_cols] → codes i16 [n_rows, n_cols], scales f32 [n_rows, n_cols / BLOCK]."""
-    b, (source, codes, scales, n_rows, n_cols) = _function(module, "enter", processor, (F32, I16, F32), 2)
-    n_blocks = b.sdiv(b.mul(n_rows, n_cols), I64(BLOCK))
-    with loop(b, I64(0), n_blocks) as block:
-        first = b.mul(block, I64(BLOCK))
-        runs = [load_run(b, source, b.add(first, I64(LANES * i)), _FLOATS, 4) for i in range(_RUNS)]
+    b, given = function(module, "enter", processor, (F32, I16, F32), 3)
+    source, codes, scales, n_rows, n_cols, apart = given
+    n_blocks = b.sdiv(n_cols, I64(BLOCK))
+    with loop(b, I64(0), n_rows) as row, loop(b, I64(0), n_blocks) as in_row:
+        block = b.add(b.mul(row, n_blocks), in_row)
+        first, place = b.mul(block, I64(BLOCK)), b.add(b.mul(row, apart), b.mul(in_row, I64(BLOCK)))
+        runs = [load_run(b, source, b.add(place, I64(LANES * i)), _FLOATS, 4) for i in range(_RUNS)]
         largest = _size(b, runs[0])
         for run in runs[1:]:
             largest = _larger(b, largest, _size(b, run))
@@ -114,12 +118,14 @@ def _enter(module: ir.Module, processor: Processor) -> None:
         for i in range(0, _RUNS, 2):
             store_run(b, _codes(b, runs[i], runs[i + 1], factors), codes, b.add(first, I64(LANES * i)), 2)
     b.ret(I32(0))
+    return b.function
 
 
-def _pack(module: ir.Module, processor: Processor) -> None:
+def pack(module: ir.Module, processor: Processor) -> ir.Function:
     """Rows first … end - 1, multiples of LANES, of a matrix, which begin at source f32 [end - first, n_cols] → their
     places in codes i16 [n / WIDE, n_cols / 2, WIDE, 2] and scales f32 [n / WIDE, n_cols / BLOCK, WIDE]."""
-    b, (source, codes, scales, n_cols, first, end) = _function(module, "pack", processor, (F32, I16, F32), 3)
+    b, given = function(module, "pack", processor, (F32, I16, F32), 4)
+    source, codes, scales, n_cols, first, end, apart = given
     n_blocks = b.sdiv(n_cols, I64(BLOCK))
     pairs = b.bitcast(codes, I32.as_pointer())
     with loop(b, first, end, I64(LANES)) as begin:
@@ -127,7 +133,7 @@ def _pack(module: ir.Module, processor: Processor) -> None:
         with loop(b, I64(0), n_blocks) as block:
             column = b.mul(block, I64(BLOCK))
             above = b.sub(begin, first)
-            starts = [b.add(b.mul(b.add(above, I64(row)), n_cols), column) for row in range(LANES)]
+            starts = [b.add(b.mul(b.add(above, I64(row)), apart), column) for row in range(LANES)]
 
             def run(row: int, i: int, starts: list[ir.Value] = starts) -> ir.Value:
                 return load_run(b, source, b.add(starts[row], I64(LANES * i)), _FLOATS, 4)
@@ -158,6 +164,7 @@ def _pack(module: ir.Module, processor: Processor) -> None:
                     )
                     store_run(b, lanes, pairs, b.add(b.mul(pair, I64(WIDE)), part), 4)
     b.ret(I32(0))
+    return b.function
 
 
 def _one(b: ir.IRBuilder, lanes: ir.Value, which: int) -> ir.Value:
@@ -167,11 +174,11 @@ def _one(b: ir.IRBuilder, lanes: ir.Value, which: int) -> ir.Value:
     )
 
 
-def _multiply(module: ir.Module, processor: Processor) -> None:
+def multiply(module: ir.Module, processor: Processor) -> ir.Function:
     """codes, scales of n_rows rows (a multiple of ROWS is readable), packed matrix of n_out rows → out f32 [n_rows,
     stride], n_out of each row. n_blocks: of a row."""
-    b, given = _function(module, "multiply", processor, (I16, F32, I16, F32, F32), 4)
-    codes, scales, packed, packed_scales, out, n_rows, n_blocks, n_out, stride = given
+    b, given = function(module, "multiply", processor, (I16, F32, I16, F32, F32), 5)
+    codes, scales, packed, packed_scales, out, n_rows, n_blocks, n_packed, n_out, apart = given
     left, right = (b.bitcast(array, I32.as_pointer()) for array in (codes, packed))
     sums = [[local(b, _INTS) for _ in range(VECTORS)] for _ in range(ROWS)]
     totals = [[local(b, _FLOATS) for _ in range(VECTORS)] for _ in range(ROWS)]
@@ -179,8 +186,9 @@ def _multiply(module: ir.Module, processor: Processor) -> None:
     n_pairs = b.mul(n_blocks, I64(_PAIRS))
     with loop(b, I64(0), n_tiles) as tile:
         column = b.mul(tile, I64(WIDE))
-        matrix = b.gep(right, [b.mul(b.mul(tile, n_pairs), I64(WIDE))])
-        matrix_scales = b.gep(packed_scales, [b.mul(b.mul(tile, n_blocks), I64(WIDE))])
+        before = b.mul(tile, b.mul(n_packed, I64(WIDE)))
+        matrix = b.gep(right, [b.mul(before, I64(_PAIRS))])
+        matrix_scales = b.gep(packed_scales, [before])
         with loop(b, I64(0), n_rows, I64(ROWS)) as row:
             rows = [b.add(row, I64(m)) for m in range(ROWS)]
             inputs = [b.gep(left, [b.mul(one, n_pairs)]) for one in rows]
@@ -192,8 +200,9 @@ def _multiply(module: ir.Module, processor: Processor) -> None:
                 with loop(b, first, b.add(first, I64(_PAIRS))) as pair:
                     _add_products(b, sums, inputs, matrix, pair)
                 _add_block(b, sums, totals, input_scales, matrix_scales, block)
-            _store(b, totals, out, rows, n_rows, column, n_out, stride)
+            _store(b, totals, out, rows, n_rows, column, n_out, apart)
     b.ret(I32(0))
+    return b.function
 
 
 def _each(b: ir.IRBuilder, places: list[list[ir.Value]], value: ir.Value) -> None:
@@ -239,7 +248,7 @@ def _store(
     n_rows: ir.Value,
     column: ir.Value,
     n_out: ir.Value,
-    stride: ir.Value,
+    apart: ir.Value,
 ) -> None:
     numbers = ir.Constant(_INTS, list(range(LANES)))
     left = b.trunc(b.sub(n_out, column), I32)
@@ -247,6 +256,6 @@ def _store(
         with b.if_then(b.icmp_signed("<", row, n_rows)):
             for v, place in enumerate(line):
                 wanted = b.icmp_signed("<", b.add(numbers, repeated(LANES * v, _INTS)), splat(b, left, LANES))
-                start = b.gep(out, [b.add(b.mul(row, stride), b.add(column, I64(LANES * v)))])
+                start = b.gep(out, [b.add(b.mul(row, apart), b.add(column, I64(LANES * v)))])
                 pointer = b.bitcast(start, _FLOATS.as_pointer())
                 call(b, "llvm.masked.store.v16f32.p0", ir.VoidType(), b.load(place), pointer, I32(4), wanted)

@@ -7,3 +7,4 @@ TOP, TOP_OF_MATRIX = 16383, 4095  # the largest codes: 16383 · 4095 · 32 < 2^3
 LANES = 16
 ROWS, VECTORS = 3, 4  # of the sums that are kept in registers, as whole numbers and as floats
 WIDE = LANES * VECTORS  # rows of the matrix that are packed together
+QUERIES = 96  # tokens of an attention whose scores are there at a time: whole blocks, whole ROWS

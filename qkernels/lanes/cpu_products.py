@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, LANES, ROWS, WIDE
+from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, LANES, QUERIES, ROWS, WIDE
 from quantmill.qkernels.lanes.native import Processor, compile_module, fingerprint, kept, load
 
 
@@ -31,6 +31,33 @@ def served(processor: Processor) -> bool:
 
 
 @functools.cache
+def _attention(processor: Processor) -> Callable[..., int]:
+    def compile() -> bytes:
+        from quantmill.qkernels.lanes.cpu_attention_driver import text_of
+
+        return compile_module(text_of(processor), processor)
+
+    code = kept("attention", fingerprint("attention", (), processor), compile)
+    return load(code, "attend", [*[ctypes.c_void_p] * 13, *[ctypes.c_int64] * 10], processor)
+
+
+def attended(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, factor: float, out: np.ndarray, processor: Processor
+) -> None:
+    """q, out f32 [n_heads, n_tokens, width], k, v f32 [n_kv, n_tokens, width]; rows are contiguous. Causal."""
+    n_heads, n_tokens, width = q.shape
+    rows = -(-QUERIES // ROWS) * ROWS
+    cols = max(n_tokens, width)
+
+    memory = (*room(n_tokens, width), *room(width, n_tokens), *room(rows, cols))
+    scores, inverses = np.empty((rows, n_tokens), np.float32), np.empty(rows, np.float32)
+    turned = np.ascontiguousarray(v.transpose(0, 2, 1))
+    arrays = (q, k, turned, out, np.array([factor], np.float32), *memory, scores, inverses)
+    places = [step // 4 for array in (q, k, out) for step in (array.strides[1], array.strides[0])]
+    _call(_attention(processor), arrays, (n_heads, n_heads // len(k), n_tokens, width, *places))
+
+
+@functools.cache
 def _functions(processor: Processor) -> dict[str, Callable[..., int]]:
 
     def compile() -> bytes:
@@ -39,7 +66,7 @@ def _functions(processor: Processor) -> dict[str, Callable[..., int]]:
         return compile_module(text_of(processor), processor)
 
     code = kept("products", fingerprint("products", (), processor), compile)
-    shapes = {"enter": (3, 2), "pack": (3, 3), "multiply": (5, 4)}
+    shapes = {"enter": (3, 3), "pack": (3, 4), "multiply": (5, 5)}
     return {
         name: load(code, name, [*[ctypes.c_void_p] * arrays, *[ctypes.c_int64] * numbers], processor)
         for name, (arrays, numbers) in shapes.items()
@@ -52,25 +79,36 @@ def entered(numbers: np.ndarray, processor: Processor) -> Rows:
     padded = -(-n_rows // ROWS) * ROWS
     codes = np.empty((padded, n_cols), np.int16)
     scales = np.empty((padded, n_cols // BLOCK), np.float32)
-    _call(_functions(processor)["enter"], (numbers, codes, scales), (n_rows, n_cols))
+    _call(_functions(processor)["enter"], (numbers, codes, scales), (n_rows, n_cols, n_cols))
     return Rows(codes, scales, n_rows)
 
 
-def multiplied(rows: Rows, matrix: np.ndarray, out: np.ndarray, first: int, processor: Processor) -> None:
+def room(n: int, n_cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Memory for the codes and scales of a matrix f32 [n, n_cols], or of a smaller one with as many columns."""
+    packed = -(-n // WIDE) * WIDE
+    return np.empty((packed, n_cols), np.int16), np.empty((packed, n_cols // BLOCK), np.float32)
+
+
+def multiplied(
+    rows: Rows,
+    matrix: np.ndarray,
+    out: np.ndarray,
+    first: int,
+    memory: tuple[np.ndarray, np.ndarray],
+    processor: Processor,
+) -> None:
     """out[:, first : first + n] = rows · matrixᵀ; matrix f32 [n, n_cols] and out f32 [n_rows, n_all], contiguous."""
     n, n_cols = matrix.shape
-    packed = -(-n // WIDE) * WIDE
-    codes = np.empty((packed, n_cols), np.int16)
-    scales = np.empty((packed, n_cols // BLOCK), np.float32)
+    codes, scales = memory
     functions = _functions(processor)
     pack = functools.partial(_call, functions["pack"])
     whole = n // LANES * LANES
-    pack((matrix, codes, scales), (n_cols, 0, whole))
+    pack((matrix, codes, scales), (n_cols, 0, whole, n_cols))
     if whole < n:
         rest = np.zeros((LANES, n_cols), np.float32)
         rest[: n - whole] = matrix[whole:]
-        pack((rest, codes, scales), (n_cols, whole, whole + LANES))
-    numbers = (rows.n_rows, n_cols // BLOCK, n, out.shape[1])
+        pack((rest, codes, scales), (n_cols, whole, whole + LANES, n_cols))
+    numbers = (rows.n_rows, n_cols // BLOCK, n_cols // BLOCK, n, out.shape[1])
     _call(functions["multiply"], (rows.codes, rows.scales, codes, scales, out[:, first:]), numbers)
 
 
