@@ -31,7 +31,7 @@ from bench.gpu_pack import pack
 from bench.gpu_sections import ROOT, SECTIONS, Row, Trial
 from bench.machine import describe
 from bench.tables import Column, markdown
-from quantmill.qkernels.engines import Engine, choose_engines
+from quantmill.qkernels.engines import Engine, choose_engines, serving
 
 # An item that says nothing for so long hangs: compiling the largest kernel takes seconds.
 _SILENT = 150
@@ -201,6 +201,8 @@ def main() -> None:
     (engine, *_) = choose_engines(given.device)
     if given.engine:
         engine = Engine(given.engine, engine.device, "asked for")
+    elif engine.row is serving("cpu"):
+        parser.error(f"no GPU to look at ({engine.why}); to try without: --small --device cpu --engine torch")
     if given.section:
         trial = Trial(engine, given.small, given.folder)
         sys.exit(0 if section(given.section, trial, given.after) else _LOST)

@@ -112,6 +112,13 @@ def test_a_child_that_dies_before_its_items_is_a_row(monkeypatch):
     assert all("cuda:99" in row.note for row in rows)
 
 
+def test_without_a_gpu_there_is_nothing_to_look_at(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "no GPU to look at" in capsys.readouterr().err
+
+
 def test_what_is_taken_along_is_found_again(monkeypatch, tmp_path):
     assert gpu_pack.ORACLE.parent == gpu_pack.ROOT.parent
     with pytest.raises(FileExistsError):
