@@ -212,6 +212,14 @@ def test_tensors_that_predict_further_tokens_are_left_out_and_said(tmp_path):
     assert warning.startswith("model.layers.2.eh_proj.weight and its like predict further tokens")
 
 
+def test_a_draft_that_is_not_made_is_said(tmp_path):
+    directory = write_model("deepseek-v4", tmp_path)
+    with pytest.raises(
+        GGUFError, match=r"mtp\.0\.norm\.weight and its like .* of which quantmill makes no draft"
+    ):
+        open_checkpoint(directory, later="only")
+
+
 def test_layers_that_predict_further_tokens_are_left_out_or_stand_alone(tmp_path):
     directory = write_model("qwen3.5-further-nextn", tmp_path / "a")
     with_them, without = open_checkpoint(directory), open_checkpoint(directory, later="without")

@@ -144,6 +144,13 @@ def test_every_supported_class_is_among_them() -> None:
     assert set(SUPPORTED) == covered | ALIASES | set(NOT_RUN)
 
 
+def test_no_family_is_without_the_three() -> None:
+    """Each is among those that convert, run and collect importance above, or is listed with its reason."""
+    there = {kind for kind, _ in (*FAMILIES.values(), MISTRAL_4)}
+    assert {family.model_type for family in KNOWN if family.runs} <= there
+    assert {name for family in KNOWN if not family.runs for name in family.classes} == set(NOT_RUN)
+
+
 def test_the_docs_name_every_family() -> None:
     page = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
     names = (*SUPPORTED, *(family.name for family in KNOWN))

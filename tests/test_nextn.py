@@ -153,5 +153,9 @@ def test_imatrix_nextn_and_types_as_upstream_chooses_them(converted, tmp_path: P
 def test_models_whose_further_layers_do_not_run(converted) -> None:
     with pytest.raises(ModelError, match=r"further tokens \(NextN, MTP\) is not known, to llama.cpp neither"):
         nextn.attach(load(converted("exaone-moe-nextn") / "model.gguf"))
+    with pytest.raises(
+        ModelError, match="of nemotron_h_moe is two of its layers in one, which quantmill does not run"
+    ):
+        nextn.attach(load(converted("nemotron-3-nextn") / "model.gguf"))
     with pytest.raises(ModelError, match="has no layers that predict further tokens"):
         nextn.attach(load(converted("glm4-moe") / "model.gguf"))

@@ -53,8 +53,11 @@ def read(directory, is_mistral_format):
         return json.load(file)
 def classes(of):
     return [of, *(one for below in of.__subclasses__() for one in classes(below))]
+from gguf import TensorNameMap
+names = dict(TensorNameMap.block_mappings_cfg)
 errors = []
 for job in jobs:
+    TensorNameMap.block_mappings_cfg = dict(names)  # to which each architecture's own names are added
     for one in classes(ModelBase):  # the converter sets them where an option says so, and leaves them
         one.no_mtp = one.mtp_only = False
     # the made-up tokenizers have no hash that llama.cpp knows, so it is told their pre-tokenizer
