@@ -25,6 +25,7 @@ import torch
 from bench import machine, process, tables
 from quantmill.imatrix import collect as collecting
 from quantmill.imatrix.text import Cutting, Text, chunks_of, read_text
+from quantmill.models.arithmetic import automatic_dtype
 from quantmill.models.model import LoadedModel, load
 
 
@@ -83,7 +84,8 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
 def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
     """A row for each contestant."""
     torch.set_num_threads(options.threads)
-    loaded = load(options.hf or options.model)
+    dtype = options.dtype or automatic_dtype(torch.device("cpu"))
+    loaded = load(options.hf or options.model, dtype=dtype)
     tokens = loaded.tokenizer.encode(read_text(Path(options.text)))
     chunks = chunks_of([(Text(Path(options.text)), tokens)], Cutting(n_chunks=options.chunks))
     settings = collecting.Settings(bos=loaded.tokenizer.first)
@@ -136,6 +138,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("text", type=Path)
     parser.add_argument("--hf", help="Hugging Face directory of the same model, for the torch side")
     parser.add_argument("--llama-imatrix", type=Path)
+    parser.add_argument("--dtype", help="float32, int16 …; what `quantmill imatrix` takes unless told")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)

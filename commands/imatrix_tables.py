@@ -84,6 +84,7 @@ def show_collected(job: collecting.Job, result: collecting.Result, is_json: bool
             "chunks": matrix.chunk_count,
             "chunk_size": matrix.chunk_size,
             "tokens_per_second": speed,
+            "arithmetic": result.arithmetic,
             "perplexity": perplexity and {"value": perplexity[0], "error": perplexity[1]},
             "gaps": [vars(gap) for gap in result.gaps],
         }
@@ -92,7 +93,7 @@ def show_collected(job: collecting.Job, result: collecting.Result, is_json: bool
     if perplexity is not None:
         show(f"Final estimate: PPL = {perplexity[0]:.4f} +/- {perplexity[1]:.5f}")
     rate = f", {speed:.0f} tokens/s" if speed else ""
-    show(f"{_written(job.output, matrix)}{rate}")
+    show(f"{_written(job.output, matrix)}{rate}, {result.arithmetic}")
     if result.gaps:
         show(f"\nToo little text for {counted(len(result.gaps), 'tensor')} (below {FEW} tokens a matrix):\n")
         show(coverage_table(result.gaps))

@@ -78,12 +78,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """perplexity: value and error, None when not asked for. gaps: tensors that saw too little text."""
+    """perplexity: value and error, None when not asked for. gaps: tensors that saw too little text. arithmetic: what
+    was computed with (LoadedModel.arithmetic)."""
 
     matrix: ImportanceMatrix
     perplexity: tuple[float, float] | None
     tokens_per_second: float | None
     gaps: tuple[coverage.Gap, ...]
+    arithmetic: str
 
 
 def run(job: Job, watcher: Watcher | None = None) -> Result:
@@ -130,7 +132,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     matrix = coverage.shrunk(matrix, job.shrink)
     store.save(output.final, matrix, job.format or store.format_of(job.output))
     saving.partial.unlink(missing_ok=True)
-    return Result(matrix, found.perplexity(), progress.rate, tuple(coverage.gaps(matrix, missed)))
+    gaps = tuple(coverage.gaps(matrix, missed))
+    return Result(matrix, found.perplexity(), progress.rate, gaps, loaded.arithmetic)
 
 
 def _loading(job: Job) -> Loading:

@@ -13,13 +13,18 @@ import torch
 from quantmill.gguf_io.convert import is_packed
 from quantmill.jobs.watcher import Watcher
 from quantmill.models import nextn
+from quantmill.models.arithmetic import automatic_dtype, require_dtype
 from quantmill.models.model import LoadedModel, load, usable_device
 from quantmill.models.streamed import load_streamed
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the model is loaded; the fields are those of jobs.collect.Job."""
+    """How the model is loaded; the fields are those of jobs.collect.Job.
+
+    dtype "auto": bfloat16 on a GPU; on a CPU products of whole numbers where it has them. These move the sums by some
+    2e-4 of themselves, and files made with them lose the same (bench/results/whole-products.md).
+    """
 
     model: Path
     name: str
@@ -36,7 +41,8 @@ def loaded_model(job: Loading, watcher: Watcher) -> Iterator[LoadedModel]:
     device = usable_device(job.device)
     dtype = job.dtype
     if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
+        dtype = automatic_dtype(device) if device.type == "cpu" else "bfloat16"
+    require_dtype(dtype, device)
     offloaded = not job.stream and device.type == "cuda" and not _fits(job.model, device, dtype)
     loaded: LoadedModel
     if job.stream:

@@ -36,7 +36,9 @@ def workers_on_ray(
     here.attach(loaded.model)
     here.detach()
     files = files_of(loading.model)
-    loading = replace(loading, model=loading.model.absolute(), device=loaded.device.type)
+    loading = replace(
+        loading, model=loading.model.absolute(), device=loaded.device.type, dtype=loaded.computing
+    )
     task = Task(loading, inputs_of(files), settings)
     with (
         connected(address, threads) as ray,

@@ -31,7 +31,7 @@ class Job:
     ray: the cluster whose workers run the batches of the text (jobs.cluster), None: this process.
     output: the record, a table where its name ends in .csv; what is finished is kept beside it until it is there, and
     with `resume` not run again. dtype "auto": float32, with products of whole numbers where the processor has them
-    (models.model.automatic_dtype); differences between models are smaller than what a shorter type rounds away.
+    (models.arithmetic.automatic_dtype); differences between models are smaller than what a shorter type rounds away.
     command, version: as the record shall name them.
     """
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from quantmill.gguf_io.convert import is_packed
 from quantmill.gguf_io.convert.config import load_json
@@ -28,16 +27,16 @@ from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models import tokenizer
+from quantmill.models.arithmetic import WHOLE, dtype_of, require_dtype
 from quantmill.models.attention import with_whole_attention
 from quantmill.models.capture import named_layers
 from quantmill.models.errors import ModelError, said_of_transformers
 from quantmill.models.fill import Filler, check_tensors, skeleton, stretch_rotation
-from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear, n_bytes
+from quantmill.models.overflow import first_bad_module
+from quantmill.models.packed import n_bytes
 from quantmill.models.quiet import quiet_transformers
 from quantmill.models.tokenizer import Tokenizer
-from quantmill.qkernels import products, to_float32
-
-WHOLE = "int16"  # what `dtype` is called where products are of whole numbers
+from quantmill.qkernels import to_float32
 
 
 @dataclass
@@ -64,10 +63,14 @@ class LoadedModel:
     whole: bool = False
 
     @property
+    def computing(self) -> str:
+        """What load() was given for dtype."""
+        return WHOLE if self.whole else str(self.dtype).removeprefix("torch.")
+
+    @property
     def arithmetic(self) -> str:
         """For people: the type that is computed with, and where it is another for products."""
-        name = str(self.dtype).removeprefix("torch.")
-        return f"{name}, products {WHOLE}" if self.whole else name
+        return f"float32, products {WHOLE}" if self.whole else self.computing
 
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
@@ -95,40 +98,10 @@ class LoadedModel:
             self.source.close()
 
     def _first_bad_module(self, ids: torch.Tensor) -> str:
-        found: list[str] = []
-
-        def look(name: str) -> Any:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if not found and isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
-                    found.append(name)
-
-            return hook
-
-        # Only what has weights of its own or no parts: a container is bad when its last part is.
-        leaves = [(n, m) for n, m in self.model.named_modules() if _is_leaf(m)]
-        handles = [module.register_forward_hook(look(name)) for name, module in leaves]
-        try:
-            self.model(input_ids=ids, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not found:
-            return "every layer's output is finite, only the final logits overflow"
-        inside = [names for name, names in self.name_map.items() if name.startswith(f"{found[0]}.")]
-        tensors = [name for names in inside for name in names]
-        return f"the first bad output is that of {', '.join(tensors) or found[0]}"
+        return first_bad_module(self.model, self.name_map, ids)
 
 
 Loaded = TypeVar("Loaded", bound=LoadedModel)
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    parts = list(module.children())
-    has_weights = any(True for _ in module.parameters(recurse=False))
-    packed = isinstance(module, PackedLinear | PackedEmbedding) or any(
-        isinstance(p, PackedExperts) for p in parts
-    )
-    return packed or has_weights or not parts
 
 
 def load(
@@ -159,11 +132,8 @@ def asked(
     device: str, dtype: str, tokenizer_path: str | Path | None
 ) -> tuple[torch.device, torch.dtype, bool, Tokenizer | None]:
     """What load() was asked for; the truth is LoadedModel.whole. Raises ModelError."""
-    target, compute = usable_device(device), _dtype(dtype)
-    if dtype == WHOLE and automatic_dtype(target) != WHOLE:
-        raise ModelError(
-            f"dtype {WHOLE}: needs a processor with AVX512-VNNI, and --device cpu; use float32 instead"
-        )
+    target, compute = usable_device(device), dtype_of(dtype)
+    require_dtype(dtype, target)
     if tokenizer_path and not Path(tokenizer_path).is_dir():
         raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
     given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
@@ -185,23 +155,6 @@ def usable_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
     return device
-
-
-def automatic_dtype(device: torch.device) -> str:
-    """What load() takes for dtype where numbers matter to 1e-4: as exact, and as fast, as the device allows."""
-    return WHOLE if device.type == "cpu" and products.are_served() else "float32"
-
-
-def _dtype(name: str) -> torch.dtype:
-    known = {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-        WHOLE: torch.float32,
-    }
-    if name not in known:
-        raise ModelError(f"dtype {name!r}: choose one of {', '.join(known)}")
-    return known[name]
 
 
 def _load_directory(

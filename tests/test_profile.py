@@ -6,11 +6,13 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from quantmill.cli import main
 from quantmill.models.profile import Profile
+from quantmill.qkernels import products
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
 
@@ -27,6 +29,17 @@ def test_time_is_counted_where_it_is_spent() -> None:
     before = dict(profile.seconds)
     left.exp()
     assert dict(profile.seconds) == before
+
+
+@pytest.mark.skipif(not products.are_served(), reason="this processor has no AVX512-VNNI")
+def test_products_of_whole_numbers_are_multiplications() -> None:
+    known = products.multiplied
+    rows, matrix = products.entered(np.ones((96, 320), np.float32)), np.ones((640, 320), np.float32)
+    with Profile() as profile:
+        for _ in range(20):
+            products.multiplied(rows, matrix, np.empty((96, 640), np.float32))
+    assert 0 < profile.seconds["multiplied"] == profile.matmuls
+    assert products.multiplied is known
 
 
 @pytest.mark.parametrize("command", ["imatrix", "evaluate"])

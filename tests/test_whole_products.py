@@ -11,8 +11,9 @@ import torch
 
 from quantmill.gguf_io import open_source
 from quantmill.jobs import evaluate
+from quantmill.models.arithmetic import WHOLE, automatic_dtype
 from quantmill.models.errors import ModelError
-from quantmill.models.model import WHOLE, automatic_dtype, load
+from quantmill.models.model import load
 from quantmill.models.packed import PackedLinear
 from quantmill.qkernels import products
 from tests.support.measure_models import EXAMPLE, tiny
