@@ -86,9 +86,10 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("words", nargs="*", metavar="WORDS")
-    options = parser.parse_args()
-    here = machine.describe("bench.on_ray", sys.argv[1:])
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    options, further = parser.parse_args(given[:end]), given[end + 1 :]
+    here = machine.describe("bench.on_ray", given)
     from ray.cluster_utils import Cluster
 
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -106,7 +107,7 @@ def main() -> None:
                 words = ["--threads", "1"] if way == "no Ray" else [f"--ray={cluster.address}"]
                 output = str(folder / "{type}.gguf") if "," in options.type else str(folder / "x.gguf")
                 command = ["-m", "quantmill", "quantize", str(options.model), output, options.type]
-                command += [*options.words, *words]
+                command += [*further, *words]
                 with _Watch() as watch:
                     used = process.run([sys.executable, *command])
                 found[way].append((watch.seconds, used.wall_s))
