@@ -128,16 +128,18 @@ def polish(
     epochs: int = 1,
     lr: float | None = None,
     only: str | None = None,
+    keep_codes: bool = False,
     device: str | torch.device = "auto",
     dtype: str | None = None,
     threads: int | None = None,
     resume: bool = False,
     force: bool = False,
 ) -> PolishResult:
-    """Train the scales and norms of a quantized GGUF against its original; same size, same format.
+    """Train the scales, norms and codes of a quantized GGUF against its original; same size, same format.
 
     calibration: texts, plain or .jsonl conversations, each FILE or "FILE=WEIGHT". Result.helped tells whether the
     held-back chunks came out better and a file was written, by default QUANT-polished.gguf. only: "scales" or "norms".
+    keep_codes: move none, which else those below 5 bits a weight do.
     dtype: of products, None for what suits the file; unlike threads it changes the bytes.
     Raises QuantmillError, OSError.
     """
@@ -155,6 +157,7 @@ def polish(
         n_epochs=epochs,
         rate=lr,
         only=only,
+        keep_codes=keep_codes,
         device=str(device),
         dtype=dtype,
         threads=threads,

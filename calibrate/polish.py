@@ -1,13 +1,13 @@
-"""Train what a quantized model keeps continuous, scales and vectors, against the original's predictions.
+"""Train a quantized model against the original's predictions: its scales, its vectors, and codes near the next one.
 
-Codes stay. A step is one chunk of text: the student runs, the KL divergence of its predictions from the teacher's is
+A step is one chunk of text: the student runs, the KL divergence of its predictions from the teacher's is
 taken over the whole vocabulary and every position, and Adam moves each scale by a relative change.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +15,21 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.adam import Adam, rate_at
+from quantmill.calibrate.codes import KEPT, MovingCodes, can_move
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.head import Divergence, Head, final_hidden, head_of
 from quantmill.calibrate.modules import make_trainable
 from quantmill.calibrate.replay import Replay
-from quantmill.calibrate.scales import Factors, ScaledPiece, Way
+from quantmill.calibrate.scales import FEW_TOKENS, Factors, ScaledPiece, Way
 from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
+from quantmill.gguf_io import TensorSource
 from quantmill.models.model import LoadedModel
 from quantmill.models.workers import Workers
+from quantmill.qkernels import get_type, to_float32
 from quantmill.qkernels.scales import is_trainable
 
-FEW_TOKENS = 256  # an expert that was trained on fewer keeps its scales
 _COURSE = ("losses", "promised", "looks")
+FINE_CODES = 5.0  # bits a weight from which codes stay
 PATIENCE = 2  # looks at held-back chunks in a row that found nothing better end a training
 
 
@@ -35,6 +38,7 @@ class Rates:
     """Highest relative change a step, of the scales of each type (by ggml's name), of the whole numbers that stand for
     the scales of its groups, and of vectors; 0: left alone.
 
+    codes: how far the usual gradient moves the wish of a code, in steps to the next code (codes.py); 0: none moves.
     promise: all rates are lowered together until a step promises to take at most this share of the loss away, by the
     gradient alone; None: they are as they are.
     """
@@ -43,9 +47,15 @@ class Rates:
     vectors: float
     sub_scales: Mapping[str, float] = field(default_factory=dict)
     promise: float | None = None
+    codes: float = 0.0
 
     def of(self, type: str) -> float:
         return self.scales.get(type, 0.0)
+
+    def moves_codes(self, name: str, type: str) -> bool:
+        """Whether the codes of a tensor move: in layers, where a step is no small thing."""
+        coarse = can_move(type) and get_type(type).bits_per_weight < FINE_CODES
+        return self.codes > 0 and self.of(type) > 0 and coarse and name.startswith("blk.")
 
 
 class Student:
@@ -62,26 +72,50 @@ class Student:
         self.vectors: list[Vector] = []
         self.moving: list[ScaledPiece] = []
         self.factors: list[Factors] = []
+        self.codes: list[MovingCodes] = []
         replay.keep(list(loaded.model.get_decoder().layers))
 
-    def start(self, rates: Rates) -> None:
-        """Let everything move that has a rate."""
+    def start(self, rates: Rates, original: TensorSource) -> None:
+        """Let everything move that has a rate. original: the model's own weights, where codes begin."""
         for piece in self.pieces.values():
             if is_trainable(piece.type) and rates.of(piece.type) > 0:
                 piece.start(rates.of(piece.type), rates.sub_scales.get(piece.type, 0.0))
                 self.moving.append(piece)
                 if piece.piece.factors is not None and rates.vectors > 0:
                     self.factors.append(Factors(piece))
+                if rates.moves_codes(piece.name, piece.type):
+                    piece.codes = MovingCodes(piece.type, piece.piece.blocks)
+        self.codes = [piece.codes for piece in self.moving if piece.codes is not None]
+        work = [
+            (piece, piece.codes, matrix)
+            for piece in self.moving
+            if piece.codes is not None
+            for matrix in range(len(piece.tokens))
+        ]
+        self.workers.map(lambda one: one[1].begin(one[2], self._original(*one[::2], original)), work)
         if rates.vectors > 0:
             types = (
                 {spec.name: spec.type for spec in self.loaded.source.specs()} if self.loaded.source else {}
             )
             self.vectors = vectors_of(self.loaded.model, self.loaded.table, lambda name: types[name] == "F32")
 
+    def _original(self, piece: ScaledPiece, matrix: int, original: TensorSource) -> torch.Tensor:
+        """The rows of a matrix as the piece has them, of the original: [n_rows, n_cols] f32."""
+        n_rows = piece.piece.blocks.shape[1]
+        raw, type = original.fetch(piece.name, matrix * n_rows, n_rows)
+        values = torch.from_numpy(to_float32(raw, type)).view(n_rows, -1).to(piece.piece.blocks.device)
+        original.release(piece.name, matrix * n_rows, n_rows)
+        rows = self.loaded.table.views[piece.name].rows
+        if piece.piece.view.rows is None and isinstance(rows, np.ndarray):
+            values = values[torch.from_numpy(np.argsort(rows))]
+        return values if piece.piece.factors is None else values / piece.piece.factors[matrix]
+
     def apply(self) -> None:
         """Put every change into the model, rounded to what the file can hold."""
         work = [(piece, *part) for piece in self.moving for part in piece.pieces_of_work()]
         self.workers.map(lambda one: one[0].write(*one[1:]), work)
+        wishing = [(codes, matrix) for codes in self.codes for matrix in codes.matrices()]
+        self.workers.map(lambda one: one[0].move(one[1]), wishing)
         for factors in self.factors:
             factors.apply()
         for vector in self.vectors:
@@ -132,7 +166,7 @@ class Training:
             *[rates.vectors] * (len(student.factors) + len(student.vectors)),
         ]
         self.adam = Adam(self.knobs, student.workers)
-        self.promise = rates.promise
+        self.promise, self.code_rate = rates.promise, rates.codes
         self.promised: list[
             float
         ] = []  # what each step at full rates would take off its loss, by the gradient alone
@@ -140,7 +174,9 @@ class Training:
         self.order = np.concatenate([rng.permutation(n_chunks) for _ in range(n_epochs)])
         self.losses: list[float] = []  # of each chunk before it was trained on
         self.looks: list[float] = []  # the divergence of held-back chunks, where it was looked at
-        self.best: list[torch.Tensor] = []  # the knobs' changes at the lowest of them
+        self.best: list[
+            torch.Tensor
+        ] = []  # the knobs' changes at the lowest of them, and the blocks of moving codes
         self.between_steps = True  # in the middle of one the state is neither the old nor the new
 
     @property
@@ -154,6 +190,8 @@ class Training:
         """
         i = int(self.order[self.n_done])
         self.between_steps = False
+        for piece in self.student.moving:
+            piece.code_rate = self.code_rate * rate_at(self.n_done, len(self.order)) * self.lowered()
         hidden = self.student.hidden(chunks[i])
         states = wanted[i].to(hidden.device)
         loss, back = self.divergence.loss_and_gradient(states, hidden.detach())
@@ -190,7 +228,8 @@ class Training:
     def looked(self, divergence: float) -> None:
         """Note the divergence of held-back chunks."""
         if divergence < min(self.looks, default=math.inf):
-            self.best = [knob.change.clone() for knob in self.knobs]
+            changes = [knob.change for knob in self.knobs]
+            self.best = [one.clone() for one in (*changes, *(codes.blocks for codes in self.student.codes))]
         self.looks.append(divergence)
 
     @property
@@ -200,8 +239,9 @@ class Training:
 
     def back_to_best(self) -> None:
         """Set everything back to where the held-back chunks were lowest."""
-        for knob, change in zip(self.knobs, self.best, strict=True):
-            knob.change.copy_(change)
+        into = [*(knob.change for knob in self.knobs), *(codes.blocks for codes in self.student.codes)]
+        for now, then in zip(into, self.best, strict=True):
+            now.copy_(then)
         self._apply()
 
     def settle(self) -> None:
@@ -214,20 +254,27 @@ class Training:
         self.divergence.moved()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that the next steps depend on."""
+        """What the next steps depend on, but for `large_state`."""
         out = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in _COURSE}
-        out |= {f"{i}.best": change for i, change in enumerate(self.best)}
+        out |= {f"{i}.best": change for i, change in enumerate(self.best[: len(self.knobs)])}
         for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
             out |= {f"{i}.change": knob.change, f"{i}.mean": mean, f"{i}.square": square}
         for i, piece in enumerate(self.student.moving):
             out[f"{i}.tokens"] = piece.tokens
         return out
 
-    def resume(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on where `state` was taken."""
+    def large_state(self) -> list[torch.Tensor]:
+        """The rest of it, whose size is known before: what moving codes need."""
+        kept = [getattr(codes, what) for codes in self.student.codes for what in KEPT]
+        return kept + self.best[len(self.knobs) :]
+
+    def resume(self, state: Mapping[str, torch.Tensor], fill: Callable[[list[torch.Tensor]], None]) -> None:
+        """Go on where `state` was taken; fill: puts the `large_state` of then into tensors."""
         for name in _COURSE:
             setattr(self, name, state[name].tolist())
-        self.best = [state[f"{i}.best"] for i in range(len(self.knobs) if self.looks else 0)]
+        if self.looks:
+            self.best = [state[f"{i}.best"] for i in range(len(self.knobs))]
+            self.best += [torch.empty_like(codes.blocks) for codes in self.student.codes]
         self.adam.n_steps = self.n_done
         for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
             knob.change.copy_(state[f"{i}.change"])
@@ -235,6 +282,7 @@ class Training:
             square.copy_(state[f"{i}.square"])
         for i, piece in enumerate(self.student.moving):
             piece.tokens.copy_(state[f"{i}.tokens"])
+        fill(self.large_state())
         self._apply()
 
 

@@ -21,6 +21,7 @@ PROMISE = 1.6
 # at 1e-3. Finer types are closer to the original than such a step.
 _FINE_BITS = 5.6
 _COARSE, _FINE = 2e-3, 1e-3
+CODES = 3e-3
 # Small MoE, 48 chunks, at 2e-3 and 1e-3: Q4_K 0.903, 0.820 (at 5e-4 0.826), Q5_K 0.992, 0.858; but Q5_0 0.809, 0.812
 # and IQ4_XS 0.813, 0.823 (errors 0.03 to 0.05).
 _AS_FINE = frozenset({"Q4_K", "Q5_K"})
@@ -44,12 +45,23 @@ def rate_of(type: str) -> float:
     return _COARSE if coarse else _FINE
 
 
-def default_rates(scales: bool = True, vectors: bool = True, rate: float | None = None) -> Rates:
-    """Rates of every type; `rate` instead of the measured ones where something moves at all, and then not lowered."""
+def default_rates(
+    scales: bool = True, vectors: bool = True, rate: float | None = None, codes: bool = True
+) -> Rates:
+    """Rates of every type; `rate` instead of the measured ones where something moves at all, and then not lowered.
+
+    Codes move at their own rate, and with the scales of their blocks only.
+    """
     found = {name: rate_of(name) for name in TYPES if scales and is_trainable(name)}
     within = dict(_SUB_SCALES) if scales else {}
     if rate is not None:
         found = {name: rate if own else 0.0 for name, own in found.items()}
         within = {name: rate * own / rate_of(name) for name, own in within.items()}
     vector = VECTORS if rate is None else rate
-    return Rates(found, vector if vectors else 0.0, within, PROMISE if rate is None else None)
+    return Rates(
+        found,
+        vector if vectors else 0.0,
+        within,
+        PROMISE if rate is None else None,
+        CODES if codes and scales else 0.0,
+    )

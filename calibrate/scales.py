@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from quantmill.calibrate.codes import MovingCodes
 from quantmill.calibrate.replay import Replay
 from quantmill.gguf_io.convert.rules import Index
 from quantmill.models.packed import PackedTensor, Piece, decode
@@ -19,6 +20,7 @@ from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import gradient, is_trainable, n_values, read_scales, write_scales
 
 TILE_ROWS = 256  # rows of a matrix decoded, multiplied and summed up at a time
+FEW_TOKENS = 256  # an expert that was trained on fewer stays as it was
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,15 @@ class ScaledPiece:
 
     The rows are the Piece's, which fill.py has put into Hugging Face order where the file has another.
     rates: [n_values] f32, the highest relative change a step. tokens: [n_matrices], inputs each was trained on.
+    codes: where these move too, and code_rate, how far the usual gradient of a step moves the wish of one.
     """
 
     first: torch.Tensor | None = None
     change: torch.Tensor | None = None
     grad: torch.Tensor | None = None
     rates: torch.Tensor | None = None
+    codes: MovingCodes | None = None
+    code_rate = 0.0
 
     def __init__(self, piece: Piece) -> None:
         self.piece = piece
@@ -88,8 +93,12 @@ class ScaledPiece:
         """
         if self.grad is not None:
             blocks = self.piece.blocks[matrix][rows]
-            # weights are overwritten: a copy where they are float32 already
-            self.grad[matrix][rows] += gradient(blocks, self.type, made, weights.to(torch.float32, copy=True))
+            values = weights.to(torch.float32, copy=True)  # they are overwritten
+            if self.codes is not None:
+                assert isinstance(rows, slice)
+                free = int(self.tokens[matrix]) >= FEW_TOKENS or len(self.tokens) == 1
+                self.codes.pull(matrix, rows, values, self.code_rate, free)
+            self.grad[matrix][rows] += gradient(blocks, self.type, made, values)
 
     def pieces_of_work(self) -> list[tuple[int, slice]]:
         """Matrices and rows, in parts that can be written side by side."""

@@ -1,4 +1,4 @@
-"""quantmill polish: train the scales and norms of a quantized GGUF against the original; same size, same format."""
+"""quantmill polish: train scales, norms and codes of a quantized GGUF against the original; same size and format."""
 
 from __future__ import annotations
 
@@ -57,8 +57,15 @@ def polish(
         float | None, typer.Option(help="Highest relative change a step. [default: measured, by type]")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="scales|norms", help="Train only these. [default: both]")
+        str | None, typer.Option(metavar="scales|norms", help="Train only these. [default: both, and codes]")
     ] = None,
+    keep_codes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-codes",
+            help="Move no code; else those below 5 bits a weight go to the next where it helps.",
+        ),
+    ] = False,
     device: Device = "auto",
     dtype: Annotated[
         str | None,
@@ -76,9 +83,9 @@ def polish(
 ) -> None:
     """Make any quantized GGUF better at the same size, in minutes.
 
-    The integer codes stay; the scales of the blocks and the F32 norms are trained, so that the file predicts what the
-    original predicts. Chunks of the text that are held back from training decide: where the result is not better on
-    them, nothing is written and the exit code is 3.
+    The scales of the blocks, the F32 norms and the codes that lie near the next one are trained, so that the file
+    predicts what the original predicts. Chunks of the text that are held back from training decide: where the result is
+    not better on them, nothing is written and the exit code is 3.
     """
     from quantmill.imatrix.text import text_argument
     from quantmill.jobs.hub import local_model
@@ -95,6 +102,7 @@ def polish(
             n_epochs=epochs,
             rate=lr,
             only=only,
+            keep_codes=keep_codes,
             device=device,
             dtype=dtype,
             threads=threads or None,

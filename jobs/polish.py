@@ -27,7 +27,7 @@ from quantmill.gguf_io.filesystem import beside, bytes_in
 from quantmill.gguf_io.renaming import FinishedFile, rename_all
 from quantmill.imatrix import chat
 from quantmill.jobs.polish_checks import TRAINED_CTX, Chunks, bits_per_weight, check_base, chunks_of
-from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, with_facts
+from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, rates_of, with_facts
 from quantmill.jobs.polish_request import Job, Plan, Result, default_output
 from quantmill.jobs.polish_scores import ACCEPTED, check_scores, scores_of
 from quantmill.jobs.polish_state import Kept, kept_place
@@ -149,9 +149,10 @@ def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> 
     watcher.began("before", len(chunks.held_back), "chunks")
     before = scores_of(student, divergence, chunks.held_back, wanted.held_back, watcher)
     check_scores(job, before, len(chunks.held_back))
-    student.start(job.rates)
+    rates = rates_of(job, ready.quant)
+    student.start(rates, ready.base)
     _release(ready.quant)  # what moves has memory of its own now
-    training = Training(student, divergence, job.rates, len(chunks.trained), job.n_epochs)
+    training = Training(student, divergence, rates, len(chunks.trained), job.n_epochs)
     kept.restore(training)
     after = _trained(training, chunks, wanted, kept, watcher)
     test = paired_test(after.kld, before.kld, len(chunks.held_back))

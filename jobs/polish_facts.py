@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from quantmill.calibrate.head import PART, SLAB
-from quantmill.calibrate.polish import Training
+from quantmill.calibrate.polish import Rates, Training
 from quantmill.calibrate.replay import KEPT_BYTES
 from quantmill.calibrate.teacher import BATCH
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
@@ -27,8 +27,12 @@ from quantmill.qkernels.scales import is_trainable, n_values
 
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
+PER_CODE = 2  # how far it wants to be from where it is
+STATE_CODE = 4  # the same, the code itself, and where it was best
+MOST_CODES = 4_000_000_000  # what wishes of more of them take no workstation GPU has beside the model
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
-VERSION = 5  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+_COMPENSATED = "quantmill.calibrate."  # keys of such a file
+VERSION = 6  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(
@@ -42,9 +46,11 @@ def plan_of(
     """Everything that can be said before the work."""
     coarse = quantized_base(base)
     lost = f"the base is quantized itself ({coarse}): what it lost cannot be won back"
-    n_scales = sum(_n_scales(spec) for spec in quant.specs() if job.rates.of(spec.type) > 0)
+    rates = rates_of(job, quant)
+    n_scales = sum(_n_scales(spec) for spec in quant.specs() if rates.of(spec.type) > 0)
     n_vectors = sum(spec.n_cols for spec in quant.specs() if len(spec.shape) == 1 and spec.type == "F32")
-    n_moving = n_scales + (n_vectors if job.rates.vectors else 0)
+    n_moving = n_scales + (n_vectors if rates.vectors else 0)
+    n_codes = _n_codes(rates, quant)
     return Plan(
         output=output,
         n_trained=len(chunks.trained),
@@ -52,18 +58,27 @@ def plan_of(
         n_held_back=len(chunks.held_back),
         n_epochs=job.n_epochs,
         n_moving=n_moving,
+        n_codes=n_codes,
         dtype=str(dtype).removeprefix("torch."),
-        memory_bytes=memory(quant, base, n_moving, dtype, chunks, job.threads or os.cpu_count() or 1),
-        kept_bytes=4 * chunks.n_tokens * _embedding(quant).shape[0] + STATE * n_moving,
+        memory_bytes=memory(
+            quant,
+            base,
+            PER_SCALE * n_moving + PER_CODE * n_codes,
+            dtype,
+            chunks,
+            job.threads or os.cpu_count() or 1,
+        ),
+        kept_bytes=4 * chunks.n_tokens * _embedding(quant).shape[0] + STATE * n_moving + STATE_CODE * n_codes,
         warnings=() if coarse is None else (lost,),
     )
 
 
 def plan_text(plan: Plan) -> str:
     """A plan in one line."""
+    codes = f" and the nearest steps of {plan.n_codes} codes" if plan.n_codes else ""
     epochs = "" if plan.n_epochs == 1 else f", {plan.n_epochs} times"
     return (
-        f"{plan.output}: {plan.n_moving} scales and vector elements are trained on {plan.n_trained} chunks of "
+        f"{plan.output}: {plan.n_moving} scales and vector elements{codes} are trained on {plan.n_trained} chunks of "
         f"{plan.n_ctx} tokens{epochs}, judged on {plan.n_held_back}; products in {plan.dtype}; "
         f"up to {plan.memory_bytes / 2**30:.2f} GiB of memory, "
         f"{plan.kept_bytes / 2**30:.2f} GiB of disk beside the file until it is done"
@@ -71,10 +86,10 @@ def plan_text(plan: Plan) -> str:
 
 
 def memory(
-    quant: TensorSource, base: TensorSource, n_moving: int, dtype: torch.dtype, chunks: Chunks, threads: int
+    quant: TensorSource, base: TensorSource, trained: int, dtype: torch.dtype, chunks: Chunks, threads: int
 ) -> int:
     """An upper estimate of the bytes held at once, host and device together; mapped files count, though the system
-    can drop them.
+    can drop them. trained: bytes that stand for what is trained.
 
     The original listens, then its weights go and the student is trained; the larger of the two.
     """
@@ -89,9 +104,7 @@ def memory(
     inputs = 4 * n_ctx * n_hidden * n_layers + KEPT_BYTES
     inside = 30 * 4 * n_hidden  # of a token: what one layer keeps between its forward and its backward
     listening = _n_bytes(base) + head + layer + BATCH * n_judged * inside
-    training = (
-        2 * _n_bytes(quant) + 2 * head + layer + logits + inputs + n_ctx * inside + PER_SCALE * n_moving
-    )
+    training = 2 * _n_bytes(quant) + 2 * head + layer + logits + inputs + n_ctx * inside + trained
     return LIBRARIES + max(listening, training)
 
 
@@ -102,7 +115,7 @@ def identity(job: Job, quant: TensorSource, base: TensorSource, chunks: Chunks, 
         "version": VERSION,
         "quant": digest(list(quant.paths)),
         "base": digest(list(base.paths)),
-        "rates": asdict(job.rates),
+        "rates": asdict(rates_of(job, quant)),
         "epochs": job.n_epochs,
         "dtype": str(dtype),
         "device": usable_device(job.device).type,
@@ -136,6 +149,7 @@ def facts(
         "epochs": MetaValue(u32, job.n_epochs),
         "rate": MetaValue(f32, highest * training.lowered()),
         "only": MetaValue(text, job.only or "all"),
+        "code_rate": MetaValue(f32, training.code_rate),
         "dtype": MetaValue(text, str(dtype).removeprefix("torch.")),
         "kld_before": MetaValue(f32, before.kld.value),
         "kld_after": MetaValue(f32, after.kld.value),
@@ -148,6 +162,18 @@ def with_facts(metadata: Metadata, facts: Mapping[str, MetaValue]) -> Metadata:
     for key, value in facts.items():
         metadata = metadata.set(key, value)
     return metadata
+
+
+def rates_of(job: Job, quant: TensorSource) -> Rates:
+    """The job's, but codes stay where there are more than MOST_CODES, and where they were compensated: such a code lies
+    far from the original's weight on purpose."""
+    compensated = any(key.startswith(_COMPENSATED) for key in quant.metadata)
+    stay = compensated or _n_codes(job.rates, quant) > MOST_CODES
+    return replace(job.rates, codes=0.0) if stay else job.rates
+
+
+def _n_codes(rates: Rates, quant: TensorSource) -> int:
+    return sum(spec.n_cols * spec.n_rows for spec in quant.specs() if rates.moves_codes(spec.name, spec.type))
 
 
 def _n_scales(spec: TensorSpec) -> int:

@@ -18,9 +18,9 @@ class Job:
     .jsonl conversations.
 
     output: None for QUANT-polished.gguf. n_chunks of 512 tokens behind the first skip_chunks, n_epochs over them.
-    rate: highest relative change a step, None for the measured one of each type. only: "scales" or "norms" (all F32
-    vectors), None for both. dtype: of products, None for bfloat16 where the type is coarse enough. resume: go on with
-    a run that was stopped.
+    rate: highest relative change of scales a step, None for the measured one of each type. only: "scales" or "norms"
+    (all F32 vectors), None for both and, unless keep_codes, codes. dtype: of products, None for bfloat16 where the type
+    is coarse enough. resume: go on with a run that was stopped.
     """
 
     quant: Path
@@ -32,6 +32,7 @@ class Job:
     n_epochs: int = 1
     rate: float | None = None
     only: str | None = None
+    keep_codes: bool = False
     device: str = "auto"
     dtype: str | None = None
     threads: int | None = None
@@ -58,15 +59,17 @@ class Job:
 
     @property
     def rates(self) -> Rates:
-        return default_rates(self.only != "norms", self.only != "scales", self.rate)
+        """As asked for; `polish_facts.rates_of` knows whether the model is too large for its codes to move."""
+        codes = self.only is None and not self.keep_codes
+        return default_rates(self.only != "norms", self.only != "scales", self.rate, codes)
 
 
 @dataclass(frozen=True)
 class Plan:
     """What will be done, known before the work.
 
-    n_trained: chunks of n_ctx tokens. n_moving: numbers that are trained; memory_bytes: estimated peak; kept_bytes: on
-    the disk beside the output until it is there.
+    n_trained: chunks of n_ctx tokens. n_moving: numbers that are trained, n_codes: codes that may move beside them.
+    memory_bytes: estimated peak; kept_bytes: on the disk beside the output until it is there.
     """
 
     output: Path
@@ -75,6 +78,7 @@ class Plan:
     n_held_back: int
     n_epochs: int
     n_moving: int
+    n_codes: int
     dtype: str
     memory_bytes: int
     kept_bytes: int

@@ -7,20 +7,22 @@ import json
 import pickle
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from quantmill.calibrate.polish import Training
 from quantmill.calibrate.teacher import HiddenStates
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside
-from quantmill.gguf_io.partial import resolved, write_whole
+from quantmill.gguf_io.partial import PartialFile, resolved, write_whole
 from quantmill.jobs.errors import JobError
 
 SUFFIX = ".quantmill-polish"
 _EVERY_S = 30.0
+_LEAST_WORK = 20  # times as long as it takes to save
 
 
 def kept_place(output: Path) -> Path:
@@ -38,7 +40,7 @@ class Kept:
     def __init__(self, output: Path, identity: str, resume: bool, warn: Callable[[str], None]) -> None:
         self.directory = kept_place(output)
         self._warn = warn
-        self._saved = time.monotonic()
+        self._saved, self._took = time.monotonic(), 0.0
         mark = self.directory / "run.json"
         if self.directory.exists():
             if not resume:
@@ -59,26 +61,61 @@ class Kept:
         return HiddenStates(self.directory / f"teacher-{what}.f32", n_ctx, n_hidden)
 
     def save(self, training: Training, soon: bool = False) -> None:
-        """Save the training's state, at most every half minute unless `soon`."""
-        if soon or time.monotonic() - self._saved > _EVERY_S:
-            buffer = io.BytesIO()
-            torch.save(training.state(), buffer)
-            try:
-                write_whole(resolved(self.directory / "training.pt"), buffer.getvalue())
-            except (GGUFError, OSError) as error:
-                self._warn(f"what is finished could not be saved: {error}")
-            self._saved = time.monotonic()
+        """Save the training's state, at most every half minute and for a twentieth of the time unless `soon`."""
+        began = time.monotonic()
+        if not soon and began - self._saved < max(_EVERY_S, _LEAST_WORK * self._took):
+            return
+        buffer = io.BytesIO()
+        torch.save(training.state(), buffer)
+        codes = self._codes(training.n_done)
+        try:
+            self._write_large(training, codes)
+            write_whole(resolved(self.directory / "training.pt"), buffer.getvalue())
+            for older in self.directory.glob("codes-*.raw"):
+                if older != codes:
+                    older.unlink()
+        except (GGUFError, OSError) as error:
+            self._warn(f"what is finished could not be saved: {error}")
+        self._saved = time.monotonic()
+        self._took = self._saved - began
+
+    def _codes(self, n_done: int) -> Path:
+        """Beside the state of a step: what is too large to be put together in memory first."""
+        return self.directory / f"codes-{n_done}.raw"
+
+    def _write_large(self, training: Training, target: Path) -> None:
+        large = training.large_state()
+        if large:
+            with PartialFile(resolved(target), sum(part.nbytes for part in large)) as file:
+                position = 0
+                for part in large:
+                    file.write_at(
+                        position, memoryview(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                    )
+                    position += part.nbytes
+                file.finish()
 
     def restore(self, training: Training) -> None:
         """Go on where a state was saved, if one was."""
         target = self.directory / "training.pt"
         if target.exists():
             try:
-                training.resume(torch.load(target, weights_only=True))
-            except (KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                state = torch.load(target, weights_only=True)
+                training.resume(state, lambda parts: self._fill(len(state["losses"]), parts))
+            except (KeyError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
                 raise JobError(
                     f"{target}: cannot be read ({error}); repeat the command to begin anew"
                 ) from None
+
+    def _fill(self, n_done: int, parts: Sequence[torch.Tensor]) -> None:
+        """Read what was written at this step."""
+        if parts:
+            with open(self._codes(n_done), "rb") as file:
+                for part in parts:
+                    data = np.fromfile(file, np.uint8, part.nbytes)
+                    if data.nbytes != part.nbytes:
+                        raise EOFError(f"{file.name} is too short")
+                    part.copy_(torch.from_numpy(data).view(part.dtype).view(part.shape))
 
     @property
     def advice(self) -> str:

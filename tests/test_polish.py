@@ -21,7 +21,7 @@ from tests.support.measure_models import EXAMPLE, tiny
 from tests.support.polishing import CHUNKS, TEXT, command, job, polished, quantmill
 
 
-def test_only_scales_and_vectors_change() -> None:
+def test_only_scales_codes_and_vectors_change() -> None:
     before, after = open_source(tiny("Q4_0")), open_source(polished())
     kinds = [[(s.name, s.shape, s.type) for s in source.specs()] for source in (before, after)]
     assert kinds[0] == kinds[1]
@@ -29,9 +29,10 @@ def test_only_scales_and_vectors_change() -> None:
         old, new = before.read(spec.name), after.read(spec.name)
         assert not np.array_equal(old, new) or len(spec.shape) > 1, spec.name
         if spec.type == "Q4_0":
-            changed = (old != new).reshape(-1, TYPES["Q4_0"].bytes).any(axis=0)
-            assert changed[:2].any(), spec.name
-            assert not changed[2:].any(), spec.name
+            changed = (old != new).reshape(-1, TYPES["Q4_0"].bytes)
+            assert changed[:, :2].any(), spec.name
+            # a step of a scale moves nearly all, a code here and there
+            assert changed[:, 2:].mean() < 0.04, spec.name
 
 
 def test_predicts_a_text_it_has_not_seen_better() -> None:

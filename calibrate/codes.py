@@ -1,0 +1,140 @@
+"""Codes that move to a neighbour while scales are trained.
+
+Where a quantizer has rounded, many weights lie almost as near to the next code as to their own. Of each weight is kept
+how far it wants to be from where its code is, in parts of the step to the next one: it begins where the original's
+weight lies and follows the gradient. Beyond half a step the next code is the nearer one, and the weight goes there.
+Gradients are taken relative to their size in the row and in the column, whose mean squares are followed as Adam
+follows those of single numbers (Shazeer and Stern, Adafactor, 2018): two bytes a weight are all that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from quantmill.calibrate.adam import BETAS
+from quantmill.models.workers import tiles
+from quantmill.qkernels import get_type
+from quantmill.qkernels.lattices import LATTICES, ScalarLattice
+
+STEP = 1 << 15  # what stands for a whole step in the 16 bits of a wish
+HALF = STEP // 2
+_AT_FIRST = HALF - 32  # no code moves before it was trained
+_LIMIT = HALF + HALF // 4  # a wish that cannot be met, at the end of a type's levels, grows no further
+_FARTHEST = 3.0  # times its usual size: what one gradient may count
+_TINY = 1e-30
+KEPT = ("blocks", "wishes", "row_squares", "column_squares", "counts")  # what later steps depend on
+_ROWS = 256  # looked at together in the beginning
+
+
+def can_move(type: str) -> bool:
+    """Whether codes of this type are numbers of single weights, each with a neighbour."""
+    lattice = LATTICES.get(type)
+    return isinstance(lattice, ScalarLattice) and bool(lattice.planes)
+
+
+class MovingCodes:
+    """The wishes of one tensor's codes.
+
+    blocks: [n_matrices, n_rows, row_bytes] u8, in which codes are changed. wishes: [n_matrices, n_rows, n_cols] i16, in
+    parts of STEP, upwards where the weight wants to be greater. row_squares [n_matrices, n_rows], column_squares
+    [n_matrices, n_cols] f32: means of squared gradients. counts [n_matrices]: gradients each matrix has had.
+    """
+
+    def __init__(self, type: str, blocks: torch.Tensor) -> None:
+        lattice = LATTICES[type]
+        assert isinstance(lattice, ScalarLattice)
+        row = get_type(type)
+        n_matrices, n_rows, row_bytes = blocks.shape
+        n_cols = row_bytes // row.bytes * row.block
+        self.blocks, self._lattice, self._row = blocks, lattice, row
+        device = blocks.device
+        self.wishes = torch.zeros(n_matrices, n_rows, n_cols, dtype=torch.int16, device=device)
+        self.row_squares = torch.zeros(n_matrices, n_rows, device=device)
+        self.column_squares = torch.zeros(n_matrices, n_cols, device=device)
+        self.counts = torch.zeros(n_matrices, dtype=torch.int64)
+        self._columns: dict[
+            tuple[int, int], torch.Tensor
+        ] = {}  # sums of squares of a step, by matrix and first row
+        self._beyond: dict[tuple[int, int], torch.Tensor] = {}  # places beyond half a step, likewise
+
+    def begin(self, matrix: int, original: torch.Tensor) -> None:
+        """Let the weights of a matrix want to be where `original` [n_rows, n_cols] f32 has them."""
+        levels = torch.tensor(self._lattice.levels, device=self.blocks.device)
+        gaps = (levels[1:] - levels[:-1]).repeat_interleave(2)
+        gaps = torch.cat([gaps[:1], gaps, gaps[-1:]]).view(-1, 2).mean(1)
+        for rows in tiles(len(original), _ROWS):
+            choice = self._lattice.unpack(self.blocks[matrix][rows])
+            scale, _ = self._lattice.steps(choice)
+            step = gaps[choice.codes.int()] * scale.abs().repeat_interleave(self._lattice.group, 1)
+            missing = (original[rows] - self._lattice.decode(choice)) / step
+            wished = torch.where(step > 0, missing * STEP, 0.0).clamp_(-_AT_FIRST, _AT_FIRST)
+            self.wishes[matrix][rows] = wished.round_().to(torch.int16)
+
+    def pull(self, matrix: int, rows: slice, gradient: torch.Tensor, rate: float, free: bool) -> None:
+        """Note dL/dW [n_rows, n_cols] f32 of these rows. rate: how far the usual gradient moves a wish, in steps.
+
+        free: codes may move at the next `move`.
+        """
+        squares = gradient.square()
+        count = int(self.counts[matrix]) + 1
+        seen = self.row_squares[matrix][rows]
+        seen.lerp_(squares.mean(1), 1 - BETAS[1])
+        self._columns[matrix, rows.start] = squares.sum(0)
+        across = (seen / (1 - BETAS[1] ** count)).clamp_min_(_TINY).rsqrt_().mul_(rate * STEP)
+        change = gradient * across[:, None]
+        if count > 1:  # of what was seen in steps before
+            columns = self.column_squares[matrix]
+            change *= (columns.mean().clamp_min(_TINY) / columns.clamp_min(_TINY)).sqrt_()
+        most = _FARTHEST * rate * STEP
+        change = change.clamp_(-most, most).round_().to(torch.int16)
+        wishes = self.wishes[matrix][rows]
+        wishes.sub_(change).clamp_(-_LIMIT, _LIMIT)
+        if free:
+            beyond = torch.nonzero(wishes.abs() > HALF)
+            if len(beyond):
+                beyond[:, 0] += rows.start
+                self._beyond[matrix, rows.start] = beyond
+
+    def matrices(self) -> list[int]:
+        """Those that gradients came for since the last `move`."""
+        return sorted({matrix for matrix, _ in self._columns})
+
+    def move(self, matrix: int) -> None:
+        """Let every code of a matrix that wants to move go one step, where its type has one."""
+        sums = sum(self._taken(self._columns, matrix))
+        assert isinstance(sums, torch.Tensor)
+        self.column_squares[matrix].lerp_(sums / self.wishes.shape[1], 1 - BETAS[1])
+        self.counts[matrix] += 1
+        beyond = list(self._taken(self._beyond, matrix))
+        if not beyond:
+            return
+        rows, columns = torch.cat(beyond).T
+        wishes = self.wishes[matrix]
+        up = wishes[rows, columns].sign()
+        moved = self._step(matrix, rows, columns, up)
+        rest = wishes[rows, columns] - up * HALF
+        wishes[rows, columns] = torch.where(moved, rest - up * HALF, up * HALF)
+
+    def _step(self, matrix: int, rows: torch.Tensor, columns: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Move the codes at (rows, columns), upwards in the weight or downwards; where they have moved, bool."""
+        block = self._row.block
+        blocks = self.blocks[matrix].view(-1, self._row.bytes)
+        which, place = torch.unique(
+            rows * (self.wishes.shape[2] // block) + columns // block, return_inverse=True
+        )
+        inside = columns % block
+        choice = self._lattice.unpack(blocks[which])
+        scale, _ = self._lattice.steps(choice)
+        way = up.int() * scale[place, inside // self._lattice.group].sign().int()
+        old = choice.codes[place, inside].int()
+        new = (old + way).clamp_(0, len(self._lattice.levels) - 1)
+        choice.codes[place, inside] = new.to(torch.uint8)
+        blocks[which] = self._lattice.pack(choice)
+        return new != old
+
+    @staticmethod
+    def _taken(kept: dict[tuple[int, int], torch.Tensor], matrix: int) -> Iterator[torch.Tensor]:
+        for key in sorted(key for key in kept if key[0] == matrix):
+            yield kept.pop(key)
