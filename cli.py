@@ -32,7 +32,7 @@ COMMANDS = {
     "quantize": "Make a smaller GGUF from a GGUF or a Hugging Face model; takes llama-quantize's arguments.",
     "convert": "Turn a Hugging Face model into a GGUF without quantizing it.",
     "imatrix": "Collect, merge and look into importance matrices: which weights matter.",
-    "polish": "Train scales and norms of a quantized GGUF against the original: better at the same size.",
+    "polish": "Train scales, norms and codes of a quantized GGUF against the original: better at the same size.",
     "prune": "Measure what layers and experts are worth; write pruned models for others to train.",
     "evaluate": "Measure what quantization lost: perplexity, KL divergence, tasks, speed.",
     "publish": "Put the files of a squeeze on the Hugging Face hub, with their card.",

@@ -14,24 +14,23 @@ from collections.abc import Iterator
 import torch
 
 from quantmill.calibrate.adam import BETAS
+from quantmill.calibrate.steps import steps_of
 from quantmill.models.workers import tiles
 from quantmill.qkernels import get_type
-from quantmill.qkernels.lattices import LATTICES, ScalarLattice
 
-STEP = 1 << 15  # what stands for a whole step in the 16 bits of a wish
+STEP = 1 << 14  # what stands for a whole step in the 16 bits of a wish
 HALF = STEP // 2
-_AT_FIRST = HALF - 32  # no code moves before it was trained
-_LIMIT = HALF + HALF // 4  # a wish that cannot be met, at the end of a type's levels, grows no further
+KEPT = ("blocks", "wishes", "row_squares", "column_squares", "counts")  # what later steps depend on
+_AT_FIRST = HALF - 16  # no code moves before it was trained
+_LIMIT = STEP + HALF  # a wish that cannot be met grows no further
 _FARTHEST = 3.0  # times its usual size: what one gradient may count
 _TINY = 1e-30
-KEPT = ("blocks", "wishes", "row_squares", "column_squares", "counts")  # what later steps depend on
 _ROWS = 256  # looked at together in the beginning
 
 
 def can_move(type: str) -> bool:
-    """Whether codes of this type are numbers of single weights, each with a neighbour."""
-    lattice = LATTICES.get(type)
-    return isinstance(lattice, ScalarLattice) and bool(lattice.planes)
+    """Whether codes of this type can go to a neighbour."""
+    return steps_of(type) is not None
 
 
 class MovingCodes:
@@ -43,32 +42,26 @@ class MovingCodes:
     """
 
     def __init__(self, type: str, blocks: torch.Tensor) -> None:
-        lattice = LATTICES[type]
-        assert isinstance(lattice, ScalarLattice)
+        steps = steps_of(type)
+        assert steps is not None
         row = get_type(type)
         n_matrices, n_rows, row_bytes = blocks.shape
         n_cols = row_bytes // row.bytes * row.block
-        self.blocks, self._lattice, self._row = blocks, lattice, row
+        self.blocks, self._steps, self._row = blocks, steps, row
         device = blocks.device
         self.wishes = torch.zeros(n_matrices, n_rows, n_cols, dtype=torch.int16, device=device)
         self.row_squares = torch.zeros(n_matrices, n_rows, device=device)
         self.column_squares = torch.zeros(n_matrices, n_cols, device=device)
         self.counts = torch.zeros(n_matrices, dtype=torch.int64)
-        self._columns: dict[
-            tuple[int, int], torch.Tensor
-        ] = {}  # sums of squares of a step, by matrix and first row
-        self._beyond: dict[tuple[int, int], torch.Tensor] = {}  # places beyond half a step, likewise
+        # Of a step, by matrix and first row: sums of squares, and numbers of blocks with a wish beyond half a step.
+        self._columns: dict[tuple[int, int], torch.Tensor] = {}
+        self._beyond: dict[tuple[int, int], torch.Tensor] = {}
 
     def begin(self, matrix: int, original: torch.Tensor) -> None:
         """Let the weights of a matrix want to be where `original` [n_rows, n_cols] f32 has them."""
-        levels = torch.tensor(self._lattice.levels, device=self.blocks.device)
-        gaps = (levels[1:] - levels[:-1]).repeat_interleave(2)
-        gaps = torch.cat([gaps[:1], gaps, gaps[-1:]]).view(-1, 2).mean(1)
         for rows in tiles(len(original), _ROWS):
-            choice = self._lattice.unpack(self.blocks[matrix][rows])
-            scale, _ = self._lattice.steps(choice)
-            step = gaps[choice.codes.int()] * scale.abs().repeat_interleave(self._lattice.group, 1)
-            missing = (original[rows] - self._lattice.decode(choice)) / step
+            values, step = self._steps.sizes(self.blocks[matrix][rows])
+            missing = (original[rows] - values) / step
             wished = torch.where(step > 0, missing * STEP, 0.0).clamp_(-_AT_FIRST, _AT_FIRST)
             self.wishes[matrix][rows] = wished.round_().to(torch.int16)
 
@@ -91,11 +84,11 @@ class MovingCodes:
         change = change.clamp_(-most, most).round_().to(torch.int16)
         wishes = self.wishes[matrix][rows]
         wishes.sub_(change).clamp_(-_LIMIT, _LIMIT)
-        if free:
-            beyond = torch.nonzero(wishes.abs() > HALF)
-            if len(beyond):
-                beyond[:, 0] += rows.start
-                self._beyond[matrix, rows.start] = beyond
+        if free and count % self._steps.every == 0:
+            beyond = (wishes.abs() > HALF).unflatten(1, (-1, self._row.block)).any(2)
+            places = torch.nonzero(beyond.flatten()).squeeze(1)
+            if len(places):
+                self._beyond[matrix, rows.start] = places + rows.start * beyond.shape[1]
 
     def matrices(self) -> list[int]:
         """Those that gradients came for since the last `move`."""
@@ -110,29 +103,15 @@ class MovingCodes:
         beyond = list(self._taken(self._beyond, matrix))
         if not beyond:
             return
-        rows, columns = torch.cat(beyond).T
-        wishes = self.wishes[matrix]
-        up = wishes[rows, columns].sign()
-        moved = self._step(matrix, rows, columns, up)
-        rest = wishes[rows, columns] - up * HALF
-        wishes[rows, columns] = torch.where(moved, rest - up * HALF, up * HALF)
-
-    def _step(self, matrix: int, rows: torch.Tensor, columns: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """Move the codes at (rows, columns), upwards in the weight or downwards; where they have moved, bool."""
-        block = self._row.block
+        which = torch.cat(beyond)
         blocks = self.blocks[matrix].view(-1, self._row.bytes)
-        which, place = torch.unique(
-            rows * (self.wishes.shape[2] // block) + columns // block, return_inverse=True
-        )
-        inside = columns % block
-        choice = self._lattice.unpack(blocks[which])
-        scale, _ = self._lattice.steps(choice)
-        way = up.int() * scale[place, inside // self._lattice.group].sign().int()
-        old = choice.codes[place, inside].int()
-        new = (old + way).clamp_(0, len(self._lattice.levels) - 1)
-        choice.codes[place, inside] = new.to(torch.uint8)
-        blocks[which] = self._lattice.pack(choice)
-        return new != old
+        all_wishes = self.wishes[matrix].view(-1, self._row.block)
+        wishes = all_wishes[which].float() / STEP
+        blocks[which], went = self._steps.taken(blocks[which], wishes)
+        if self._steps.every == 1:  # the type has no further level
+            wishes = torch.where(went == 0, wishes.clamp(-0.5, 0.5), wishes)
+        left = ((wishes - went) * STEP).round_().clamp_(-_LIMIT, _LIMIT)
+        all_wishes[which] = left.to(torch.int16)
 
     @staticmethod
     def _taken(kept: dict[tuple[int, int], torch.Tensor], matrix: int) -> Iterator[torch.Tensor]:

@@ -184,7 +184,7 @@ Polish = Annotated[
     bool,
     typer.Option(
         "--polish",
-        help="Then train scales and norms on the calibration text against the model, as `quantmill polish` does; "
-        "where that does not help, the plain file is kept.",
+        help="Then train scales, norms and codes on the calibration text against the model, as `quantmill polish` "
+        "does; where that does not help, the plain file is kept.",
     ),
 ]

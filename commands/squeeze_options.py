@@ -74,7 +74,7 @@ Compensate = Annotated[
 ]
 Polish = Annotated[
     bool,
-    typer.Option("--polish", help="Train scales and norms on the calibration, however long it takes."),
+    typer.Option("--polish", help="Train scales, norms and codes on the calibration, however long it takes."),
 ]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Neither of the two; else both, where --calibration names a text.")

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from quantmill.calibrate.codes import HALF, MovingCodes, can_move
+from quantmill.calibrate.codes import HALF, STEP, MovingCodes, can_move
 from quantmill.gguf_io import open_source
 from quantmill.jobs.polish import run
 from quantmill.jobs.polish_request import Result
 from quantmill.qkernels import TYPES, quantize
-from quantmill.qkernels.lattices import ScalarLattice, lattice_of
+from quantmill.qkernels.lattices import GRIDS, ScalarLattice, lattice_of
 from tests.support.measure_models import tiny
 from tests.support.oracle import dequantize
 from tests.support.polishing import job, polished
 
-MOVING = sorted(name for name in TYPES if can_move(name))
+MOVING = sorted(name for name in TYPES if can_move(name) and name not in GRIDS)
 N_ROWS, N_COLS = 6, 512
 
 
@@ -69,6 +69,39 @@ def test_a_code_goes_one_step_against_the_gradient(type: str, upwards: bool) -> 
     expected[:, 1::4] = np.where(np.isfinite(wanted), wanted, before)[:, 1::4]
     assert np.array_equal(decoded(blocks, type), expected)
     assert not np.array_equal(expected, before)
+
+
+@pytest.mark.parametrize("type", sorted(GRIDS))
+def test_a_vector_goes_to_the_nearest_entry(type: str) -> None:
+    """By brute force, in numpy: the entry nearest to the own one plus the wishes; signs stay, and what is not asked."""
+    values = np.random.default_rng(5).normal(size=(N_ROWS, N_COLS)).astype(np.float32)
+    blocks = torch.from_numpy(np.array(quantize(values, type, np.ones(N_COLS, np.float32))))[None]
+    lattice, before = GRIDS[type], decoded(blocks, type)
+    codes = MovingCodes(type, blocks)
+    wishes = np.random.default_rng(6).uniform(-1, 1, before.shape).astype(np.float32)
+    wishes[:, N_COLS // 2 :] *= 0.49  # none of them beyond half a step
+    codes.wishes[0] = torch.from_numpy((wishes * STEP).astype(np.int16))
+    old = lattice.unpack(blocks[0].clone())
+    for _ in range(4):
+        pulled(codes, np.zeros((N_ROWS, N_COLS), np.float32), rate=0.1)
+    new = lattice.unpack(blocks[0])
+    grid = lattice.grid(torch.device("cpu")).numpy().astype(np.float64)
+    levels = np.unique(grid)
+    gap = (levels[-1] - levels[0]) / (len(levels) - 1)
+    scale = np.repeat((old.d[..., None] * old.scales).flatten(1).sign().numpy(), lattice.group, 1)
+    sign = scale if old.negative is None else np.where(old.negative.numpy(), -scale, scale)
+    own = grid[old.entries.numpy()]
+    step = (codes_wishes := (wishes * STEP).astype(np.int16) / STEP) * sign * gap
+    wanted = own + step.reshape(own.shape)
+    distance = ((wanted[:, :, None] - grid) ** 2).sum(-1)
+    asked = (np.abs(codes_wishes).reshape(own.shape) > 0.5).any(-1)
+    chosen = np.take_along_axis(distance, new.entries.numpy().astype(int)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(chosen[asked], distance.min(-1)[asked], rtol=1e-5)
+    assert np.array_equal(new.entries.numpy()[~asked], old.entries.numpy()[~asked])
+    assert not asked[:, asked.shape[1] // 2 :].any()
+    assert (new.entries.numpy() != old.entries.numpy()).mean() > 0.05
+    if old.negative is not None:
+        assert torch.equal(new.negative, old.negative)
 
 
 def test_a_weight_begins_where_the_originals_lies() -> None:
