@@ -53,6 +53,7 @@ class MovingCodes:
         self.row_squares = torch.zeros(n_matrices, n_rows, device=device)
         self.column_squares = torch.zeros(n_matrices, n_cols, device=device)
         self.counts = torch.zeros(n_matrices, dtype=torch.int64)
+        self._sizes = torch.zeros(n_matrices, n_rows, device=device)  # of a row's steps, their mean
         # Of a step, by matrix and first row: sums of squares, and numbers of blocks with a wish beyond half a step.
         self._columns: dict[tuple[int, int], torch.Tensor] = {}
         self._beyond: dict[tuple[int, int], torch.Tensor] = {}
@@ -61,6 +62,7 @@ class MovingCodes:
         """Let the weights of a matrix want to be where `original` [n_rows, n_cols] f32 has them."""
         for rows in tiles(len(original), _ROWS):
             values, step = self._steps.sizes(self.blocks[matrix][rows])
+            self._sizes[matrix][rows] = step.mean(1)
             missing = (original[rows] - values) / step
             wished = torch.where(step > 0, missing * STEP, 0.0).clamp_(-_AT_FIRST, _AT_FIRST)
             self.wishes[matrix][rows] = wished.round_().to(torch.int16)
@@ -93,6 +95,11 @@ class MovingCodes:
     def matrices(self) -> list[int]:
         """Those that gradients came for since the last `move`."""
         return sorted({matrix for matrix, _ in self._columns})
+
+    def promised(self, matrix: int) -> float:
+        """What a usual step of all wishes of a matrix by a whole step would take off the loss, were it linear."""
+        usual = (self.row_squares[matrix] / (1 - BETAS[1] ** (int(self.counts[matrix]) + 1))).sqrt_()
+        return self.wishes.shape[2] * float((usual * self._sizes[matrix]).sum(dtype=torch.float64))
 
     def move(self, matrix: int) -> None:
         """Let every code of a matrix that wants to move go one step, where its type has one."""

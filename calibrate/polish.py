@@ -8,54 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from quantmill.calibrate.adam import Adam, rate_at
-from quantmill.calibrate.codes import KEPT, MovingCodes, can_move
+from quantmill.calibrate.codes import KEPT, MovingCodes
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.head import Divergence, Head, final_hidden, head_of
 from quantmill.calibrate.modules import make_trainable
+from quantmill.calibrate.rates import Rates
 from quantmill.calibrate.replay import Replay
 from quantmill.calibrate.scales import FEW_TOKENS, Factors, ScaledPiece, Way
 from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
 from quantmill.gguf_io import TensorSource
 from quantmill.models.model import LoadedModel
 from quantmill.models.workers import Workers
-from quantmill.qkernels import get_type, to_float32
+from quantmill.qkernels import to_float32
 from quantmill.qkernels.scales import is_trainable
 
-_COURSE = ("losses", "promised", "looks")
-FINE_CODES = 5.0  # bits a weight from which codes stay
+_COURSE = ("losses", "promised", "promised_by_codes", "looks")
 PATIENCE = 2  # looks at held-back chunks in a row that found nothing better end a training
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Highest relative change a step, of the scales of each type (by ggml's name), of the whole numbers that stand for
-    the scales of its groups, and of vectors; 0: left alone.
-
-    codes: how far the usual gradient moves the wish of a code, in steps to the next code (codes.py); 0: none moves.
-    promise: all rates are lowered together until a step promises to take at most this share of the loss away, by the
-    gradient alone; None: they are as they are.
-    """
-
-    scales: Mapping[str, float]
-    vectors: float
-    sub_scales: Mapping[str, float] = field(default_factory=dict)
-    promise: float | None = None
-    codes: float = 0.0
-
-    def of(self, type: str) -> float:
-        return self.scales.get(type, 0.0)
-
-    def moves_codes(self, name: str, type: str) -> bool:
-        """Whether the codes of a tensor move: in layers, where a step is no small thing."""
-        coarse = can_move(type) and get_type(type).bits_per_weight < FINE_CODES
-        return self.codes > 0 and self.of(type) > 0 and coarse and name.startswith("blk.")
 
 
 class Student:
@@ -75,8 +49,8 @@ class Student:
         self.codes: list[MovingCodes] = []
         replay.keep(list(loaded.model.get_decoder().layers))
 
-    def start(self, rates: Rates, original: TensorSource) -> None:
-        """Let everything move that has a rate. original: the model's own weights, where codes begin."""
+    def start(self, rates: Rates, original: TensorSource | None = None) -> None:
+        """Let everything move that has a rate. original: the model's own weights, where codes that move begin."""
         for piece in self.pieces.values():
             if is_trainable(piece.type) and rates.of(piece.type) > 0:
                 piece.start(rates.of(piece.type), rates.sub_scales.get(piece.type, 0.0))
@@ -99,8 +73,9 @@ class Student:
             )
             self.vectors = vectors_of(self.loaded.model, self.loaded.table, lambda name: types[name] == "F32")
 
-    def _original(self, piece: ScaledPiece, matrix: int, original: TensorSource) -> torch.Tensor:
+    def _original(self, piece: ScaledPiece, matrix: int, original: TensorSource | None) -> torch.Tensor:
         """The rows of a matrix as the piece has them, of the original: [n_rows, n_cols] f32."""
+        assert original is not None
         n_rows = piece.piece.blocks.shape[1]
         raw, type = original.fetch(piece.name, matrix * n_rows, n_rows)
         values = torch.from_numpy(to_float32(raw, type)).view(n_rows, -1).to(piece.piece.blocks.device)
@@ -120,6 +95,11 @@ class Student:
             factors.apply()
         for vector in self.vectors:
             vector.apply()
+
+    def promised_by_codes(self) -> float:
+        """What the last gradient says of all codes' wishes a step further, were the loss linear."""
+        pulled = [(codes, matrix) for codes in self.codes for matrix in codes.matrices()]
+        return sum(self.workers.map(lambda one: one[0].promised(one[1]), pulled))
 
     def hidden(self, chunk: np.ndarray) -> torch.Tensor:
         """chunk [n_ctx] → the states that enter the head, [n_ctx, n_hidden] f32."""
@@ -166,10 +146,10 @@ class Training:
             *[rates.vectors] * (len(student.factors) + len(student.vectors)),
         ]
         self.adam = Adam(self.knobs, student.workers)
-        self.promise, self.code_rate = rates.promise, rates.codes
-        self.promised: list[
-            float
-        ] = []  # what each step at full rates would take off its loss, by the gradient alone
+        self._rates = rates
+        # What each step at full rates would take off its loss, by the gradient alone.
+        self.promised: list[float] = []
+        self.promised_by_codes: list[float] = []
         rng = np.random.default_rng(seed)
         self.order = np.concatenate([rng.permutation(n_chunks) for _ in range(n_epochs)])
         self.losses: list[float] = []  # of each chunk before it was trained on
@@ -190,8 +170,9 @@ class Training:
         """
         i = int(self.order[self.n_done])
         self.between_steps = False
+        code_rate = rate_at(self.n_done, len(self.order)) * self.code_rate
         for piece in self.student.moving:
-            piece.code_rate = self.code_rate * rate_at(self.n_done, len(self.order)) * self.lowered()
+            piece.code_rate = code_rate
         hidden = self.student.hidden(chunks[i])
         states = wanted[i].to(hidden.device)
         loss, back = self.divergence.loss_and_gradient(states, hidden.detach())
@@ -204,8 +185,9 @@ class Training:
         for factors in self.student.factors:
             factors.collect()
         self.promised.append(self.adam.promised(self.rates))
+        self.promised_by_codes.append(self._rates.codes * self.student.promised_by_codes())
         self.losses.append(loss)
-        share = rate_at(self.n_done - 1, len(self.order)) * self.lowered()
+        share = rate_at(self.n_done - 1, len(self.order)) * self.share
         self.adam.step([rate * share for rate in self.rates])
         for piece in self.student.moving:
             assert piece.grad is not None
@@ -214,16 +196,24 @@ class Training:
         self.between_steps = True
         return loss
 
-    def lowered(self) -> float:
-        """The share of all rates that keeps the promise, by the steps so far.
+    @property
+    def share(self) -> float:
+        """What is left of the rates of scales and vectors.
 
         What a rate does to the loss grows with the layers and with how fine the types are: a rate that serves a small
         model of 4 bits carries a deep one of 5 far beyond its minimum.
         """
-        promised = sum(self.promised)
-        return (
-            1.0 if self.promise is None else min(1.0, self.promise * sum(self.losses) / max(promised, 1e-30))
-        )
+        promise = self._rates.promise
+        return 1.0 if promise is None else self._kept(promise, self.promised)
+
+    @property
+    def code_rate(self) -> float:
+        """What is left of that of codes."""
+        return self._rates.codes * self._kept(self._rates.code_promise, self.promised_by_codes)
+
+    def _kept(self, promise: float, by_step: list[float]) -> float:
+        """The share of a rate that keeps a promise, by what the whole rate promised in the steps so far."""
+        return min(1.0, promise * sum(self.losses) / max(sum(by_step), 1e-30)) if by_step else 1.0
 
     def looked(self, divergence: float) -> None:
         """Note the divergence of held-back chunks."""

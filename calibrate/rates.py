@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from quantmill.calibrate.polish import Rates
-from quantmill.qkernels import TYPES
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quantmill.calibrate.codes import can_move
+from quantmill.qkernels import TYPES, get_type
 from quantmill.qkernels.scales import is_continuous, is_trainable
 
 VECTORS = 1e-3
@@ -34,6 +37,35 @@ _GRID = {"NVFP4": 4e-3, "MXFP4": 0.0}
 # without and with 4e-3, small MoE, 40 chunks: Q3_K 0.826, 0.773; Q2_K 0.786, 0.753 (at 8e-3 0.851); IQ3_S 0.815, 0.810;
 # Q4_K 0.903, 1.49 (at 3e-3). But SmolLM2's Q2_K file, 24 chunks: 0.596, 0.605; another genre 0.533, 0.534.
 _SUB_SCALES: dict[str, float] = {}
+
+
+FINE_CODES = 5.0  # bits a weight from which codes stay
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Highest relative change a step, of the scales of each type (by ggml's name), of the whole numbers that stand for
+    the scales of its groups, and of vectors; 0: left alone.
+
+    codes: how far the usual gradient moves the wish of a code, in steps to the next code (codes.py); 0: none moves.
+    promise: all rates are lowered together until a step promises to take at most this share of the loss away, by the
+    gradient alone; None: they are as they are. code_promise: the same of codes, which are always held to it.
+    """
+
+    scales: Mapping[str, float]
+    vectors: float
+    sub_scales: Mapping[str, float] = field(default_factory=dict)
+    promise: float | None = None
+    codes: float = 0.0
+    code_promise: float = 1.6
+
+    def of(self, type: str) -> float:
+        return self.scales.get(type, 0.0)
+
+    def moves_codes(self, name: str, type: str) -> bool:
+        """Whether the codes of a tensor move: in layers, where a step is no small thing."""
+        coarse = can_move(type) and get_type(type).bits_per_weight < FINE_CODES
+        return self.codes > 0 and self.of(type) > 0 and coarse and name.startswith("blk.")
 
 
 def rate_of(type: str) -> float:

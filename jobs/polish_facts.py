@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.head import PART, SLAB
-from quantmill.calibrate.polish import Rates, Training
+from quantmill.calibrate.polish import Training
+from quantmill.calibrate.rates import Rates
 from quantmill.calibrate.replay import KEPT_BYTES
 from quantmill.calibrate.teacher import BATCH
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
@@ -147,7 +148,7 @@ def facts(
         "tokens": MetaValue(u32, training.n_done * chunks.trained.shape[1]),
         "chunks": MetaValue(u32, len(chunks.trained)),
         "epochs": MetaValue(u32, job.n_epochs),
-        "rate": MetaValue(f32, highest * training.lowered()),
+        "rate": MetaValue(f32, highest * training.share),
         "only": MetaValue(text, job.only or "all"),
         "code_rate": MetaValue(f32, training.code_rate),
         "dtype": MetaValue(text, str(dtype).removeprefix("torch.")),

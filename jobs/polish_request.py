@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantmill.calibrate.polish import Rates
-from quantmill.calibrate.rates import default_rates
+from quantmill.calibrate.rates import Rates, default_rates
 from quantmill.imatrix.text import Text
 from quantmill.jobs.errors import JobError
 from quantmill.measure.divergence import Divergence, PairedTest

@@ -89,9 +89,8 @@ class Kept:
             with PartialFile(resolved(target), sum(part.nbytes for part in large)) as file:
                 position = 0
                 for part in large:
-                    file.write_at(
-                        position, memoryview(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-                    )
+                    data = part.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                    file.write_at(position, memoryview(data))
                     position += part.nbytes
                 file.finish()
 

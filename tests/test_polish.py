@@ -146,7 +146,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert plan["n_ctx"] == 256
     assert plan["n_held_back"] == 6
     assert plan["memory_bytes"] > 100 << 20
-    assert plan["kept_bytes"] == 4 * CHUNKS * 512 * 256 + 16 * plan["n_moving"]
+    assert plan["kept_bytes"] == 4 * CHUNKS * 512 * 256 + 16 * plan["n_moving"] + 4 * plan["n_codes"]
     assert list(tmp_path.iterdir()) == []
 
 

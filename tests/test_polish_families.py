@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from quantmill.calibrate.head import Divergence, check_head
-from quantmill.calibrate.polish import Rates, Student
+from quantmill.calibrate.polish import Student
+from quantmill.calibrate.rates import Rates
 from quantmill.cli import main
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.convert import open_checkpoint

@@ -12,6 +12,7 @@ import torch
 from quantmill.calibrate import rates
 from quantmill.calibrate.adam import Adam
 from quantmill.calibrate.polish import Training
+from quantmill.calibrate.rates import Rates
 from quantmill.jobs.polish import run
 from quantmill.models.workers import working
 from tests.support.polishing import job
@@ -34,8 +35,11 @@ def test_a_promise_is_the_gradients_times_the_rates() -> None:
 
 @pytest.mark.parametrize(("promise", "share"), [(0.5, 0.125), (None, 1.0), (8.0, 1.0)])
 def test_rates_are_lowered_until_the_promise_is_kept(promise: float | None, share: float) -> None:
-    training = SimpleNamespace(promise=promise, losses=[0.1, 0.3], promised=[0.6, 1.0])
-    assert Training.lowered(training) == pytest.approx(share)  # type: ignore[arg-type]
+    training = Training.__new__(Training)
+    training._rates = Rates({}, 0.0, promise=promise, codes=0.1, code_promise=0.5)
+    training.losses, training.promised, training.promised_by_codes = [0.1, 0.3], [0.6, 1.0], [0.1, 0.7]
+    assert training.share == pytest.approx(share)
+    assert training.code_rate == pytest.approx(0.1 * 0.25)
 
 
 def test_rates_far_too_high_for_a_model_are_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_training_ends_when_held_back_chunks_no_longer_improve(monkeypatch: pyte
     class Some(Training):
         def __init__(self) -> None:
             self.knobs = [SimpleNamespace(change=torch.zeros(1))]
-            self.student = self.divergence = SimpleNamespace(apply=lambda: None, moved=lambda: None)
+            self.student = self.divergence = SimpleNamespace(apply=lambda: None, moved=lambda: None, codes=[])
             self.order, self.losses, self.looks, self.best = np.arange(20), [], [], []
 
         def step(self, *arguments: object) -> float:
@@ -127,8 +127,13 @@ def test_a_full_disk_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_state_that_cannot_be_saved_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Training:
+        n_done = 2
+
         def state(self) -> dict[str, torch.Tensor]:
             return {"moved": torch.ones(3)}
+
+        def large_state(self) -> list[torch.Tensor]:
+            return [torch.arange(5, dtype=torch.int16)]
 
     warnings: list[str] = []
     kept = Kept(tmp_path / "out.gguf", "one", False, warnings.append)
@@ -139,9 +144,16 @@ def test_a_state_that_cannot_be_saved_is_a_warning(tmp_path: Path, monkeypatch: 
         raise GGUFError("no space")
 
     monkeypatch.setattr(PartialFile, "write_at", full)
-    kept.save(Training(), soon=True)
+    later = Training()
+    later.n_done = 3
+    kept.save(later, soon=True)
     assert warnings == ["what is finished could not be saved: no space"]
-    assert [path.name for path in sorted(kept.directory.iterdir())] == ["run.json", "training.pt"]
+    assert [path.name for path in sorted(kept.directory.iterdir())] == [
+        "codes-2.raw",
+        "run.json",
+        "training.pt",
+    ]
+    assert (kept.directory / "codes-2.raw").read_bytes() == np.arange(5, dtype="<i2").tobytes()
     assert (kept.directory / "training.pt").read_bytes() == saved
 
 

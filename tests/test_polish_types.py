@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from quantmill.calibrate.head import Divergence
-from quantmill.calibrate.polish import Rates, Student
+from quantmill.calibrate.polish import Student
+from quantmill.calibrate.rates import Rates
 from quantmill.gguf_io import open_source
 from quantmill.imatrix.text import Text
 from quantmill.jobs import convert, polish, quantize
