@@ -139,6 +139,9 @@ def main(arguments: list[str]) -> int:
                 if work == "COPY" and not same_tensors(options.model, folder / "copy.gguf"):
                     print("COPY differs from its source; nothing is printed.", file=sys.stderr)
                     return 1
+    except RuntimeError as error:  # a model that another program has in memory, or a command that fails
+        print(f"{error}; nothing is printed.", file=sys.stderr)
+        return 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [_row(work, runs, found["cp, sync"]) for work, runs in found.items()]
