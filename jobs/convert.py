@@ -12,6 +12,7 @@ from quantmill.jobs import quantize
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.watcher import PlanWatcher
 from quantmill.recipe import Plan, Recipe
+from quantmill.recipe.names import may_be_quantized
 from quantmill.recipe.overrides import Override
 from quantmill.recipe.patterns import parse_rule
 
@@ -81,14 +82,19 @@ def conversion_recipe(checkpoint: Checkpoint, fp8_as_q8: bool = False) -> Recipe
     be F32 or keeps the checkpoint's type, and on demand what was FP8 becomes Q8_0."""
     wanted = dict.fromkeys(checkpoint.of_fp8(), "Q8_0") if fp8_as_q8 else {}
     wanted |= checkpoint.kept() | dict.fromkeys(checkpoint.in_f32(), "F32") | checkpoint.as_stored()
+    arch = str(checkpoint.metadata.value("general.architecture"))
+    free = {spec.name for spec in checkpoint.specs() if may_be_quantized(spec.name, spec.shape, arch)}
+    wanted = {name: type for name, type in wanted.items() if name in free}
     if not wanted:
         return Recipe(checkpoint.outtype)
     # Rules count for quantized file types only, so that the file type is one and a last rule says what is meant.
     file_type = checkpoint.metadata.number("general.file_type")
     names = [f"^{re.escape(name)}$={type}" for name, type in wanted.items()]
+    if free - wanted.keys():
+        names.append(f".*={checkpoint.outtype}")
     return Recipe(
         "Q8_0",
-        rules=tuple(parse_rule(rule) for rule in (*names, f".*={checkpoint.outtype}")),
+        rules=tuple(parse_rule(rule) for rule in names),
         overrides=(
             Override("general.file_type", MetaValue(GGUFValueType.UINT32, file_type), str(file_type)),
         ),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from quantmill.gguf_io.convert import SUPPORTED
+from quantmill.jobs.convert import Conversion, plan_conversion
 from quantmill.qkernels import quantize
 from tests.support.convert_models import DATA, MODELS, opened, write_model, written_once
 
@@ -55,6 +56,16 @@ def test_tensors_are_llama_cpps(name, models):
             assert _digest(quantize(values, kind).tobytes()) == digest, spec.name
         else:
             assert (spec.type, kind) in (("F32", "F16"), ("F32", "BF16")), spec.name
+
+
+OF_TYPES_OF_THEIR_OWN = ("deepseek-v4", "glm-5.3-flash", "gpt-oss", "hy-v4", "minimax-m3", "qwen4-exp")
+
+
+@pytest.mark.parametrize("name", OF_TYPES_OF_THEIR_OWN)
+def test_a_conversion_has_llama_cpps_types(name, models, tmp_path):
+    plan = plan_conversion(Conversion(models(name), tmp_path / "out.gguf"))
+    found = {entry.name: entry.type for entry in plan.entries}
+    assert found == {tensor: kind for tensor, (kind, _, _) in GOLDEN[name]["tensors"].items()}
 
 
 def test_every_supported_architecture_has_a_model():

@@ -16,6 +16,7 @@ from quantmill.gguf_io.convert.config import configuration, negative_ids
 from quantmill.gguf_io.convert.families import family_of
 from quantmill.gguf_io.convert.names import tensor_table
 from quantmill.gguf_io.convert.output_types import (
+    ALWAYS_F32,
     KEPT,
     file_type,
     keeps_type,
@@ -104,10 +105,8 @@ class Checkpoint:
         return {name: spec.type for name, spec in self._specs.items() if spec.type in KEPT}
 
     def in_f32(self) -> tuple[str, ...]:
-        """Matrices that llama.cpp's converter leaves in F32, and that its quantizer would turn into other types."""
-        return tuple(
-            name for name in self._specs if name.endswith("indexer.proj.weight") or name in self._in_f32
-        )
+        """Matrices that llama.cpp's converter leaves in F32; some of them its quantizer would turn into other types."""
+        return tuple(name for name in self._specs if name.endswith(ALWAYS_F32) or name in self._in_f32)
 
     def as_stored(self) -> dict[str, str]:
         """Name → type of the matrices that llama.cpp's converter leaves in the type they have, whatever is asked for;

@@ -32,7 +32,6 @@ ALWAYS_F32 = (
     *("ssm_conv1d_q.weight", "ssm_conv1d_k.weight", "ssm_conv1d_v.weight"),
     "shortconv.conv.weight",
     "indexer.proj.weight",
-    *("indexer.q_proj.weight", "indexer.k_proj.weight"),
     *("hc_attn_fn.weight", "hc_ffn_fn.weight", "output_hc_fn.weight"),
     *("indexer_compressor_ape.weight", "indexer_compressor_gate.weight"),
     *("position_embd.weight", "token_types.weight"),

@@ -71,6 +71,12 @@ INDEXER = {
     "blk.indexer.k_norm.weight": "index_head_dim",
 }
 
+
+def _of_indexers(config: Config) -> tuple[str, ...]:
+    layers = range(config["num_hidden_layers"])
+    return tuple(f"blk.{layer}.indexer.{which}_proj.weight" for layer in layers for which in "qk")
+
+
 FAMILY = Family(
     # The last is transformers' name of the text part alone.
     classes=(
@@ -187,4 +193,5 @@ FAMILY = Family(
         *EXPERTS,
     ),
     names=MODEL_ARCH.EXAONE_MOE,
+    in_f32=_of_indexers,
 )
