@@ -88,16 +88,43 @@ class _Lookup(torch.autograd.Function):
         return None, None, None
 
 
-class ScaledLinear(nn.Module):
-    """Drops in for PackedLinear."""
+class _GroupedProduct(torch.autograd.Function):
+    """inputs [n, n_groups, n_cols], each times its share of the rows: [n, n_groups, n_rows / n_groups]."""
 
-    def __init__(self, weight: ScaledTensor, bias: torch.Tensor | None) -> None:
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weight: ScaledTensor) -> torch.Tensor:
+        ctx.weight = weight
+        narrow = inputs.to(weight.way.dtype)
+        ctx.save_for_backward(narrow)
+        return torch.einsum("ngi,goi->ngo", narrow, _by_group(weight.matrix(0), narrow)).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
+        (inputs,) = ctx.saved_tensors
+        matrix, narrow = ctx.weight.matrix(0), outputs.to(inputs.dtype)
+        if ctx.weight.moves:
+            whole = torch.einsum("ngo,ngi->goi", narrow, inputs).flatten(0, 1)
+            ctx.weight.add_gradient_of(0, matrix, lambda rows: whole[rows], len(inputs))
+        return torch.einsum("ngo,goi->ngi", narrow, _by_group(matrix, inputs)).to(outputs.dtype), None
+
+
+def _by_group(matrix: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    return matrix.unflatten(0, (inputs.shape[1], -1))
+
+
+class ScaledLinear(nn.Module):
+    """Drops in for PackedLinear, with the same groups."""
+
+    def __init__(self, weight: ScaledTensor, bias: torch.Tensor | None, groups: int = 1) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.weight = weight
+        self.weight, self.groups = weight, groups
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.groups > 1:
+            out = _GroupedProduct.apply(x.reshape(-1, self.groups, self.in_features), self.weight)
+            return out.view(*x.shape[:-1], -1)
         out = _Product.apply(x.reshape(-1, self.in_features), self.weight, 0)
         if self.bias is not None:
             out = out + self.bias
@@ -193,7 +220,7 @@ def make_trainable(model: nn.Module, way: Way) -> dict[str, ScaledPiece]:
     for name, module in list(model.named_modules()):
         new: nn.Module
         if isinstance(module, PackedLinear):
-            new = ScaledLinear(scaled(module.weight), module.bias)
+            new = ScaledLinear(scaled(module.weight), module.bias, module.groups)
         elif isinstance(module, PackedEmbedding):
             new = ScaledEmbedding(scaled(module.weight), module.dtype, module.scale)
         elif isinstance(module, PackedExperts):

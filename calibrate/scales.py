@@ -6,6 +6,7 @@ the file will be; the gradient passes as if nothing were rounded (straight throu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -191,19 +192,23 @@ class ScaledTensor:
 
         made: what `matrix` gave. n_tokens: how many of the n are tokens and no padding.
         """
+        self.add_gradient_of(index, made, lambda rows: outputs[:, rows].T @ inputs, n_tokens)
+
+    def add_gradient_of(
+        self, index: int, made: torch.Tensor, by_rows: Callable[[slice], torch.Tensor], n_tokens: int
+    ) -> None:
+        """The same of any dL/dW, by_rows: some of its rows."""
         if self.plain:
             piece = self.pieces[0]
             matrix = piece.piece._which(index)
 
             def one(rows: slice) -> None:
-                piece.add_gradient(matrix, rows, made[rows], outputs[:, rows].T @ inputs)
+                piece.add_gradient(matrix, rows, made[rows], by_rows(rows))
 
             self.way.workers.map(one, tiles(self.shape[-2], TILE_ROWS))
             piece.tokens[matrix] += n_tokens
             return
-        whole = torch.cat(
-            self.way.workers.map(lambda rows: outputs[:, rows].T @ inputs, tiles(self.shape[-2], TILE_ROWS))
-        )
+        whole = torch.cat(self.way.workers.map(by_rows, tiles(self.shape[-2], TILE_ROWS)))
         shares = zip(self._shares(index, whole), self._shares(index, made), strict=True)
         for (piece, matrix, part), (_, _, part_made) in shares:
             view = replace(piece.piece.view, values=None)

@@ -36,10 +36,14 @@ def quantized(model: Path, path: Path) -> Path:
     source = open_checkpoint(model, "f32")
     parts = {}
     for spec in source.specs():
+        if spec.type == "I32":  # a table of experts by word
+            parts[spec.name] = (OutputTensor(spec.name, spec.shape, spec.type), source.read(spec.name))
+            continue
         values = to_float32(source.read(spec.name), spec.type)
         # ggml's own types for routers, as the converter leaves them.
         vector = len(spec.shape) < 2 or spec.name.endswith(".bias") or "norm" in spec.name
-        kept = vector or "gate_inp" in spec.name or spec.shape[0] % BLOCK or "rope" in spec.name
+        kept = vector or any(part in spec.name for part in ("gate_inp", "rope", "hc_", "_ape"))
+        kept = kept or spec.shape[0] % BLOCK
         name = "F32" if kept else TYPE
         raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
         parts[spec.name] = (OutputTensor(spec.name, spec.shape, name), raw.view("uint8"))
@@ -56,7 +60,9 @@ def fill_dense(original: Any, path: Path, loaded: LoadedModel) -> None:
     specs = {spec.name: spec for spec in source.specs()}
 
     def read(name: str) -> np.ndarray:
-        return to_float32(source.read(name), specs[name].type).reshape(loaded.table.views[name].shape)
+        whole = specs[name].type == "I32"
+        values = source.read(name).view("<i4") if whole else to_float32(source.read(name), specs[name].type)
+        return values.reshape(loaded.table.views[name].shape)
 
     tensors = dict(original.named_parameters()) | dict(original.named_buffers())
     with torch.no_grad():
