@@ -26,6 +26,7 @@ _LIMIT = STEP + HALF  # a wish that cannot be met grows no further
 _FARTHEST = 3.0  # times its usual size: what one gradient may count
 _TINY = 1e-30
 _ROWS = 256  # looked at together in the beginning
+_WEIGHTS = 1 << 18  # of blocks in which codes move together
 
 
 def can_move(type: str) -> bool:
@@ -110,7 +111,11 @@ class MovingCodes:
         beyond = list(self._taken(self._beyond, matrix))
         if not beyond:
             return
-        which = torch.cat(beyond)
+        for which in torch.cat(beyond).split(_WEIGHTS // self._row.block):
+            self._move(matrix, which)
+
+    def _move(self, matrix: int, which: torch.Tensor) -> None:
+        """Of blocks with these numbers."""
         blocks = self.blocks[matrix].view(-1, self._row.bytes)
         all_wishes = self.wishes[matrix].view(-1, self._row.block)
         wishes = all_wishes[which].float() / STEP

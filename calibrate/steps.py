@@ -8,6 +8,8 @@ import torch
 
 from quantmill.qkernels.lattices import GRIDS, LATTICES, GridLattice, ScalarLattice
 
+_VECTORS = 4096  # compared with a codebook at a time
+
 
 class Steps(Protocol):
     """A type's steps. every: of so many times that wishes have grown, one is looked at."""
@@ -70,7 +72,7 @@ class GridSteps:
     one, wishes grow on.
     """
 
-    every = 4
+    every = 16  # many wishes lead nowhere, and each look costs a search of the codebook
 
     def __init__(self, lattice: GridLattice) -> None:
         self._lattice = lattice
@@ -94,7 +96,8 @@ class GridSteps:
         grid = self._lattice.grid(blocks.device)
         own = grid[choice.entries[row, vector].int()]
         wanted = own + wanted * up * self._gap
-        nearest = (grid.square().sum(1) - 2 * (wanted @ grid.T)).argmin(1)
+        sizes = grid.square().sum(1)
+        nearest = torch.cat([(sizes - 2 * (part @ grid.T)).argmin(1) for part in wanted.split(_VECTORS)])
         nearer = (wanted - grid[nearest]).square().sum(1) < (wanted - own).square().sum(1)
         choice.entries[row, vector] = torch.where(
             nearer, nearest.to(choice.entries.dtype), choice.entries[row, vector]

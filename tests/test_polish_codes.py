@@ -20,6 +20,7 @@ from tests.support.polishing import job, polished
 
 MOVING = sorted(name for name in TYPES if can_move(name) and name not in GRIDS)
 N_ROWS, N_COLS = 6, 512
+GRID_STEPS = 16  # until the vectors of a grid type are looked at
 
 
 def blocks_of(type: str) -> torch.Tensor:
@@ -82,7 +83,7 @@ def test_a_vector_goes_to_the_nearest_entry(type: str) -> None:
     wishes[:, N_COLS // 2 :] *= 0.49  # none of them beyond half a step
     codes.wishes[0] = torch.from_numpy((wishes * STEP).astype(np.int16))
     old = lattice.unpack(blocks[0].clone())
-    for _ in range(4):
+    for _ in range(GRID_STEPS):
         pulled(codes, np.zeros((N_ROWS, N_COLS), np.float32), rate=0.1)
     new = lattice.unpack(blocks[0])
     grid = lattice.grid(torch.device("cpu")).numpy().astype(np.float64)
