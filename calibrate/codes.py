@@ -9,8 +9,6 @@ follows those of single numbers (Shazeer and Stern, Adafactor, 2018): two bytes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from quantmill.calibrate.adam import BETAS
@@ -55,9 +53,10 @@ class MovingCodes:
         self.column_squares = torch.zeros(n_matrices, n_cols, device=device)
         self.counts = torch.zeros(n_matrices, dtype=torch.int64)
         self._sizes = torch.zeros(n_matrices, n_rows, device=device)  # of a row's steps, their mean
-        # Of a step, by matrix and first row: sums of squares, and numbers of blocks with a wish beyond half a step.
-        self._columns: dict[tuple[int, int], torch.Tensor] = {}
-        self._beyond: dict[tuple[int, int], torch.Tensor] = {}
+        # Of a step, by matrix, whose moves do not look at another's, and by first row: sums of squares, and numbers of
+        # blocks with a wish beyond half a step.
+        self._columns: list[dict[int, torch.Tensor]] = [{} for _ in range(n_matrices)]
+        self._beyond: list[dict[int, torch.Tensor]] = [{} for _ in range(n_matrices)]
 
     def begin(self, matrix: int, original: torch.Tensor) -> None:
         """Let the weights of a matrix want to be where `original` [n_rows, n_cols] f32 has them."""
@@ -77,7 +76,7 @@ class MovingCodes:
         count = int(self.counts[matrix]) + 1
         seen = self.row_squares[matrix][rows]
         seen.lerp_(squares.mean(1), 1 - BETAS[1])
-        self._columns[matrix, rows.start] = squares.sum(0)
+        self._columns[matrix][rows.start] = squares.sum(0)
         across = (seen / (1 - BETAS[1] ** count)).clamp_min_(_TINY).rsqrt_().mul_(rate * STEP)
         change = gradient * across[:, None]
         if count > 1:  # of what was seen in steps before
@@ -91,11 +90,11 @@ class MovingCodes:
             beyond = (wishes.abs() > HALF).unflatten(1, (-1, self._row.block)).any(2)
             places = torch.nonzero(beyond.flatten()).squeeze(1)
             if len(places):
-                self._beyond[matrix, rows.start] = places + rows.start * beyond.shape[1]
+                self._beyond[matrix][rows.start] = places + rows.start * beyond.shape[1]
 
     def matrices(self) -> list[int]:
         """Those that gradients came for since the last `move`."""
-        return sorted({matrix for matrix, _ in self._columns})
+        return [matrix for matrix, sums in enumerate(self._columns) if sums]
 
     def promised(self, matrix: int) -> float:
         """What a usual step of all wishes of a matrix by a whole step would take off the loss, were it linear."""
@@ -104,11 +103,11 @@ class MovingCodes:
 
     def move(self, matrix: int) -> None:
         """Let every code of a matrix that wants to move go one step, where its type has one."""
-        sums = sum(self._taken(self._columns, matrix))
+        sums = sum(_taken(self._columns[matrix]))
         assert isinstance(sums, torch.Tensor)
         self.column_squares[matrix].lerp_(sums / self.wishes.shape[1], 1 - BETAS[1])
         self.counts[matrix] += 1
-        beyond = list(self._taken(self._beyond, matrix))
+        beyond = _taken(self._beyond[matrix])
         if not beyond:
             return
         for which in torch.cat(beyond).split(_WEIGHTS // self._row.block):
@@ -125,7 +124,9 @@ class MovingCodes:
         left = ((wishes - went) * STEP).round_().clamp_(-_LIMIT, _LIMIT)
         all_wishes[which] = left.to(torch.int16)
 
-    @staticmethod
-    def _taken(kept: dict[tuple[int, int], torch.Tensor], matrix: int) -> Iterator[torch.Tensor]:
-        for key in sorted(key for key in kept if key[0] == matrix):
-            yield kept.pop(key)
+
+def _taken(kept: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+    """What was kept, in the order of rows; nothing is left."""
+    found = [kept[row] for row in sorted(kept)]
+    kept.clear()
+    return found

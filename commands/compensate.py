@@ -111,7 +111,9 @@ def compensate_and_show(
     except KeyboardInterrupt as interrupt:
         left = finished_path(job.output)
         kept = f"finished layers are in {left}: go on with --resume"
-        print_line(f"interrupted; {interrupt or (kept if left.exists() else 'no layer was finished yet')}")
+        print_line(
+            f"interrupted; {str(interrupt) or (kept if left.exists() else 'no layer was finished yet')}"
+        )
         raise SystemExit(130) from None
     added, below = further(result.paths) if further else ({}, "")
     if as_json:

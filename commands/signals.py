@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -38,6 +39,7 @@ def stoppable() -> Iterator[None]:
                 signal.signal(number, stop)
         yield
     finally:
+        stop.end()
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
@@ -49,6 +51,7 @@ class _Stop:
     def __init__(self) -> None:
         self._raised_at = -_PATIENCE
         self._hook = sys.unraisablehook
+        self._lock, self._ended = threading.Lock(), False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -61,6 +64,17 @@ class _Stop:
             self._hook(found)
             return
         self._raised_at = -_PATIENCE
-        again = threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGINT))
+        again = threading.Timer(_AGAIN, self._send)
         again.daemon = True
         again.start()
+
+    def _send(self) -> None:
+        with self._lock:
+            if not self._ended:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def end(self) -> None:
+        """From now on nothing is sent again: who answers then would end the process in the middle of its last words."""
+        self._raised_at = math.inf
+        with self._lock:
+            self._ended = True

@@ -103,7 +103,7 @@ NAMED = {
     "a vocabulary of words": (
         "tokenizer.json",
         {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"}},
-        "its vocabulary is 'WordLevel'; llama.cpp's converter takes BPE",
+        "its vocabulary is 'WordLevel'; of this architecture llama.cpp's converter takes BPE",
     ),
 }
 

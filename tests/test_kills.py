@@ -244,6 +244,21 @@ def test_an_interrupt_that_python_would_forget_comes_again(capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
+def test_an_interrupt_comes_again_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind that the signal has its own meaning, which is to end the process."""
+
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    came: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda process, number: came.append(number))
+    with stoppable():
+        Dropped()
+    time.sleep(0.3)
+    assert not came
+
+
 def test_handlers_are_given_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with stoppable():
