@@ -14,7 +14,7 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from quantmill.qkernels.lanes.cpu_likelihood_driver import exp
-from quantmill.qkernels.lanes.cpu_product_driver import enter, function, multiply, pack
+from quantmill.qkernels.lanes.cpu_product_driver import enter, multiply, pack
 from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, LANES, QUERIES
 from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.lanes.simd import (
@@ -24,6 +24,7 @@ from quantmill.qkernels.lanes.simd import (
     I64,
     LaneBuilder,
     call,
+    function,
     load_run,
     local,
     loop,

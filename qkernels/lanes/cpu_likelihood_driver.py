@@ -27,6 +27,7 @@ from quantmill.qkernels.lanes.simd import (
     I64,
     LaneBuilder,
     call,
+    function,
     local,
     loop,
     repeated,
@@ -72,14 +73,6 @@ def text_of(processor: Processor) -> str:
     return str(module)
 
 
-def _function(
-    module: ir.Module, name: str, processor: Processor, kinds: list[ir.Type], numbers: int
-) -> tuple[LaneBuilder, list[ir.Value]]:
-    signature = ir.FunctionType(I32, [*(kind.as_pointer() for kind in kinds), *[I64] * numbers])
-    function = ir.Function(module, signature, name)
-    return LaneBuilder(function.append_basic_block("entry"), processor), list(function.args)
-
-
 def _values(b: LaneBuilder, side: _Side, row: ir.Value) -> Callable[[ir.Value, ir.Value | None], ir.Value]:
     """What gives LANES values of a row from a column on; of those that a mask leaves out, anything finite."""
     kind, size = _STORED[side.kind]
@@ -118,7 +111,7 @@ def _kept(b: LaneBuilder, mask: ir.Value | None, value: ir.Value, otherwise: ir.
 
 def _top(module: ir.Module, kind: str, processor: Processor) -> None:
     """values f32, places i32 [n_rows, LANES]: the largest of each lane's columns, and the first that has it."""
-    b, given = _function(module, f"top_{kind}", processor, [I8, F32, F32, F32, I32], 3)
+    b, given = function(module, f"top_{kind}", processor, [I8, F32, F32, F32, I32], 3)
     numbers, scales, shifts, values, places, stride, n_rows, n_cols = given
     best, where = local(b, _FLOATS), local(b, _INTS)
     with loop(b, I64(0), n_rows) as row:
@@ -142,7 +135,7 @@ def _top(module: ir.Module, kind: str, processor: Processor) -> None:
 
 def _sum(module: ir.Module, kind: str, processor: Processor) -> None:
     """sums f64 [n_rows, LANES]: Σ e^value; the shifts are to make the largest value 0."""
-    b, given = _function(module, f"sum_{kind}", processor, [I8, F32, F32, F64], 3)
+    b, given = function(module, f"sum_{kind}", processor, [I8, F32, F32, F64], 3)
     numbers, scales, shifts, sums, stride, n_rows, n_cols = given
     total = local(b, _DOUBLES)
     with loop(b, I64(0), n_rows) as row:
@@ -161,7 +154,7 @@ def _sum(module: ir.Module, kind: str, processor: Processor) -> None:
 def _divergence(module: ir.Module, kind: str, processor: Processor) -> None:
     """sums f64 [n_rows, LANES]: Σ p (log p - log q), where log p is above the floor; the rows' values are log p, those
     of the others, f32, log q."""
-    b, given = _function(module, f"kld_{kind}", processor, [I8, F32, F32, I8, F32, F32, F64], 4)
+    b, given = function(module, f"kld_{kind}", processor, [I8, F32, F32, I8, F32, F32, F64], 4)
     numbers, scales, shifts, others, other_shifts, floors, sums, stride, other_stride, n_rows, n_cols = given
     total = local(b, _DOUBLES)
     floor = splat(b, b.load(floors), LANES)

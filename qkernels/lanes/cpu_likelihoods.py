@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantmill.qkernels.lanes.cpu_likelihood_shape import KINDS, LANES
-from quantmill.qkernels.lanes.native import Processor, compile_module, fingerprint, kept, load
+from quantmill.qkernels.lanes.native import Processor, functions
 
 
 @dataclass(frozen=True)
@@ -44,20 +43,14 @@ class Side:
 
 @functools.cache
 def _functions(processor: Processor) -> dict[str, Callable[..., int]]:
-    def compile() -> bytes:
+    def text() -> str:
         from quantmill.qkernels.lanes.cpu_likelihood_driver import text_of
 
-        return compile_module(text_of(processor), processor)
+        return text_of(processor)
 
-    code = kept("likelihoods", fingerprint("likelihoods", (), processor), compile)
     shapes = {"top": (5, 3), "sum": (4, 3), "kld": (7, 4)}
-    return {
-        f"{name}_{kind}": load(
-            code, f"{name}_{kind}", [*[ctypes.c_void_p] * arrays, *[ctypes.c_int64] * numbers], processor
-        )
-        for name, (arrays, numbers) in shapes.items()
-        for kind in KINDS
-    }
+    of_kinds = {f"{name}_{kind}": shape for name, shape in shapes.items() for kind in KINDS}
+    return functions("likelihoods", text, of_kinds, processor)
 
 
 def tops(side: Side, processor: Processor) -> tuple[np.ndarray, np.ndarray]:

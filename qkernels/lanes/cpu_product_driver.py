@@ -14,8 +14,6 @@ two products to each of sixteen sums (AVX512-VNNI's vpdpwssd), twice as many as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import llvmlite.ir as ir
 
 from quantmill.qkernels.lanes.cpu_product_shape import (
@@ -33,8 +31,8 @@ from quantmill.qkernels.lanes.simd import (
     I16,
     I32,
     I64,
-    LaneBuilder,
     call,
+    function,
     interleave,
     load_run,
     local,
@@ -59,14 +57,6 @@ def text_of(processor: Processor) -> str:
     pack(module, processor)
     multiply(module, processor)
     return str(module)
-
-
-def function(
-    module: ir.Module, name: str, processor: Processor, kinds: Sequence[ir.Type], numbers: int
-) -> tuple[LaneBuilder, list[ir.Value]]:
-    signature = ir.FunctionType(I32, [*(kind.as_pointer() for kind in kinds), *[I64] * numbers])
-    function = ir.Function(module, signature, name)
-    return LaneBuilder(function.append_basic_block("entry"), processor), list(function.args)
 
 
 def _size(b: ir.IRBuilder, run: ir.Value) -> ir.Value:

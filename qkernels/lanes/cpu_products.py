@@ -5,7 +5,6 @@ A thread calls them with memory of its own; nothing is shared among threads here
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, LANES, QUERIES, ROWS, WIDE
-from quantmill.qkernels.lanes.native import Processor, compile_module, fingerprint, kept, load
+from quantmill.qkernels.lanes.native import Processor, functions
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,12 @@ def served(processor: Processor) -> bool:
 
 @functools.cache
 def _attention(processor: Processor) -> Callable[..., int]:
-    def compile() -> bytes:
+    def text() -> str:
         from quantmill.qkernels.lanes.cpu_attention_driver import text_of
 
-        return compile_module(text_of(processor), processor)
+        return text_of(processor)
 
-    code = kept("attention", fingerprint("attention", (), processor), compile)
-    return load(code, "attend", [*[ctypes.c_void_p] * 13, *[ctypes.c_int64] * 10], processor)
+    return functions("attention", text, {"attend": (13, 10)}, processor)["attend"]
 
 
 def attended(
@@ -59,18 +57,12 @@ def attended(
 
 @functools.cache
 def _functions(processor: Processor) -> dict[str, Callable[..., int]]:
-
-    def compile() -> bytes:
+    def text() -> str:
         from quantmill.qkernels.lanes.cpu_product_driver import text_of
 
-        return compile_module(text_of(processor), processor)
+        return text_of(processor)
 
-    code = kept("products", fingerprint("products", (), processor), compile)
-    shapes = {"enter": (3, 3), "pack": (3, 4), "multiply": (5, 5)}
-    return {
-        name: load(code, name, [*[ctypes.c_void_p] * arrays, *[ctypes.c_int64] * numbers], processor)
-        for name, (arrays, numbers) in shapes.items()
-    }
+    return functions("products", text, {"enter": (3, 3), "pack": (3, 4), "multiply": (5, 5)}, processor)
 
 
 def entered(numbers: np.ndarray, processor: Processor) -> Rows:
@@ -100,8 +92,8 @@ def multiplied(
     """out[:, first : first + n] = rows · matrixᵀ; matrix f32 [n, n_cols] and out f32 [n_rows, n_all], contiguous."""
     n, n_cols = matrix.shape
     codes, scales = memory
-    functions = _functions(processor)
-    pack = functools.partial(_call, functions["pack"])
+    compiled = _functions(processor)
+    pack = functools.partial(_call, compiled["pack"])
     whole = n // LANES * LANES
     pack((matrix, codes, scales), (n_cols, 0, whole, n_cols))
     if whole < n:
@@ -109,7 +101,7 @@ def multiplied(
         rest[: n - whole] = matrix[whole:]
         pack((rest, codes, scales), (n_cols, whole, whole + LANES, n_cols))
     numbers = (rows.n_rows, n_cols // BLOCK, n_cols // BLOCK, n, out.shape[1])
-    _call(functions["multiply"], (rows.codes, rows.scales, codes, scales, out[:, first:]), numbers)
+    _call(compiled["multiply"], (rows.codes, rows.scales, codes, scales, out[:, first:]), numbers)
 
 
 def _call(function: Callable[..., int], arrays: Sequence[np.ndarray], numbers: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,17 @@ def kept(name: str, key: str, make: Callable[[], bytes]) -> bytes:
     with contextlib.suppress(OSError):
         write_atomically(path, hashlib.sha256(code).digest() + code)
     return code
+
+
+def functions(
+    name: str, text_of: Callable[[], str], shapes: Mapping[str, tuple[int, int]], processor: Processor
+) -> dict[str, Callable[..., int]]:
+    """What the module of `text_of` has for this machine, each i32 of `shapes`: so many addresses, so many i64."""
+    code = kept(name, fingerprint(name, (), processor), lambda: compile_module(text_of(), processor))
+    return {
+        symbol: load(code, symbol, [*[ctypes.c_void_p] * arrays, *[ctypes.c_int64] * numbers], processor)
+        for symbol, (arrays, numbers) in shapes.items()
+    }
 
 
 def load(code: bytes, symbol: str, parameters: Sequence[Any], processor: Processor) -> Callable[..., int]:

@@ -35,6 +35,15 @@ class LaneBuilder(ir.IRBuilder):
         return ir.VectorType(ELEMENTS[kind], self.width)
 
 
+def function(
+    module: ir.Module, name: str, processor: Processor, kinds: Sequence[ir.Type], numbers: int
+) -> tuple[LaneBuilder, list[ir.Value]]:
+    """A function i32 name(arrays of `kinds`, so many i64), and its arguments."""
+    signature = ir.FunctionType(I32, [*(kind.as_pointer() for kind in kinds), *[I64] * numbers])
+    function = ir.Function(module, signature, name)
+    return LaneBuilder(function.append_basic_block("entry"), processor), list(function.args)
+
+
 def size_of(vector: ir.VectorType) -> int:
     """Bytes of a vector in memory."""
     return _SIZES[vector.element] * vector.count
