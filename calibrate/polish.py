@@ -80,8 +80,8 @@ class Student:
         raw, type = original.fetch(piece.name, matrix * n_rows, n_rows)
         values = torch.from_numpy(to_float32(raw, type)).view(n_rows, -1).to(piece.piece.blocks.device)
         original.release(piece.name, matrix * n_rows, n_rows)
-        rows = self.loaded.table.views[piece.name].rows
-        if piece.piece.view.rows is None and isinstance(rows, np.ndarray):
+        rows = piece.sorted_rows(self.loaded.table.views[piece.name].rows)
+        if rows is not None:
             values = values[torch.from_numpy(np.argsort(rows))]
         return values if piece.piece.factors is None else values / piece.piece.factors[matrix]
 

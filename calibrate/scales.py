@@ -113,11 +113,16 @@ class ScaledPiece:
         values = (1 + self.change[matrix][rows]).mul_(self.first[matrix][rows])
         write_scales(self.piece.blocks[matrix][rows], self.type, values)
 
+    def sorted_rows(self, rows: Index | None) -> np.ndarray | None:
+        """The file's rows in what the view takes, `rows`, where fill.py has sorted the blocks by them."""
+        return rows if self.piece.view.rows is None and isinstance(rows, np.ndarray) else None
+
     def file_blocks(self, rows: Index | None) -> np.ndarray:
         """The blocks u8 [n_matrices · n_rows, row_bytes] in the file's order; rows: what the view takes."""
         blocks = self.piece.blocks
-        if self.piece.view.rows is None and isinstance(rows, np.ndarray):
-            blocks = blocks[:, torch.from_numpy(rows)]  # fill.py sorted them, and this is the reverse
+        taken = self.sorted_rows(rows)
+        if taken is not None:
+            blocks = blocks[:, torch.from_numpy(taken)]  # the reverse
         return blocks.reshape(-1, blocks.shape[-1]).cpu().numpy()
 
 

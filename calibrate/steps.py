@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -29,6 +30,7 @@ class Steps(Protocol):
         ...
 
 
+@functools.cache
 def steps_of(type: str) -> Steps | None:
     """None for types whose codes are not taken one by one."""
     if type in GRIDS:
@@ -81,13 +83,14 @@ class GridSteps:
 
     def sizes(self, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         choice = self._lattice.unpack(blocks)
-        scale = (choice.d[..., None] * choice.scales).flatten(1).abs().mul_(self._gap)
+        scale = self._lattice.steps(choice).abs().mul_(self._gap)
         return self._lattice.decode(choice), scale.repeat_interleave(self._lattice.group, 1)
 
     def taken(self, blocks: torch.Tensor, wishes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         choice, dim = self._lattice.unpack(blocks), self._lattice.dim
-        scale = (choice.d[..., None] * choice.scales).flatten(1)
-        up = scale.sign().repeat_interleave(self._lattice.group, 1)  # which way entries grow
+        up = (
+            self._lattice.steps(choice).sign().repeat_interleave(self._lattice.group, 1)
+        )  # which way entries grow
         if choice.negative is not None:
             up = torch.where(choice.negative, -up, up)
         went = torch.zeros_like(wishes)

@@ -71,11 +71,14 @@ class GridLattice:
         assert choice.down is not None
         return values + torch.where(choice.down, -SHIFT, SHIFT).repeat_interleave(8, 1)
 
+    def steps(self, choice: GridChoice) -> torch.Tensor:
+        """Scale of every group, [n_rows, n_cols / group] f32, as a decoder computes it."""
+        d = (choice.d / self.unit).half().float() * self.unit
+        return (d[..., None] * choice.scales).flatten(1)
+
     def decode(self, choice: GridChoice) -> torch.Tensor:
         """[n_rows, n_cols] f32: the weights."""
-        d = (choice.d / self.unit).half().float() * self.unit
-        scale = (d[..., None] * choice.scales).flatten(1)
-        return self.values(choice) * scale.repeat_interleave(self.group, 1)
+        return self.values(choice) * self.steps(choice).repeat_interleave(self.group, 1)
 
 
 _ROWS = (
