@@ -16,7 +16,6 @@ from quantmill.gguf_io.convert.names import View
 from quantmill.qkernels import dequantize, products
 
 SLAB = 1 << 24  # weights decoded at a time by a linear layer: 64 MiB of float32
-NEAR = 1 << 18  # where they become whole numbers at once, and so never leave the cache
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in PLAIN.items()}
 
@@ -61,7 +60,12 @@ class Piece(nn.Module):
         self, rows: slice | torch.Tensor, dtype: torch.dtype, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Some rows of the only matrix."""
-        return self._multiplied(0, decode(self.blocks[self._which(0)][rows], self.ggml_type, dtype, out), out)
+        return self._multiplied(0, decode(self.only_matrix[rows], self.ggml_type, dtype, out), out)
+
+    @property
+    def only_matrix(self) -> torch.Tensor:
+        """Its blocks [n_rows, row_bytes]."""
+        return self.blocks[self._which(0)]
 
     def _multiplied(self, index: int, values: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         return (
@@ -100,19 +104,25 @@ class PackedTensor(nn.Module):
                 piece.view.put(part, piece.decoded(index * len(parts) + m, dtype))
         return out
 
-    def slabs(self, dtype: torch.dtype, step: int | None = None) -> Iterator[torch.Tensor]:
-        """The rows of a 2-D tensor, decoded a slab at a time; a slab's memory may be the next one's. step: rows of a
-        slab at most, where the tensor can be decoded by rows."""
+    def slabs(self, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The rows of a 2-D tensor, decoded a slab at a time; a slab's memory may be the next one's."""
         if not self.plain:
             yield self.matrix(0, dtype)
             return
         n_rows, n_cols = self.shape
-        step = min(n_rows, step or max(1, SLAB // n_cols))
+        step = min(n_rows, max(1, SLAB // n_cols))
         stored_so = PLAIN.get(self.pieces[0].ggml_type) == dtype
         room = None if stored_so else torch.empty((step, n_cols), dtype=dtype, device=self.device)
         for first in range(0, n_rows, step):
             rows = slice(first, min(first + step, n_rows))
             yield self.pieces[0].rows(rows, dtype, None if room is None else room[: rows.stop - first])
+
+    def stored(self) -> tuple[torch.Tensor, str] | None:
+        """The blocks u8 [n_rows, row_bytes] of a 2-D tensor and their type, where they are all that it is."""
+        piece = self.pieces[0]
+        if not self.plain or piece.factors is not None:
+            return None
+        return piece.only_matrix, piece.ggml_type
 
     def rows(self, index: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Decoded rows [n, n_cols] of a 2-D tensor."""
@@ -157,12 +167,14 @@ class PackedLinear(nn.Module):
             first += slab.shape[0]
 
     def _multiply_whole(self, rows: torch.Tensor, out: torch.Tensor) -> None:
-        entered, into = products.entered(rows.numpy()), out.numpy()
-        first, step = 0, max(1, NEAR // self.in_features // products.WIDE) * products.WIDE
-        together = min(step, self.out_features) if self.weight.plain else self.out_features
-        memory = products.room(together, self.in_features)
-        for slab in self.weight.slabs(torch.float32, step):
-            products.multiplied(entered, slab.numpy(), into, first, memory)
+        entered, into, stored = products.entered(rows.numpy()), out.numpy(), self.weight.stored()
+        if stored is not None:
+            blocks, type = stored
+            products.multiplied_by_stored(entered, blocks.numpy(), type, into)
+            return
+        first = 0
+        for slab in self.weight.slabs(torch.float32):
+            products.multiplied(entered, slab.numpy(), into, first)
             first += slab.shape[0]
 
 

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantmill.qkernels import products
 
-_OURS = ("entered", "multiplied", "attended")  # of qkernels.products, which torch knows nothing of
+# Of qkernels.products, which torch knows nothing of.
+_OURS = ("entered", "multiplied", "multiplied_by_stored", "attended")
 MATMULS = frozenset(
-    {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "_grouped_mm", *_OURS[:2]}
+    {"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "_grouped_mm", *_OURS[:3]}
 )
 
 

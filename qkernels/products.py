@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantmill.qkernels.lanes import cpu_products, native
-from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, WIDE
-from quantmill.qkernels.lanes.cpu_products import Rows, room
+from quantmill.qkernels.api import dequantize
+from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.lanes import cpu_matrix, cpu_products, native
+from quantmill.qkernels.lanes.cpu_product_shape import BLOCK
+from quantmill.qkernels.lanes.cpu_products import Rows
+from quantmill.qkernels.types import readable_type
 
-__all__ = ["BLOCK", "WIDE", "Rows", "are_served", "attended", "entered", "multiplied", "room"]
+__all__ = ["BLOCK", "Rows", "are_served", "attended", "entered", "multiplied", "multiplied_by_stored"]
 
 
 def are_served() -> bool:
@@ -29,17 +32,10 @@ def entered(numbers: np.ndarray) -> Rows:
     return cpu_products.entered(np.ascontiguousarray(numbers), native.host())
 
 
-def multiplied(
-    rows: Rows,
-    matrix: np.ndarray,
-    out: np.ndarray,
-    first: int = 0,
-    memory: tuple[np.ndarray, np.ndarray] | None = None,
-) -> None:
+def multiplied(rows: Rows, matrix: np.ndarray, out: np.ndarray, first: int = 0) -> None:
     """out[:, first : first + n] = rows · matrixᵀ, on the caller's thread.
 
-    matrix f32 [n, n_cols], WIDE of its rows at best a number of times; out f32 [n_rows, at least first + n]. memory:
-    room() for the largest of several matrices.
+    matrix f32 [n, n_cols]; out f32 [n_rows, at least first + n].
     """
     assert matrix.dtype == out.dtype == np.float32
     assert matrix.flags.c_contiguous
@@ -47,10 +43,27 @@ def multiplied(
     assert matrix.shape[1] == rows.codes.shape[1]
     assert len(out) == rows.n_rows
     assert first + len(matrix) <= out.shape[1]
-    memory = memory or room(*matrix.shape)
-    assert len(matrix) <= len(memory[0])
-    assert matrix.shape[1] == memory[0].shape[1]
-    cpu_products.multiplied(rows, matrix, out, first, memory, native.host())
+    cpu_products.multiplied(rows, matrix, out, first, native.host())
+
+
+def multiplied_by_stored(rows: Rows, stored: np.ndarray, type: str, out: np.ndarray) -> None:
+    """out = rows · matrixᵀ, on the caller's thread: what multiplied() gives with the decoded matrix, to the bit.
+
+    stored u8 [n, row_bytes], rows of any type that can be read; out f32 [n_rows, n]. A few rows of the matrix are
+    decoded at a time, into memory that stays in a cache.
+    """
+    kind = readable_type(type)
+    assert stored.dtype == np.uint8
+    assert out.dtype == np.float32
+    assert stored.flags.c_contiguous
+    assert out.flags.c_contiguous
+    assert stored.shape[1] // kind.bytes * kind.block == rows.codes.shape[1]
+    assert out.shape == (rows.n_rows, len(stored))
+    decoder = None if kind.family == "plain" else decoders()[kind.name]
+    done = cpu_matrix.multiplied(rows, stored, kind, decoder, out, native.host())
+    if done < len(stored):
+        rest = dequantize(stored[done:], kind.name, threads=1)
+        cpu_products.multiplied(rows, rest, out, done, native.host())
 
 
 def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, factor: float, out: np.ndarray) -> None:

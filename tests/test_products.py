@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quantmill.qkernels import products
+from quantmill.qkernels import TYPES, products, quantize, to_float32
 from quantmill.qkernels.lanes.cpu_product_shape import TOP, TOP_OF_MATRIX
+from quantmill.qkernels.types import CHECKPOINT_TYPES, readable_type
 
 pytestmark = pytest.mark.skipif(
     not products.are_served(), reason="this processor has no AVX512-VNNI, so products are float32's"
@@ -95,6 +96,23 @@ def test_what_is_not_finite_shows(bad: float) -> None:
     found = multiplied(np.delete(x, 3, 0), matrix)
     assert not np.isfinite(found[:, 9]).any()
     assert np.isfinite(np.delete(found, 9, 1)).all()
+
+
+@pytest.mark.parametrize("type", [*TYPES, *CHECKPOINT_TYPES])
+def test_stored_matrices_give_what_their_decoded_ones_do(type: str) -> None:
+    row, rng = readable_type(type), np.random.default_rng(9)
+    # 16 rows of 512 columns are enough to be decoded together, or 64 of 256; some are left over at the end
+    for n, n_cols in ((3, 256), (64, 256), (85, 256), (85, 512), (150, 1280)):
+        n_cols = max(n_cols, row.block)
+        matrix = rng.standard_normal((n, n_cols)).astype(np.float32)
+        if row.family == "checkpoint":
+            stored = rng.integers(0, 120, (n, n_cols // row.block * row.bytes)).astype(np.uint8)
+        else:
+            stored = quantize(matrix, type, np.ones(n_cols, np.float32))
+        x = numbers((5, n_cols), 10)
+        entered, found = products.entered(x), np.full((5, n), np.nan, np.float32)
+        products.multiplied_by_stored(entered, stored, type, found)
+        assert (found == multiplied(x, to_float32(stored, type))).all(), (n, n_cols)
 
 
 def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, factor: float) -> np.ndarray:

@@ -8,3 +8,5 @@ LANES = 16
 ROWS, VECTORS = 3, 4  # of the sums that are kept in registers, as whole numbers and as floats
 WIDE = LANES * VECTORS  # rows of the matrix that are packed together
 QUERIES = 96  # tokens of an attention whose scores are there at a time: whole blocks, whole ROWS
+DECODER_TABLES = (0, 1)  # how many tables the decoders of stored matrices have
+WIDENED = ("F32", "F16", "BF16")  # plain types, which need none

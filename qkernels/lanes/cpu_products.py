@@ -76,22 +76,15 @@ def entered(numbers: np.ndarray, processor: Processor) -> Rows:
 
 
 def room(n: int, n_cols: int) -> tuple[np.ndarray, np.ndarray]:
-    """Memory for the codes and scales of a matrix f32 [n, n_cols], or of a smaller one with as many columns."""
+    """Memory for the codes and scales of a matrix f32 [n, n_cols]."""
     packed = -(-n // WIDE) * WIDE
     return np.empty((packed, n_cols), np.int16), np.empty((packed, n_cols // BLOCK), np.float32)
 
 
-def multiplied(
-    rows: Rows,
-    matrix: np.ndarray,
-    out: np.ndarray,
-    first: int,
-    memory: tuple[np.ndarray, np.ndarray],
-    processor: Processor,
-) -> None:
+def multiplied(rows: Rows, matrix: np.ndarray, out: np.ndarray, first: int, processor: Processor) -> None:
     """out[:, first : first + n] = rows · matrixᵀ; matrix f32 [n, n_cols] and out f32 [n_rows, n_all], contiguous."""
     n, n_cols = matrix.shape
-    codes, scales = memory
+    codes, scales = room(n, n_cols)
     compiled = _functions(processor)
     pack = functools.partial(_call, compiled["pack"])
     whole = n // LANES * LANES

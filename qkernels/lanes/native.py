@@ -139,7 +139,14 @@ def load(code: bytes, symbol: str, parameters: Sequence[Any], processor: Process
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(processor))
     engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    function = ctypes.CFUNCTYPE(ctypes.c_int32, *parameters)(engine.get_function_address(symbol))
+    address = engine.get_function_address(symbol)
+    function = ctypes.CFUNCTYPE(ctypes.c_int32, *parameters)(address)
     # The code lives as long as its engine.
-    function.engine = engine  # type: ignore[attr-defined]
+    function.engine, function.address = engine, address  # type: ignore[attr-defined]
     return function
+
+
+def address_of(function: Callable[..., int]) -> int:
+    """Where the code of a loaded function begins."""
+    address: int = function.address  # type: ignore[attr-defined]
+    return address
