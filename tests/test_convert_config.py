@@ -62,7 +62,12 @@ SEVERAL = (
     "NomicBertModel",  # transformers reads other names than the hub's files have
 )
 # To transformers, the last under the names that the hub's files use.
-UNKNOWN = ("BailingMoeForCausalLM", "BailingMoeV2ForCausalLM", "Step3p5ForCausalLM")
+UNKNOWN = (
+    "BailingMoeForCausalLM",
+    "BailingMoeV2ForCausalLM",
+    "KimiK3ForConditionalGeneration",
+    "Step3p5ForCausalLM",
+)
 ONE_KIND = [family for family in FAMILIES if family.classes[0] not in (*SEVERAL, *UNKNOWN)]
 
 

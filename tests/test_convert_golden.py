@@ -58,7 +58,15 @@ def test_tensors_are_llama_cpps(name, models):
             assert (spec.type, kind) in (("F32", "F16"), ("F32", "BF16")), spec.name
 
 
-OF_TYPES_OF_THEIR_OWN = ("deepseek-v4", "glm-5.3-flash", "gpt-oss", "hy-v4", "minimax-m3", "qwen4-exp")
+OF_TYPES_OF_THEIR_OWN = (
+    "deepseek-v4",
+    "glm-5.3-flash",
+    "gpt-oss",
+    "hy-v4",
+    "kimi-k3-packed",
+    "minimax-m3",
+    "qwen4-exp",
+)
 
 
 @pytest.mark.parametrize("name", OF_TYPES_OF_THEIR_OWN)

@@ -45,6 +45,15 @@ SETTINGS = [
     ("bert", {"position_embedding_type": "relative_key"}, "llama.cpp has absolute only"),
     ("nomic-bert", {"qkv_proj_bias": True}, "qkv_proj_bias is True; llama.cpp has False only"),
     ("nomic-bert", {"moe_every_n_layers": 2}, "Nomic Embed with experts is not supported"),
+    ("kimi-k3-text", {"hidden_act": "silu"}, "hidden_act is 'silu'; llama.cpp has situ only"),
+    ("kimi-k3-text", {"mla_use_nope": False}, "mla_use_nope is False; llama.cpp has True only"),
+    ("kimi-k3-text", {"activation_situ_beta": None}, "key 'activation_situ_beta' is missing"),
+    ("kimi-k3-text", {"num_attention_heads": 2}, "delta attention has 4 heads, num_attention_heads is 2"),
+    (
+        "kimi-k3-text",
+        {"attn_res_block_size": 0},
+        "mlp_res_norm.weight: architecture kimi-k3 has no GGUF tensor",
+    ),
     ("glm-5.3-flash", {"hc_mult": 2}, r"hc_mult is 2; llama.cpp has 4 only"),
     ("glm-5.3-flash", {"qk_rope_head_dim": 64}, "qk_rope_head_dim is 64; llama.cpp has 0 only"),
     ("glm-5.3-flash", {"mhc": False}, "mhc is False; llama.cpp has True only"),
@@ -126,6 +135,19 @@ def test_a_table_in_parts(case, tmp_path):
     refused(tmp_path, message)
 
 
+SCORE = "language_model.model.layers.2.mlp_res_"
+
+
+def test_products_of_two(tmp_path):
+    _rewritten("kimi-k3-text", tmp_path, {f"{SCORE}proj.weight": None})
+    refused(
+        tmp_path,
+        r"whose product is blk\.2\.ffn_res_score\.weight is missing, .*norm.weight is there",
+    )
+    _rewritten("kimi-k3-text", tmp_path, {f"{SCORE}norm.weight": ("F32", np.ones(8, np.float32))})
+    refused(tmp_path, r"mlp_res_proj\.weight: has shape \[256\], .*norm\.weight \[8\]; .* is their product")
+
+
 def test_words_that_are_not_split_as_bert_does(tmp_path):
     write_model("bert", tmp_path)
     edit(tmp_path / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
@@ -135,7 +157,7 @@ def test_words_that_are_not_split_as_bert_does(tmp_path):
 def test_what_the_docs_call_missing_is_refused_with_the_way_out(tmp_path):
     missing = DOCS.read_text(encoding="utf-8").split("## What is missing")[1]
     classes = re.findall(r"`(\w+(?:ForCausalLM|ForConditionalGeneration|Model))`", missing)
-    assert {"KimiK3ForConditionalGeneration", "MiMoV2ForCausalLM", "XLMRobertaModel"} <= set(classes)
+    assert {"MiMoV2ForCausalLM", "XLMRobertaModel"} <= set(classes)
     assert not set(classes) & set(SUPPORTED)
     write_model("qwen3-moe", tmp_path)
     for name in classes:

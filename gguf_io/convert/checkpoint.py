@@ -24,13 +24,11 @@ from quantmill.gguf_io.convert.output_types import (
     recorded,
     write_precision,
 )
-from quantmill.gguf_io.convert.rules import Index
+from quantmill.gguf_io.convert.reading import cut_rows
 from quantmill.gguf_io.convert.storage.fp8 import FP8
-from quantmill.gguf_io.convert.storage.numbers import to_float32
 from quantmill.gguf_io.convert.storage.reader import Reader
 from quantmill.gguf_io.convert.stored import check, readers, whole_numbers
 from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
-from quantmill.gguf_io.convert.view import View
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.safetensors import open_shards
@@ -135,7 +133,9 @@ class Checkpoint:
         if name in self._made:
             values = self._made[name]
         else:
-            values = self._rows(self._table.views[name], spec, first_row, first_row + n_rows)
+            values = cut_rows(
+                self._table.views[name], self._readers, spec.type, first_row, first_row + n_rows
+            )
         return np.ascontiguousarray(values).view(np.uint8).reshape(n_rows, spec.row_bytes)
 
     def fetch(self, name: str, first_row: int = 0, n_rows: int | None = None) -> tuple[np.ndarray, str]:
@@ -145,8 +145,8 @@ class Checkpoint:
         n_rows = spec.wanted_rows(first_row, n_rows)
         if not forms or not n_rows:
             return self.read(name, first_row, n_rows), spec.type
-        parts = self._matrix_parts(self._table.views[name], forms[0], first_row, first_row + n_rows)
-        return np.concatenate(list(parts)), forms[0]
+        blocks = cut_rows(self._table.views[name], self._readers, forms[0], first_row, first_row + n_rows)
+        return blocks, forms[0]
 
     def release(self, name: str, first_row: int = 0, n_rows: int | None = None) -> None:
         """Nothing to do: every read maps its tensor anew, and the map goes with the last view."""
@@ -223,46 +223,6 @@ class Checkpoint:
     def _keeps_type(self, name: str) -> bool:
         return keeps_type(name, self._as_stored) and name not in self._in_f32
 
-    def _rows(self, view: View, spec: TensorSpec, first: int, end: int) -> np.ndarray:
-        if view.vector:  # made of a matrix of one column
-            reader = self._readers[view.sources[0]]
-            values = reader.values(slice(None), slice(None))
-            values = to_float32(values, "BF16") if reader.plain == "BF16" else values
-            return to_float32(view.take(values), "F32").reshape(-1, view.shape[-1])[first:end]
-        parts = list(self._matrix_parts(view, spec.type, first, end))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _matrix_parts(self, view: View, kind: str, first: int, end: int) -> Iterator[np.ndarray]:
-        """The wanted rows, matrix after matrix, in blocks of `kind` or as its numbers."""
-        assert view.values is None, "values of vectors only are changed"
-        per_matrix = view.shape[-2]
-        n_source_rows = view.source_matrix[0]
-        for matrix in range(first // per_matrix, -(-end // per_matrix)):
-            wanted = slice(max(first - matrix * per_matrix, 0), min(end - matrix * per_matrix, per_matrix))
-            one_each = len(view.sources) > 1
-            reader = self._readers[view.sources[matrix if one_each else 0]]
-            rows = np.arange(n_source_rows) if view.rows is None else np.arange(n_source_rows)[view.rows]
-            columns = np.arange(view.source_matrix[1])
-            columns = columns if view.columns is None else columns[view.columns]
-            if view.transpose:
-                columns = columns[wanted]
-            else:
-                rows = rows[wanted]
-            start = 0 if one_each else matrix * n_source_rows
-            if kind in reader.forms:
-                yield reader.blocks(_as_slice(rows + start), kind)
-                continue
-            values = reader.values(_as_slice(rows + start), _as_slice(columns))
-            if view.indices:
-                yield values.astype(np.int32)
-                continue
-            values = to_float32(values, reader.plain) if kind != reader.plain else values
-            values = view.multiplied(values, _as_slice(rows)) if view.factors else values
-            if view.padding and len(values) < wanted.stop - wanted.start:
-                missing = (wanted.stop - wanted.start - len(values), values.shape[1])
-                values = np.concatenate((values, np.zeros(missing, values.dtype)))
-            yield values.T if view.transpose else values
-
 
 def open_checkpoint(path: str | PathLike[str], outtype: str = "auto", later: str = nextn.WITH) -> Checkpoint:
     """Open a Hugging Face model directory as a source of GGUF tensors and metadata; reads no weights.
@@ -279,16 +239,6 @@ def is_packed(directory: Path) -> bool:
     raw = configuration(directory)
     parts = (raw, raw.get("text_config"))
     return any(isinstance(part, Mapping) and bool(part.get("quantization_config")) for part in parts)
-
-
-def _as_slice(index: np.ndarray) -> Index:
-    """A slice where the rows are evenly spaced: the map then gives a view, not a copy."""
-    if len(index) < 2:
-        return slice(int(index[0]), int(index[0]) + 1) if len(index) else slice(0, 0)
-    step = int(index[1] - index[0])
-    if step > 0 and bool((np.diff(index) == step).all()):
-        return slice(int(index[0]), int(index[-1]) + 1, step)
-    return index
 
 
 def _is_kept(reader: Reader) -> bool:

@@ -28,11 +28,11 @@ from typing import Any
 import gguf
 import numpy as np
 
-from quantmill.gguf_io.convert import layout, rules
+from quantmill.gguf_io.convert import cuts, layout, rules
 from quantmill.gguf_io.convert.config import EXPERT_COUNTS
 from quantmill.gguf_io.convert.family import Family
-from quantmill.gguf_io.convert.rules import Config, Index, Part, Rule
-from quantmill.gguf_io.convert.view import Shape, View, chosen
+from quantmill.gguf_io.convert.rules import Config, Part, Rule
+from quantmill.gguf_io.convert.view import Shape, View
 from quantmill.gguf_io.errors import GGUFError
 
 
@@ -59,6 +59,8 @@ class TensorTable:
         view = self.views[name]
         stacks = [read(source).reshape(-1, *view.source_matrix) for source in view.sources]
         taken = [view.take(matrix) for stack in stacks for matrix in stack]
+        if view.product:
+            return (taken[0].reshape(-1) * taken[1].reshape(-1)).reshape(view.stored_shape)
         return (taken[0] if len(taken) == 1 else _stack(taken)).reshape(view.stored_shape)
 
     def to_hf(self, name: str, read: Callable[[str], Any], empty: Callable[[Shape], Any] = np.empty) -> Any:
@@ -174,66 +176,21 @@ class _Builder:
         return None
 
     def _add(self, position: int, name: str, target: str, part: Part) -> None:
-        if target in self.views:
-            raise GGUFError(f"{name}: {target} is already made of {self.views[target].sources[0]}")
-        self.views[target] = self._view(name, target, part)
+        view, other = self._cut(name, target, part), self.views.get(target)
+        if other is not None:
+            if not (part.product and len(other.sources) == 1):
+                raise GGUFError(f"{name}: {target} is already made of {other.sources[0]}")
+            if view.shape != other.shape:
+                raise GGUFError(
+                    f"{name}: has shape {list(view.shape)}, {other.sources[0]} {list(other.shape)}; "
+                    f"{target} is their product"
+                )
+            view = replace(view, sources=(*other.sources, name))
+        self.views[target] = view
         self.order[target] = (name not in self.first, position, 0, "")
 
-    def _view(self, name: str, target: str, part: Part) -> View:
-        shape = self.shapes[name] or (1,)
-        if part.squeeze:
-            shape = tuple(n for n in shape if n != 1)
-        vector = len(shape) == 1
-        n_rows, n_columns = (shape[0], 1) if vector else shape[-2:]
-        leading = shape[:-2]
-        if part.matrices is not None:
-            heads = self._number(part.matrices)
-            if n_rows % heads:
-                raise self._indivisible(name, target)
-            leading, n_rows = (heads,), n_rows // heads
-        rows = self._choose(name, target, part.rows, n_rows)
-        columns = self._choose(name, target, part.columns, n_columns)
-        taken = (chosen(rows, n_rows), chosen(columns, n_columns))
-        taken = taken[::-1] if part.transpose else taken
-        shape = self._of_vector(name, target, part, taken[0]) if vector else (*leading, *taken)
-        factors = tuple(part.factors(self.config, n_rows) or ()) if part.factors else ()
-        one = (n_rows, n_columns)
-        given, wanted = map(self._number, part.padded) if part.padded else (0, 0)
-        padding = max(0, wanted - n_rows) if n_rows == given else 0
-        shape = (shape[0] + padding, *shape[1:])
-        indices = self._number(part.indices) if part.indices else 0
-        changes = (part.transpose, part.values, vector, factors, padding, part.spread, indices)
-        return View((name,), one, shape, rows, columns, *changes)
-
-    def _of_vector(self, name: str, target: str, part: Part, n: int) -> Shape:
-        if part.columns_of is None:
-            return (n,)
-        n_columns = part.columns_of
-        if isinstance(n_columns, str):
-            n_columns = self._number(n_columns)
-        if n % n_columns:
-            raise self._indivisible(name, target)
-        return (n // n_columns, n_columns)
-
-    def _choose(self, name: str, target: str, choice: rules.Choice | None, n: int) -> Index | None:
-        if choice is None:
-            return None
-        index = choice(self.config, n)
-        if index is None or (isinstance(index, slice) and index.stop > n):
-            raise self._indivisible(name, target)
-        return None if isinstance(index, slice) and index == slice(0, n) else index
-
-    def _indivisible(self, name: str, target: str) -> GGUFError:
-        shape, wanted = list(self.shapes[name]), self.expected.get(target)
-        return GGUFError(
-            f"{name}: has shape {shape}, which cannot be cut as config.json says; {target} is to be {wanted}"
-        )
-
-    def _number(self, key: str) -> int:
-        number = self.config.get(key)
-        if not isinstance(number, int) or number < 1:
-            raise GGUFError(f"config.json: key {key!r} must be a positive number, not {number!r}")
-        return number
+    def _cut(self, name: str, target: str, part: Part) -> View:
+        return cuts.cut(name, self.shapes[name], part, self.config, target, self.expected.get(target))
 
     def _add_expert(self, position: int, name: str, target: str, expert: int) -> None:
         of_tensor = self.experts.setdefault(target, {})
@@ -243,6 +200,12 @@ class _Builder:
         self.expert_block_end[target.rpartition(".ffn_")[0]] = position
 
     def finish(self) -> TensorTable:
+        for target, view in self.views.items():
+            if view.product and len(view.sources) == 1:
+                raise GGUFError(
+                    f"one of the two tensors whose product is {target} is missing, {view.sources[0]} is there: "
+                    "the checkpoint is incomplete"
+                )
         for target, of_tensor in self.experts.items():
             self.views[target] = self._expert_stack(target, of_tensor)
             self.order[target] = self._place_of_stack(target, of_tensor)
@@ -277,7 +240,7 @@ class _Builder:
         shapes = {self.shapes[name] for name in of_tensor.values()}
         if len(shapes) > 1:
             raise GGUFError(f"{target}: experts differ in shape: {sorted(shapes)}")
-        one = self._view(of_tensor[0], target, Part())
+        one = self._cut(of_tensor[0], target, Part())
         sources = tuple(of_tensor[i] for i in range(n_experts))
         return replace(one, sources=sources, shape=(n_experts, *one.shape), joined=target in self.joined)
 

@@ -44,7 +44,8 @@ class Part:
     what the rows of a matrix are multiplied with, one factor after the other; a model that runs has none. padded:
     where there are as many rows as the first key says, rows of zeros are put behind them up to the second's number.
     spread: each row is a matrix of its own in the GGUF (a convolution's kernels). indices: the key of how many things
-    there are; the tensor holds numbers of such, whole, and stays so.
+    there are; the tensor holds numbers of such, whole, and stays so. product: another tensor has the same name, and the
+    product of both vectors is wanted; a model that runs has none such.
     """
 
     name: str = r"\g<0>"
@@ -59,6 +60,7 @@ class Part:
     padded: tuple[str, str] | None = None
     spread: bool = False
     indices: str | None = None
+    product: bool = False
 
 
 @dataclass(frozen=True)

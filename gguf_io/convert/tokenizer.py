@@ -21,7 +21,7 @@ from quantmill.gguf_io.convert import (
 from quantmill.gguf_io.convert.config import load_optional_json
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tokenizer_files import has_sentencepiece
-from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles
+from quantmill.gguf_io.convert.tokenizer_json import TokenizerFiles, content
 from quantmill.gguf_io.convert.vocabulary import Vocabulary
 from quantmill.gguf_io.errors import GGUFError
 
@@ -157,16 +157,23 @@ def glm(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
 
 def bpe_or_tiktoken(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
     """Byte-level BPE, or a vocabulary whose class is code of the checkpoint (tiktoken_files.py)."""
-    found = tiktoken_files.read(files, config["vocab_size"])
-    if found is None:
-        bpe(writer, files, config)
-        return
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(found.pre)
-    writer.add_token_list(found.vocabulary.texts)
-    writer.add_token_types(found.vocabulary.types)
-    writer.add_token_merges(found.merges)
-    special_tokens.load(files).write(writer)
+    _write_bpe_or_tiktoken(writer, files, config)
+
+
+def kimi_linear(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """Where the vocabulary is tiktoken's, its class says what ends a text, not config.json."""
+    found = _write_bpe_or_tiktoken(writer, files, config)
+    end = content(files.settings.get("eos_token"))
+    if found is not None and end in found.texts:
+        keys.add(writer, "tokenizer.ggml", [("eos_token_id", keys.UINT32, found.texts.index(end))])
+
+
+def kimi_k3(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
+    """As Kimi-Linear's, but for what config.json says, which ends a turn."""
+    kimi_linear(writer, files, config)
+    end = config.get("eos_token_id")
+    if isinstance(end, int) and end >= 0:
+        keys.add(writer, "tokenizer.ggml", [("eos_token_id", keys.UINT32, end)])
 
 
 def hunyuan_moe(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> None:
@@ -235,6 +242,21 @@ def modern_bert(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> No
     special_tokens.add_flag(writer, "eos", True)
     special_tokens.add_flag(writer, "sep", True)
     bpe(writer, files, config)
+
+
+def _write_bpe_or_tiktoken(writer: GGUFWriter, files: TokenizerFiles, config: Config) -> Vocabulary | None:
+    """The vocabulary, where it is tiktoken's."""
+    found = tiktoken_files.read(files, config["vocab_size"])
+    if found is None:
+        bpe(writer, files, config)
+        return None
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(found.pre)
+    writer.add_token_list(found.vocabulary.texts)
+    writer.add_token_types(found.vocabulary.types)
+    writer.add_token_merges(found.merges)
+    special_tokens.load(files).write(writer)
+    return found.vocabulary
 
 
 def _write_glm(writer: GGUFWriter, files: TokenizerFiles, config: Config, roles: dict[str, str]) -> None:

@@ -20,7 +20,8 @@ class View:
     vector: the source is one, whatever the shape of the result. factors: what the rows of a source matrix are
     multiplied with, one after the other. padding: rows of zeros behind those of the only source matrix. spread: in
     the GGUF each row is a matrix of its own (`stored_shape`), here still a row. indices: not 0 where the values are
-    whole numbers below it. joined: in the GGUF the matrices are one, of all rows.
+    whole numbers below it. joined: in the GGUF the matrices are one, of all rows. product: the sources are vectors
+    whose product is the tensor.
     """
 
     sources: tuple[str, ...]
@@ -36,6 +37,7 @@ class View:
     spread: bool = False
     indices: int = 0
     joined: bool = False
+    product: bool = False
 
     @property
     def stored_shape(self) -> Shape:
@@ -77,6 +79,7 @@ class View:
     def put(self, matrix: Any, values: Any) -> None:
         """The reverse of `take`, into the part of the source matrix this view covers."""
         assert not self.factors, "a model that runs has its factors in its matrices"
+        assert not self.product, "a model that runs has no products of two tensors"
         values = values[: -self.padding] if self.padding else values
         values = self.values.back(values) if self.values else values
         values = values.T if self.transpose else values

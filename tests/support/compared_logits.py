@@ -32,6 +32,8 @@ UNCOMPARABLE = {
     "bert": "an embedding model",
     "nomic-bert": "an embedding model",
     "muse-glimmer": "transformers has its text model only inside the one that sees",
+    "kimi-k3-text": "transformers has no model of this class",
+    "kimi-k3-packed": "transformers has no model of this class",
     "ling": "transformers has no model of this class",
     "ling-2": "transformers has no model of this class",
     "ling-2-nextn": "transformers has no model of this class",

@@ -129,6 +129,8 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
             found.update(_mxfp4(random, tensor, shape))
         elif tensor.rpartition(".")[2] in HASH:
             found[tensor] = ("I64", np.array(HASH[tensor.rpartition(".")[2]], np.int64))
+        elif name == "kimi-k3-packed" and ".experts." in tensor:
+            found.update(_mxfp4_packed(random, tensor, shape))
         elif name.endswith("-fp8") and "proj" in tensor:
             found.update(_fp8(random, tensor, shape, in_blocks=name != "llama-fp8"))
         else:
@@ -158,6 +160,16 @@ def _mxfp4(random: np.random.RandomState, name: str, shape: list[int]) -> dict[s
     codes = random.randint(0, 256, (experts, rows, columns // 32, 16)).astype(np.uint8)
     exponents = random.randint(118, 124, (experts, rows, columns // 32)).astype(np.uint8)
     return {f"{name}_blocks": ("U8", codes), f"{name}_scales": ("U8", exponents)}
+
+
+def _mxfp4_packed(
+    random: np.random.RandomState, name: str, shape: list[int]
+) -> dict[str, tuple[str, np.ndarray]]:
+    """compressed-tensors' form: two codes a byte, an exponent for each 32."""
+    rows, columns = shape
+    codes = random.randint(0, 256, (rows, columns // 2)).astype(np.uint8)
+    exponents = random.randint(118, 124, (rows, columns // 32)).astype(np.uint8)
+    return {f"{name}_packed": ("U8", codes), f"{name}_scale": ("U8", exponents)}
 
 
 def _fp8(

@@ -19,16 +19,18 @@ RUNNABLE = tuple(sorted({family.name for family in FAMILIES if family.runs}))
 
 
 def family_of(config: Config) -> Family:
-    """The family of a config.json. Raises GGUFError for an architecture that is not in the table."""
+    """The family of a config.json: of the text part's class, else of the whole model's. Raises GGUFError for an
+    architecture that is not in the table."""
     inner = config.get("text_config")
-    names = (inner.get("architectures") if isinstance(inner, Mapping) else None) or config.get(
-        "architectures"
-    )
-    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+    inner = inner if isinstance(inner, Mapping) else {}
+    lists = (part.get("architectures") for part in (inner, config))
+    names = [found[0] for found in lists if isinstance(found, list) and found and isinstance(found[0], str)]
+    if not names:
         raise GGUFError("config.json names no architecture (key 'architectures')")
-    for family in FAMILIES:
-        if names[0] in family.classes and family.takes(config if inner is None else {**config, **inner}):
-            return family
+    for name in names:
+        for family in FAMILIES:
+            if name in family.classes and family.takes({**config, **inner}):
+                return family
     raise GGUFError(
         f"architecture {names[0]} is not supported. Supported: {', '.join(SUPPORTED)}. "
         "Convert it with llama.cpp's convert_hf_to_gguf.py and give quantmill the GGUF."

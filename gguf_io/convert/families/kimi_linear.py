@@ -169,6 +169,8 @@ FAMILY = Family(
     classes=("KimiLinearForCausalLM",),
     arch=MODEL_ARCH.KIMI_LINEAR,
     model_type="kimi_linear",
+    # The text part of Kimi K3 calls itself so, too.
+    takes=lambda raw: raw.get("attn_res_block_size") is None,
     tensors=(
         layout.EMBEDDING,
         *layout.HEAD,
@@ -239,5 +241,5 @@ FAMILY = Family(
         "v_head_dim": 128,
     },
     rules=RULES,
-    vocabulary=tokenizer.bpe_or_tiktoken,
+    vocabulary=tokenizer.kimi_linear,
 )
