@@ -162,11 +162,16 @@ def _load_directory(
 ) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
+    raw = load_json(path / "config.json")
+    family = family_of(raw)
+    if not family.runs:
+        raise ModelError(
+            f"{path}: quantmill cannot run {family.name} in torch (docs/families.md says why); convert it, and "
+            "llama.cpp's llama-imatrix and llama-perplexity may run the GGUF"
+        )
     with quiet_transformers(), said_of_transformers(f"{path}: transformers cannot load this directory"):
         model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
     model = model.to(device).eval()
-    raw = load_json(path / "config.json")
-    family = family_of(raw)
     table = _table(family, family.completed(raw), model)
     return LoadedModel(
         path=path,
@@ -263,6 +268,11 @@ def table_of(source: TensorSource, path: Path, dtype: torch.dtype) -> tuple[Any,
 def runnable_family(facts: Facts) -> Family:
     """Raises ModelError for an architecture that no family here can run."""
     family = family_of_gguf(facts)
+    if family is None and facts.architecture in RUNNABLE:
+        raise ModelError(
+            f"general.architecture = {facts.architecture!r}: quantmill runs other models of it in torch, but none with "
+            "these tensors (docs/families.md). llama.cpp's llama-perplexity may"
+        )
     if family is None:
         raise ModelError(
             f"general.architecture = {facts.architecture!r}: quantmill cannot run it in torch; it runs "

@@ -66,6 +66,7 @@ UNKNOWN = (
     "BailingMoeForCausalLM",
     "BailingMoeV2ForCausalLM",
     "KimiK3ForConditionalGeneration",
+    "MiMoV2ForCausalLM",
     "Step3p5ForCausalLM",
 )
 ONE_KIND = [family for family in FAMILIES if family.classes[0] not in (*SEVERAL, *UNKNOWN)]

@@ -64,6 +64,7 @@ OF_TYPES_OF_THEIR_OWN = (
     "gpt-oss",
     "hy-v4",
     "kimi-k3-packed",
+    "mimo-v2.5-nextn",
     "minimax-m3",
     "qwen4-exp",
 )

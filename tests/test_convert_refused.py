@@ -135,6 +135,15 @@ def test_a_table_in_parts(case, tmp_path):
     refused(tmp_path, message)
 
 
+QKV = "model.layers.1.self_attn.qkv_proj.weight"
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (4, 1), (16, 2)])
+def test_scales_of_no_number_of_ranks(shape, tmp_path):
+    _rewritten("mimo-v2.5-nextn", tmp_path, {f"{QKV}_scale_inv": ("F32", np.ones(shape, np.float32))})
+    refused(tmp_path, r"qkv_proj\.weight_scale_inv \[.* does not fit .*qkv_proj\.weight")
+
+
 SCORE = "language_model.model.layers.2.mlp_res_"
 
 
@@ -157,7 +166,7 @@ def test_words_that_are_not_split_as_bert_does(tmp_path):
 def test_what_the_docs_call_missing_is_refused_with_the_way_out(tmp_path):
     missing = DOCS.read_text(encoding="utf-8").split("## What is missing")[1]
     classes = re.findall(r"`(\w+(?:ForCausalLM|ForConditionalGeneration|Model))`", missing)
-    assert {"MiMoV2ForCausalLM", "XLMRobertaModel"} <= set(classes)
+    assert {"XLMRobertaModel"} <= set(classes)
     assert not set(classes) & set(SUPPORTED)
     write_model("qwen3-moe", tmp_path)
     for name in classes:

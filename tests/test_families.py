@@ -48,6 +48,7 @@ NOT_RUN = {
     "Step3p5ForCausalLM": "transformers has its text model only inside the one that sees",
     "Step3p7ForConditionalGeneration": "the same",
     "KimiK3ForConditionalGeneration": "transformers has no model of this class",
+    "MiMoV2ForCausalLM": "transformers has no model of this class",
     "BailingMoeForCausalLM": "transformers has no model of this class",
     "BailingMoeV2ForCausalLM": "transformers has no model of this class",
     "Glm5NextForConditionalGeneration": "transformers has its text model only inside the one that sees",
@@ -161,6 +162,18 @@ def test_the_docs_name_every_family() -> None:
 
 
 def test_what_is_not_run_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = write_f32(write_model("embedding-gemma", tmp_path / "model"), tmp_path / "model.gguf")
+    directory = write_model("embedding-gemma", tmp_path / "model")
+    with pytest.raises(
+        ModelError, match=r"model: quantmill cannot run gemma-embedding in torch .*llama-imatrix"
+    ):
+        load(directory)
     with pytest.raises(ModelError, match="'gemma-embedding': quantmill cannot run it in torch"):
-        load(path)
+        load(write_f32(directory, tmp_path / "model.gguf"))
+
+
+def test_of_one_architecture_some_run(tmp_path: Path) -> None:
+    directory = write_model("mimo-v2.5-bf16", tmp_path / "model")
+    with pytest.raises(
+        ModelError, match="'mimo2': quantmill runs other models of it in torch, but none with these"
+    ):
+        load(write_f32(directory, tmp_path / "model.gguf"))

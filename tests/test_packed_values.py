@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from quantmill.gguf_io.convert.families import mimo_v2_5
+from quantmill.gguf_io.convert.storage.fp8 import fp8_in_ranks
 from quantmill.gguf_io.convert.storage.scales import scales_of
-from quantmill.gguf_io.safetensors import StoredTensor
+from quantmill.gguf_io.safetensors import StoredTensor, open_shards
 from tests.support.packed_models import PACKED, packed_tensors
 
 COMPRESSED = [
@@ -138,6 +140,39 @@ def test_values_of_fp8_are_torchs(name, opened, packed):
             )
             checked += 1
     assert checked == 14
+
+
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_queries_keys_and_values_in_ranks(ranks, tmp_path):
+    """MiMo V2.5: each rank's are computed by themselves, and all queries come first."""
+    sizes, width = (
+        (64 * ranks, 32 * ranks, 16 * ranks),
+        256,
+    )  # half as many heads of keys, and of values of 32
+    random = np.random.RandomState(0)
+    parts = [[random.standard_normal((size // ranks, width)) for size in sizes] for _ in range(ranks)]
+    codes = [torch.from_numpy(np.concatenate(part)).to(torch.float8_e4m3fn) for part in parts]
+    down = -(-sum(sizes) // ranks // 128)
+    scales = torch.from_numpy(random.uniform(0.5, 2, (ranks, down, 2)).astype(np.float32))
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    tensors = {name: torch.cat(codes), f"{name}_scale_inv": scales.flatten(0, 1)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored = open_shards(tmp_path, lambda line: None)
+    config = {
+        "num_attention_heads": ranks,
+        "head_dim": 64,
+        "v_head_dim": 32,
+        **mimo_v2_5.FAMILY.of_stored(stored),
+    }
+    assert config["qkv_ranks"] == ranks
+    form = fp8_in_ranks(".weight", ".weight_scale_inv", (128, 128), ranks)
+    found = form.make(form.found(name, stored)).values(mimo_v2_5.unranked(config, 112 * ranks), slice(None))
+    each = [
+        code.float() * scale.repeat_interleave(128, 0)[: len(code)].repeat_interleave(128, 1)
+        for code, scale in zip(codes, scales, strict=True)
+    ]
+    split = zip(*(values.split([size // ranks for size in sizes]) for values in each), strict=True)
+    np.testing.assert_array_equal(found, torch.cat([torch.cat(kind) for kind in split]).numpy())
 
 
 STACKS = {

@@ -49,7 +49,9 @@ class Checkpoint:
         raw = configuration(directory)
         family = family_of(raw)
         stored = open_shards(directory, warnings.append)
-        config = family.completed({**raw, **whole_numbers(family.numbers, stored)})
+        config = family.completed(
+            {**raw, **whole_numbers(family.numbers, stored), **family.of_stored(stored)}
+        )
         family.check(config)
         config["tokenizer_size"] = config["vocab_size"]
         config["pooling"] = pooling.read(directory)

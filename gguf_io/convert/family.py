@@ -14,6 +14,7 @@ from quantmill.gguf_io.convert.keys import Row
 from quantmill.gguf_io.convert.layout import Expected, Tensors, expected_tensors
 from quantmill.gguf_io.convert.nextn import Nextn
 from quantmill.gguf_io.convert.rules import Config, Rule
+from quantmill.gguf_io.safetensors import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Family:
     and no checkpoint has, by the name of the one before which they stand. in_f32: matrices that are F32 whatever type
     is asked for, as some configurations want it. check: raises GGUFError for what llama.cpp's model cannot be, before
     tensors are looked at. numbers: how the names of small tensors of whole numbers end that are
-    settings, under that name.
+    settings, under that name. of_stored: settings that only the shapes of the checkpoint's tensors tell.
     """
 
     classes: tuple[str, ...]
@@ -57,6 +58,7 @@ class Family:
     made: Callable[[Config], Mapping[str, rope.Tables]] = lambda config: {}
     in_f32: Callable[[Config], tuple[str, ...]] = lambda config: ()
     numbers: tuple[str, ...] = ()
+    of_stored: Callable[[Mapping[str, StoredTensor]], Settings] = lambda stored: {}
     check: Callable[[Config], None] = lambda config: None
 
     @property

@@ -34,6 +34,8 @@ UNCOMPARABLE = {
     "muse-glimmer": "transformers has its text model only inside the one that sees",
     "kimi-k3-text": "transformers has no model of this class",
     "kimi-k3-packed": "transformers has no model of this class",
+    "mimo-v2.5-bf16": "transformers has no model of this class",
+    "mimo-v2.5-nextn": "transformers has no model of this class",
     "ling": "transformers has no model of this class",
     "ling-2": "transformers has no model of this class",
     "ling-2-nextn": "transformers has no model of this class",

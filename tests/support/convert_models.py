@@ -151,6 +151,8 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
         found = {tensor.removeprefix("model."): value for tensor, value in found.items()}
     if name.endswith("-nextn"):
         found |= later_layers(random, model, found)
+    if name == "mimo-v2.5-nextn":
+        found = _as_mimo(random, found)
     return _fused(found) if name == "qwen3-moe-fused" else found
 
 
@@ -186,6 +188,27 @@ def _fp8(
         name: ("F8_E4M3", codes),
         name + suffix: ("F32", scales) if in_blocks else floats("BF16", scales),
     }
+
+
+def _as_mimo(
+    random: np.random.RandomState, found: dict[str, tuple[str, np.ndarray]]
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Experts in MXFP4; other matrices in FP8, queries, keys and values in four parts whose blocks are cut off."""
+    out: dict[str, tuple[str, np.ndarray]] = {}
+    for name, (dtype, values) in found.items():
+        rows, columns = values.shape if values.ndim == 2 else (0, 0)
+        if ".experts." in name:
+            packed = _mxfp4_packed(random, name, [rows, columns])
+            out |= {key.removesuffix("_packed"): value for key, value in packed.items()}
+        elif "qkv_proj" in name:
+            stored = _fp8(random, name, [rows, columns], in_blocks=True)
+            scales = random.uniform(1e-4, 2e-4, (4 * -(-rows // 4 // 128), columns // 128)).astype(np.float32)
+            out |= stored | {f"{name}_scale_inv": ("F32", scales)}
+        elif "_proj" in name and "eh_proj" not in name:
+            out |= _fp8(random, name, [rows, columns], in_blocks=True)
+        else:
+            out[name] = (dtype, values)
+    return out
 
 
 def _fused(found: dict[str, tuple[str, np.ndarray]]) -> dict[str, tuple[str, np.ndarray]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tests.support.convert_models import Model
 
 Stored = dict[str, tuple[str, np.ndarray]]
+OF_MIMO = ("mimo_v2_flash", "mimo_v2")
 OF_NEMOTRON = {"mtp.layers.0": "*", "mtp.layers.1": "E"}  # their letters in hybrid_override_pattern
 
 
@@ -18,7 +19,7 @@ def later_layers(random: np.random.RandomState, model: Model, found: Stored) -> 
     if model.model_type == "nemotron_h":
         return _of_nemotron(random, model, found)
     later = _of_last(random, model, found)
-    if model.model_type == "mimo_v2_flash":  # of which there are three
+    if model.model_type in OF_MIMO:  # of which there are three
         for i in (1, 2):
             later |= {name.replace("layers.0.", f"layers.{i}."): value for name, value in later.items()}
     return later
@@ -63,7 +64,7 @@ def _of_last(random: np.random.RandomState, model: Model, found: Stored) -> Stor
     config = model.config.get("text_config", model.config)
     root = "model.language_model." if model.whole else "model."
     last, width = config["num_hidden_layers"] - 1, config["hidden_size"]
-    apart, of_mimo = model.architecture.startswith(("Qwen", "Exaone")), model.model_type == "mimo_v2_flash"
+    apart, of_mimo = model.architecture.startswith(("Qwen", "Exaone")), model.model_type in OF_MIMO
     first, own = ("mtp.", "mtp.layers.0.") if apart else (f"{root}layers.{last + 1}.",) * 2
     first, own = ("model.mtp.layers.0.",) * 2 if of_mimo else (first, own)
 
@@ -81,7 +82,7 @@ def _of_last(random: np.random.RandomState, model: Model, found: Stored) -> Stor
         "hy_v3": "final_layernorm",
         "bailing_hybrid": "final_layernorm",
         "bailing_moe_v2": "final_layernorm",
-        "mimo_v2_flash": "final_layernorm",
+        **dict.fromkeys(OF_MIMO, "final_layernorm"),
         "step3p5": "transformer.shared_head.norm",
     }
     beside[norms.get(model.model_type, "shared_head.norm")] = (width,)

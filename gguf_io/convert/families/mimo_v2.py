@@ -85,6 +85,7 @@ FAMILY = Family(
     classes=("MiMoV2FlashForCausalLM",),
     arch=MODEL_ARCH.MIMO2,
     model_type="mimo_v2_flash",
+    is_this=lambda facts: not facts.has("blk.0.attn_qkv.weight"),  # those of V2.5
     tensors=(
         layout.EMBEDDING,
         *layout.HEAD,

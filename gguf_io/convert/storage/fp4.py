@@ -165,6 +165,8 @@ def _nvfp4(inverted: bool, parts: Parts) -> NVFP4:
 MXFP4_BLOCKS = Format("MXFP4", "_blocks", BYTES, {"scale": "_scales"}, _mxfp4_in_blocks)
 # DeepSeek-V4
 MXFP4_ROWS = Format("MXFP4", ".weight", BYTES, {"scale": ".scale"}, _mxfp4_in_rows)
+# MiMo V2.5
+MXFP4_OF_MIMO = Format("MXFP4", ".weight", BYTES, {"scale": ".weight_scale"}, _mxfp4_in_rows)
 MXFP4_PACKED = Format(
     "mxfp4-pack-quantized",
     ".weight_packed",

@@ -11,7 +11,14 @@ from quantmill.gguf_io.convert.rules import Index
 from quantmill.gguf_io.convert.storage.format import Format, Parts
 from quantmill.gguf_io.convert.storage.numbers import FP8_VALUES
 from quantmill.gguf_io.convert.storage.reader import NO_SCALES, Shape, matrix
-from quantmill.gguf_io.convert.storage.scales import Block, Scales, scales_of
+from quantmill.gguf_io.convert.storage.scales import (
+    SCALE_TYPES,
+    Block,
+    Scales,
+    require_type,
+    scales_of,
+)
+from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.safetensors import StoredTensor
 
 BLOCK = 32  # values of a block as it is handed on
@@ -51,6 +58,24 @@ class FP8:
         out[..., :4] = scales.view(np.uint8).reshape(*codes.shape[:2], 4)
         out[..., 4:] = codes
         return out.reshape(len(codes), -1)
+
+
+def fp8_in_ranks(mark: str, scale: str, block: Block, ranks: int) -> Format:
+    """As `fp8`, of matrices in so many parts of rows, of which each begins blocks of its own."""
+
+    def make(parts: Parts) -> FP8:
+        codes, scale = parts["codes"], parts["scale"]
+        require_type(scale, SCALE_TYPES)
+        scales = Scales(scale, (ranks, codes.shape[0] // ranks, codes.shape[1]), block, scale.dtype)
+        wanted = (ranks * scales.per_matrix[0], scales.per_matrix[1])
+        if codes.shape[0] % ranks or scale.shape != wanted:
+            raise GGUFError(
+                f"{scale.path}: {scale.name} {list(scale.shape)} does not fit {codes.name} {list(codes.shape)} in "
+                f"{ranks} parts with a scale for each block of {list(block)}; the checkpoint is wrong"
+            )
+        return FP8(codes, scales)
+
+    return Format("FP8", mark, tuple(FP8_VALUES), {"scale": scale}, make)
 
 
 def fp8(mark: str, scale: str, blocks: Sequence[Block | None], scale_type: str = "") -> Format:

@@ -9,7 +9,7 @@ from typing import Any
 from quantmill.gguf_io.convert.storage import fp4
 from quantmill.gguf_io.convert.storage.bitnet import ternary
 from quantmill.gguf_io.convert.storage.format import Format
-from quantmill.gguf_io.convert.storage.fp8 import fp8
+from quantmill.gguf_io.convert.storage.fp8 import fp8, fp8_in_ranks
 from quantmill.gguf_io.convert.storage.gptq import gptq
 from quantmill.gguf_io.convert.storage.packed_integers import packed, signed_bytes
 from quantmill.gguf_io.convert.storage.scales import Block
@@ -45,6 +45,12 @@ def packing_of(config: Settings) -> Packing:
             f"config.json: the weights are quantized by {method}{_detail(settings)}, which is not supported "
             "(docs/checkpoints.md lists what is); convert the unquantized model"
         )
+    ranks = config.get("qkv_ranks", 1)  # of MiMo V2.5
+    if ranks > 1:
+        formats = (
+            fp8_in_ranks(".qkv_proj.weight", ".qkv_proj.weight_scale_inv", (128, 128), ranks),
+            *formats,
+        )
     return Packing(str(method), formats, UNUSED)
 
 
@@ -55,14 +61,15 @@ UNUSED = (
 
 
 def _fp8(settings: Settings) -> tuple[Format, ...]:
-    """DeepSeek's and transformers' own; Mistral's; DeepSeek-V4's with its experts in MXFP4."""
+    """DeepSeek's and transformers' own; Mistral's; DeepSeek-V4's and MiMo V2.5's with their experts in MXFP4."""
     block = _block(settings.get("weight_block_size"))
     fine = ((128, 128) if block is None else block,)
+    experts = fp4.MXFP4_OF_MIMO if settings.get("store_dtype") == "mxfp4" else fp4.MXFP4_ROWS
     return (
         fp8("", "_scale_inv", (block,)),
         fp8(".weight", ".qscale_weight", (block,)),
         fp8(".weight", ".scale", fine),
-        fp4.MXFP4_ROWS,
+        experts,
     )
 
 
