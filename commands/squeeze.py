@@ -85,6 +85,7 @@ def squeeze(
         raise UsageError("--plain leaves out what --compensate and --polish ask for: give one or the other")
     if events and as_json:
         raise UsageError("--events ends with the result; leave out --json")
+    from quantmill.gguf_io.outputs import check_directory
     from quantmill.jobs.hub import Hub, local_model
     from quantmill.jobs.squeeze_request import SPEED_TESTS, Job
     from quantmill.jobs.texts import CALIBRATION, EVALUATION, text_source
@@ -95,6 +96,8 @@ def squeeze(
         memory = parse_size(fit, "--fit") if fit else None
     learned: tuple[TextSource, ...] = tuple(map(text_source, calibration or [CALIBRATION]))
     decides = text_source(evaluation or EVALUATION)
+    if output is not None or not Path(model).exists():
+        check_directory(output or Path(Path(model).name))  # before anything is fetched
     hub = Hub(endpoint)
     source = local_model(model, revision, hub)
     name = _name_of(model, source)

@@ -87,9 +87,9 @@ class _Squeeze:
     def check(self) -> None:
         """All that can be known before the work."""
         job = self.job
+        self._check_outputs()
         squeeze_texts.require_texts(job, self.stages)
         squeeze_measure.require_tasks(job, self.stages)
-        self._check_outputs()
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
         self.rivals = Rivals(job, self.stages, [w.label for w in self.wishes if w.file_type is not None])

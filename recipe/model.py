@@ -8,8 +8,9 @@ from typing import Any
 
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import MetaValue
-from quantmill.gguf_io.sensible import most, whole_number
+from quantmill.gguf_io.sensible import whole_number
 from quantmill.recipe.errors import RecipeError
+from quantmill.recipe.overrides import not_whole
 
 # Architectures that count as "the 70B model" by their number of layers alone (src/models/*.cpp).
 _70B_LAYERS = {"qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
@@ -66,6 +67,4 @@ def _overridden(key: str, value: Any) -> int:
     try:
         return whole_number(key, value)
     except GGUFError:
-        raise RecipeError(
-            f"--override-kv {key}: {value!r} is no whole number from 0 to {most(key)}, which this key holds"
-        ) from None
+        raise not_whole(key, value) from None

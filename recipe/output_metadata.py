@@ -12,6 +12,7 @@ from quantmill.gguf_io import TensorSpec
 from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
 from quantmill.recipe.model import ModelFacts
 from quantmill.recipe.names import processing_order
+from quantmill.recipe.overrides import require_readable
 from quantmill.recipe.presets import COPY, FILE_TYPE_OF_TENSOR_TYPE, FILE_TYPES, GUESSED_FLAG
 from quantmill.recipe.prune import Pruning, prune_metadata
 from quantmill.recipe.request import ImportanceIndex, Recipe
@@ -30,7 +31,7 @@ def output_metadata(
 ) -> tuple[Metadata, list[str]]:
     """Keys of the first shard in their order; then, each moved to the end: version, file type, overrides,
     importance, search if it is not llama.cpp's, block count. Also gives warnings. The keys split.* belong to the sink
-    (gguf_io.lay_out).
+    (gguf_io.lay_out). Raises RecipeError for an override that no program would read.
 
     Unlike llama-quantize, keeps strings with a NUL byte whole.
     """
@@ -38,7 +39,9 @@ def output_metadata(
     u32 = GGUFValueType.UINT32
     written = written.set("general.quantization_version", MetaValue(u32, QUANTIZATION_VERSION))
     written = written.set("general.file_type", MetaValue(u32, _file_type_number(recipe, metadata, specs)))
+    held = written
     for override in recipe.overrides:
+        require_readable(override, held.get(override.key), facts.arch)
         written = written.set(override.key, override.value)
         if override.given.startswith("-") and override.value.type == u32:
             warnings.append(

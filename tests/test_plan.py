@@ -1,12 +1,13 @@
 """The plan as a whole: metadata in order, exact sizes, importance, splits, what stops a run."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from quantmill.gguf_io import GGUFSink, TensorSpec
-from quantmill.gguf_io.metadata import GGUFValueType
+from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.recipe import ImportanceIndex, Recipe, RecipeError, build_plan, parse_override, parse_rule
 from tests.support.recipe_models import dense, experts, importance, metadata, specs, value
 
@@ -91,6 +92,36 @@ def test_overrides_in_order_before_importance():
 def test_overrides_that_are_none(text):
     with pytest.raises(RecipeError, match="--override-kv"):
         parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("general.name=int:5", "holds a str there, and an int is given (5); programs"),
+        ("llama.rope.freq_base=int:500000", "holds a float there, and an int is given (500000)"),
+        ("llama.vocab_size=bool:true", "holds an int there, and a bool is given (true)"),
+        ("general.file_type=str:Q4_0", "holds an int there, and a str is given (Q4_0)"),
+        ("tokenizer.ggml.tokens=str:a", "holds a list there, and a str is given (a)"),
+        ("llama.attention.sliding=float:1", "holds an int there, and a float is given (1)"),
+        ("llama.embedding_length=int:4294967295", "4294967295 is no whole number from 0 to 16777216"),
+        ("llama.new_count=str:many", "'many' is no whole number from 0 to 16777216, which this key holds"),
+    ],
+)
+def test_overrides_that_no_program_would_read(given, said):
+    keys = metadata(n_layer=4)
+    for key, type, held, elements in (
+        ("general.name", GGUFValueType.STRING, "x", None),
+        ("llama.rope.freq_base", GGUFValueType.FLOAT32, 1e4, None),
+        ("llama.vocab_size", GGUFValueType.UINT32, 9, None),
+        ("tokenizer.ggml.tokens", GGUFValueType.ARRAY, ["a"], GGUFValueType.STRING),
+        ("llama.attention.sliding", GGUFValueType.ARRAY, [1, 2], GGUFValueType.INT32),
+    ):
+        keys = keys.set(key, MetaValue(type, held, elements))
+    with pytest.raises(RecipeError, match=f"^--override-kv {given.partition('=')[0]}: .*{re.escape(said)}"):
+        plan_of(Recipe("Q4_K", overrides=(parse_override(given),)), keys=keys)
+    fine = ("llama.attention.sliding=int:3", "general.parameter_count=int:4000000000", "new.count=str:many")
+    plan = plan_of(Recipe("Q4_K", overrides=tuple(map(parse_override, fine))), keys=keys)
+    assert plan.metadata["llama.attention.sliding"] == value(3)
 
 
 def test_copy_keeps_or_guesses_the_file_type():

@@ -15,7 +15,8 @@ import pytest
 
 from quantmill import cli
 from quantmill.gguf_io import open_source
-from quantmill.jobs import quantize
+from quantmill.jobs import quantize, squeeze_texts
+from quantmill.jobs.hub import Hub
 from quantmill.jobs.memory import Memory
 from quantmill.jobs.squeeze_request import MEMORY
 from quantmill.jobs.watcher import PlanWatcher
@@ -154,6 +155,26 @@ def test_a_card_of_somebodys_own_is_refused_before_the_work(
     assert cli.main(squeezed(tmp_path, "--types", "Q8_0")) == 1
     assert "README.md" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_the_place_of_the_output_comes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model or a text is asked for."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Hub, "model", None)
+    monkeypatch.setattr(squeeze_texts, "require_texts", None)
+    words = ["--types", "Q8_0", "--endpoint", "http://127.0.0.1:9"]
+    for model in ("org/model", str(EXAMPLE)):
+        for more in ([], ["--dry-run"]):
+            assert cli.main(["squeeze", model, *words, "-o", "file/deep", *more]) == 1
+            assert capsys.readouterr().err.startswith(
+                "error: file/deep: file is no directory; choose another"
+            )
+    (tmp_path / "model").touch()  # where the model's name would go
+    assert cli.main(["squeeze", "org/model", *words]) == 1
+    assert capsys.readouterr().err.startswith("error: model: model is no directory; choose another output")
 
 
 def finished(folder: Path) -> dict[str, int]:
