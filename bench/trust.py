@@ -2,9 +2,10 @@
 
 For each search: seconds of the question that a device is asked when it first meets a type (once, the answer is kept),
 without what the device itself needs for its half million weights, and beside it what the torch engine needs on this
-CPU, which stands for a slow device. Then the samples of a run: milliseconds for a type's first slab and for a slab
-after it, and their share of the time of a pretended device that works `--rate` Gweights a second. Processor time of
-all threads, so that whatever else runs here does not count. No GPU takes part.
+CPU, which stands for a slow device. Then the samples of a run on a pretended device that works `--rate` Gweights a
+second: milliseconds for a type's first slab, after it microseconds a slab, their share of the device's time, how many
+slabs they were of, and the rate at which a hundredth of the time is just enough for all slabs. Processor time of all
+threads, so that whatever else runs here counts little. No GPU takes part.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.guarded import Guard, GuardedQuantizer, Shared
 from quantmill.qkernels.hard_blocks import hard_importance, hard_rows
+from quantmill.qkernels.samples import SHARE
 
 _PRETENDED = Engine("torch", "cpu", "stands for a device")
 # A slab of the assembly line: 128 MiB for four under way, F16 rows of 4096.
@@ -37,8 +39,9 @@ _N_ROWS, _N_COLS = 1216, 4096
 
 @dataclass(frozen=True)
 class Row:
-    """asked: seconds without the device; torch: the device's part by the torch engine here. first, later:
-    milliseconds of samples; share: of the pretended device's time, after each type's first slab."""
+    """asked: seconds without the device; torch: the device's part by the torch engine here. first: milliseconds of the
+    first slab's samples; after it later: microseconds a slab, share: of the pretended device's time, slabs: the share
+    of those of which something was compared, all: the rate up to which it would be all of them."""
 
     type: str
     importance: bool
@@ -47,6 +50,8 @@ class Row:
     first: float
     later: float
     share: float
+    slabs: float
+    all: float
 
 
 _COLUMNS = (
@@ -55,8 +60,10 @@ _COLUMNS = (
     tables.Column("asked, s", "asked", "{:.3f}"),
     tables.Column("torch engine, s", "torch", "{:.2f}"),
     tables.Column("first slab, ms", "first", "{:.1f}"),
-    tables.Column("later slab, ms", "later", "{:.1f}"),
+    tables.Column("later slab, µs", "later", "{:.1f}"),
     tables.Column("share", "share", "{:.2%}"),
+    tables.Column("slabs sampled", "slabs", "{:.0%}"),
+    tables.Column("all up to, Gweights/s", "all", "{:.1f}"),
 )
 
 
@@ -82,6 +89,9 @@ class _Known:
         while time.process_time() < end:
             pass
         return self._blocks
+
+    def finish(self) -> None:
+        pass
 
 
 def _asked(type: str, weighted: bool) -> tuple[float, np.ndarray]:
@@ -109,20 +119,34 @@ def _by_torch(type: str, weighted: bool, expected: np.ndarray) -> float:
     return seconds
 
 
-def _samples(type: str, weighted: bool, rate: float, seconds: float) -> tuple[float, float, float]:
-    """Milliseconds of the first slab's samples and of a later one's, and the share of all later ones."""
+def _samples(
+    type: str, weighted: bool, rate: float, seconds: float
+) -> tuple[float, float, float, float, float]:
+    """Milliseconds of the first slab's samples; of later ones microseconds a slab, the share of time and of slabs, and
+    the rate up to which that is all of them."""
     rng = np.random.default_rng(0)
     slab = (rng.standard_normal((_N_ROWS, _N_COLS), np.float32) * 0.02).astype("<f2").view(np.uint8)
     importance = rng.random(_N_COLS).astype(np.float32) + 0.01 if weighted else None
     blocks = quantize_stored(slab, "F16", type, importance)
     each = _N_ROWS * _N_COLS / (rate * 1e9)
-    shared = Shared(_PRETENDED, "default", Guard(), refused={trust.case_of(type, weighted, "default"): ""})
-    quantizer = GuardedQuantizer(lambda: _Known(blocks, each), None, shared)
+
+    def quantizer_of(shared: Shared) -> GuardedQuantizer:
+        return GuardedQuantizer(lambda: _Known(blocks, each), None, shared)
+
+    def shared_by_all() -> Shared:
+        return Shared(_PRETENDED, "default", Guard(), refused={trust.case_of(type, weighted, "default"): ""})
+
+    quantizer_of(shared_by_all()).quantize(slab, "F16", type, importance)  # compiles
+    shared = shared_by_all()
+    quantizer = quantizer_of(shared)
+    samples = shared.samples
     first = _seconds(lambda: quantizer.quantize(slab, "F16", type, importance)) - each
-    later = _seconds(lambda: quantizer.quantize(slab, "F16", type, importance)) - each
-    while shared.samples.worked < seconds:
+    while samples.worked < seconds:
         quantizer.quantize(slab, "F16", type, importance)
-    return 1000 * first, 1000 * later, shared.samples.compared / shared.samples.worked
+    quantizer.finish()
+    later = 1e6 * samples.compared / samples.slabs
+    every = SHARE * slab.size / 2 * samples.sampled / samples.compared / 1e9
+    return 1000 * first, later, samples.compared / samples.worked, samples.sampled / samples.slabs, every
 
 
 def measure(type: str, weighted: bool, options: argparse.Namespace) -> Row:

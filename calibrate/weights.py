@@ -40,6 +40,7 @@ def quantized(source: TensorSource, subject: Subject, type: str, quantizer: RowQ
         loaded = quantizer.load(source.read(spec.name, m * n_rows, n_rows), spec.type)
         with naming(spec.name):
             parts.append(quantizer.quantize(loaded, spec.type, type, _of_matrix(subject, m)))
+    quantizer.finish()
     return np.concatenate(parts)
 
 
@@ -70,6 +71,7 @@ def sampled_errors(
                 blocks = quantizer.quantize(loaded, spec.type, type, importance)
             difference = weights - to_float32(blocks, type)
             lost[type] += float(((difference * difference) @ h).sum(dtype=np.float64))
+    quantizer.finish()
     return {type: error / whole if whole else 0.0 for type, error in lost.items()}
 
 

@@ -110,9 +110,10 @@ class SlabCarrier:
         return told(self._finish, self._warnings, abroad=True)
 
     def _finish(self) -> Mapping[str, float]:
+        assert self._line is not None
+        self._line.finish()
         for rows in self._rows:
             rows.sync()
-        assert self._line is not None
         return self._line.clock.taken()
 
     def close(self) -> None:

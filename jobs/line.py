@@ -102,6 +102,7 @@ class Line:
         self._reader, self._writer, *workers = (ThreadPoolExecutor(1) for _ in range(2 + len(quantizers)))
         for pool in (self._reader, *workers, self._writer):
             self._pools.callback(pool.shutdown, cancel_futures=True)
+        self._quantizers = quantizers
         self._devices = cycle(zip(workers, quantizers, strict=True))
         self.at_once = self.in_one_memory = _SLABS_IN_TRANSIT + len(quantizers)
 
@@ -116,6 +117,10 @@ class Line:
         read = self._reader.submit(self._read, slab, quantizer)
         made = worker.submit(self._make, slab, quantizer, read)
         return self._writer.submit(self._write, slab, made)
+
+    def finish(self) -> None:
+        for quantizer in self._quantizers:
+            quantizer.finish()
 
     def _read(self, slab: Slab, quantizer: RowQuantizer) -> Read:
         """The rows as the next step wants them, and their importance."""

@@ -38,7 +38,6 @@ def carry_on_ray(
     """
     with ClusterLine(ray, job, source, sinks, importance, rows, watcher) as line:
         carry(line, entries, job.max_buffer_bytes, watcher)
-        line.finish()
     return line.clock, line.engines
 
 

@@ -26,6 +26,9 @@ class Worker(Protocol):
     def submit(self, slab: Slab) -> Future[None]:
         """Done when the slab's rows are in all outputs. Raises, there, what the work raises."""
 
+    def finish(self) -> None:
+        """After the last slab: all is in the outputs, and right. Raises what the work raises."""
+
 
 def carry(worker: Worker, outputs: Sequence[Sequence[PlanEntry]], max_bytes: int, watcher: Watcher) -> None:
     """All rows of all entries of each output, in slabs of which `max_bytes` are in one memory.
@@ -45,3 +48,4 @@ def carry(worker: Worker, outputs: Sequence[Sequence[PlanEntry]], max_bytes: int
             finish()
     while under_way:
         finish()
+    worker.finish()

@@ -131,6 +131,7 @@ def _quantized(
     (quantizer, *_) = row_quantizers(engine, threads, search)
     raw = quantizer.load(_bytes_of(matrix), stored)
     done = quantizer.quantize(raw, stored, type.name, importance)
+    quantizer.finish()
     if isinstance(matrix, np.ndarray):
         return done
     import torch

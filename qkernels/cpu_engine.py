@@ -80,6 +80,36 @@ def quantize_stored(
     return _quantized(raw.view("<u2"), source.name, target, weights, threads, search)
 
 
+def blocks_of(
+    parts: np.ndarray,
+    source: QuantType,
+    type: QuantType,
+    importance: np.ndarray | None,
+    rows: np.ndarray | None,
+    search: Search,
+) -> np.ndarray:
+    """The blocks of `type` that `quantize_stored` makes of parts of finite rows, on this thread.
+
+    parts u8 [n, bytes] of the type `source`; importance f32 [n, n_weights], checked, of the columns of each; rows u8
+    [n, row_bytes] that they are of, for encoders that use a row's mean square. → u8 [n, bytes].
+    """
+    from quantmill.qkernels.lanes import cpu
+    from quantmill.qkernels.lanes.native import host
+
+    def numbers(stored: np.ndarray) -> np.ndarray:
+        if source.family == "plain":
+            return plain.widen(stored, source)
+        return dequantize(stored, source, "F32", None, 1)
+
+    x, sigma = numbers(parts), None
+    if rows is not None:
+        sigma = np.repeat(cpu.row_sigmas(numbers(rows), "F32", host()), x.shape[1] // type.block)
+    weights = None if importance is None else importance.reshape(-1, type.block)
+    encoder = encoder_of(type.name, importance is not None, search)
+    blocks = cpu.encode_apart(type, encoder, x.reshape(-1, type.block), weights, sigma, host())
+    return blocks.reshape(len(parts), -1)
+
+
 def _requantized(
     raw: np.ndarray,
     source: QuantType,
@@ -151,6 +181,9 @@ class _Quantizer:
         self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
     ) -> np.ndarray:
         return quantize_stored(loaded, source_type, type, importance, self._threads, self._search)
+
+    def finish(self) -> None:
+        pass
 
 
 def quantizers(engine: Engine, threads: int | None, search: Search, guard: object) -> list[RowQuantizer]:

@@ -226,6 +226,9 @@ class DeviceQuantizer:
     def load(self, raw: np.ndarray, source_type: str) -> np.ndarray:
         return np.array(raw)  # reads the file here, not in the worker
 
+    def finish(self) -> None:
+        pass
+
     def _work(
         self,
         stored: torch.Tensor,

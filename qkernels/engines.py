@@ -24,8 +24,8 @@ from quantmill.qkernels.types import QuantizeError, QuantType, Search
 class RowQuantizer(Protocol):
     """Stored rows u8 [n_rows, row_bytes] of one type → rows of another, on one device, for one worker.
 
-    `load` runs in the reading thread and gives `quantize`, in the worker's, what it wants: so reading overlaps with
-    the search. Both raise QuantizeError as `qkernels.quantize` does.
+    `load` runs in the reading thread and gives `quantize`, in the worker's, what it wants. Both raise QuantizeError as
+    `qkernels.quantize` does. `finish`, after the last rows of a run, raises DeviceFault for some that came out wrong.
     """
 
     def load(self, raw: np.ndarray, source_type: str) -> np.ndarray: ...
@@ -33,6 +33,8 @@ class RowQuantizer(Protocol):
     def quantize(
         self, loaded: np.ndarray, source_type: str, type: str, importance: np.ndarray | None
     ) -> np.ndarray: ...
+
+    def finish(self) -> None: ...
 
 
 class EngineModule(Protocol):

@@ -19,11 +19,12 @@ import numpy as np
 
 from quantmill.qkernels.api import quantize
 from quantmill.qkernels.checks import checked_importance
-from quantmill.qkernels.cpu_engine import quantize_stored
+from quantmill.qkernels.cpu_engine import blocks_of, quantize_stored
+from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
 from quantmill.qkernels.memory_faults import is_out_of_memory
-from quantmill.qkernels.samples import ROWS, Samples, spread
-from quantmill.qkernels.trust import Answers, DeviceFault, Verdict, ask, case_of, compared
+from quantmill.qkernels.samples import FIRST_BLOCKS, ROWS, Kind, Parts, Samples, Slab, spread
+from quantmill.qkernels.trust import Answers, DeviceFault, Verdict, ask, case_of, compared, is_weighted
 from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type, readable_type
 
 # What torch, Triton's and Metal's compilers and their tools raise.
@@ -60,6 +61,7 @@ class Shared:
     samples: Samples = field(default_factory=Samples)
     told: set[str] = field(default_factory=set)
     lock: Any = field(default_factory=threading.Lock)
+    _kinds: dict[tuple[str, str, int], Kind] = field(default_factory=dict)
     _answers: Answers | None = None
 
     @property
@@ -67,6 +69,14 @@ class Shared:
         if self._answers is None:
             self._answers = Answers(self.engine)
         return self._answers
+
+    def kind(self, case: str, source: QuantType, target: QuantType, n_cols: int) -> Kind:
+        """What its samples are compared with; always the same object."""
+        key = case, source.name, n_cols
+        if key not in self._kinds:
+            encoder = encoder_of(target.name, is_weighted(case), self.search)
+            self._kinds.setdefault(key, Kind(case, source, target, n_cols, encoder.uses_row_sigma))
+        return self._kinds[key]
 
     def fault(self, line: str) -> None:
         """A fault that the CPU makes good, told once. Raises DeviceFault where that is not wanted."""
@@ -148,16 +158,26 @@ class GuardedQuantizer:
         done = self.beside(case, type, n_cols, work)
         if done is None:
             return self._by_cpu(loaded, source_type, type, importance)
-        if target.family == "plain":
+        if target.family == "plain" or not len(done):
             return done
         seconds = perf_counter() - began
-
-        def compare(rows: np.ndarray) -> None:
+        kind, slab = shared.kind(case, source, target, n_cols), Slab(loaded, done, checked)
+        if shared.samples.is_first(case):
+            rows = spread(len(loaded), max(ROWS, -(-FIRST_BLOCKS * target.block // n_cols)))
             expected = self._by_cpu(loaded[rows], source_type, type, importance)
             self._require_same(case, target, loaded[rows], done[rows], expected)
-
-        shared.samples.rows(case, len(loaded), n_cols // target.block, seconds, compare)
+            shared.samples.begin(kind, slab, self._compare)
+        else:
+            shared.samples.take(kind, slab, seconds, self._compare)
         return done
+
+    def finish(self) -> None:
+        self._shared.samples.finish(self._compare)
+
+    def _compare(self, parts: Parts) -> None:
+        kind, stored, search = parts.kind, parts.stored, self._shared.search
+        expected = blocks_of(stored, kind.source, kind.target, parts.importance, parts.rows, search)
+        self._require_same(kind.case, kind.target, stored, parts.made, expected)
 
     def beside(self, case: str, type: str, n_cols: int, work: Callable[[], Any]) -> Any | None:
         """What `work` makes on the device, of rows of so many columns; None where the CPU has to do it.
@@ -165,7 +185,7 @@ class GuardedQuantizer:
         Raises QuantizeError for input that no device could quantize, DeviceFault where faults are errors.
         """
         shared = self._shared
-        if shared.lost or not self._trusted(case, type, "importance" in case):
+        if shared.lost or not self._trusted(case, type, is_weighted(case)):
             return None
         try:
             return within(shared.guard.seconds, work)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -142,6 +143,10 @@ def case_of(type: str, weighted: bool, search: Search) -> str:
     return "-".join([type, "importance" if weighted else "plain", search])
 
 
+def is_weighted(case: str) -> bool:
+    return "importance" in case
+
+
 def ask(
     answers: Answers, case: str, type: str, weighted: bool, by_device: Quantize, by_cpu: Quantize
 ) -> Verdict:
@@ -163,11 +168,14 @@ def compared(
     wrong = np.flatnonzero((ours != theirs).any(1))
     if not len(wrong):
         return Verdict(len(theirs), 0)
-    sources = raw.reshape(len(theirs), -1)
+    sources = np.ascontiguousarray(raw).reshape(-1)
+    starts = (
+        np.arange(len(theirs) + 1) * len(sources) / len(theirs)
+    )  # within blocks of the source, where these are longer
     shown = [
         {
             "block": int(i),
-            "stored": sources[i].tobytes().hex(),
+            "stored": sources[int(starts[i]) : math.ceil(starts[i + 1])].tobytes().hex(),
             "device": ours[i].tobytes().hex(),
             "cpu": theirs[i].tobytes().hex(),
         }

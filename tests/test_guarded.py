@@ -14,7 +14,7 @@ from quantmill.gguf_io import GGUFSink, OutputTensor
 from quantmill.jobs import quantize as quantize_job
 from quantmill.jobs.quantize import Job, run
 from quantmill.jobs.watcher import Silent
-from quantmill.qkernels import arrays, cpu_engine, device, guarded, travel, trust
+from quantmill.qkernels import arrays, cpu_engine, device, guarded, samples, travel, trust
 from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.guarded import Guard, check_rows, within
 from quantmill.qkernels.hard_blocks import hard_rows
@@ -196,6 +196,30 @@ def test_wrong_bytes_in_a_hundredth_of_the_blocks_are_found_in_the_run(model, ri
     with pytest.raises(DeviceFault):
         made(model, tmp_path / "strict.gguf", strict_device=True)
     assert not list(tmp_path.glob("strict*"))
+
+
+def test_a_slab_that_is_wrong_is_found_wherever_it_is(model, right, faults, tmp_path, monkeypatch):
+    """Of each slab something is looked at, before the file has its name at the latest."""
+    monkeypatch.setattr(
+        samples, "SHARE", 1e6
+    )  # small slabs take no time, and a hundredth of it pays for nothing
+    monkeypatch.setattr(samples, "ENOUGH", 10_000)
+    made(model, tmp_path / "learned.gguf")
+    slabs = itertools.count()
+    faults.wrong = lambda blocks: (next(slabs), blocks)[1]
+    made(model, tmp_path / "counted.gguf")
+    n = next(slabs)
+    assert n > 10
+    for wrong in range(1 + n):  # the hard blocks, and each slab
+        slabs = itertools.count()
+        faults.wrong = lambda blocks, wrong=wrong, slabs=slabs: blocks ^ 1 if next(slabs) == wrong else blocks
+        for file in (tmp_path / "cache").rglob(
+            "*.json"
+        ):  # a type found wrong is left to the CPU from then on
+            file.unlink()
+        with pytest.raises(DeviceFault, match="are not the CPU's"):
+            made(model, tmp_path / "strict.gguf", strict_device=True)
+        assert not list(tmp_path.glob("strict*"))
 
 
 def test_a_device_that_hangs(model, right, faults, tmp_path, monkeypatch):

@@ -33,11 +33,15 @@ class Shrinking:
 
         return Done()
 
+    def finish(self):
+        assert self.under_way == 0
+        self.is_finished = True
+
 
 def test_no_more_is_under_way_than_a_worker_takes_also_when_it_takes_less(tmp_path):
     plan = plan_job(Job(str(tiny("F16")), tmp_path / "x.gguf", Recipe("Q8_0"), device="cpu"))
     worker = Shrinking()
     carry(worker, [plan.entries], 1 << 20, Silent())
-    assert worker.under_way == 0
+    assert worker.is_finished
     assert max(n for n, _ in worker.most) == 4
     assert all(n <= at_once for n, at_once in worker.most[6:])

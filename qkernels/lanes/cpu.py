@@ -33,8 +33,11 @@ class Parts:
     kinds: tuple[str, ...]
 
 
-def parts_of(type: QuantType, encoder: Encoder, processor: Processor) -> Parts:
+def parts_of(type: QuantType, encoder: Encoder, processor: Processor, apart: bool = False) -> Parts:
+    """apart: blocks have an importance of their own."""
     arrays = {"x": (type.block, "f32"), "out": (type.bytes, "u8"), **encoder.scratch}
+    if apart:
+        arrays["importance"] = (type.block, "f32")
     if encoder.uses_row_sigma:
         arrays["row_sigma"] = (1, "f32")
     tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
@@ -49,16 +52,19 @@ def tiles_of(encoder: Encoder, n_rows: int, per_row: int, processor: Processor) 
 
 
 @functools.cache
-def compiled_encoder(type: QuantType, encoder: Encoder, source: str, processor: Processor) -> Compiled:
-    """The function of one encoder for rows of the type `source`."""
-    parts = parts_of(type, encoder, processor)
+def compiled_encoder(
+    type: QuantType, encoder: Encoder, source: str, processor: Processor, apart: bool = False
+) -> Compiled:
+    """The function of one encoder for rows of the type `source`; or for blocks that are apart."""
+    parts = parts_of(type, encoder, processor, apart)
 
     def text() -> str:
         from quantmill.qkernels.lanes.cpu_driver import text_of
 
-        return text_of(type, encoder, source, parts.layout, parts.kinds, processor)
+        return text_of(type, encoder, source, parts.layout, parts.kinds, processor, apart)
 
-    name = f"{type.name}{'-importance' if encoder.uses_importance else ''}-from-{source}"
+    weighted = "-importance" if encoder.uses_importance else ""
+    name = f"{type.name}{weighted}-from-{source}{'-apart' if apart else ''}"
     phases = tuple((phase.function, phase.arguments, phase.lanes) for phase in encoder.phases)
     facts = (type.block, type.bytes, phases, parts.layout, parts.kinds)
     return compiled(name, facts, encoder.module, _SHAPE, parts.layout.n_bytes, parts.tables, text, processor)
@@ -130,3 +136,42 @@ def encode(
         type.block * processor.width,
     )
     return out[: len(rows)]
+
+
+def encode_apart(
+    type: QuantType,
+    encoder: Encoder,
+    blocks: np.ndarray,
+    importance: np.ndarray | None,
+    sigma: np.ndarray | None,
+    processor: Processor,
+) -> np.ndarray:
+    """Finite blocks f32 [n, block] of any rows, each with its importance f32 [n, block] and the mean square of its row,
+    f32 [n], where the encoder uses them → uint8 [n, bytes], as `encode` makes them of whole rows. On this thread."""
+    assert (importance is not None) == encoder.uses_importance
+    assert (sigma is not None) == encoder.uses_row_sigma
+    if importance is None:
+        return encode(type, encoder, blocks, None, 1, processor)
+    n = len(blocks)
+    missing = max(0, processor.width - n)  # a tile is full: the last block is repeated
+    given = [np.pad(one, ((0, missing), (0, 0)), "edge") if missing else one for one in (blocks, importance)]
+    source, columns = map(np.ascontiguousarray, given)
+    sigma = np.empty(0, np.float32) if sigma is None else np.pad(sigma, (0, missing), "edge")
+    out = np.empty((len(source), type.bytes), np.uint8)
+    function = compiled_encoder(type, encoder, "F32", processor, apart=True)
+    tiles = -(-len(source) // processor.width)
+    finite = function((source, columns, sigma, out), (*source.shape, 0, tiles), function.memory())
+    assert finite
+    return out[:n]
+
+
+def row_sigmas(rows: np.ndarray, stored: str, processor: Processor) -> np.ndarray:
+    """rows [n, n_cols] of the type `stored`, as `encode` takes them → their mean squares, f32 [n]. On this thread."""
+    missing = max(0, processor.width - len(rows))
+    source = np.pad(rows, ((0, missing), (0, 0)), "edge") if missing else np.ascontiguousarray(rows)
+    sigma = np.empty(len(source), np.float32)
+    unused = np.empty(0, np.float32)
+    function = compiled_row_sigma(stored, processor)
+    tiles = -(-len(source) // processor.width)
+    function((source, unused, sigma, unused), (*source.shape, 0, tiles), function.memory())
+    return sigma[: len(rows)]

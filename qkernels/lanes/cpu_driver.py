@@ -8,8 +8,9 @@ finite, else 0.
 
 A tile is loaded transposed (`[element][lane]`), taken through the phases and written back block by block. With
 importance its lanes are blocks of different rows at the same columns, so that all share the importance of a column;
-else they are blocks in a row, which reads memory in its order. The last tile ends with the last block and does again
-what the tile before it did: blocks are independent, so the bytes are the same.
+else they are blocks in a row, which reads memory in its order. Blocks that are `apart`, a row each, have their own
+importance, columns f32 [n_rows, n_cols], and the mean squares of the rows that they come from. The last tile ends with
+the last block and does again what the tile before it did: blocks are independent, so the bytes are the same.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def text_of(
     layout: Layout,
     tables: Sequence[str],
     processor: Processor,
+    apart: bool = False,
 ) -> str:
     """The function of an encoder for rows of the type `source`. `tables`: the kinds of its tables, "f32" or "i32"."""
     driver = _Driver(source, layout, tables, processor)
@@ -71,24 +73,26 @@ def text_of(
     b, block = driver.b, I64(type.block)
     per_row = b.udiv(driver.n_cols, block)
     with loop(b, driver.begin, driver.end) as tile:
-        if encoder.uses_importance:
+        if encoder.uses_importance and not apart:
             row = first_of(b, b.udiv(tile, per_row), driver.n_rows)
             column = b.urem(tile, per_row)
-            first, apart = b.add(b.mul(row, per_row), column), per_row
+            first, step, ahead = b.add(b.mul(row, per_row), column), per_row, block
             arrays["importance"] = b.gep(driver.columns, [b.mul(column, block)])
-            if encoder.uses_row_sigma:
-                given = b.bitcast(b.gep(driver.sigma, [row]), b.floats.as_pointer())
-                b.store(b.load(given, align=4), arrays["row_sigma"])
         else:
-            first, apart = first_of(b, tile, b.mul(driver.n_rows, per_row)), I64(1)
-        ahead = block if encoder.uses_importance else b.mul(I64(b.width), block)
-        driver.load_tile(b.mul(first, block), b.mul(apart, block), type.block, ahead)
+            row = first = first_of(b, tile, b.mul(driver.n_rows, per_row))
+            step, ahead = I64(1), b.mul(I64(b.width), block)
+            if apart:
+                driver.load_importance(b.mul(first, block), block, type.block)
+        if encoder.uses_row_sigma:
+            given = b.bitcast(b.gep(driver.sigma, [row]), b.floats.as_pointer())
+            b.store(b.load(given, align=4), arrays["row_sigma"])
+        driver.load_tile(b.mul(first, block), b.mul(step, block), type.block, ahead)
         for phase in encoder.phases:
             arguments = [arrays[a] if isinstance(a, str) else a for a in phase.arguments]
             with loop(b, I64(0), I64(phase.lanes)) as j:
                 unit.call(b, programs[encoder.module_of(phase)][phase.function], [j, *arguments])
         size = I64(type.bytes)
-        driver.store_tile(b.mul(first, size), b.mul(apart, size), type.bytes)
+        driver.store_tile(b.mul(first, size), b.mul(step, size), type.bytes)
     return driver.finish()
 
 
@@ -153,6 +157,17 @@ class _Driver:
                 for k, run in enumerate(interleave(b, rows)):
                     store_run(b, run, x, b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)), 64)
             b.store(highest, self.largest)
+
+    def load_importance(self, start: ir.Value, stride: ir.Value, n: int) -> None:
+        """A run of n numbers a lane, from element `start` of the columns on."""
+        b = self.b
+        to = b.bitcast(self.arrays["importance"], F32.as_pointer())
+        with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
+            for lane in range(0, b.width, _SIDE):
+                places = [b.add(b.add(start, b.mul(stride, I64(lane + k))), i) for k in range(_SIDE)]
+                runs = [load_run(b, self.columns, place, _FLOAT_RUN, 4) for place in places]
+                for k, run in enumerate(interleave(b, runs)):
+                    store_run(b, run, to, b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)), 64)
 
     def widened(self, run: ir.Value) -> ir.Value:
         """Sixteen weights as floats, exactly."""
