@@ -43,6 +43,12 @@ SETTINGS = [
     ("qwen4-exp", {"indexer_budget": None}, "key 'indexer_budget' is missing"),
     ("bert", {"hidden_act": "relu"}, "hidden_act is 'relu'; llama.cpp has gelu only"),
     ("bert", {"position_embedding_type": "relative_key"}, "llama.cpp has absolute only"),
+    ("xlm-roberta", {"hidden_act": "relu"}, "hidden_act is 'relu'; llama.cpp has gelu only"),
+    (
+        "xlm-roberta",
+        {"lora_adaptations": ["text-matching"]},
+        r"\(Jina Embeddings 3\) is not supported; convert it",
+    ),
     ("nomic-bert", {"qkv_proj_bias": True}, "qkv_proj_bias is True; llama.cpp has False only"),
     ("nomic-bert", {"moe_every_n_layers": 2}, "Nomic Embed with experts is not supported"),
     ("kimi-k3-text", {"hidden_act": "silu"}, "hidden_act is 'silu'; llama.cpp has situ only"),
@@ -166,7 +172,7 @@ def test_words_that_are_not_split_as_bert_does(tmp_path):
 def test_what_the_docs_call_missing_is_refused_with_the_way_out(tmp_path):
     missing = DOCS.read_text(encoding="utf-8").split("## What is missing")[1]
     classes = re.findall(r"`(\w+(?:ForCausalLM|ForConditionalGeneration|Model))`", missing)
-    assert {"XLMRobertaModel"} <= set(classes)
+    assert {"RobertaModel", "JinaBertModel"} <= set(classes)
     assert not set(classes) & set(SUPPORTED)
     write_model("qwen3-moe", tmp_path)
     for name in classes:

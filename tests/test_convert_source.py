@@ -76,7 +76,10 @@ def test_names_lead_back(name, library):
             one, other = (stored[source].reshape(-1) for source in table.views[use.name].sources)
             np.testing.assert_array_equal(converted[use.name], one * other)
         else:
-            np.testing.assert_allclose(table.to_hf(key, converted.__getitem__, empty), stored[key], atol=1e-6)
+            rows = table.views[use.name].rows
+            kept = rows if name == "xlm-roberta" and isinstance(rows, slice) else slice(None)
+            found = table.to_hf(key, converted.__getitem__, empty)
+            np.testing.assert_allclose(found[kept], stored[key][kept], atol=1e-6)
 
 
 def test_decays_behind_those_of_the_heads_are_padding(tmp_path):

@@ -56,6 +56,7 @@ NOT_RUN = {
     "Qwen4ExpForConditionalGeneration": "transformers makes the numbers of its hash, which a GGUF holds",
     "Qwen4ExpForCausalLM": "the same",
     "BertModel": "makes vectors of texts, whose tokens all see each other",
+    "XLMRobertaModel": "makes vectors of texts, whose tokens all see each other",
     "NomicBertModel": "makes vectors of texts, whose tokens all see each other",
     "HYV4ForCausalLM": "its RoPE turns pairs in llama.cpp, halves in transformers",
     "Gemma3TextModel": "makes vectors of texts, whose tokens all see each other",

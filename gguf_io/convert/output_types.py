@@ -90,5 +90,6 @@ def recorded(writer: GGUFWriter) -> Metadata:
         element = None
         if found.type == GGUFValueType.ARRAY:
             element = found.sub_type or GGUFValueType.get_type(found.value[0])
+            element = GGUFValueType.UINT8 if isinstance(found.value, bytes) else element
         items[key] = MetaValue(found.type, found.value, element)
     return Metadata(items)

@@ -1,7 +1,8 @@
 """SentencePiece's tokenizer.model: a protocol buffer of pieces, read without the sentencepiece package.
 
-Only field 1 of ModelProto matters, a repeated message {1: piece text, 2: score float32, 3: type}
-(sentencepiece_model.proto); everything else is skipped by its wire type.
+Of ModelProto field 1 matters, a repeated message {1: piece text, 2: score float32, 3: type}; of TrainerSpec (2) the
+kind of vocabulary (3), of NormalizerSpec (3) the table of characters (2), whether a space is put before a text (3) and
+whether further ones are removed (4) (sentencepiece_model.proto). Everything else is skipped by its wire type.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from pathlib import Path
 from quantmill.gguf_io.errors import GGUFError
 
 PIECES, TEXT, SCORE, KIND = 1, 1, 2, 3
+TRAINER, MODEL = 2, 3
+NORMALIZER, CHARSMAP, ADDS_SPACE, TRIMS = 3, 2, 3, 4
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 NORMAL = 1
+UNIGRAM = 1
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,34 @@ class Piece:
     text: str
     score: float
     kind: int
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """model: 1 Unigram, 2 BPE. charsmap: a table of characters that are replaced."""
+
+    model: int = UNIGRAM
+    charsmap: bytes = b""
+    adds_space: bool = True
+    trims: bool = True
+
+
+def read_normalizer(path: Path) -> Normalizer:
+    """What happens to a text before it is cut. Raises GGUFError when the file is no SentencePiece model."""
+    found: dict[tuple[int, int], bytes | int] = {}
+    try:
+        for outer, message in _fields(path.read_bytes()):
+            if outer in (TRAINER, NORMALIZER) and isinstance(message, bytes):
+                found |= {(outer, inner): value for inner, value in _fields(message)}
+    except (ValueError, IndexError) as error:
+        raise GGUFError(f"{path}: not a SentencePiece model ({error})") from None
+    charsmap = found.get((NORMALIZER, CHARSMAP), b"")
+    return Normalizer(
+        int(found.get((TRAINER, MODEL), UNIGRAM)),
+        charsmap if isinstance(charsmap, bytes) else b"",
+        bool(found.get((NORMALIZER, ADDS_SPACE), 1)),
+        bool(found.get((NORMALIZER, TRIMS), 1)),
+    )
 
 
 def read_pieces(path: Path) -> list[Piece]:

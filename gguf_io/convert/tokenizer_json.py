@@ -6,6 +6,8 @@ warning; everything that names tokens must be right, for an id that is lost is s
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -116,11 +118,36 @@ def check_tokenizer(path: Path, found: Mapping[str, Any]) -> None:
         _require(_is_merge(merge), path, "model.merges", 'of "left right" or two texts each', merge)
     _check_steps(path, "normalizer", "normalizers", normalizer)
     _check_steps(path, "post_processor", "processors", found.get("post_processor"))
+    charsmap(path, found)
     added = found.get("added_tokens")
     _require(added is None or isinstance(added, list), path, "added_tokens", "a list", added)
     for token in added or ():
         right = isinstance(token, dict) and is_token(token) and is_id(token.get("id"))
         _require(right, path, "added_tokens", "of objects with content and id", token)
+
+
+def charsmap(path: Path, found: Mapping[str, Any]) -> bytes:
+    """SentencePiece's table of characters that are replaced, b"" where there is none. Raises GGUFError for one that is
+    damaged, which the tokenizers package does not survive."""
+    normalizer = found.get("normalizer") or {}
+    for part in normalizer.get("normalizers") or [normalizer]:
+        text = part.get("precompiled_charsmap")
+        if text is not None:
+            try:
+                table = base64.b64decode(text, validate=True)
+                (size,) = struct.unpack_from("<I", table)
+                table[4 + size :].decode("utf-8")
+            except (TypeError, ValueError, struct.error):
+                size, table = 1, b""
+            _require(
+                size % 4 == 0 and 4 + size <= len(table),
+                path,
+                "precompiled_charsmap",
+                "SentencePiece's table",
+                text,
+            )
+            return table
+    return b""
 
 
 def content(token: Any) -> str | None:

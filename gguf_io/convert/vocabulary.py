@@ -156,7 +156,7 @@ def byte_fallback_bpe(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: i
     settings = files.settings
     named = {content(settings.get(f"{kind}_token")) for kind in KINDS}
     named |= {content(token) for token in settings.get("additional_special_tokens") or []}
-    vocabulary = _unnamed(vocab_size)
+    vocabulary = unnamed(vocab_size)
     for i, text in by_id.items():
         if i in base and _is_byte(text):
             kind = TokenType.BYTE
@@ -183,7 +183,7 @@ def scored_by_merges(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: in
     for i, merge in enumerate(files.tokenizer["model"]["merges"]):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         made.setdefault(left + right, i)
-    vocabulary = _unnamed(vocab_size)
+    vocabulary = unnamed(vocab_size)
     for i, text in by_id.items():
         if i in added:
             special = added[i].special or looks_special(text)
@@ -196,7 +196,8 @@ def scored_by_merges(files: TokenizerFiles, tokenizer: Tokenizer, vocab_size: in
     return vocabulary
 
 
-def _unnamed(vocab_size: int) -> Vocabulary:
+def unnamed(vocab_size: int) -> Vocabulary:
+    """As many tokens that no file names."""
     return Vocabulary(
         [f"[PAD{i}]" for i in range(vocab_size)],
         [int(TokenType.UNUSED)] * vocab_size,
@@ -209,7 +210,7 @@ def sentencepiece(files: TokenizerFiles, vocab_size: int, tokenizer_json_too: bo
 
     tokenizer_json_too: those of tokenizer.json as well, and special only by their flag (Phi-3).
     """
-    vocabulary = _unnamed(vocab_size)
+    vocabulary = unnamed(vocab_size)
     for i, piece in enumerate(read_pieces(files.path("tokenizer.model"))):
         # llama.cpp makes no difference between user-defined and normal pieces of the model itself
         kind = TokenType.NORMAL if piece.kind == TokenType.USER_DEFINED else TokenType(piece.kind)

@@ -30,6 +30,8 @@ UNCOMPARABLE = {
     "llama_cpp_python 0.3.36 comes within 1e-5 of transformers, with 16 and with 300 tokens",
     "qwen4-exp": "not run: transformers makes the numbers of the hash, which a GGUF holds",
     "bert": "an embedding model",
+    "xlm-roberta": "an embedding model",
+    "xlm-roberta-json": "an embedding model",
     "nomic-bert": "an embedding model",
     "muse-glimmer": "transformers has its text model only inside the one that sees",
     "kimi-k3-text": "transformers has no model of this class",

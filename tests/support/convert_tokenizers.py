@@ -31,14 +31,16 @@ GLM = ("[gMASK]", "<|observation|>")
 
 
 def write_tokenizer(directory: Path, kind: str, vocab_size: int) -> None:
-    """kind: spm, gemma4, bert-bge, kimi-k2 or hunyuan (tiktoken's form), or a definition of a pre-tokenizer; "+glm"
-    behind it: with GLM's further special tokens."""
+    """kind: spm, unigram (both of SentencePiece), unigram-json, gemma4, bert-bge, kimi-k2 or hunyuan (tiktoken's form),
+    or a definition of a pre-tokenizer; "+glm" behind it: with GLM's further special tokens."""
     if kind == "spm":
         _write_sentencepiece(directory, vocab_size)
     elif kind in TIKTOKEN:
         _write_tiktoken(directory, kind)
     elif kind == "gemma4":
         _write_byte_fallback(directory, vocab_size)
+    elif kind in ("unigram", "unigram-json"):
+        _write_unigram(directory, kind == "unigram")
     elif kind == "bert-bge":
         _write_wordpiece(directory)
     else:
@@ -151,6 +153,84 @@ def _write_wordpiece(directory: Path) -> None:
         directory / "tokenizer_config.json",
         {"tokenizer_class": "BertTokenizer", "do_lower_case": True, **named},
     )
+
+
+# Of sentencepiece's trainer, by the rules "U+FB01 becomes fi" and "U+FF21 becomes A".
+CHARSMAP = base64.b64decode((DATA / "charsmap.txt").read_text(encoding="ascii"))
+
+
+def _write_unigram(directory: Path, in_sentencepiece: bool) -> None:
+    """XLM-R's: pieces with scores, four special tokens before and a mask behind them. Both files are
+    there where one is SentencePiece's."""
+    texts = list(dict.fromkeys(piece for word in WORDS for piece in (f"▁{word}", word[:2], word[1:])))
+    texts += [
+        letter for letter in [*map(chr, range(97, 123)), "▁", ".", ",", "é", "我"] if letter not in texts
+    ]
+    pairs = [(text, -2.0 - i / 8) for i, text in enumerate(texts)]
+    special = ("<s>", "<pad>", "</s>", "<unk>")
+    names = {
+        "bos": "<s>",
+        "pad": "<pad>",
+        "eos": "</s>",
+        "unk": "<unk>",
+        "cls": "<s>",
+        "sep": "</s>",
+        "mask": "<mask>",
+    }
+    settings: dict[str, Any] = {
+        "tokenizer_class": "XLMRobertaTokenizer",
+        "clean_up_tokenization_spaces": True,
+    }
+    _write_json(
+        directory / "tokenizer_config.json",
+        settings | {f"{kind}_token": text for kind, text in names.items()},
+    )
+    if in_sentencepiece:
+        first = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+        normalizer = _bytes(2, CHARSMAP) + b"\x18\x01\x20\x01"
+        pieces = b"".join(_message(1, _piece(*piece)) for piece in [*first, *((*pair, 1) for pair in pairs)])
+        (directory / "sentencepiece.bpe.model").write_bytes(
+            pieces + _message(2, b"\x18\x01") + _bytes(3, normalizer)
+        )
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    vocab = [*((text, 0.0) for text in special), *pairs, ("<mask>", 0.0)]
+    ids = {text: i for i, (text, _) in enumerate(vocab)}
+    begin, end = ({"SpecialToken": {"id": text, "type_id": 0}} for text in ("<s>", "</s>"))
+    one, two = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": ids[text], "content": text, **flags} for text in (*special, "<mask>")],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "WhitespaceSplit"},
+                {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, one, end],
+            "pair": [begin, one, end, end, two, end],
+            "special_tokens": {
+                text: {"id": text, "ids": [ids[text]], "tokens": [text]} for text in ("<s>", "</s>")
+            },
+        },
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": 3, "vocab": vocab, "byte_fallback": False},
+    }
+    _write_json(directory / "tokenizer.json", definition)
+
+
+def _bytes(field: int, payload: bytes) -> bytes:
+    """As _message, of any length."""
+    size, digits = len(payload), []
+    while size > 127:
+        digits.append(size & 127 | 128)
+        size >>= 7
+    return bytes([field << 3 | 2, *digits, size]) + payload
 
 
 def _write_sentencepiece(directory: Path, vocab_size: int) -> None:

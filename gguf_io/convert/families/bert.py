@@ -28,13 +28,13 @@ NAMES = {
     rf"{_LAYER}output\.dense": r"blk.\1.ffn_down",
     rf"{_LAYER}output\.LayerNorm": r"blk.\1.layer_output_norm",
 }
-NOT_OF_EMBEDDINGS = Rule(r"^(?:bert\.)?(?:embeddings\.position_ids$|pooler\.|cls\.)")
+NOT_OF_EMBEDDINGS = Rule(r"^(?:(?:bert|roberta)\.)?(?:embeddings\.position_ids$|pooler\.|cls\.)")
 
 
 def renamed(names: Mapping[str, str]) -> tuple[Rule, ...]:
     """names: of modules, without what is before and behind. Older checkpoints call a norm's numbers gamma and beta."""
     return tuple(
-        Rule(rf"^(?:bert\.)?{module}\.(?:{kind})$", (Part(f"{name}.{ending}"),))
+        Rule(rf"^(?:(?:bert|roberta)\.)?{module}\.(?:{kind})$", (Part(f"{name}.{ending}"),))
         for module, name in names.items()
         for kind, ending in (("weight|gamma", "weight"), ("bias|beta", "bias"))
     )
