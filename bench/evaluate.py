@@ -1,259 +1,179 @@
 """quantmill evaluate beside llama-perplexity: numbers, and tokens a second of processor time.
 
-    python -m bench.evaluate BASE.gguf TEXT QUANT.gguf … --llama-perplexity PATH [--chunks 10] [--threads 1] [--out P]
+    python -m bench.evaluate BASE.gguf TEXT QUANT.gguf … --llama-perplexity PATH [--chunks 10] [--threads 1 2] [--out P]
 
 Both score the same chunks, of quants against the same base, which llama-perplexity wrote. Whole commands take turns;
-what the same command takes for two chunks is taken away for the rates ("start-up apart"). KLD is shown with float32
-products, too. llama-perplexity rounds activations to 8 bits for quantized weights and quantmill does not; to see
-whether that explains a difference, give the quant as float32 too (llama-quantize --allow-requantize QUANT.gguf
-OUT.gguf F32).
+what the same command takes for three chunks is taken away for the rates ("start-up apart"). Ratios of processor seconds
+bear a machine that does other work, too; those of wall time hardly. KLD is shown with float32 products, too.
+llama-perplexity rounds activations to 8 bits for quantized weights and quantmill does not; to see whether that explains
+a difference, give the quant as float32 too (llama-quantize --allow-requantize QUANT.gguf OUT.gguf F32).
 
-Last: divergences of two files in one run with the base, beside llama-perplexity's run for the base and one for each.
---compact: what the compact base costs in exactness, in this process.
+Last: divergences of two files in one run with the base, and with the base's predictions from its file, beside
+llama-perplexity's run for the base and one for each. --compact: what the compact base costs in exactness, in this
+process.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import machine, process, tables
-
-KS = (256, 1024, 2048)
-FLAGS = ("--no-repack", "-c", "512")
-_N_CTX, _FEW = 512, 2
+from bench import compact, machine, process, tables
+from bench.contest import FEW, Contest, Costs, Used, costs, used
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file. `theirs` is llama-perplexity's. rate: tokens a CPU second, start-up apart; cpu_s: of the whole command.
-
-    kld_float32: with --dtype float32. ratio, whole: how many times theirs, median of the rounds.
-    """
+    """Numbers of one file. `theirs` is llama-perplexity's. kld_float32: with --dtype float32."""
 
     file: str
     ppl: float
     ppl_theirs: float
-    kld: float | None
-    kld_theirs: float | None
-    kld_float32: float | None
-    same_top: float | None
-    same_top_theirs: float | None
-    rate: float
-    rate_theirs: float
-    ratio: float
-    cpu_s: float
-    cpu_s_theirs: float
-    whole: float
-    memory_mib: float
-    memory_mib_theirs: float
+    kld: float | None = None
+    kld_theirs: float | None = None
+    kld_float32: float | None = None
+    same_top: float | None = None
+    same_top_theirs: float | None = None
+
+
+@dataclass(frozen=True)
+class CostRow(Costs):
+    """What one file costs with so many threads."""
+
+    file: str
+    threads: int
 
 
 @dataclass(frozen=True)
 class Together:
-    """Two files and the base: CPU seconds of our command, of llama-perplexity's run that writes the base's predictions,
-    and of its two that compare."""
+    """Two files against the base, processor seconds of whole commands: ours in one run with the base, ours with the
+    base's file; llama-perplexity's run that writes that file, its two that read it.
+
+    Ratios, start-up apart: of its two runs to ours with the file, of its two to our one run, of all three to our one.
+    """
 
     files: str
-    cpu_s: float
+    threads: int
+    one_s: float
+    file_s: float
     base_s: float
     two_s: float
-    ratio_of_two: float
-    ratio_of_three: float
+    two_of_file: float
+    two_of_one: float
+    three_of_one: float
+    whole: float
 
 
-@dataclass(frozen=True)
-class CompactRow:
-    """Relative error of the mean KLD with k entries a position, and how much smaller the file is."""
-
-    file: str
-    k: int
-    error: float
-    smaller: float
-
-
-@dataclass(frozen=True)
-class Used:
-    """A command for the few chunks and for all: CPU seconds, memory of the latter."""
-
-    few_s: float
-    all_s: float
-    peak_bytes: int
-
-
-class Contest:
-    """The two programs on one text, in a folder for what they write."""
-
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.folder = options, folder
-        self.n_tokens = (options.chunks - _FEW) * _N_CTX
-        threads = ("-t", str(options.threads))
-        self._llama = [str(options.llama_perplexity), *FLAGS, *threads]
-        self._ours = [sys.executable, "-m", "quantmill", "evaluate", "--threads", str(options.threads)]
-
-    def base(self, chunks: int) -> Path:
-        return self.folder / f"base-{chunks}.logits"
-
-    def record(self, *words: str) -> tuple[process.Usage, dict[str, Any]]:
-        """Our command with these words, and the record that it writes."""
-        said = self.folder / "run.json"
-        used = process.run([*self._ours, *words, "-o", str(said), "--force"])
-        found: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
-        return used, found
-
-    def theirs(self, *words: str) -> tuple[process.Usage, str]:
-        """llama-perplexity with these words, and what it prints."""
-        said = self.folder / "printed.txt"
-        used = process.run([*self._llama, *words], said)
-        return used, said.read_text(encoding="utf-8", errors="replace")
-
-    def write_base(self, chunks: int) -> process.Usage:
-        text = ("-f", str(self.options.text), "--chunks", str(chunks))
-        return self.theirs(
-            "-m", str(self.options.base), *text, "--kl-divergence-base", str(self.base(chunks))
-        )[0]
-
-    def rounds(self, ours: Callable[[int], process.Usage], theirs: Callable[[int], process.Usage]) -> Any:
-        """Each for few and all chunks, in turns: two lists of what was used."""
-        found: tuple[list[Used], list[Used]] = ([], [])
-        for _ in range(self.options.rounds):
-            for run, into in zip((ours, theirs), found, strict=True):
-                few, whole = run(_FEW), run(self.options.chunks)
-                into.append(Used(few.cpu_s, whole.cpu_s, whole.peak_bytes))
-        return found
-
-    def costs(self, ours: list[Used], theirs: list[Used]) -> dict[str, float]:
-        """The fields of a Row that say what was used."""
-        pairs = list(zip(ours, theirs, strict=True))
-        middle = statistics.median
-        return {
-            "rate": middle(self.n_tokens / (one.all_s - one.few_s) for one in ours),
-            "rate_theirs": middle(self.n_tokens / (one.all_s - one.few_s) for one in theirs),
-            "ratio": middle((b.all_s - b.few_s) / (a.all_s - a.few_s) for a, b in pairs),
-            "cpu_s": middle(one.all_s for one in ours),
-            "cpu_s_theirs": middle(one.all_s for one in theirs),
-            "whole": middle(b.all_s / a.all_s for a, b in pairs),
-            "memory_mib": max(one.peak_bytes for one in ours) / (1 << 20),
-            "memory_mib_theirs": max(one.peak_bytes for one in theirs) / (1 << 20),
-        }
-
-
-def alone(contest: Contest, path: Path) -> Row:
+def alone(contest: Contest, path: Path, rounds: int) -> tuple[Row, CostRow]:
     """The perplexity of one file, without a base."""
     said: dict[str, Any] = {}
+    text = str(contest.text)
 
-    def ours(chunks: int) -> process.Usage:
-        used, said["ours"] = contest.record(
-            str(path), "--text", str(contest.options.text), "--chunks", str(chunks)
-        )
-        return used
+    def ours(chunks: int) -> list[process.Usage]:
+        usage, said["ours"] = contest.record(str(path), "--text", text, "--chunks", str(chunks))
+        return [usage]
 
-    def theirs(chunks: int) -> process.Usage:
-        words = ("-m", str(path), "-f", str(contest.options.text), "--chunks", str(chunks))
-        used, said["theirs"] = contest.theirs(*words)
-        return used
+    def theirs(chunks: int) -> list[process.Usage]:
+        usage, said["theirs"] = contest.theirs("-m", str(path), "-f", text, "--chunks", str(chunks))
+        return [usage]
 
-    costs = contest.costs(*contest.rounds(ours, theirs))
-    ppl = said["ours"]["models"][0]["ppl"]["value"]
-    ppl_theirs = float(_first(r"Final estimate: PPL = ([\d.]+)", said["theirs"]))
-    return Row(path.name, ppl, ppl_theirs, None, None, None, None, None, **costs)
+    cost = _costs(contest, path, [ours, theirs], rounds)
+    # after each chunk, of all until then
+    ppl_theirs = float(_last(r"\[\d+\]([\d.]+),", said["theirs"]))
+    return Row(path.name, said["ours"]["models"][0]["ppl"]["value"], ppl_theirs), cost
 
 
-def compared(contest: Contest, path: Path) -> Row:
-    """A quant against the base."""
+def compared(contest: Contest, path: Path, rounds: int, exactly: bool) -> tuple[Row, CostRow]:
+    """A quant against the base; exactly: with float32 products, too."""
     said: dict[str, Any] = {}
 
-    def ours(chunks: int) -> process.Usage:
-        used, said["ours"] = contest.record(str(path), "--base-file", str(contest.base(chunks)))
-        return used
+    def ours(chunks: int) -> list[process.Usage]:
+        usage, said["ours"] = contest.record(str(path), "--base-file", str(contest.base(chunks)))
+        return [usage]
 
-    def theirs(chunks: int) -> process.Usage:
-        words = ("-m", str(path), "--kl-divergence-base", str(contest.base(chunks)), "--kl-divergence")
-        used, said["theirs"] = contest.theirs(*words)
-        return used
+    def theirs(chunks: int) -> list[process.Usage]:
+        usage, said["theirs"] = contest.compared(path, chunks)
+        return [usage]
 
-    costs = contest.costs(*contest.rounds(ours, theirs))
-    words = (str(path), "--base-file", str(contest.base(contest.options.chunks)), "--dtype", "float32")
-    exact = contest.record(*words)[1]["models"][0]["divergence"]
+    cost = _costs(contest, path, [ours, theirs], rounds)
+    exact = None
+    if exactly:
+        words = (str(path), "--base-file", str(contest.base(contest.chunks)), "--dtype", "float32")
+        exact = contest.record(*words)[1]["models"][0]["divergence"]["kld"]["value"]
     found = said["ours"]["models"][0]["divergence"]
     ppl, kld, top = (
-        float(_first(rf"{label}\s*:\s+(-?[\d.]+)", said["theirs"]))
+        float(_last(rf"{label}\s*:\s+(-?[\d.]+)", said["theirs"]))
         for label in (r"Mean PPL\(Q\)", "Mean    KLD", "Same top p")
     )
-    return Row(
+    row = Row(
         file=path.name,
         ppl=found["ppl"]["value"],
         ppl_theirs=ppl,
         kld=found["kld"]["value"],
         kld_theirs=kld,
-        kld_float32=exact["kld"]["value"],
+        kld_float32=exact,
         same_top=100 * found["same_top"]["value"],
         same_top_theirs=top,
-        **costs,
     )
+    return row, cost
 
 
-def together(contest: Contest, paths: list[Path]) -> Together:
-    options = contest.options
-    ours, base, two = [], [], []
-    words = ("--base", str(options.base), "--text", str(options.text), "--chunks", str(options.chunks))
-    for _ in range(options.rounds):
-        ours.append(contest.record(*map(str, paths), *words)[0].cpu_s)
-        base.append(contest.write_base(options.chunks).cpu_s)
-        against = ("--kl-divergence-base", str(contest.base(options.chunks)), "--kl-divergence")
-        two.append(sum(contest.theirs("-m", str(path), *against)[0].cpu_s for path in paths))
+def _costs(contest: Contest, path: Path, runs: list[Any], rounds: int) -> CostRow:
+    """Ours and theirs in turns."""
+    turns = [[used(run, contest.chunks) for run in runs] for _ in range(rounds)]
+    ours, theirs = zip(*turns, strict=True)
+    found = costs(ours, theirs, contest.n_tokens)
+    return CostRow(**asdict(found), file=path.name, threads=contest.threads)
+
+
+def together(contest: Contest, model: Path, paths: list[Path], rounds: int) -> Together:
+    files = [str(path) for path in paths]
+
+    def one(chunks: int) -> list[process.Usage]:
+        words = ("--base", str(model), "--text", str(contest.text), "--chunks", str(chunks))
+        return [contest.record(*files, *words)[0]]
+
+    def with_file(chunks: int) -> list[process.Usage]:
+        return [contest.record(*files, "--base-file", str(contest.base(chunks)))[0]]
+
+    def base(chunks: int) -> list[process.Usage]:
+        return [contest.write_base(model, chunks)]
+
+    def two(chunks: int) -> list[process.Usage]:
+        return [contest.compared(path, chunks)[0] for path in paths]
+
+    turns = [[used(run, contest.chunks) for run in (one, with_file, base, two)] for _ in range(rounds)]
+    ones, with_files, bases, twos = zip(*turns, strict=True)
     middle = statistics.median
+
+    def whole(column: tuple[Used, ...]) -> float:
+        return middle(turn.cpu_s for turn in column)
+
     return Together(
         files=", ".join(path.name for path in paths),
-        cpu_s=middle(ours),
-        base_s=middle(base),
-        two_s=middle(two),
-        ratio_of_two=middle(b / a for a, b in zip(ours, two, strict=True)),
-        ratio_of_three=middle((b + c) / a for a, b, c in zip(ours, base, two, strict=True)),
+        threads=contest.threads,
+        one_s=whole(ones),
+        file_s=whole(with_files),
+        base_s=whole(bases),
+        two_s=whole(twos),
+        two_of_file=middle(b.more_cpu_s / a.more_cpu_s for a, b in zip(with_files, twos, strict=True)),
+        two_of_one=middle(b.more_cpu_s / a.more_cpu_s for a, b in zip(ones, twos, strict=True)),
+        three_of_one=middle((b.more_cpu_s + c.more_cpu_s) / a.more_cpu_s for a, _, b, c in turns),
+        whole=middle((b.cpu_s + c.cpu_s) / a.cpu_s for a, _, b, c in turns),
     )
 
 
-def _first(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    if match is None:
+def _last(pattern: str, text: str) -> str:
+    found: list[str] = re.findall(pattern, text)
+    if not found:
         raise RuntimeError(f"llama-perplexity printed nothing like {pattern}")
-    return match[1]
-
-
-def compact(contest: Contest) -> list[CompactRow]:
-    """Divergences against compact bases of two chunks, beside those against the model itself."""
-    from quantmill.measure.compare import run
-    from quantmill.measure.logits_file import LogitsFile, LogitsWriter
-    from quantmill.models.model import load
-
-    options, folder = contest.options, contest.folder
-    base = contest.base(options.chunks)
-    tokens = LogitsFile(base).tokens[:2]
-    model = load(options.base)
-    quants = [load(path) for path in options.quants]
-    writers = {
-        k: LogitsWriter(folder / f"base-{k}", tokens, model.n_vocab, k) for k in KS if k < model.n_vocab
-    }
-    full = run(model, quants, tokens, list(writers.values()))
-    for writer in writers.values():
-        writer.__exit__(None, None, None)
-    rows = []
-    for k in writers:
-        path = folder / f"base-{k}"
-        found = run(LogitsFile(path), quants, tokens)
-        for quant, scores, exact in zip(options.quants, found.scores, full.scores, strict=True):
-            error = scores.kld.mean() / exact.kld.mean() - 1
-            per_chunk = base.stat().st_size / options.chunks
-            rows.append(CompactRow(quant.name, k, 100 * error, per_chunk / (path.stat().st_size / 2)))
-    return rows
+    return found[-1]
 
 
 _NUMBERS = (
@@ -268,9 +188,11 @@ _NUMBERS = (
 )
 _COSTS = (
     tables.Column("file", "file"),
+    tables.Column("threads", "threads", "{:d}"),
     tables.Column("tokens a CPU s", "rate", "{:.0f}"),
     tables.Column("llama.cpp", "rate_theirs", "{:.0f}"),
     tables.Column("ratio, start-up apart", "ratio", "{:.2f} ×"),
+    tables.Column("of wall time", "wall_ratio", "{:.2f} ×"),
     tables.Column("whole command, CPU s", "cpu_s", "{:.1f}"),
     tables.Column("llama.cpp", "cpu_s_theirs", "{:.1f}"),
     tables.Column("ratio", "whole", "{:.2f} ×"),
@@ -279,17 +201,15 @@ _COSTS = (
 )
 _TOGETHER = (
     tables.Column("files", "files"),
-    tables.Column("one run, CPU s", "cpu_s", "{:.1f}"),
+    tables.Column("threads", "threads", "{:d}"),
+    tables.Column("one run, CPU s", "one_s", "{:.1f}"),
+    tables.Column("with the base's file", "file_s", "{:.1f}"),
     tables.Column("llama.cpp's base", "base_s", "{:.1f}"),
     tables.Column("its two", "two_s", "{:.1f}"),
-    tables.Column("of its two", "ratio_of_two", "{:.2f} ×"),
-    tables.Column("of all three", "ratio_of_three", "{:.2f} ×"),
-)
-_COMPACT = (
-    tables.Column("file", "file"),
-    tables.Column("k", "k", "{}"),
-    tables.Column("KLD error %", "error", "{:+.3f}"),
-    tables.Column("times smaller", "smaller", "{:.1f}"),
+    tables.Column("its two to ours with the file", "two_of_file", "{:.2f} ×"),
+    tables.Column("its two to our one", "two_of_one", "{:.2f} ×"),
+    tables.Column("its three to our one", "three_of_one", "{:.2f} ×"),
+    tables.Column("its three to our one, start-up included", "whole", "{:.2f} ×"),
 )
 
 
@@ -302,7 +222,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("quants", type=Path, nargs="+")
     parser.add_argument("--llama-perplexity", type=Path, required=True)
     parser.add_argument("--chunks", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--compact", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -311,31 +231,45 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    if options.chunks <= _FEW:
-        print(f"--chunks {options.chunks}: more than {_FEW} are needed.", file=sys.stderr)
+    if options.chunks <= FEW:
+        print(f"--chunks {options.chunks}: more than {FEW} are needed.", file=sys.stderr)
         return 2
     here = machine.describe("bench.evaluate", arguments)
+    rows: list[Row] = []
+    paid: list[CostRow] = []
+    pairs: list[Together] = []
+    compacts: list[compact.Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        contest = Contest(options, Path(folder))
-        for chunks in (_FEW, options.chunks):
-            contest.write_base(chunks)
-        rows = [alone(contest, options.base), *(compared(contest, path) for path in options.quants)]
-        pairs = [together(contest, options.quants[:2])] if len(options.quants) > 1 else []
-        compacts = compact(contest) if options.compact else []
+        for threads in options.threads:
+            first = threads == options.threads[0]
+            contest = Contest(options.llama_perplexity, options.text, options.chunks, threads, Path(folder))
+            if first:  # numbers do not depend on threads
+                for chunks in (FEW, options.chunks):
+                    contest.write_base(options.base, chunks)
+            found = [
+                alone(contest, options.base, options.rounds),
+                *(compared(contest, path, options.rounds, first) for path in options.quants),
+            ]
+            rows += [row for row, _ in found] if first else []
+            paid += [cost for _, cost in found]
+            if len(options.quants) > 1:
+                pairs.append(together(contest, options.base, options.quants[:2], options.rounds))
+        if options.compact:
+            compacts = compact.rows(contest, options.base, options.quants)
     parts = [
         tables.heading("Evaluation", here),
         tables.markdown(_NUMBERS, rows),
         "",
-        tables.markdown(_COSTS, rows),
+        tables.markdown(_COSTS, paid),
     ]
     if pairs:
         parts += ["", "## Two files and the base", "", tables.markdown(_TOGETHER, pairs)]
     if compacts:
-        parts += ["", "## Compact base", "", tables.markdown(_COMPACT, compacts)]
+        parts += ["", "## Compact base", "", tables.markdown(compact.COLUMNS, compacts)]
     report = "\n".join([*parts, ""])
     print(report)
     if options.out is not None:
-        tables.save(options.out, report, tables.as_json(here, [*rows, *pairs, *compacts]))
+        tables.save(options.out, report, tables.as_json(here, [*rows, *paid, *pairs, *compacts]))
     return 0
 
 

@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
         "collect": functools.partial(with_hooks, loaded, chunks, settings),
     }
     if options.llama_imatrix:
-        command = [str(options.llama_imatrix), "-m", str(options.model), "-f", str(options.text)]
+        command = [str(options.llama_imatrix.absolute()), "-m", str(options.model), "-f", str(options.text)]
         command += ["-o", str(folder / "o.gguf"), "-c", "512", "--chunks", str(options.chunks)]
         command += ["-t", str(options.threads), "-tb", str(options.threads)]
         runs["llama-imatrix"] = functools.partial(process.run, command)
