@@ -87,7 +87,12 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     try:
         ray.init(address=address, namespace=_NAMESPACE, **options)
-    except ConnectionError as error:
+    except (ConnectionError, _of_tokens(ray)) as error:
+        if _asks_for_token(error):
+            raise JobError(
+                f"--ray={address}: the cluster there asks for a token; set RAY_AUTH_MODE=token, and have the token of "
+                "its head here (`ray get-auth-token` prints it on the head)"
+            ) from error
         if address == AUTO:
             raise
         raise JobError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
@@ -98,6 +103,19 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
         raise JobError(
             f"{address}: the cluster and this process differ in their versions ({', '.join(found)}); install the same"
         ) from error
+
+
+def _of_tokens(ray: Any) -> type[Exception]:
+    """What Ray raises where a token is missing; older ones have none."""
+    found: type[Exception] = getattr(ray.exceptions, "AuthenticationError", ConnectionError)
+    return found
+
+
+def _asks_for_token(error: BaseException) -> bool:
+    """Ray says it of whatever led to the error."""
+    said = f"{type(error).__name__} {error}"
+    before = error.__cause__ or error.__context__
+    return "authentication" in said.lower() or (before is not None and _asks_for_token(before))
 
 
 def require_listener(address: str) -> None:

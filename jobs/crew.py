@@ -51,6 +51,7 @@ class Crew:
         self._under_way: dict[Work, None] = {}  # in the order in which it was sent
         self._took = Took()
         self._losses = 0
+        self._why = f"none in {patience.begin:.0f} s, as processors are taken (`ray status` shows by what)"
         self._coming: list[Hand] = []  # in place of lost ones; for the thread that reads
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # what answers lead to
         self._reading = threading.Thread(target=self._read, daemon=True)
@@ -72,10 +73,7 @@ class Crew:
             for hand, answer in zip(hands, answers, strict=True):
                 self._begin(hand, answer)
             if not self.hands:
-                raise JobError(
-                    f"no worker has begun on {counted(len(hosts), 'host')} within {self._patience.begin:.0f} s; their "
-                    "processors are taken (`ray status` shows by what)"
-                )
+                raise JobError(f"no worker has begun on {counted(len(hosts), 'host')}: {self._why}")
         except BaseException:
             self._kill([hand for hand in hands if not hand.is_lost])
             self._inbox.put(None)
@@ -88,7 +86,9 @@ class Crew:
     def _begin(self, hand: Hand, answer: Any) -> None:
         try:
             outcome = self._ray.get(answer, timeout=self._patience.begin)
-        except (self._ray.exceptions.GetTimeoutError, self._ray.exceptions.RayActorError):
+        except (self._ray.exceptions.GetTimeoutError, self._ray.exceptions.RayActorError) as error:
+            if isinstance(error, self._ray.exceptions.RayActorError):
+                self._why = last_line(error)
             self._watcher.warn(f"{hand.node.name}: no worker begins there; the others go on without it")
             self._kill([hand])
             return

@@ -118,6 +118,28 @@ def test_versions_that_differ_are_both_said(ray, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("address", ["auto", "head:6379"])
+def test_a_cluster_that_asks_for_a_token(ray, monkeypatch, address):
+    """As `ray start --head` does, from 2.60 on, where one was made before; Ray's own error does not say it."""
+    from quantmill.jobs import cluster
+
+    def init(**options):
+        try:
+            raise ray.exceptions.AuthenticationError("RPC error: InvalidAuthToken")
+        except ray.exceptions.RayError as error:
+            raise ConnectionError("Failed to connect to Ray cluster") from error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "require_listener", lambda address: None)
+    with (
+        pytest.raises(
+            JobError, match=f"--ray={address}: the cluster there asks for a token; set RAY_AUTH_MODE=token"
+        ),
+        cluster.connected(address, 1),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_a_cluster_is_started_where_there_is_none(tmp_path, ray):
     for name, more in (("a", []), ("b", ["--ray"])):
