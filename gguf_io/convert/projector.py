@@ -69,6 +69,8 @@ class Projector:
         if tensor.plane is not None:
             values = values.take(tensor.plane, axis=2)
         values = values + np.float32(tensor.plus) if tensor.plus else values
+        values = values.squeeze() if tensor.squeeze else values
+        values = tensor.values(values) if tensor.values else values
         return np.ascontiguousarray(values).reshape(-1, np.shape(values)[-1])
 
 
@@ -76,16 +78,12 @@ def _tower_of(raw: Mapping[str, Any]) -> Tower:
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     for tower in TOWERS:
-        if name in tower.classes and isinstance(raw.get("vision_config"), Mapping):
-            heard = [key for key in tower.without if raw.get(key)]
-            if heard:
-                raise GGUFError(
-                    f"--mmproj: config.json has {heard[0]}; quantmill writes what sees, and this model also hears. "
-                    "Convert this part with llama.cpp's convert_hf_to_gguf.py --mmproj"
-                )
+        sees, hears = isinstance(raw.get("vision_config"), Mapping), bool(raw.get("audio_config"))
+        if name in tower.classes and sees and tower.hears == hears:
             return tower
     supported = ", ".join(sorted(one for tower in TOWERS for one in tower.classes))
-    what = "has no vision_config" if any(name in tower.classes for tower in TOWERS) else "is not supported"
+    known = any(name in tower.classes for tower in TOWERS)
+    what = "has no vision_config of a kind that is known" if known else "is not supported"
     raise GGUFError(
         f"--mmproj: architecture {name} {what}. Supported with what sees: {supported}. "
         "Convert this part with llama.cpp's convert_hf_to_gguf.py --mmproj"
@@ -93,8 +91,12 @@ def _tower_of(raw: Mapping[str, Any]) -> Tower:
 
 
 def _settings(directory: Path, raw: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """vision_config, with what the encoder must know of the text part and of the preparation of images."""
-    found = dict(raw["vision_config"])
+    """vision_config, audio_config with "audio_" before its names, and what the encoders must know of the text part and
+    of the preparation of images."""
+    hearing = raw.get("audio_config") or {}
+    if not isinstance(hearing, Mapping):
+        raise GGUFError(f"config.json: audio_config must be an object, not {hearing!r}")
+    found = dict(raw["vision_config"]) | {f"audio_{key}": value for key, value in hearing.items()}
     found |= {"text_size": text["hidden_size"], "text_norm_eps": text.get("rms_norm_eps", 1e-6)}
     found.setdefault("model_type", "")
     for file, inner in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
@@ -129,7 +131,7 @@ def _placed(
             shape = tuple(layout.size(config, dimension) for dimension in tensor.shape.split())
             if reader.shape != shape:
                 raise GGUFError(
-                    f"{directory}: {name} has shape {list(reader.shape)}, vision_config asks for {list(shape)} "
+                    f"{directory}: {name} has shape {list(reader.shape)}, config.json asks for {list(shape)} "
                     f"({', '.join(tensor.shape.split())})"
                 )
             yield target, (tensor, reader)
@@ -150,6 +152,7 @@ def _pictures(shape: Sequence[int], turned: bool) -> tuple[int, ...]:
 def _output(name: str, tensor: Tensor, reader: Reader, outtype: str) -> OutputTensor:
     found = _pictures(reader.shape, turned=True) if tensor.patches else reader.shape or (1,)
     shape = tuple(n for i, n in enumerate(found) if not (i == 2 and tensor.plane is not None))
+    shape = tuple(n for n in shape if n != 1) if tensor.squeeze else shape
     kind = tensor.type(outtype) if len(shape) > 1 else "F32"
     block = GGML_TYPES[kind].block
     return OutputTensor(name, shape[::-1], kind if shape[-1] % block == 0 else "F16")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from quantmill.gguf_io.convert.keys import ARRAY, BOOL, STRING, Item, Key, Row, Rows, written
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.errors import GGUFError
@@ -36,7 +38,7 @@ class Tensor:
 
     type: what a tensor of several dimensions becomes where a type is asked for. plane: of the third dimension only
     this part is taken. plus: added to every value. patches: a row holds the pixels of a patch, each with its colours,
-    and becomes a picture for each colour.
+    and becomes a picture for each colour. values: a change of all of them. squeeze: dimensions of 1 are dropped.
     """
 
     name: str
@@ -47,13 +49,15 @@ class Tensor:
     plane: int | None = None
     plus: float = 0.0
     patches: bool = False
+    values: Callable[[np.ndarray], np.ndarray] | None = None
+    squeeze: bool = False
 
 
 @dataclass(frozen=True)
 class Tower:
     """classes: config.json's architectures[0]. prefix: a regular expression for what stands before the names of its
-    tensors. left_out: one for those that llama.cpp does not use. defaults: as a family's. without: settings of
-    config.json for what this does not write."""
+    tensors. left_out: one for those that llama.cpp does not use. defaults: as a family's. hears: whether it is for
+    models with an audio_config, whose settings then begin with audio_."""
 
     classes: tuple[str, ...]
     prefix: str
@@ -61,7 +65,7 @@ class Tower:
     keys: tuple[Row, ...]
     defaults: Mapping[str, Any]
     left_out: str = field(default="(?!)")
-    without: tuple[str, ...] = ()
+    hears: bool = False
 
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Raises GGUFError for what must be a positive whole number and is none."""
@@ -72,8 +76,9 @@ class Tower:
                 config.setdefault(key, value(config))
             whole = type(config[key]) is int and config[key] > 0
             if not whole and not isinstance(value, float | bool) and key != DEEP:
+                place, _, name = key.partition("_") if key.startswith("audio_") else ("vision", "", key)
                 raise GGUFError(
-                    f"config.json: {key} of vision_config must be a positive whole number, not {config[key]!r}"
+                    f"config.json: {name} of {place}_config must be a positive whole number, not {config[key]!r}"
                 )
         return config
 

@@ -7,9 +7,10 @@ which keys llama.cpp's converter writes (`conversion/*.py: MmprojModel`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from quantmill.gguf_io.convert.keys import ARRAY, FLOAT32, STRING, Key, written
+from quantmill.gguf_io.convert import gemma4_tower
+from quantmill.gguf_io.convert.keys import ARRAY, FLOAT32, Key, written
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tower import (
     DEEP,
@@ -22,7 +23,6 @@ from quantmill.gguf_io.convert.tower import (
     f16_where_asked,
     linear,
     linear_of_layers,
-    of_all_layers,
     projector_type,
 )
 from quantmill.gguf_io.errors import GGUFError
@@ -182,102 +182,4 @@ QWEN_3_VL = Tower(
     },
 )
 
-_CLIPPED = (
-    ("self_attn.q_proj", "attn_q", "num_attention_heads*head_dim hidden_size"),
-    ("self_attn.k_proj", "attn_k", "num_key_value_heads*head_dim hidden_size"),
-    ("self_attn.v_proj", "attn_v", "num_key_value_heads*head_dim hidden_size"),
-    ("self_attn.o_proj", "attn_out", "hidden_size num_attention_heads*head_dim"),
-    ("mlp.gate_proj", "ffn_gate", "intermediate_size hidden_size"),
-    ("mlp.up_proj", "ffn_up", "intermediate_size hidden_size"),
-    ("mlp.down_proj", "ffn_down", "hidden_size intermediate_size"),
-)
-_NORMS = (
-    ("input_layernorm", "ln1", "hidden_size"),
-    ("post_attention_layernorm", "attn_post_norm", "hidden_size"),
-    ("pre_feedforward_layernorm", "ln2", "hidden_size"),
-    ("post_feedforward_layernorm", "ffn_post_norm", "hidden_size"),
-    ("self_attn.q_norm", "attn_q_norm", "head_dim"),
-    ("self_attn.k_norm", "attn_k_norm", "head_dim"),
-)
-
-
-def _where(key: str, layers: bool) -> Callable[[Config], Iterable[tuple[int, int]]]:
-    """All layers, or once, where a setting is true."""
-
-    def numbers(config: Config) -> Iterable[tuple[int, int]]:
-        return () if not config[key] else of_all_layers(config) if layers else ((0, 0),)
-
-    return numbers
-
-
-GEMMA_4 = Tower(
-    classes=("Gemma4ForConditionalGeneration",),
-    prefix=r"(?:model\.)?(?:vision_tower\.|(?=embed_vision\.))",
-    without=("audio_config",),
-    tensors=(
-        Tensor(
-            "patch_embedder.input_proj.weight",
-            "v.patch_embd.weight",
-            "hidden_size patch_size*patch_size*3",
-            type=f16_where_asked,
-            patches=True,
-        ),
-        Tensor(
-            "patch_embedder.position_embedding_table",
-            "v.position_embd.weight",
-            "2 position_embedding_size hidden_size",
-            type=always_f32,
-        ),
-        *(
-            Tensor(
-                f"encoder.layers.{{}}.{here}.linear.weight",
-                f"v.blk.{{}}.{there}.weight",
-                shape,
-                of_all_layers,
-            )
-            for here, there, shape in _CLIPPED
-        ),
-        *(
-            Tensor(
-                f"encoder.layers.{{}}.{here}.{end}",
-                f"v.blk.{{}}.{there}.{end}",
-                "",
-                _where("use_clipped_linears", True),
-            )
-            for here, there, _ in _CLIPPED
-            for end in ("input_max", "input_min", "output_max", "output_min")
-        ),
-        *(
-            Tensor(f"encoder.layers.{{}}.{here}.weight", f"v.blk.{{}}.{there}.weight", shape, of_all_layers)
-            for here, there, shape in _NORMS
-        ),
-        *(
-            Tensor(name, f"v.{name}", "hidden_size", _where("standardize", False))
-            for name in ("std_bias", "std_scale")
-        ),
-        Tensor(
-            "embed_vision.embedding_projection.weight", "mm.input_projection.weight", "text_size hidden_size"
-        ),
-    ),
-    keys=(
-        *SIZES,
-        written("vision.projector_type", lambda config: "gemma4v", STRING),
-        Key("layer_norm_eps", "vision.attention.layer_norm_epsilon", FLOAT32),
-    ),
-    defaults={
-        "head_dim": 64,
-        "hidden_size": 768,
-        "image_size": 224,  # llama.cpp's converter says so of every model, and nothing reads it
-        "intermediate_size": 3072,
-        "layer_norm_eps": 1e-6,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 16,
-        "num_key_value_heads": 12,
-        "patch_size": 16,
-        "position_embedding_size": 10240,
-        "standardize": False,
-        "use_clipped_linears": False,
-    },
-)
-
-TOWERS = (GEMMA_3, GEMMA_4, QWEN_3_VL)
+TOWERS = (GEMMA_3, gemma4_tower.SEES, gemma4_tower.SEES_AND_HEARS, QWEN_3_VL)
