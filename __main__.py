@@ -13,7 +13,24 @@ import sys
 def main() -> int:
     from quantmill import cli
 
-    return cli.main()
+    code = cli.main()
+    if "torch" in sys.modules:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End the process after what was registered for its end. Python would take all modules apart first, object by
+    object, which with torch and transformers takes most of a second of processor time."""
+    import atexit
+    import contextlib
+    import os
+
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # it was said, where it can be
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ are cut later."""
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,24 @@ _ALONE = threading.RLock()
 
 
 @contextmanager
+def _no_collection() -> Iterator[None]:
+    """Modules of transformers make hundreds of thousands of objects that stay; to look through them for cycles again
+    and again is a tenth of the time that they take to load."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
     """For one thread at a time."""
-    from transformers.utils import logging
+    with _ALONE, _no_collection():
+        from transformers.utils import logging
 
-    with _ALONE:
         before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
