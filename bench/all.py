@@ -75,7 +75,7 @@ def comparisons(options: argparse.Namespace, files: dict[str, Path]) -> list[Com
         "--types",
         *(("Q8_0",) if options.quick else ("Q8_0", "Q6_K", "Q4_0", "Q4_K_M", "IQ4_XS", "IQ3_S")),
     )
-    chunks = ("--chunks", "4" if options.quick else "10")
+    chunks = ("--chunks", "5" if options.quick else "10")
     disk = str(files["f16"] if options.quick else files["large"])
     quantize = ("--llama-quantize", str(llama / "llama-quantize"), *threads, *rounds)
     f16, text = str(files["f16"]), str(files["text"])
@@ -85,6 +85,7 @@ def comparisons(options: argparse.Namespace, files: dict[str, Path]) -> list[Com
     again = ("--allow-requantize", *quantize)
     base = ("--base", options.base) if options.base else ()
     collected = ("--llama-imatrix", str(llama / "llama-imatrix"), *threads, *chunks, *rounds)
+    short = ("--types", "Q8_0", "--chunks", "2") if options.quick else ()
     judge = ("--llama-perplexity", str(llama / "llama-perplexity"))
     return [
         Comparison("types", "quantize", ("--engines", "cpu", "--threads", "1", *few, *rounds)),
@@ -96,7 +97,7 @@ def comparisons(options: argparse.Namespace, files: dict[str, Path]) -> list[Com
         Comparison("disk", "disk", (disk, "--work", str(options.work), *threads, *rounds)),
         Comparison("imatrix", "imatrix", (f16, text, *collected)),
         Comparison("evaluate", "evaluate", (f16, text, *evaluated, *judge, *threads, *chunks)),
-        Comparison("commands", "commands", (f16, text, *threads, *rounds, *base)),
+        Comparison("commands", "commands", (f16, text, *threads, *rounds, *short, *base)),
     ]  # fmt: skip
 
 
