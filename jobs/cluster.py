@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +22,13 @@ _STARTS = 3  # of a cluster of our own: Ray waits half a minute for it, and does
 
 @dataclass(frozen=True)
 class Node:
-    """A host of the cluster. id: Ray's; cpus, gpus: what it offers."""
+    """A host of the cluster. id: Ray's; cpus, gpus, memory (in bytes): what it offers."""
 
     id: str
     name: str
     cpus: int
     gpus: int
+    memory: int
 
 
 def ray_module() -> Any:
@@ -145,7 +146,23 @@ def nodes(ray: Any) -> list[Node]:
         resources = node["Resources"]
         cpus = int(resources.get("CPU", 0))
         if node["Alive"] and cpus:
-            found.append(
-                Node(node["NodeID"], node["NodeManagerHostname"], cpus, int(resources.get("GPU", 0)))
-            )
+            gpus, memory = (int(resources.get(name, 0)) for name in ("GPU", "memory"))
+            found.append(Node(node["NodeID"], node["NodeManagerHostname"], cpus, gpus, memory))
     return sorted(found, key=lambda node: (node.name, node.id))
+
+
+def able(hosts: Sequence[Node], memory: int, warn: Callable[[str], None]) -> list[Node]:
+    """Those that offer so many bytes; the others are named. Raises JobError where none is left."""
+    found = []
+    for node in hosts:
+        if node.memory >= memory:
+            found.append(node)
+        else:
+            warn(
+                f"{node.name}: offers {node.memory >> 20} MiB to Ray, and a worker takes {memory >> 20}; the others go "
+                "on without it (`ray start --memory BYTES` offers more)"
+            )
+    if not found:
+        what = "that has the memory for a worker" if hosts else "with a processor to spare"
+        raise JobError(f"the Ray cluster has no host {what}")
+    return found

@@ -22,7 +22,7 @@ from quantmill.jobs.cluster import Node
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.finished_rows import FinishedRows, where
 from quantmill.jobs.line import Clock
-from quantmill.jobs.pieces import Hand
+from quantmill.jobs.pieces import PYTHON, Hand
 from quantmill.jobs.quantize_request import Job
 from quantmill.jobs.watcher import Watcher
 from quantmill.qkernels.engines import Engine
@@ -54,7 +54,8 @@ class ClusterLine:
         def for_host(node: Node) -> Task:
             return replace(task, threads=min(task.threads or node.cpus, node.cpus))
 
-        self._crew = Crew(ray, SlabCarrier, for_host, watcher, lambda node: AT_ONCE)
+        memory = PYTHON + job.max_buffer_bytes
+        self._crew = Crew(ray, SlabCarrier, for_host, watcher, lambda node: AT_ONCE, memory=memory)
         self._crew.when_lost = self._lost
         self._written: dict[Hand, list[Slab]] = defaultdict(list)  # and perhaps not on the disk
         self._again = 0  # slabs that are done a second time, and not yet

@@ -12,7 +12,7 @@ from quantmill.jobs.cluster import connected
 from quantmill.jobs.collect_carrier import CollectCarrier, Task, places_of
 from quantmill.jobs.collect_load import Loading
 from quantmill.jobs.crew import Crew
-from quantmill.jobs.elsewhere import Elsewhere, Shares, files_of
+from quantmill.jobs.elsewhere import Elsewhere, Shares, files_of, memory_of
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.watcher import Watcher
 from quantmill.models.model import LoadedModel
@@ -42,7 +42,14 @@ def workers_on_ray(
     task = Task(loading, inputs_of(files), settings)
     with (
         connected(address, threads) as ray,
-        Crew(ray, CollectCarrier, lambda node: task, watcher, Shares(threads, loaded.device.type)) as crew,
+        Crew(
+            ray,
+            CollectCarrier,
+            lambda node: task,
+            watcher,
+            Shares(threads, loaded.device.type),
+            memory=memory_of([loading.model]),
+        ) as crew,
     ):
         if any(found != places_of(here) for found in crew.found):
             raise JobError(

@@ -18,9 +18,9 @@ from typing import Any
 
 from quantmill import __version__
 from quantmill.errors import QuantmillError, counted
-from quantmill.jobs.cluster import Node, nodes
+from quantmill.jobs.cluster import Node, able, nodes
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.pieces import USUAL, Hand, Outcome, Patience, Took, Work, last_line
+from quantmill.jobs.pieces import PYTHON, USUAL, Hand, Outcome, Patience, Took, Work, last_line
 from quantmill.jobs.watcher import Watcher
 from quantmill.qkernels.trust import DeviceFault
 
@@ -29,7 +29,7 @@ _LOSSES = 50  # carriers that may be lost
 
 class Crew:
     """A context manager. kind: a Carrier's class; task: gives what it is made of, for a host. at_once: pieces that a
-    carrier has under way."""
+    carrier has under way. memory: bytes of its own that it takes."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Crew:
         watcher: Watcher,
         at_once: Callable[[Node], int],
         patience: Patience = USUAL,
+        memory: int = PYTHON,
     ) -> None:
         self._ray, self._kind, self._task, self._watcher, self._each = ray, kind, task, watcher, at_once
         self.lock = threading.RLock()
@@ -46,7 +47,7 @@ class Crew:
         self.begun: tuple[Hand, ...] = ()  # when the crew began, lost by now or not
         self.when_lost: Callable[[Hand], None] = lambda hand: None
         self.error: Exception | None = None
-        self._patience = patience
+        self._patience, self._memory = patience, memory
         self._waiting: deque[Work] = deque()  # for a hand
         self._under_way: dict[Work, None] = {}  # in the order in which it was sent
         self._took = Took()
@@ -62,9 +63,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         """Raises JobError where a host cannot do the work, or none begins."""
-        hosts = nodes(self._ray)
-        if not hosts:
-            raise JobError("the Ray cluster has no host with a processor to spare")
+        hosts = able(nodes(self._ray), self._memory, self._watcher.warn)
         self._reading.start()
         hands = [self._hand(node) for node in hosts]
         answers = [hand.actor.ready.remote(__version__) for hand in hands]
@@ -121,6 +120,7 @@ class Crew:
         kind = self._ray.remote(self._kind).options(
             num_cpus=node.cpus,
             num_gpus=node.gpus,
+            memory=self._memory,
             max_restarts=0,
             max_concurrency=self._each(node) + 1,
             scheduling_strategy=strategy,

@@ -12,7 +12,7 @@ from typing import Any
 from quantmill.gguf_io import open_source
 from quantmill.jobs.cluster import Node
 from quantmill.jobs.crew import Crew
-from quantmill.jobs.pieces import Hand
+from quantmill.jobs.pieces import PYTHON, Hand
 from quantmill.models.workers import Item, Out, Tell, Workers
 
 
@@ -69,3 +69,9 @@ def files_of(model: Path) -> list[Path]:
     source = open_source(model)
     source.close()
     return list(source.paths)
+
+
+def memory_of(models: Iterable[Path]) -> int:
+    """Bytes that a carrier of these models takes; those of a GGUF stay mapped, which the system takes back."""
+    weights = (file for model in models if model.is_dir() for file in model.glob("*.safetensors"))
+    return PYTHON + sum(file.stat().st_size for file in weights)

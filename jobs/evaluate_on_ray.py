@@ -9,7 +9,7 @@ from pathlib import Path
 from quantmill.jobs.carrier import inputs_of
 from quantmill.jobs.cluster import connected
 from quantmill.jobs.crew import Crew
-from quantmill.jobs.elsewhere import Elsewhere, Shares, files_of
+from quantmill.jobs.elsewhere import Elsewhere, Shares, files_of, memory_of
 from quantmill.jobs.evaluate_carrier import ScoreCarrier, Task
 from quantmill.jobs.watcher import Watcher
 from quantmill.models.workers import Workers
@@ -51,6 +51,13 @@ def scoring_on_ray(
     )
     with (
         connected(address, threads) as ray,
-        Crew(ray, ScoreCarrier, lambda node: task, watcher, Shares(threads, device)) as crew,
+        Crew(
+            ray,
+            ScoreCarrier,
+            lambda node: task,
+            watcher,
+            Shares(threads, device),
+            memory=memory_of(paths),
+        ) as crew,
     ):
         yield _Scoring(crew, len(paths))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from quantmill.jobs.cluster import Node
 
 _KNOWN = 3  # pieces of a kind that must be done before one is called slow
+PYTHON = 512 << 20  # bytes that a carrier takes for itself: Python, torch
 _LATEST = 99  # of a kind, by which it is judged what is usual
 
 

@@ -14,7 +14,7 @@ from quantmill.jobs.carrier import as_workers_see
 from quantmill.jobs.cluster import Node, nodes
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.line import Clock
-from quantmill.jobs.pieces import Hand, Patience
+from quantmill.jobs.pieces import PYTHON, Hand, Patience
 from quantmill.jobs.quantize_request import Job, Written
 from quantmill.jobs.split_carrier import Forget, Make, Name, SplitCarrier, Task, split
 from quantmill.jobs.watcher import Watcher
@@ -52,8 +52,8 @@ def split_on_ray(
     def for_host(node: Node) -> Task:
         return replace(task, job=replace(job, threads=min(job.threads or node.cpus, node.cpus)))
 
-    clock, numbers = Clock(), range(len(layouts[0]))
-    with Crew(ray, SplitCarrier, for_host, watcher, lambda node: 1, _EACH_ALONE) as crew:
+    clock, numbers, memory = Clock(), range(len(layouts[0])), PYTHON + job.max_buffer_bytes
+    with Crew(ray, SplitCarrier, for_host, watcher, lambda node: 1, _EACH_ALONE, memory) as crew:
         hosts: dict[int, str] = {}
         try:
             owners = _made(crew, numbers, clock, watcher)

@@ -82,6 +82,21 @@ def test_a_piece_goes_to_the_hand_that_is_wished_for():
             assert crew.submit(Square(2), hand).result(20) == (hand, 4)
 
 
+def test_hosts_that_offer_too_little_memory_are_left_out():
+    watcher = Listening()
+    with crew_on(Cluster(3, memory={"n1": 100 << 20}), watcher) as crew:
+        assert {hand.node.name for hand in crew.hands} == {"host0", "host2"}
+    assert watcher.lines == [
+        "host1: offers 100 MiB to Ray, and a worker takes 512; the others go on without it (`ray start --memory BYTES` "
+        "offers more)"
+    ]
+    with (
+        pytest.raises(JobError, match="has no host that has the memory for a worker"),
+        crew_on(Cluster(1, memory={"n0": 0}), Silent()),
+    ):
+        pass
+
+
 def test_what_is_slow_is_done_by_another_too():
     fake, watcher = Cluster(2, slow={"n1": 3.0}), Listening()
     began = time.monotonic()

@@ -110,9 +110,11 @@ class Actor:
 
 
 class Cluster:
-    """Stands for the module `ray`. slow: seconds by node; losses: numbers of pieces at which their actor is lost."""
+    """Stands for the module `ray`. slow: seconds by node; losses: numbers of pieces at which their actor is lost;
+    memory: bytes by node, where it is not 4 GiB."""
 
-    def __init__(self, n_nodes, cpus=1, slow=None, losses=()):
+    def __init__(self, n_nodes, cpus=1, slow=None, losses=(), memory=None):
+        self.memory = memory or {}
         self.n_nodes, self.cpus, self.slow, self.losses = n_nodes, cpus, slow or {}, set(losses)
         self.carried, self.lock, self.loading = 0, threading.Lock(), threading.Lock()
         self.actors = []
@@ -137,13 +139,15 @@ class Cluster:
                 "NodeID": f"n{i}",
                 "NodeManagerHostname": f"host{i}",
                 "Alive": True,
-                "Resources": {"CPU": self.cpus},
+                "Resources": {"CPU": self.cpus, "memory": self.memory.get(f"n{i}", 4 << 30)},
             }
             for i in range(self.n_nodes)
         ]
 
     def remote(self, kind):
-        def options(scheduling_strategy, max_concurrency, **others):
+        def options(scheduling_strategy, max_concurrency, memory, **others):
+            assert memory <= self.memory.get(scheduling_strategy, 4 << 30)  # Ray would wait for it for ever
+
             def make(task):
                 self.actors.append(Actor(self, scheduling_strategy, kind, task, max_concurrency))
                 return self.actors[-1]
