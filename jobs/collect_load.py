@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from quantmill.gguf_io.convert import is_packed
 from quantmill.jobs.watcher import Watcher
 from quantmill.models import nextn
-from quantmill.models.arithmetic import automatic_dtype, require_dtype
-from quantmill.models.model import LoadedModel, load, usable_device
+from quantmill.models.arithmetic import automatic_dtype, dtype_of, require_dtype
+from quantmill.models.model import LoadedModel, load, usable_device, weight_bytes
+from quantmill.models.pipeline import room_on, stages_for
 from quantmill.models.streamed import load_streamed
 
 
@@ -65,12 +65,9 @@ def loaded_model(job: Loading, watcher: Watcher) -> Iterator[LoadedModel]:
 
 
 def _fits(path: Path, device: torch.device, dtype: str) -> bool:
-    """Whether the weights take less than three quarters of the free memory; the rest is for activations."""
-    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    # blocks are held as they are, a checkpoint in 16 bits in the type asked for
-    growth = 2 if path.is_dir() and dtype == "float32" and not is_packed(path) else 1
-    free, _ = torch.cuda.mem_get_info(device)
-    return growth * sum(file.stat().st_size for file in files) < 0.75 * free
+    """Whether one GPU holds the weights, or all together."""
+    size = weight_bytes(path, dtype_of(dtype))
+    return size < room_on(device) or bool(stages_for(size, device))
 
 
 def offload(model: Any, device: torch.device) -> None:

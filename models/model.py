@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from quantmill.models.errors import ModelError, said_of_transformers
 from quantmill.models.fill import Filler, check_tensors, skeleton, stretch_rotation
 from quantmill.models.overflow import first_bad_module
 from quantmill.models.packed import n_bytes
+from quantmill.models.pipeline import spread, stages_for
 from quantmill.models.quiet import quiet_transformers
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.qkernels import to_float32
@@ -122,10 +123,26 @@ def load(
     """
     path = Path(path)
     target, compute, whole, given = asked(device, dtype, tokenizer_path)
+    stages = stages_for(weight_bytes(path, compute), target) if target.type == "cuda" else []
+    place = torch.device("cpu") if stages else target
+    loaded: LoadedModel
     if path.is_dir() and not converted and not is_packed(path):
-        return _load_directory(path, target, compute, given)
-    # What is packed runs as the GGUF that it becomes: transformers needs a library or a GPU for each kind of packing.
-    return from_source(open_source(path), path, target, compute, given, whole)
+        loaded = _load_directory(path, place, compute, given)
+    else:  # packed too: transformers needs a library or a GPU for each kind of packing
+        loaded = from_source(open_source(path), path, place, compute, given, whole)
+    if stages:
+        spread(loaded.model, stages)
+        loaded.device = stages[0].device
+    return loaded
+
+
+def weight_bytes(path: Path, dtype: torch.dtype) -> int:
+    """About what a model's weights take: blocks as they are, a checkpoint in 16 bits in the type asked for."""
+    if not path.is_dir():
+        with closing(open_source(path)) as source:
+            return sum(part.stat().st_size for part in source.paths)
+    growth = 2 if dtype == torch.float32 and not is_packed(path) else 1
+    return growth * sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 def asked(
