@@ -15,12 +15,10 @@ from quantmill.calibrate.adam import BETAS
 from quantmill.calibrate.steps import steps_of
 from quantmill.models.workers import tiles
 from quantmill.qkernels import get_type
+from quantmill.qkernels.pulls import HALF, LIMIT, STEP, wished
 
-STEP = 1 << 14  # what stands for a whole step in the 16 bits of a wish
-HALF = STEP // 2
 KEPT = ("blocks", "wishes", "row_squares", "column_squares", "counts")  # what later steps depend on
 _AT_FIRST = HALF - 16  # no code moves before it was trained
-_LIMIT = STEP + HALF  # a wish that cannot be met grows no further
 _FARTHEST = 3.0  # times its usual size: what one gradient may count
 _TINY = 1e-30
 _ROWS = 256  # looked at together in the beginning
@@ -67,30 +65,31 @@ class MovingCodes:
             wished = torch.where(step > 0, missing * STEP, 0.0).clamp_(-_AT_FIRST, _AT_FIRST)
             self.wishes[matrix][rows] = wished.round_().to(torch.int16)
 
-    def pull(self, matrix: int, rows: slice, gradient: torch.Tensor, rate: float, free: bool) -> None:
-        """Note dL/dW [n_rows, n_cols] f32 of these rows. rate: how far the usual gradient moves a wish, in steps.
+    def pull(
+        self, matrix: int, rows: slice, gradient: torch.Tensor, squares: torch.Tensor, rate: float, free: bool
+    ) -> None:
+        """Note dL/dW [n_rows, n_cols] of these rows. rate: how far the usual gradient moves a wish, in steps.
 
-        free: codes may move at the next `move`.
+        squares: Σ (dL/dW)² of each row, [n_rows] f32. free: codes may move at the next `move`.
         """
-        squares = gradient.square()
         count = int(self.counts[matrix]) + 1
         seen = self.row_squares[matrix][rows]
-        seen.lerp_(squares.mean(1), 1 - BETAS[1])
-        self._columns[matrix][rows.start] = squares.sum(0)
+        seen.lerp_(squares / gradient.shape[1], 1 - BETAS[1])
         across = (seen / (1 - BETAS[1] ** count)).clamp_min_(_TINY).rsqrt_().mul_(rate * STEP)
-        change = gradient * across[:, None]
-        if count > 1:  # of what was seen in steps before
-            columns = self.column_squares[matrix]
-            change *= (columns.mean().clamp_min(_TINY) / columns.clamp_min(_TINY)).sqrt_()
-        most = _FARTHEST * rate * STEP
-        change = change.clamp_(-most, most).round_().to(torch.int16)
-        wishes = self.wishes[matrix][rows]
-        wishes.sub_(change).clamp_(-_LIMIT, _LIMIT)
+        wishes, most = self.wishes[matrix][rows], _FARTHEST * rate * STEP
+        columns, beyond = wished(wishes, gradient, across, self._along(matrix), most, self._row.block)
+        self._columns[matrix][rows.start] = columns
         if free and count % self._steps.every == 0:
-            beyond = (wishes.abs() > HALF).unflatten(1, (-1, self._row.block)).any(2)
             places = torch.nonzero(beyond.flatten()).squeeze(1)
             if len(places):
                 self._beyond[matrix][rows.start] = places + rows.start * beyond.shape[1]
+
+    def _along(self, matrix: int) -> torch.Tensor:
+        """How much less than others each column is moved, by what was seen in steps before: [n_cols] f32."""
+        columns = self.column_squares[matrix]
+        if int(self.counts[matrix]) == 0:
+            return torch.ones_like(columns)
+        return (columns.mean().clamp_min(_TINY) / columns.clamp_min(_TINY)).sqrt_()
 
     def matrices(self) -> list[int]:
         """Those that gradients came for since the last `move`."""
@@ -121,7 +120,7 @@ class MovingCodes:
         blocks[which], went = self._steps.taken(blocks[which], wishes)
         if self._steps.every == 1:  # the type has no further level
             wishes = torch.where(went == 0, wishes.clamp(-0.5, 0.5), wishes)
-        left = ((wishes - went) * STEP).round_().clamp_(-_LIMIT, _LIMIT)
+        left = ((wishes - went) * STEP).round_().clamp_(-LIMIT, LIMIT)
         all_wishes[which] = left.to(torch.int16)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.modules import ScaledLinear
-from quantmill.calibrate.scales import ScaledTensor
+from quantmill.calibrate.scales import ScaledTensor, Scratch
 from quantmill.models.workers import Workers
 
 SLAB = 6 << 20  # logits of one model at a time, in the head's dtype
@@ -108,10 +108,15 @@ class Divergence:
         self.teacher, self.student, self.weight, self.workers = teacher, student, weight, workers
         self._teacher_matrix = teacher_matrix
         self._student_matrix: torch.Tensor | None = None
+        self._kept = Scratch()
 
     def _slabs(self, n: int, most: int) -> list[slice]:
         step = max(1, most // self.student.n_vocab)
         return [slice(first, min(first + step, n)) for first in range(0, n, step)]
+
+    def prepare(self) -> None:
+        """Decode what `compared` needs, before several threads ask for it."""
+        self._matrix()
 
     def _matrix(self) -> torch.Tensor:
         if self._student_matrix is None:
@@ -132,7 +137,7 @@ class Divergence:
         narrow, wanted = hidden.to(self.student.dtype), wanted.to(self.teacher.dtype)
         back = torch.empty(n, hidden.shape[1], dtype=torch.float32, device=hidden.device)
         moves = self.weight.moves
-        every = narrow.new_empty(n, self.student.n_vocab) if moves else None
+        every = self._kept.of("every", narrow, n, self.student.n_vocab) if moves else None
 
         def one(rows: slice) -> float:
             found = (
@@ -140,7 +145,8 @@ class Divergence:
                 if every is None
                 else torch.mm(narrow[rows], matrix.T, out=every[rows])
             )
-            kl = self._into_gradient(found, wanted[rows] @ self._teacher_matrix.T, n)
+            room = self._kept.of("wanted", wanted, len(found), self.teacher.n_vocab)
+            kl = self._into_gradient(found, torch.mm(wanted[rows], self._teacher_matrix.T, out=room), n)
             back[rows] = found @ matrix
             return kl
 

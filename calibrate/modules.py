@@ -28,20 +28,21 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, inputs: torch.Tensor, weight: ScaledTensor, index: int) -> torch.Tensor:
         way = weight.way
         ctx.weight, ctx.index = weight, index
-        narrow = inputs.to(way.dtype)
+        narrow = whole_tiles(inputs.to(way.dtype))
         ctx.save_for_backward(narrow)  # the matrix is decoded again
-        (out,) = way.replay.of(lambda: (product(narrow, weight.matrix(index).T, way.workers),))
-        return out.to(inputs.dtype)
+        out = torch.empty(len(inputs), weight.shape[-2], dtype=inputs.dtype, device=inputs.device)
+        parts = way.replay.of(lambda: weight.product(index, narrow, out))
+        if way.replay.again:
+            for rows, part in zip(weight.tiles, parts, strict=True):
+                out[:, rows] = part[: len(out)]
+        return out
 
     @staticmethod
     def backward(ctx: Any, outputs: torch.Tensor) -> Any:  # type: ignore[override]
         (inputs,) = ctx.saved_tensors
-        matrix = ctx.weight.matrix(ctx.index)
-        narrow = outputs.to(inputs.dtype)
-        if ctx.weight.moves:
-            parts = whole_tiles(narrow), whole_tiles(inputs)
-            ctx.weight.add_product_gradient(ctx.index, matrix, *parts, len(inputs))
-        return product(narrow, matrix, ctx.weight.way.workers).to(outputs.dtype), None, None
+        narrow = whole_tiles(outputs.to(inputs.dtype))
+        back = ctx.weight.product_back(ctx.index, narrow, inputs, len(outputs))
+        return back[: len(outputs)].to(outputs.dtype), None, None
 
 
 def product(left: torch.Tensor, right: torch.Tensor, workers: Workers) -> torch.Tensor:

@@ -24,7 +24,7 @@ from quantmill.calibrate.scales import FEW_TOKENS, Factors, ScaledPiece, Way
 from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
 from quantmill.gguf_io import TensorSource
 from quantmill.models.model import LoadedModel
-from quantmill.models.workers import Workers
+from quantmill.models.workers import ALONE, Workers
 from quantmill.qkernels import to_float32
 from quantmill.qkernels.scales import is_trainable
 
@@ -276,8 +276,8 @@ class Training:
         self._apply()
 
 
-def teacher_head(loaded: LoadedModel, dtype: torch.dtype, workers: Workers) -> tuple[Head, torch.Tensor]:
-    """Make a loaded original run in `dtype`; its head and the head's decoded matrix."""
-    make_trainable(loaded.model, Way(dtype, workers, Replay(0)))
+def teacher_head(loaded: LoadedModel, dtype: torch.dtype) -> tuple[Head, torch.Tensor]:
+    """Make a loaded original run in `dtype`, on the thread that calls it; its head and the head's decoded matrix."""
+    make_trainable(loaded.model, Way(dtype, ALONE, Replay(0)))
     head, weight = head_of(loaded.model, dtype)
     return head, weight.matrix(0)

@@ -14,23 +14,30 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from quantmill.models.memory import trim
-
 KEPT_BYTES = 256 << 20  # of a step, between its forward and its backward
-# Layers of a forward after which freed memory goes back to the system: what each of them keeps lies between its many
-# tensors that come and go, and leaves holes of 10 MB a layer of a model of 135 M weights.
-TRIMMED = 10
+ALIGNED = 64
 
 Tensors = tuple[torch.Tensor, ...]
 
 
 class Replay:
-    """Results in the order of their making, at most `room` bytes of them. What does not fit is computed again."""
+    """Results in the order of their making, at most `room` bytes of them. What does not fit is computed again.
+
+    They lie one behind the other in memory of their own, which the next step uses again: among the many tensors that
+    come and go they would leave holes of 10 MB a layer of a model of 135 M weights.
+    """
 
     def __init__(self, room: int = KEPT_BYTES) -> None:
         self._room = room
+        self._used = 0
+        self._memory: torch.Tensor | None = None
         self._tape: list[Tensors | None] | None = None
         self._again: Iterator[Tensors | None] | None = None
+
+    @property
+    def again(self) -> bool:
+        """Whether a layer runs again."""
+        return self._again is not None
 
     def of(self, compute: Callable[[], Tensors]) -> Tensors:
         """What `compute` gives; when a layer runs again, what it gave the first time."""
@@ -38,23 +45,26 @@ class Replay:
             return next(self._again) or compute()
         found = compute()
         if self._tape is not None:
-            fits = _n_bytes(found) <= self._room
-            self._room -= _n_bytes(found) if fits else 0
-            self._tape.append(found if fits else None)
+            fits = self._used + _n_bytes(found) <= self._room
+            self._tape.append(tuple(map(self._kept, found)) if fits else None)
         return found
+
+    def _kept(self, found: torch.Tensor) -> torch.Tensor:
+        if self._memory is None:
+            self._memory = torch.empty(self._room, dtype=torch.uint8, device=found.device)
+        place = self._memory[self._used : self._used + found.nbytes]
+        self._used += _whole(found.nbytes)
+        return place.view(found.dtype).view(found.shape).copy_(found)
 
     def keep(self, layers: Sequence[nn.Module]) -> None:
         """Let each layer keep its input only, and run again when its gradient is wanted. The result is the same."""
-        for number, layer in enumerate(layers, 1):
+        for layer in layers:
             inner = layer.forward
-            last = number % TRIMMED == 0
 
-            def again(
-                *args: Any, _inner: Callable[..., Any] = inner, _last: bool = last, **kwargs: Any
-            ) -> Any:
+            def again(*args: Any, _inner: Callable[..., Any] = inner, **kwargs: Any) -> Any:
                 if not torch.is_grad_enabled():
                     return _inner(*args, **kwargs)
-                found = checkpoint(
+                return checkpoint(
                     _inner,
                     *args,
                     use_reentrant=False,
@@ -62,9 +72,6 @@ class Replay:
                     context_fn=self._contexts,
                     **kwargs,
                 )
-                if _last:
-                    trim()
-                return found
 
             layer.forward = again  # type: ignore[method-assign]
 
@@ -87,9 +94,14 @@ class Replay:
             yield
         finally:
             self._again = None
-            self._room += sum(_n_bytes(found) for found in tape if found is not None)
+            self._used -= sum(_n_bytes(found) for found in tape if found is not None)  # layers end last first
             tape.clear()
 
 
 def _n_bytes(found: Tensors) -> int:
-    return sum(part.nbytes for part in found)
+    return sum(_whole(part.nbytes) for part in found)
+
+
+def _whole(n_bytes: int) -> int:
+    """With what is left free behind it, for numbers of any size to begin there."""
+    return -(-n_bytes // ALIGNED) * ALIGNED

@@ -6,8 +6,10 @@ the file will be; the gradient passes as if nothing were rounded (straight throu
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,8 +22,23 @@ from quantmill.models.workers import Workers, shares, tiles
 from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import gradient, is_trainable, n_values, read_scales, write_scales
 
-TILE_ROWS = 256  # rows of a matrix decoded, multiplied and summed up at a time
+TILE_ROWS = 1024  # rows of a matrix decoded, multiplied and summed up at a time, on a CPU
+LEAST_ROWS = 256  # fewer are not worth a thread
 FEW_TOKENS = 256  # an expert that was trained on fewer stays as it was
+
+
+class Scratch(threading.local):
+    """Memory of each thread for what it needs a moment, used again: fresh memory costs a page fault for 4 KiB."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def of(self, what: str, like: torch.Tensor, *shape: int) -> torch.Tensor:
+        """Contiguous, of the dtype and on the device of `like`; what was in it is gone."""
+        kept, size = self._kept.get(what), math.prod(shape)
+        if kept is None or kept.dtype != like.dtype or kept.device != like.device or len(kept) < size:
+            kept = self._kept[what] = like.new_empty(size)
+        return kept[:size].view(shape)
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,7 @@ class Way:
     dtype: torch.dtype
     workers: Workers
     replay: Replay
+    scratch: Scratch = field(default_factory=Scratch)
 
 
 class ScaledPiece:
@@ -90,16 +108,15 @@ class ScaledPiece:
     ) -> None:
         """Add what dL/dW [n_rows, n_cols] of these rows, each named once, says of their scales.
 
-        made: what `decoded` gave for them.
+        made: what `decoded` gave for them, in the dtype of the weights.
         """
         if self.grad is not None:
-            blocks = self.piece.blocks[matrix][rows]
-            values = weights.to(torch.float32, copy=True)  # they are overwritten
+            values, squares = gradient(self.piece.blocks[matrix][rows], self.type, made, weights)
+            self.grad[matrix][rows] += values
             if self.codes is not None:
                 assert isinstance(rows, slice)
                 free = int(self.tokens[matrix]) >= FEW_TOKENS or len(self.tokens) == 1
-                self.codes.pull(matrix, rows, values, self.code_rate, free)
-            self.grad[matrix][rows] += gradient(blocks, self.type, made, values)
+                self.codes.pull(matrix, rows, weights, squares, self.code_rate, free)
 
     def pieces_of_work(self) -> list[tuple[int, slice]]:
         """Matrices and rows, in parts that can be written side by side."""
@@ -190,6 +207,67 @@ class ScaledTensor:
                 piece.piece.view.put(part, values)
         return out
 
+    @property
+    def tiles(self) -> list[slice]:
+        """The rows, as they are decoded and multiplied: a part at a time on a CPU."""
+        n_rows = self.shape[-2]
+        on_cpu = self.packed.device.type == "cpu"
+        return tiles(n_rows, TILE_ROWS, LEAST_ROWS) if on_cpu else [slice(0, n_rows)]
+
+    def product(self, index: int, inputs: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """inputs [n, n_cols] times the rows of matrix `index`, of each tile [n, n_rows of it].
+
+        The same goes into out [at most n, n_rows], in its dtype.
+        """
+        whole = None if self.plain else self.matrix(index)
+        piece = self.pieces[0]
+        matrix = piece.piece._which(index)
+
+        def one(rows: slice) -> torch.Tensor:
+            made = self._decoded(piece, matrix, rows, inputs) if whole is None else whole[rows]
+            found = inputs @ made.T
+            out[:, rows] = found[: len(out)]
+            return found
+
+        return tuple(self.way.workers.map(one, self.tiles))
+
+    def product_back(
+        self, index: int, outputs: torch.Tensor, inputs: torch.Tensor, n_tokens: int
+    ) -> torch.Tensor:
+        """From dL/doutputs [n, n_rows] of such a product, and its inputs, dL/dinputs [n, n_cols] f32.
+
+        What the loss says of the scales is added to them. n_tokens: how many of the n are tokens and no padding.
+        """
+        whole = None if self.plain else self.matrix(index)
+        if whole is not None and self.moves:
+            self.add_product_gradient(index, whole, outputs, inputs, n_tokens)
+        piece = self.pieces[0]
+        matrix = piece.piece._which(index)
+
+        def one(rows: slice) -> torch.Tensor:
+            part = outputs[:, rows]
+            if whole is not None:
+                return part @ whole[rows]
+            made = self._decoded(piece, matrix, rows, inputs)
+            if piece.moves:
+                weights = torch.mm(part.T, inputs, out=self.way.scratch.of("gradient", inputs, *made.shape))
+                piece.add_gradient(matrix, rows, made, weights)
+            return part @ made
+
+        first, *others = self.way.workers.map(one, self.tiles)
+        total = first.float()
+        for other in others:
+            total += other
+        if whole is None:
+            piece.tokens[matrix] += n_tokens
+        return total
+
+    def _decoded(self, piece: ScaledPiece, matrix: int, rows: slice, like: torch.Tensor) -> torch.Tensor:
+        """Rows of one matrix for a moment."""
+        out = self.way.scratch.of("matrix", like, rows.stop - rows.start, self.shape[-1])
+        piece.decode_into(matrix, rows, out)
+        return out
+
     def add_product_gradient(
         self, index: int, made: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor, n_tokens: int
     ) -> None:
@@ -210,15 +288,15 @@ class ScaledTensor:
             def one(rows: slice) -> None:
                 piece.add_gradient(matrix, rows, made[rows], by_rows(rows))
 
-            self.way.workers.map(one, tiles(self.shape[-2], TILE_ROWS))
+            self.way.workers.map(one, tiles(self.shape[-2], TILE_ROWS, LEAST_ROWS))
             piece.tokens[matrix] += n_tokens
             return
-        whole = torch.cat(self.way.workers.map(by_rows, tiles(self.shape[-2], TILE_ROWS)))
+        whole = torch.cat(self.way.workers.map(by_rows, tiles(self.shape[-2], TILE_ROWS, LEAST_ROWS)))
         shares = zip(self._shares(index, whole), self._shares(index, made), strict=True)
         for (piece, matrix, part), (_, _, part_made) in shares:
             view = replace(piece.piece.view, values=None)
             taken, taken_made = view.take(part), view.take(part_made)
-            for rows in tiles(piece.piece.blocks.shape[-2], TILE_ROWS):
+            for rows in tiles(piece.piece.blocks.shape[-2], TILE_ROWS, LEAST_ROWS):
                 piece.add_gradient(matrix, rows, taken_made[rows], taken[rows])
             piece.tokens[matrix] += n_tokens
 

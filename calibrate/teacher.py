@@ -12,6 +12,7 @@ import torch
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.head import final_hidden
 from quantmill.gguf_io.errors import GGUFError
+from quantmill.models.workers import Tell, Workers
 
 BATCH = 4  # chunks run together; a constant, for another would round otherwise
 
@@ -45,27 +46,34 @@ class HiddenStates:
         return torch.from_numpy(values).view(self._shape)
 
 
-@torch.no_grad()
 def listen(
     model: Any,
     chunks: np.ndarray,
     states: HiddenStates,
     what: str,
+    workers: Workers,
     advance: Callable[[int], None] = lambda chunks: None,
 ) -> None:
     """Fill `states` with the hidden states of chunks [n_chunk, n_ctx], going on from those that are there.
 
-    Raises CalibrationError for a hidden state that is not finite. what: the model's name in messages.
+    Each of the workers runs the model on chunks of its own. Raises CalibrationError for a hidden state that is not
+    finite. what: the model's name in messages.
     """
     device = model.get_input_embeddings().weight.packed.device
-    advance(min(len(states) // BATCH * BATCH, len(chunks)))
-    while len(states) < len(chunks):
-        first = len(states) // BATCH * BATCH  # a batch that was cut short is done again
+    start = len(states) // BATCH * BATCH  # a batch that was cut short is done again
+    advance(min(start, len(chunks)))
+
+    def one(first: int, tell: Tell) -> torch.Tensor:
         batch = torch.from_numpy(chunks[first : first + BATCH].astype(np.int64)).to(device)
         found = final_hidden(model, batch)
         if not bool(torch.isfinite(found).all()):
             raise CalibrationError(
                 f"{what}: its hidden states are not finite in chunk {first + 1} of the text"
             )
-        states.append(found[len(states) - first :])
-        advance(len(batch))
+        return found
+
+    firsts = range(start, len(chunks), BATCH) if len(states) < len(chunks) else range(0)
+    with workers.ending(model):
+        for first, found in zip(firsts, workers.in_order(one, firsts), strict=True):
+            states.append(found[len(states) - first :])
+            advance(len(found))

@@ -8,7 +8,6 @@ Chunks that are held back from training decide: where the trained model is not b
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -69,7 +68,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         for warning in ready.plan.warnings:
             watcher.warn(warning)
         watcher.note(plan_text(ready.plan))
-        workers = stack.enter_context(working(job.threads or os.cpu_count() or 1))
+        workers = stack.enter_context(working(job.threads, usable_device(job.device).type))
         try:
             return _polished(ready, kept, workers, watcher)
         except KeyboardInterrupt:
@@ -171,7 +170,7 @@ def _listened(
     """The original's head, the head's matrix, and its hidden states on all chunks; its weights are gone then."""
     chunks = ready.chunks
     loaded = _loaded(ready.job, ready.base, ready.job.base)
-    head, matrix = teacher_head(loaded, ready.dtype, workers)
+    head, matrix = teacher_head(loaded, ready.dtype)
     ids = torch.from_numpy(chunks.held_back[:1, :16].astype(np.int64)).to(loaded.device)
     check_head(loaded.model, head, matrix, ids)
     watcher.began("original", len(chunks.held_back) + len(chunks.trained), "chunks")
@@ -179,7 +178,7 @@ def _listened(
     heard = []
     for what, part in parts.items():
         heard.append(kept.hidden_states(what, part.shape[1], matrix.shape[1]))
-        listen(loaded.model, part, heard[-1], str(ready.job.base), watcher.progressed)
+        listen(loaded.model, part, heard[-1], str(ready.job.base), workers, watcher.progressed)
     del loaded
     gc.collect()
     _release(ready.base)

@@ -33,7 +33,7 @@ STATE_CODE = 4  # the same, the code itself, and where it was best
 MOST_CODES = 4_000_000_000  # what wishes of more of them take no workstation GPU has beside the model
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
 _COMPENSATED = "quantmill.calibrate."  # keys of such a file
-VERSION = 6  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+VERSION = 7  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(
@@ -104,7 +104,7 @@ def memory(
     n_layers = len(_layer_weights(quant))
     inputs = 4 * n_ctx * n_hidden * n_layers + KEPT_BYTES
     inside = 30 * 4 * n_hidden  # of a token: what one layer keeps between its forward and its backward
-    listening = _n_bytes(base) + head + layer + BATCH * n_judged * inside
+    listening = _n_bytes(base) + head + layer + threads * BATCH * n_judged * inside
     training = 2 * _n_bytes(quant) + 2 * head + layer + logits + inputs + n_ctx * inside + trained
     return LIBRARIES + max(listening, training)
 

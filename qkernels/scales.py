@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from quantmill.qkernels.lattices.types import LATTICES
+from quantmill.qkernels.pulls import of_groups
 from quantmill.qkernels.subscales import sub_scales_of
 from quantmill.qkernels.types import QuantType, get_type
 
@@ -58,26 +59,29 @@ def write_scales(blocks: torch.Tensor, type: str, values: torch.Tensor) -> None:
         sub.write(fields, values[..., len(row.scales) :])
 
 
-def gradient(blocks: torch.Tensor, type: str, made: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """dL/dW [..., n_cols] f32 → [..., n_blocks, n_values] f32: what a relative change of each value does to L.
+def gradient(
+    blocks: torch.Tensor, type: str, made: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dL/dW [n_rows, n_cols] → [n_rows, n_blocks, n_values] f32: what a relative change of each value does to L; and
+    Σ (dL/dW)² of each row, [n_rows] f32.
 
-    made: the decoded blocks, in any dtype. weights: overwritten.
+    made: the decoded blocks, in the same dtype.
     """
     row, sub = get_type(type), sub_scales_of(type)
     n_groups = sub.n if sub is not None else (len(row.scales) if row.parts else 1)
-    grouped = (*weights.shape[:-1], weights.shape[-1] // row.block, n_groups, row.block // n_groups)
-    low = _minimums(blocks, row)
-    fall = None if low is None else low * weights.view(grouped).sum(-1)
-    rise = weights.mul_(made).view(grouped).sum(-1)
+    products, sums, squares = of_groups(weights, made, row.block // n_groups)
+    rise, fall = products.unflatten(1, (-1, n_groups)), None
     if row.parts:
-        return rise
-    if fall is not None:
+        return rise, squares
+    low = _minimums(blocks, row)
+    if low is not None:
+        fall = sums.unflatten(1, (-1, n_groups)).mul_(low)
         rise += fall  # the scale's part of a weight is the weight and what was subtracted from it
-        fall = -fall
+        fall.neg_()
     kinds = [rise] if fall is None else [rise, fall]
     if n_groups == 1:
-        return torch.cat(kinds, -1)
-    return torch.cat([kind.sum(-1, keepdim=True) for kind in kinds] + kinds, -1)
+        return torch.cat(kinds, -1), squares
+    return torch.cat([kind.sum(-1, keepdim=True) for kind in kinds] + kinds, -1), squares
 
 
 def _minimums(blocks: torch.Tensor, row: QuantType) -> torch.Tensor | None:

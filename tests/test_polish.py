@@ -114,7 +114,7 @@ def test_where_it_does_not_help_nothing_is_written(
 
 
 def test_only_norms(tmp_path: Path) -> None:
-    made = {"chunks": CHUNKS, "only": "norms", "threads": 2}
+    made = {"chunks": 36, "only": "norms", "threads": 2}  # of fewer, those held back cannot tell
     result = quantmill_api.polish(tiny("Q4_0"), EXAMPLE, TEXT, tmp_path / "out.gguf", **made)
     before, after = open_source(tiny("Q4_0")), open_source(tmp_path / "out.gguf")
     assert result.helped

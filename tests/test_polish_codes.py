@@ -49,8 +49,9 @@ def neighbours(type: str, blocks: torch.Tensor, upwards: bool) -> np.ndarray:
 
 def pulled(codes: MovingCodes, gradient: np.ndarray, rate: float, times: int = 1, free: bool = True) -> None:
     for _ in range(times):
-        codes.pull(0, slice(0, 4), torch.from_numpy(gradient[:4].copy()), rate, free)
-        codes.pull(0, slice(4, N_ROWS), torch.from_numpy(gradient[4:].copy()), rate, free)
+        for rows in (slice(0, 4), slice(4, N_ROWS)):
+            part = torch.from_numpy(gradient[rows])
+            codes.pull(0, rows, part, part.square().sum(1), rate, free)
         codes.move(0)
 
 
@@ -126,7 +127,7 @@ def test_a_weight_far_from_its_code_waits_until_it_is_pulled() -> None:
     before = decoded(blocks, "Q3_K")
     codes = MovingCodes("Q3_K", blocks)
     codes.begin(0, torch.from_numpy(before + 10.0))
-    codes.pull(0, slice(0, N_ROWS), torch.zeros(N_ROWS, N_COLS), 0.01, True)
+    codes.pull(0, slice(0, N_ROWS), torch.zeros(N_ROWS, N_COLS), torch.zeros(N_ROWS), 0.01, True)
     codes.move(0)
     assert np.array_equal(decoded(blocks, "Q3_K"), before)
     assert int(codes.wishes.abs().max()) < HALF

@@ -132,7 +132,8 @@ def test_gradient_is_the_derivative(type):
     blocks = blocks_of(type)
     made = torch.from_numpy(decoded(blocks, type))
     weights = torch.from_numpy(np.random.default_rng(1).normal(size=made.shape)).float()
-    found = scales.gradient(blocks, type, made, weights.clone())
+    found, squares = scales.gradient(blocks, type, made, weights)
+    np.testing.assert_allclose(squares, weights.square().sum(1), rtol=1e-5)
     old = scales.read_scales(blocks, type)
     assert found.shape == old.shape
     sub = sub_scales_of(type)
