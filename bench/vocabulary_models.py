@@ -16,7 +16,8 @@ from pathlib import Path
 from quantmill.gguf_io.source import GGUFSource
 from tests.support import convert_models
 from tests.support.convert_models import MODELS, write_model
-from tests.support.convert_tokenizers import byte_level_tokenizer, sentencepiece_model
+from tests.support.convert_tokenizers import byte_level_tokenizer
+from tests.support.sentencepiece_files import sentencepiece_model
 
 # vocabulary: (model whose architecture and tensors it gets, definition of its pre-tokenizer or spm)
 VOCABULARIES = {

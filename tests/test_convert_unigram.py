@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from quantmill.gguf_io.convert import open_checkpoint
 from tests.support.bad_models import refused
 from tests.support.convert_models import edit, write_f32, write_model
-from tests.support.convert_tokenizers import CHARSMAP, sentencepiece_model
 from tests.support.llama_model import LlamaVocabulary
+from tests.support.sentencepiece_files import CHARSMAP, sentencepiece_model
 
 TEXTS = ("they have not", "  that   was for it ", "ﬁnd Ａ, thisé 我.", "thewasnothis")
 

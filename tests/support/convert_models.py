@@ -25,6 +25,7 @@ from quantmill.qkernels import to_float32
 from tests.support import deepseek_v4_model
 from tests.support.convert_tokenizers import write_tokenizer
 from tests.support.later_layers import floats, later_layers
+from tests.support.stored_forms import as_mimo, fp8, fused, mxfp4_blocks, mxfp4_packed
 
 DATA = Path(__file__).parents[1] / "data" / "convert"
 
@@ -126,19 +127,19 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
     found: dict[str, tuple[str, np.ndarray]] = {}
     for tensor, shape in shapes_of(name).items():
         if name == "gpt-oss" and tensor.endswith(("experts.gate_up_proj", "experts.down_proj")):
-            found.update(_mxfp4(random, tensor, shape))
+            found.update(mxfp4_blocks(random, tensor, shape))
         elif tensor.rpartition(".")[2] in HASH:
             found[tensor] = ("I64", np.array(HASH[tensor.rpartition(".")[2]], np.int64))
         elif name == "kimi-k3-packed" and ".experts." in tensor:
-            found.update(_mxfp4_packed(random, tensor, shape))
+            found.update(mxfp4_packed(random, tensor, shape))
         elif name.endswith("-fp8") and "proj" in tensor:
-            found.update(_fp8(random, tensor, shape, in_blocks=name != "llama-fp8"))
+            found.update(fp8(random, tensor, shape, in_blocks=name != "llama-fp8"))
         else:
             found[tensor] = floats(model.dtype, random.standard_normal(shape).astype(np.float32) * 0.05)
     if name == "qwen3-vl-moe-vision":  # stacks turned round
         found = {
             tensor: (dtype, values.swapaxes(1, 2) if ".experts." in tensor else values)
-            for tensor, (dtype, values) in _fused(found).items()
+            for tensor, (dtype, values) in fused(found).items()
         }
     if name == "kimi-k2.5-vision":
         found = {f"language_model.{tensor}": value for tensor, value in found.items()}
@@ -152,79 +153,8 @@ def tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
     if name.endswith("-nextn"):
         found |= later_layers(random, model, found)
     if name == "mimo-v2.5-nextn":
-        found = _as_mimo(random, found)
-    return _fused(found) if name == "qwen3-moe-fused" else found
-
-
-def _mxfp4(random: np.random.RandomState, name: str, shape: list[int]) -> dict[str, tuple[str, np.ndarray]]:
-    """The checkpoint's own form: [experts, out, in / 32, 16] codes of the transposed matrix."""
-    experts, columns, rows = shape
-    codes = random.randint(0, 256, (experts, rows, columns // 32, 16)).astype(np.uint8)
-    exponents = random.randint(118, 124, (experts, rows, columns // 32)).astype(np.uint8)
-    return {f"{name}_blocks": ("U8", codes), f"{name}_scales": ("U8", exponents)}
-
-
-def _mxfp4_packed(
-    random: np.random.RandomState, name: str, shape: list[int]
-) -> dict[str, tuple[str, np.ndarray]]:
-    """compressed-tensors' form: two codes a byte, an exponent for each 32."""
-    rows, columns = shape
-    codes = random.randint(0, 256, (rows, columns // 2)).astype(np.uint8)
-    exponents = random.randint(118, 124, (rows, columns // 32)).astype(np.uint8)
-    return {f"{name}_packed": ("U8", codes), f"{name}_scale": ("U8", exponents)}
-
-
-def _fp8(
-    random: np.random.RandomState, name: str, shape: list[int], in_blocks: bool
-) -> dict[str, tuple[str, np.ndarray]]:
-    """A scale for each block of 128 by 128 (DeepSeek), or for each row (compressed-tensors)."""
-    codes = random.randint(0, 127, shape).astype(np.uint8) | (random.randint(0, 2, shape) << 7).astype(
-        np.uint8
-    )
-    blocks = [-(-n // 128) for n in shape] if in_blocks else [shape[0], 1]
-    scales = random.uniform(1e-4, 2e-4, blocks).astype(np.float32)
-    suffix = "_scale_inv" if in_blocks else "_scale"
-    return {
-        name: ("F8_E4M3", codes),
-        name + suffix: ("F32", scales) if in_blocks else floats("BF16", scales),
-    }
-
-
-def _as_mimo(
-    random: np.random.RandomState, found: dict[str, tuple[str, np.ndarray]]
-) -> dict[str, tuple[str, np.ndarray]]:
-    """Experts in MXFP4; other matrices in FP8, queries, keys and values in four parts whose blocks are cut off."""
-    out: dict[str, tuple[str, np.ndarray]] = {}
-    for name, (dtype, values) in found.items():
-        rows, columns = values.shape if values.ndim == 2 else (0, 0)
-        if ".experts." in name:
-            packed = _mxfp4_packed(random, name, [rows, columns])
-            out |= {key.removesuffix("_packed"): value for key, value in packed.items()}
-        elif "qkv_proj" in name:
-            stored = _fp8(random, name, [rows, columns], in_blocks=True)
-            scales = random.uniform(1e-4, 2e-4, (4 * -(-rows // 4 // 128), columns // 128)).astype(np.float32)
-            out |= stored | {f"{name}_scale_inv": ("F32", scales)}
-        elif "_proj" in name and "eh_proj" not in name:
-            out |= _fp8(random, name, [rows, columns], in_blocks=True)
-        else:
-            out[name] = (dtype, values)
-    return out
-
-
-def _fused(found: dict[str, tuple[str, np.ndarray]]) -> dict[str, tuple[str, np.ndarray]]:
-    """Experts stored one by one, stacked as newer checkpoints have them."""
-    out = {name: value for name, value in found.items() if ".experts." not in name}
-    for prefix in sorted({name.split(".experts.")[0] for name in found if ".experts." in name}):
-        stacks = {
-            kind: np.stack([found[f"{prefix}.experts.{i}.{kind}_proj.weight"][1] for i in range(4)])
-            for kind in ("gate", "up", "down")
-        }
-        out[f"{prefix}.experts.gate_up_proj"] = (
-            "BF16",
-            np.concatenate([stacks["gate"], stacks["up"]], axis=1),
-        )
-        out[f"{prefix}.experts.down_proj"] = ("BF16", stacks["down"])
-    return out
+        found = as_mimo(random, found)
+    return fused(found) if name == "qwen3-moe-fused" else found
 
 
 def write_shards(directory: Path, found: dict[str, tuple[str, np.ndarray]], n_shards: int = 1) -> None:
