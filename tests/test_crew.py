@@ -31,7 +31,8 @@ class Carrier:
     def carry(self, piece):
         if piece.n < 0:
             return Outcome(self.node, error=f"{self.node}: no square of {piece.n}")
-        return Outcome(self.node, piece.n**2)
+        said = ("is a lucky number",) if piece.n == 7 else ()
+        return Outcome(self.node, piece.n**2, said)
 
     def finish(self):
         return Outcome(self.node, "safe")
@@ -66,6 +67,14 @@ def test_a_replacement_that_has_not_begun_is_not_left():
             assert crew.submit(Square(3)).result(20)[1] == 9
         assert len(fake.actors) == 3
         assert all(actor.dead.is_set() for actor in fake.actors)
+
+
+def test_what_workers_say_is_said_here_with_their_names():
+    watcher = Listening()
+    with crew_on(Cluster(2), watcher) as crew:
+        hands = [crew.submit(Square(n)) for n in (6, 7, 8)]
+        named = hands[1].result(20)[0].node.name
+    assert watcher.lines == [f"{named}: is a lucky number"]
 
 
 def test_no_hand_has_more_than_it_can_do():

@@ -33,6 +33,8 @@ _SETTINGS = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_grpc_client_keepalive_time_ms": "2000",
+    "RAY_grpc_client_keepalive_timeout_ms": "2000",
     "RAY_raylet_start_wait_time_s": "60",
 }
 _STARTS = 4  # Ray gives itself half a minute
@@ -105,7 +107,10 @@ def network(names: list[str]) -> Iterator[None]:
             _must("ip", "link", "set", _BRIDGE, "up")
             for i, name in enumerate(names):
                 made("netns", "add", name, undone=("netns", "del", name))
-                _must("ip", "link", "add", f"{name}o", "type", "veth", "peer", "name", "eth0", "netns", name)
+                ends = (f"{name}o", "type", "veth", "peer", "name", "eth0", "netns", name)
+                made(
+                    "link", "add", *ends, undone=("link", "del", f"{name}o")
+                )  # a namespace goes later than it says
                 _must("ip", "link", "set", f"{name}o", "master", _BRIDGE, "up")
                 inside = ("ip", "-n", name)
                 _must(*inside, "addr", "add", f"{_NETWORK}.{i + 1}/24", "dev", "eth0")
