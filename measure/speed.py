@@ -142,11 +142,14 @@ def _run(command: Sequence[str], path: Path) -> str:
         return done.stdout
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise MeasureError(
-            f"{path}: llama.cpp was killed by {name}; on machines with AMX, --no-repack may help"
-        )
-    words = [line for line in done.stderr.splitlines() if line.strip()]
-    raise MeasureError(f"{path}: llama.cpp failed ({words[-1].strip() if words else 'without a word'})")
+        of_amx = "on machines with AMX, --no-repack may help" if name in ("SIGILL", "SIGSEGV") else ""
+        hint = of_amx or "it is a fault of this build; --bench takes another one's llama-bench"
+        raise MeasureError(f"{path}: llama.cpp was killed by {name}; {hint}")
+    words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    said = [
+        line for line in words if line.lower().startswith("error")
+    ] or words  # before what it says of its end
+    raise MeasureError(f"{path}: llama.cpp failed ({said[-1] if said else 'without a word'})")
 
 
 def tokens_per_second(test: SpeedTest, prompt_ms: float, predicted_ms: float) -> float:

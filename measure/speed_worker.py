@@ -35,7 +35,13 @@ def main(job: dict[str, Any]) -> list[list[tuple[float, float]]]:
         runs = []
         for _ in range(job["repeats"] + 1):
             answer = server.handle_completions(request)
-            timings = (json.loads(answer) if isinstance(answer, str | bytes) else answer)["timings"]
+            found = json.loads(answer) if isinstance(answer, str | bytes) else answer
+            if "timings" not in found:
+                reason = found.get("error") or found
+                reason = reason.get("message", reason) if isinstance(reason, dict) else reason
+                sys.stderr.write(f"\nerror: {n_prompt} and {n_gen} tokens: {reason}; --tests names others\n")
+                raise SystemExit(1)
+            timings = found["timings"]
             runs.append((timings["prompt_ms"], timings["predicted_ms"]))
         out.append(runs[1:])
     return out

@@ -36,6 +36,7 @@ _RHYTHMS = (
 # llama-model.cpp, deepseek2: a model without q_lora_rank is one of these, or it is not loaded.
 _LITE = (26, 27)
 _OF_ALL_LAYERS = "per_layer_token_embd.weight"
+_OF_ONE_LAYER = re.compile(r"^blk\.\d+\.ple_").match  # Qwen3.8-Flash-Next
 _EXTRA_NAMES, _EXTRA_VALUES = "general.tensor_extra.name", "general.tensor_extra.prec_a4"
 
 
@@ -70,8 +71,13 @@ def plan_pruning(layers: Iterable[int], names: Iterable[str]) -> Pruning:
         return Pruning((), {})
     names = tuple(names)
     if _OF_ALL_LAYERS in names:
+        whose = (
+            "tables of one layer, whose number stands elsewhere"
+            if any(map(_OF_ONE_LAYER, names))
+            else "a part for each layer"
+        )
         raise RecipeError(
-            f"--prune-layers: {_OF_ALL_LAYERS} holds a part for each layer; a model with it keeps all its layers"
+            f"--prune-layers: {_OF_ALL_LAYERS} holds {whose}; a model with it keeps all its layers"
         )
     present = sorted({int(match.group(1)) for name in names if (match := _BLOCK.search(name))})
     missing = [layer for layer in dropped if layer not in present]

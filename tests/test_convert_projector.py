@@ -191,5 +191,13 @@ def test_without_the_preparation_of_images(tmp_path):
 
 
 def test_a_model_that_does_not_see(tmp_path):
-    with pytest.raises(GGUFError, match="architecture LlamaForCausalLM is not supported"):
-        Projector(write_model("llama", tmp_path / "model"))
+    directory = write_model("llama", tmp_path / "model")
+    with pytest.raises(
+        GGUFError, match="has no vision_config, so this model does not see; leave out --mmproj"
+    ):
+        Projector(directory)
+    edit(directory / "config.json", vision_config={"hidden_size": 64})
+    with pytest.raises(
+        GGUFError, match=r"LlamaForCausalLM is not supported.*convert_hf_to_gguf\.py --mmproj"
+    ):
+        Projector(directory)

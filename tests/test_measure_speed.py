@@ -64,8 +64,16 @@ def test_llama_bench_is_asked_and_read(tmp_path: Path) -> None:
     [
         ("sys.stderr.write('noise\\nerror: no room\\n'); sys.exit(1)", "llama.cpp failed .error: no room"),
         (
+            "sys.stderr.write('error: no room\\n0.01 I ~Server: exited\\n'); sys.exit(1)",
+            "llama.cpp failed .error: no room",
+        ),
+        (
             "os.kill(os.getpid(), signal.SIGILL)",
             "killed by SIGILL; on machines with AMX, --no-repack may help",
+        ),
+        (
+            "os.kill(os.getpid(), signal.SIGFPE)",
+            "killed by SIGFPE; it is a fault of this build; --bench takes another",
         ),
         ("", "llama.cpp failed .without a word"),
     ],

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from quantmill.errors import QuantmillError
+from quantmill.gguf_io.source import open_source
 from quantmill.imatrix.text import Text
+from quantmill.jobs import quantize
 from quantmill.jobs.polish import Job, plan_job, run
+from quantmill.jobs.polish_checks import check_base
+from quantmill.recipe import Recipe
+from tests.support.convert_models import write_f32, write_model
 from tests.support.measure_models import EXAMPLE, tiny, written_again
 from tests.support.polishing import CHUNKS, TEXT, job, quantmill
 
@@ -54,6 +59,25 @@ def test_the_first_tensor_that_differs(tmp_path: Path) -> None:
     written_again(tiny("F16"), tmp_path / "base.gguf", turned)
     with pytest.raises(QuantmillError, match=r"blk\.1\.attn_k\.weight"):
         plan_job(Job(tiny("Q4_0"), tmp_path / "base.gguf", (Text(TEXT),), tmp_path / "out.gguf"))
+
+
+def test_tables_of_whole_numbers_are_compared(tmp_path: Path) -> None:
+    """Of the experts of each token, in DeepSeek V4."""
+    base = write_f32(write_model("deepseek-v4", tmp_path / "model"), tmp_path / "base.gguf")
+    quantize.run(quantize.Job(str(base), tmp_path / "quant.gguf", Recipe("Q4_0", allow_requantize=True)))
+    with open_source(base) as of_base, open_source(tmp_path / "quant.gguf") as of_quant:
+        check_base(of_quant, of_base)
+
+    def turned(spec, raw: np.ndarray) -> np.ndarray:
+        return raw[::-1].copy() if spec.type == "I32" else raw
+
+    other = written_again(base, tmp_path / "other.gguf", turned)
+    with (
+        open_source(other) as of_other,
+        open_source(tmp_path / "quant.gguf") as of_quant,
+        pytest.raises(QuantmillError, match=r"first rows of blk\.\d\.ffn_gate_tid2eid\.weight are others"),
+    ):
+        check_base(of_quant, of_other)
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:

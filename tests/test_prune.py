@@ -64,6 +64,14 @@ def test_a_model_with_an_embedding_for_each_layer_keeps_its_layers():
         plan_pruning((1,), ["per_layer_token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight"])
 
 
+def test_a_model_with_tables_of_one_layer_keeps_its_layers():
+    names = ["per_layer_token_embd.weight", "blk.0.ple_key.weight", "blk.1.attn_q.weight"]
+    with pytest.raises(
+        RecipeError, match=r"holds tables of one layer, whose number stands elsewhere; a model with it"
+    ):
+        plan_pruning((1,), names)
+
+
 def test_importance_is_looked_up_under_the_old_number():
     tensors = specs(dense(4))
     plan = build_plan(tensors, metadata(n_layer=4), Recipe("Q4_K", prune_layers=(1,)), importance(tensors))

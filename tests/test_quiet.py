@@ -1,5 +1,6 @@
 """Models that several threads build at once: what the process has for it stays as it was."""
 
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,3 +38,17 @@ def test_threads_build_one_after_the_other(monkeypatch):
     assert nn.Module.register_parameter is before
     assert {parameter.device.type for model in built for parameter in model.parameters()} == {"meta"}
     assert nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_kernels_that_are_missing_are_not_complained_of():
+    with quiet_transformers():
+        pass
+    log = logging.getLogger("transformers.models.qwen3_5.modeling_qwen3_5")
+    useless = (
+        "`chunk_kda` is falling back to its reference PyTorch implementation because `x` is not installed."
+    )
+    handlers = logging.getLogger("transformers").handlers
+    assert handlers
+    for text, shown in ((useless, False), ("the weights are damaged", True)):
+        record = log.makeRecord(log.name, logging.WARNING, "", 0, text, (), None)
+        assert [bool(handler.filter(record)) for handler in handlers] == [shown] * len(handlers)

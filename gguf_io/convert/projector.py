@@ -81,7 +81,11 @@ def _tower_of(raw: Mapping[str, Any]) -> Tower:
         sees, hears = isinstance(raw.get("vision_config"), Mapping), bool(raw.get("audio_config"))
         if name in tower.classes and sees and tower.hears == hears:
             return tower
-    supported = ", ".join(sorted(one for tower in TOWERS for one in tower.classes))
+    if not any(raw.get(key) for key in ("vision_config", "audio_config")):
+        raise GGUFError(
+            "--mmproj: config.json has no vision_config, so this model does not see; leave out --mmproj"
+        )
+    supported = ", ".join(sorted({one for tower in TOWERS for one in tower.classes}))
     known = any(name in tower.classes for tower in TOWERS)
     what = "has no vision_config of a kind that is known" if known else "is not supported"
     raise GGUFError(
