@@ -101,8 +101,8 @@ def test_what_is_not_finite_shows(bad: float) -> None:
 @pytest.mark.parametrize("type", [*TYPES, *CHECKPOINT_TYPES])
 def test_stored_matrices_give_what_their_decoded_ones_do(type: str) -> None:
     row, rng = readable_type(type), np.random.default_rng(9)
-    # 16 rows of 512 columns are enough to be decoded together, or 64 of 256; some are left over at the end
-    for n, n_cols in ((3, 256), (64, 256), (85, 256), (85, 512), (150, 1280)):
+    # 32 rows are taken together; some are left over at the end
+    for n, n_cols in ((3, 256), (64, 256), (85, 256), (107, 512), (150, 1280)):
         n_cols = max(n_cols, row.block)
         matrix = rng.standard_normal((n, n_cols)).astype(np.float32)
         if row.family == "checkpoint":

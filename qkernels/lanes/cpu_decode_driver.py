@@ -10,7 +10,7 @@ last block and does again what the tile before it did.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import llvmlite.ir as ir
 
@@ -60,34 +60,51 @@ def text_of(
     function = ir.Function(ir.Module("quantmill"), signature, "drive")
     b = LaneBuilder(function.append_basic_block("entry"), processor)
     source, result, n_blocks, begin, end, own, *given = function.args
-    arrays = {
-        name: b.bitcast(b.gep(own, [I64(offset)]), b.lanes(kind).as_pointer())
-        for name, (offset, kind) in layout.places.items()
-    }
-    arrays.update(zip(decoder.tables, given, strict=True))
-    operands = [arrays[operand] if isinstance(operand, str) else operand for operand in decoder.operands]
-    unit = Unit(b.module)
-    program = load(decoder.module, WORDS, Program)[decoder.function]
+    arrays = arrays_of(b, layout, own)
+    decode = decoding(b, decoder, arrays, given)
     part = type.block // decoder.lanes
     with loop(b, begin, end) as tile:
         first = first_of(b, tile, n_blocks)
-        _load_blocks(b, source, b.mul(first, I64(type.bytes)), type.bytes, arrays["blocks"])
+        start = b.mul(first, I64(type.bytes))
+        load_blocks(b, source, start, type.bytes, I64(type.bytes), arrays["blocks"])
         with loop(b, I64(0), I64(decoder.lanes)) as j:
-            unit.call(b, program, [j, arrays["blocks"], arrays["y"], *operands])
+            decode(j, arrays["y"])
             place = b.add(b.mul(first, I64(type.block)), b.mul(j, I64(part)))
             _store_numbers(b, arrays["y"], part, result, place, type.block, target)
     b.ret(I32(0))
     return str(b.module)
 
 
-def _load_blocks(b: LaneBuilder, source: ir.Value, start: ir.Value, n: int, blocks: ir.Value) -> None:
-    """Blocks of n ≥ 16 bytes, one after another, become [byte][lane]; the last 16 bytes overlap those before."""
+def arrays_of(b: LaneBuilder, layout: Layout, own: ir.Value) -> dict[str, ir.Value]:
+    """The arrays of a layout in the memory of the thread."""
+    return {
+        name: b.bitcast(b.gep(own, [I64(offset)]), b.lanes(kind).as_pointer())
+        for name, (offset, kind) in layout.places.items()
+    }
+
+
+def decoding(
+    b: LaneBuilder, decoder: Decoder, arrays: Mapping[str, ir.Value], tables: Sequence[ir.Value]
+) -> Callable[[ir.Value, ir.Value], None]:
+    """What builds a call: part j of the numbers of arrays["blocks"], [byte][lane], into y [number][lane]."""
+    known = {**arrays, **dict(zip(decoder.tables, tables, strict=True))}
+    operands = [known[operand] if isinstance(operand, str) else operand for operand in decoder.operands]
+    unit = Unit(b.module)
+    program = load(decoder.module, WORDS, Program)[decoder.function]
+    return lambda j, y: unit.call(b, program, [j, arrays["blocks"], y, *operands])
+
+
+def load_blocks(
+    b: LaneBuilder, source: ir.Value, start: ir.Value, n: int, apart: ir.Value, blocks: ir.Value
+) -> None:
+    """A block of n ≥ 16 bytes for each lane, `apart` bytes from one to the next, becomes [byte][lane]; the last 16
+    bytes overlap those before."""
     assert n >= _SIDE
     flat = b.bitcast(blocks, I8.as_pointer())
 
     def square(i: ir.Value) -> None:
         for lane in range(0, b.width, _SIDE):
-            places = [b.add(b.add(start, I64(n * (lane + k))), i) for k in range(_SIDE)]
+            places = [b.add(b.add(start, b.mul(apart, I64(lane + k))), i) for k in range(_SIDE)]
             runs = interleave(b, [load_run(b, source, place, _BYTE_RUN, 1) for place in places])
             for k, run in enumerate(runs):
                 store_run(b, run, flat, b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)), _SIDE)

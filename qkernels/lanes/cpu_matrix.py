@@ -1,4 +1,4 @@
-"""Products with stored matrices on the CPU: the functions of cpu_matrix_driver, compiled, and what decodes for them."""
+"""Products with stored matrices on the CPU: the functions of cpu_matrix_driver, compiled, and what packs for them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from quantmill.qkernels.lanes.cpu_decode import compiled_decoder
-from quantmill.qkernels.lanes.cpu_function import Compiled
-from quantmill.qkernels.lanes.cpu_product_shape import DECODER_TABLES, LANES, WIDE, WIDENED
+from quantmill.qkernels.lanes.cpu_function import Compiled, Shape, compiled, table_kinds
+from quantmill.qkernels.lanes.cpu_layout import layout_of
+from quantmill.qkernels.lanes.cpu_product_shape import DECODER_TABLES, WIDE, WIDENED, numbers_at_once
 from quantmill.qkernels.lanes.cpu_products import Rows, room
 from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.native import Processor, address_of, functions
 from quantmill.qkernels.types import QuantType
+
+# stored rows, codes, scales; blocks of a row, its bytes, the first row
+_FILLER = Shape(arrays=3, numbers=3)
 
 
 @functools.cache
@@ -23,17 +26,27 @@ def _functions(processor: Processor) -> dict[str, Callable[..., int]]:
 
         return text_of(processor)
 
-    shapes = {f"multiply_{n}": (8 + n, 9) for n in DECODER_TABLES}
+    shapes = {f"multiply_{n}": (7 + n, 7) for n in DECODER_TABLES}
     # Only their addresses are asked for.
-    shapes.update({f"widen_{name}": (0, 0) for name in WIDENED})
+    shapes.update({f"fill_{name}": (0, 0) for name in WIDENED})
     return functions("matrices", text, shapes, processor)
 
 
-def _reader(type: QuantType, decoder: Decoder | None, processor: Processor) -> Compiled:
-    """What decodes a type, None of a plain one, to F32."""
-    if decoder is not None:
-        return compiled_decoder(type, decoder, "F32", processor)
-    return Compiled(_functions(processor)[f"widen_{type.name}"], 0, ())
+@functools.cache
+def _filler(type: QuantType, decoder: Decoder, processor: Processor) -> Compiled:
+    tables = tuple(np.ascontiguousarray(make()) for make in decoder.tables.values())
+    kinds = table_kinds(tables)
+    at_once = numbers_at_once(type.block, decoder.lanes)
+    layout = layout_of({"blocks": (type.bytes, "u8"), "y": (at_once, "f32")}, processor)
+
+    def text() -> str:
+        from quantmill.qkernels.lanes.cpu_filling_driver import text_of
+
+        return text_of(type, decoder, layout, kinds, processor)
+
+    facts = (type.block, type.bytes, decoder.function, decoder.lanes, decoder.operands, layout, kinds)
+    name = f"{type.name}-packed"
+    return compiled(name, facts, decoder.module, _FILLER, layout.n_bytes, tables, text, processor)
 
 
 def multiplied(
@@ -46,20 +59,20 @@ def multiplied(
 ) -> int:
     """out[:, :n] = rows · matrixᵀ for the first n rows of a matrix, stored u8 [n_all, row_bytes]; both contiguous.
 
-    Returns n, which leaves out a few rows at the end: those that are not enough to be decoded together.
+    decoder: None of plain types. Returns n, which leaves out what is left when as many rows as there are lanes are
+    taken at a time.
     """
     n_all, row_bytes = stored.shape
     n_cols = rows.codes.shape[1]
-    in_row = n_cols // type.block
-    together = next((n for n in (LANES, WIDE) if n * in_row >= processor.width), 0)
-    n = n_all // together * together if together else 0
+    n = n_all // processor.width * processor.width
     if not n:
         return 0
-    reader = _reader(type, decoder, processor)
-    own, numbers = reader.memory(), np.empty((together, n_cols), np.float32)
-    n_blocks = together * in_row
-    arrays = (rows.codes, rows.scales, stored, numbers, *room(WIDE, n_cols), out, own, *reader.tables)
-    sizes = (rows.n_rows, n_cols, n, together, row_bytes, n_blocks, -(-n_blocks // processor.width))
-    multiply = _functions(processor)[f"multiply_{len(reader.tables)}"]
-    multiply(*(array.ctypes.data for array in arrays), address_of(reader.drive), *sizes, out.shape[1])
+    if decoder is None:
+        filler = Compiled(_functions(processor)[f"fill_{type.name}"], 4 * processor.width * n_cols, ())
+    else:
+        filler = _filler(type, decoder, processor)
+    arrays = (rows.codes, rows.scales, stored, *room(WIDE, n_cols), out, filler.memory(), *filler.tables)
+    sizes = (rows.n_rows, n_cols, n, n_cols // type.block, row_bytes, out.shape[1])
+    multiply = _functions(processor)[f"multiply_{len(filler.tables)}"]
+    multiply(*(array.ctypes.data for array in arrays), address_of(filler.drive), *sizes)
     return n

@@ -59,16 +59,17 @@ def text_of(processor: Processor) -> str:
     return str(module)
 
 
-def _size(b: ir.IRBuilder, run: ir.Value) -> ir.Value:
+def size(b: ir.IRBuilder, run: ir.Value) -> ir.Value:
     """The bits of |x|, which order as the numbers do, infinities and NaN behind all others."""
-    return b.and_(b.bitcast(run, _INTS), repeated(_SIZE, _INTS))
+    ints = ir.VectorType(I32, run.type.count)
+    return b.and_(b.bitcast(run, ints), repeated(_SIZE, ints))
 
 
-def _larger(b: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
+def larger(b: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
     return b.select(b.icmp_signed(">", one, other), one, other)
 
 
-def _scales_of(b: ir.IRBuilder, largest: ir.Value, largest_code: int) -> tuple[ir.Value, ir.Value]:
+def scales_of(b: ir.IRBuilder, largest: ir.Value, largest_code: int) -> tuple[ir.Value, ir.Value]:
     """Of the largest sizes: the scales, and what numbers are multiplied with to become codes; both 0 of tiny blocks."""
     zero, one = ir.Constant(largest.type, None), ir.Constant(largest.type, 1.0)
     if isinstance(largest.type, ir.VectorType):
@@ -81,11 +82,14 @@ def _scales_of(b: ir.IRBuilder, largest: ir.Value, largest_code: int) -> tuple[i
     return scale, b.select(tiny, zero, b.fdiv(top, b.select(tiny, one, largest)))
 
 
+def rounded(b: ir.IRBuilder, run: ir.Value, factor: ir.Value) -> ir.Value:
+    """Numbers → floats in whose bits the codes are the low 16."""
+    return b.fadd(b.fmul(run, factor), repeated(_ROUNDER, run.type))
+
+
 def _codes(b: ir.IRBuilder, low: ir.Value, high: ir.Value, factor: ir.Value) -> ir.Value:
     """Two runs of 16 numbers → their 32 codes."""
-    words = [
-        b.bitcast(b.fadd(b.fmul(run, factor), repeated(_ROUNDER, _FLOATS)), _WORDS) for run in (low, high)
-    ]
+    words = [b.bitcast(rounded(b, run, factor), _WORDS) for run in (low, high)]
     return b.shuffle_vector(*words, ir.Constant(ir.VectorType(I32, 32), list(range(0, 64, 2))))
 
 
@@ -98,11 +102,11 @@ def enter(module: ir.Module, processor: Processor) -> ir.Function:
         block = b.add(b.mul(row, n_blocks), in_row)
         first, place = b.mul(block, I64(BLOCK)), b.add(b.mul(row, apart), b.mul(in_row, I64(BLOCK)))
         runs = [load_run(b, source, b.add(place, I64(LANES * i)), _FLOATS, 4) for i in range(_RUNS)]
-        largest = _size(b, runs[0])
+        largest = size(b, runs[0])
         for run in runs[1:]:
-            largest = _larger(b, largest, _size(b, run))
+            largest = larger(b, largest, size(b, run))
         bits = call(b, "llvm.vector.reduce.smax.v16i32", I32, largest)
-        scale, factor = _scales_of(b, b.bitcast(bits, F32), TOP)
+        scale, factor = scales_of(b, b.bitcast(bits, F32), TOP)
         b.store(scale, b.gep(scales, [block]))
         factors = splat(b, factor, LANES)
         for i in range(0, _RUNS, 2):
@@ -130,16 +134,14 @@ def pack(module: ir.Module, processor: Processor) -> ir.Function:
 
             sizes = []
             for row in range(LANES):
-                largest = _size(b, run(row, 0))
+                largest = size(b, run(row, 0))
                 for i in range(1, _RUNS):
-                    largest = _larger(b, largest, _size(b, run(row, i)))
+                    largest = larger(b, largest, size(b, run(row, i)))
                 sizes.append(largest)
             turned = interleave(b, sizes)
             while len(turned) > 1:
-                turned = [
-                    _larger(b, one, other) for one, other in zip(turned[::2], turned[1::2], strict=True)
-                ]
-            scale, factor = _scales_of(b, b.bitcast(turned[0], _FLOATS), TOP_OF_MATRIX)
+                turned = [larger(b, one, other) for one, other in zip(turned[::2], turned[1::2], strict=True)]
+            scale, factor = scales_of(b, b.bitcast(turned[0], _FLOATS), TOP_OF_MATRIX)
             place = b.add(b.mul(b.add(b.mul(tile, n_blocks), block), I64(WIDE)), part)
             store_run(b, scale, scales, place, 4)
             factors = [_one(b, factor, row) for row in range(LANES)]

@@ -10,3 +10,9 @@ WIDE = LANES * VECTORS  # rows of the matrix that are packed together
 QUERIES = 96  # tokens of an attention whose scores are there at a time: whole blocks, whole ROWS
 DECODER_TABLES = (0, 1)  # how many tables the decoders of stored matrices have
 WIDENED = ("F32", "F16", "BF16")  # plain types, which need none
+
+
+def numbers_at_once(block: int, parts: int) -> int:
+    """Of a block of a type that is decoded in so many parts: how many are decoded before they are packed."""
+    assert block % BLOCK == 0
+    return max(block // parts, BLOCK)
