@@ -292,8 +292,8 @@ def runnable_family(facts: Facts) -> Family:
         )
     if family is None:
         raise ModelError(
-            f"general.architecture = {facts.architecture!r}: quantmill cannot run it in torch; it runs "
-            f"{', '.join(RUNNABLE)}. llama.cpp's llama-perplexity may"
+            f"general.architecture = {facts.architecture!r}: quantmill cannot run it in torch (docs/families.md lists "
+            f"the {len(RUNNABLE)} that it runs); llama.cpp's llama-imatrix and llama-perplexity may"
         )
     if "token_embd.weight" not in facts.shapes:
         raise ModelError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantmill.cli import main
 from quantmill.gguf_io.convert import SUPPORTED
 from tests.support.bad_models import refused
 from tests.support.convert_models import edit, tensors, write_model, write_shards
@@ -169,6 +170,40 @@ def test_words_that_are_not_split_as_bert_does(tmp_path):
     refused(tmp_path, "llama.cpp splits words as BERT does")
 
 
+UNKNOWN = (
+    "RWKV7ForCausalLM",
+    "MambaForCausalLM",
+    "T5ForConditionalGeneration",
+    "Gemma4UnifiedForConditionalGeneration",
+    "ModelOfTomorrowForCausalLM",
+)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_known_is_one_line_with_the_way_out(name, tmp_path, capsys):
+    directory, out = tmp_path / "model", tmp_path / "out.gguf"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"architectures": [name]}))
+    (tmp_path / "text").write_text("Some words.")
+    for words in (
+        ["convert", directory, out],
+        ["quantize", directory, out, "Q4_K_M"],
+        ["imatrix", directory, "-f", tmp_path / "text", "-o", out],
+        ["evaluate", directory, "--text", tmp_path / "text"],
+    ):
+        assert main(list(map(str, words))) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert lines[-1].startswith(
+            f"error: architecture {name} is not supported (docs/families.md lists the "
+        )
+        assert lines[-1].endswith(
+            "--outtype f16 and give quantmill the GGUF: quantize knows every architecture"
+        )
+        assert len(lines[-1]) < 300
+        assert not [line for line in lines[:-1] if "error" in line or "Traceback" in line]
+        assert not out.exists()
+
+
 def test_what_the_docs_call_missing_is_refused_with_the_way_out(tmp_path):
     missing = DOCS.read_text(encoding="utf-8").split("## What is missing")[1]
     classes = re.findall(r"`(\w+(?:ForCausalLM|ForConditionalGeneration|Model))`", missing)
@@ -179,5 +214,5 @@ def test_what_the_docs_call_missing_is_refused_with_the_way_out(tmp_path):
         edit(tmp_path / "config.json", architectures=[name])
         refused(
             tmp_path,
-            rf"architecture {name} is not supported.*convert_hf_to_gguf.py and give quantmill the GGUF",
+            rf"architecture {name} is not supported.*convert_hf_to_gguf.py --outtype f16 and give quantmill the GGUF",
         )

@@ -32,8 +32,9 @@ def family_of(config: Config) -> Family:
             if name in family.classes and family.takes({**config, **inner}):
                 return family
     raise GGUFError(
-        f"architecture {names[0]} is not supported. Supported: {', '.join(SUPPORTED)}. "
-        "Convert it with llama.cpp's convert_hf_to_gguf.py and give quantmill the GGUF."
+        f"architecture {names[0]} is not supported (docs/families.md lists the {len(SUPPORTED)} that are); convert it "
+        "with llama.cpp's convert_hf_to_gguf.py --outtype f16 and give quantmill the GGUF: quantize knows every "
+        "architecture"
     )
 
 
