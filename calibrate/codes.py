@@ -15,12 +15,11 @@ from quantmill.calibrate.adam import BETAS
 from quantmill.calibrate.steps import steps_of
 from quantmill.models.workers import tiles
 from quantmill.qkernels import get_type
-from quantmill.qkernels.pulls import HALF, LIMIT, STEP, wished
+from quantmill.qkernels.pulls import HALF, LIMIT, STEP, TINY, Pull, wished
 
 KEPT = ("blocks", "wishes", "row_squares", "column_squares", "counts")  # what later steps depend on
 _AT_FIRST = HALF - 16  # no code moves before it was trained
 _FARTHEST = 3.0  # times its usual size: what one gradient may count
-_TINY = 1e-30
 _ROWS = 256  # looked at together in the beginning
 _WEIGHTS = 1 << 18  # of blocks in which codes move together
 
@@ -51,10 +50,11 @@ class MovingCodes:
         self.column_squares = torch.zeros(n_matrices, n_cols, device=device)
         self.counts = torch.zeros(n_matrices, dtype=torch.int64)
         self._sizes = torch.zeros(n_matrices, n_rows, device=device)  # of a row's steps, their mean
-        # Of a step, by matrix, whose moves do not look at another's, and by first row: sums of squares, and numbers of
-        # blocks with a wish beyond half a step.
+        # Of a step, by matrix, whose moves do not look at others, and by first row: sums of squares, and which blocks
+        # have a wish beyond half a step; and by matrix what is made of the sums of the steps before.
         self._columns: list[dict[int, torch.Tensor]] = [{} for _ in range(n_matrices)]
         self._beyond: list[dict[int, torch.Tensor]] = [{} for _ in range(n_matrices)]
+        self._columns_known: list[torch.Tensor | None] = [None] * n_matrices
 
     def begin(self, matrix: int, original: torch.Tensor) -> None:
         """Let the weights of a matrix want to be where `original` [n_rows, n_cols] f32 has them."""
@@ -73,23 +73,24 @@ class MovingCodes:
         squares: Σ (dL/dW)² of each row, [n_rows] f32. free: codes may move at the next `move`.
         """
         count = int(self.counts[matrix]) + 1
-        seen = self.row_squares[matrix][rows]
-        seen.lerp_(squares / gradient.shape[1], 1 - BETAS[1])
-        across = (seen / (1 - BETAS[1] ** count)).clamp_min_(_TINY).rsqrt_().mul_(rate * STEP)
-        wishes, most = self.wishes[matrix][rows], _FARTHEST * rate * STEP
-        columns, beyond = wished(wishes, gradient, across, self._along(matrix), most, self._row.block)
+        pull = Pull(1 - BETAS[1], 1 - BETAS[1] ** count, rate * STEP, _FARTHEST * rate * STEP)
+        wishes, seen = self.wishes[matrix][rows], self.row_squares[matrix][rows]
+        along = self._along(matrix)
+        columns, beyond = wished(wishes, gradient, squares, seen, along, pull, self._row.block)
         self._columns[matrix][rows.start] = columns
         if free and count % self._steps.every == 0:
-            places = torch.nonzero(beyond.flatten()).squeeze(1)
-            if len(places):
-                self._beyond[matrix][rows.start] = places + rows.start * beyond.shape[1]
+            self._beyond[matrix][rows.start] = beyond
 
     def _along(self, matrix: int) -> torch.Tensor:
         """How much less than others each column is moved, by what was seen in steps before: [n_cols] f32."""
-        columns = self.column_squares[matrix]
-        if int(self.counts[matrix]) == 0:
-            return torch.ones_like(columns)
-        return (columns.mean().clamp_min(_TINY) / columns.clamp_min(_TINY)).sqrt_()
+        known = self._columns_known[matrix]
+        if known is None:
+            columns = self.column_squares[matrix]
+            known = torch.ones_like(columns)
+            if int(self.counts[matrix]) > 0:
+                known = (columns.mean().clamp_min(TINY) / columns.clamp_min(TINY)).sqrt_()
+            self._columns_known[matrix] = known
+        return known
 
     def matrices(self) -> list[int]:
         """Those that gradients came for since the last `move`."""
@@ -106,11 +107,14 @@ class MovingCodes:
         assert isinstance(sums, torch.Tensor)
         self.column_squares[matrix].lerp_(sums / self.wishes.shape[1], 1 - BETAS[1])
         self.counts[matrix] += 1
+        self._columns_known[matrix] = None
         beyond = _taken(self._beyond[matrix])
         if not beyond:
             return
-        for which in torch.cat(beyond).split(_WEIGHTS // self._row.block):
-            self._move(matrix, which)
+        places = torch.nonzero(torch.cat(beyond).flatten()).squeeze(1)
+        for which in places.split(_WEIGHTS // self._row.block):
+            if len(which):  # split gives an empty part of nothing
+                self._move(matrix, which)
 
     def _move(self, matrix: int, which: torch.Tensor) -> None:
         """Of blocks with these numbers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,11 +20,14 @@ from quantmill.gguf_io.convert.rules import Index
 from quantmill.models.packed import PackedTensor, Piece, decode
 from quantmill.models.workers import Workers, shares, tiles
 from quantmill.qkernels import get_type
-from quantmill.qkernels.scales import gradient, is_trainable, n_values, read_scales, write_scales
+from quantmill.qkernels.pulls import of_groups
+from quantmill.qkernels.scales import gradient, group_of, is_trainable, n_values, read_scales, write_scales
 
 TILE_ROWS = 1024  # rows of a matrix decoded, multiplied and summed up at a time, on a CPU
 LEAST_ROWS = 256  # fewer are not worth a thread
 FEW_TOKENS = 256  # an expert that was trained on fewer stays as it was
+
+Heard = tuple[torch.Tensor, torch.Tensor]  # sums of products with the weights, and of themselves, by groups
 
 
 class Scratch(threading.local):
@@ -103,20 +106,25 @@ class ScaledPiece:
         if self.piece.factors is not None:
             out.mul_(self.piece.factors[matrix])
 
-    def add_gradient(
+    def heard(
         self, matrix: int, rows: slice | torch.Tensor, made: torch.Tensor, weights: torch.Tensor
-    ) -> None:
-        """Add what dL/dW [n_rows, n_cols] of these rows, each named once, says of their scales.
+    ) -> Heard:
+        """What dL/dW [n_rows, n_cols] of some rows, each named once, says of their scales, for `add`.
 
-        made: what `decoded` gave for them, in the dtype of the weights.
+        Codes that move take what it says of them. made: what `decoded` gave for them, in the dtype of the weights.
         """
-        if self.grad is not None:
-            values, squares = gradient(self.piece.blocks[matrix][rows], self.type, made, weights)
-            self.grad[matrix][rows] += values
-            if self.codes is not None:
-                assert isinstance(rows, slice)
-                free = int(self.tokens[matrix]) >= FEW_TOKENS or len(self.tokens) == 1
-                self.codes.pull(matrix, rows, weights, squares, self.code_rate, free)
+        products, sums, squares = of_groups(weights, made, group_of(self.type))
+        if self.codes is not None:
+            assert isinstance(rows, slice)
+            free = int(self.tokens[matrix]) >= FEW_TOKENS or len(self.tokens) == 1
+            self.codes.pull(matrix, rows, weights, squares, self.code_rate, free)
+        return products, sums
+
+    def add(self, matrix: int, rows: slice | torch.Tensor, heard: Sequence[Heard]) -> None:
+        """Add to the gradient what was heard of these rows, part by part."""
+        assert self.grad is not None
+        products, sums = (torch.cat(parts) for parts in zip(*heard, strict=True))
+        self.grad[matrix][rows] += gradient(self.piece.blocks[matrix][rows], self.type, products, sums)
 
     def pieces_of_work(self) -> list[tuple[int, slice]]:
         """Matrices and rows, in parts that can be written side by side."""
@@ -244,22 +252,23 @@ class ScaledTensor:
         piece = self.pieces[0]
         matrix = piece.piece._which(index)
 
-        def one(rows: slice) -> torch.Tensor:
+        def one(rows: slice) -> tuple[torch.Tensor, Heard | None]:
             part = outputs[:, rows]
             if whole is not None:
-                return part @ whole[rows]
+                return part @ whole[rows], None
             made = self._decoded(piece, matrix, rows, inputs)
-            if piece.moves:
-                weights = torch.mm(part.T, inputs, out=self.way.scratch.of("gradient", inputs, *made.shape))
-                piece.add_gradient(matrix, rows, made, weights)
-            return part @ made
+            if not piece.moves:
+                return part @ made, None
+            weights = torch.mm(part.T, inputs, out=self.way.scratch.of("gradient", inputs, *made.shape))
+            return part @ made, piece.heard(matrix, rows, made, weights)
 
-        first, *others = self.way.workers.map(one, self.tiles)
-        total = first.float()
-        for other in others:
-            total += other
-        if whole is None:
+        parts = self.way.workers.map(one, self.tiles)
+        if whole is None and piece.moves:
+            piece.add(matrix, slice(None), [heard for _, heard in parts if heard is not None])
             piece.tokens[matrix] += n_tokens
+        total = parts[0][0].float()
+        for part, _ in parts[1:]:
+            total += part
         return total
 
     def _decoded(self, piece: ScaledPiece, matrix: int, rows: slice, like: torch.Tensor) -> torch.Tensor:
@@ -285,10 +294,11 @@ class ScaledTensor:
             piece = self.pieces[0]
             matrix = piece.piece._which(index)
 
-            def one(rows: slice) -> None:
-                piece.add_gradient(matrix, rows, made[rows], by_rows(rows))
+            def one(rows: slice) -> Heard:
+                return piece.heard(matrix, rows, made[rows], by_rows(rows))
 
-            self.way.workers.map(one, tiles(self.shape[-2], TILE_ROWS, LEAST_ROWS))
+            heard = self.way.workers.map(one, tiles(self.shape[-2], TILE_ROWS, LEAST_ROWS))
+            piece.add(matrix, slice(None), heard)
             piece.tokens[matrix] += n_tokens
             return
         whole = torch.cat(self.way.workers.map(by_rows, tiles(self.shape[-2], TILE_ROWS, LEAST_ROWS)))
@@ -296,8 +306,9 @@ class ScaledTensor:
         for (piece, matrix, part), (_, _, part_made) in shares:
             view = replace(piece.piece.view, values=None)
             taken, taken_made = view.take(part), view.take(part_made)
-            for rows in tiles(piece.piece.blocks.shape[-2], TILE_ROWS, LEAST_ROWS):
-                piece.add_gradient(matrix, rows, taken_made[rows], taken[rows])
+            if piece.moves:
+                every = slice(0, len(taken))
+                piece.add(matrix, every, [piece.heard(matrix, every, taken_made, taken)])
             piece.tokens[matrix] += n_tokens
 
     def _shares(self, index: int, whole: torch.Tensor) -> list[tuple[ScaledPiece, int, torch.Tensor]]:

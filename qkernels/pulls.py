@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from quantmill.qkernels.lanes import native
-from quantmill.qkernels.lanes.cpu_pull_shape import HALF, KINDS, LANES, LIMIT, STEP
+from quantmill.qkernels.lanes.cpu_pull_shape import HALF, KINDS, LANES, LIMIT, STEP, TINY
 
-__all__ = ["HALF", "LIMIT", "STEP", "of_groups", "wished"]
+__all__ = ["HALF", "LIMIT", "STEP", "TINY", "Pull", "of_groups", "wished"]
 
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 assert set(_KINDS.values()) == set(KINDS)
@@ -27,7 +28,7 @@ def _functions(processor: native.Processor) -> dict[str, Callable[..., int]]:
         return text_of(processor)
 
     shapes = {
-        f"{name}_{kind}": shape for name, shape in (("weigh", (5, 3)), ("wish", (7, 3))) for kind in KINDS
+        f"{name}_{kind}": shape for name, shape in (("weigh", (5, 3)), ("wish", (8, 3))) for kind in KINDS
     }
     return native.functions("pulls", text, shapes, processor)
 
@@ -62,30 +63,49 @@ def of_groups(
     return products, sums, squares
 
 
+@dataclass(frozen=True)
+class Pull:
+    """What a step makes of gradients.
+
+    share_of_new: of the mean squares that are kept. known: how much of these has been seen. factor: how far a gradient
+    of the usual size moves a wish. most: how far any does, below 2^15.
+    """
+
+    share_of_new: float
+    known: float
+    factor: float
+    most: float
+
+
 def wished(
     wishes: torch.Tensor,
     weights: torch.Tensor,
-    across: torch.Tensor,
+    squares: torch.Tensor,
+    seen: torch.Tensor,
     along: torch.Tensor,
-    most: float,
+    pull: Pull,
     block: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Move wishes i16 [n_rows, n_cols], contiguous, against dL/dW, in place, each by a whole number.
 
-    weights [n_rows, n_cols]; across [n_rows] and along [n_cols] f32: what they are multiplied with; most: what a wish
-    is moved at the most, below 2^15. → Σ weight² of each column [n_cols] f32, and which `block` columns of a row have a
-    wish beyond HALF, [n_rows, n_cols / block] bool.
+    weights [n_rows, n_cols]; squares [n_rows] f32: Σ weight² of each row; seen [n_rows] f32, contiguous: their means of
+    all steps, changed in place; along [n_cols] f32: what a column is multiplied with. → Σ weight² of each column
+    [n_cols] f32, and which `block` columns of a row have a wish beyond HALF, [n_rows, n_cols / block] bool.
     """
     assert wishes.is_contiguous()
+    assert seen.is_contiguous()
     n_rows, n_cols = weights.shape
     function = _function("wish", weights, block)
     if function is None:
+        seen.lerp_(squares / n_cols, pull.share_of_new)
+        across = pull.factor / (seen / pull.known).clamp_min_(TINY).sqrt_()
         values = weights.float()
-        change = (values * across[:, None]).mul_(along).clamp_(-most, most).round_().to(torch.int32)
-        wishes.copy_((wishes - change).clamp_(-LIMIT, LIMIT))
+        change = (values * across[:, None]).mul_(along).clamp_(-pull.most, pull.most).round_()
+        wishes.copy_((wishes - change.to(torch.int32)).clamp_(-LIMIT, LIMIT))
         return values.square().sum(0), (wishes.abs() > HALF).view(n_rows, -1, block).any(2)
     columns = torch.zeros(n_cols)
     beyond = torch.empty(n_rows, n_cols // block, dtype=torch.bool)
-    arrays = (weights.contiguous(), wishes, across.contiguous(), along.contiguous(), torch.tensor([most]))
-    function(*(array.data_ptr() for array in (*arrays, columns, beyond)), n_rows, n_cols, block)
+    numbers = torch.tensor([pull.share_of_new, pull.known, pull.factor, pull.most])
+    arrays = (weights.contiguous(), wishes, squares, seen, numbers, along, columns, beyond)
+    function(*(array.data_ptr() for array in arrays), n_rows, n_cols, block)
     return columns, beyond

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from quantmill.qkernels.lattices.types import LATTICES
-from quantmill.qkernels.pulls import of_groups
 from quantmill.qkernels.subscales import sub_scales_of
 from quantmill.qkernels.types import QuantType, get_type
 
@@ -59,20 +58,23 @@ def write_scales(blocks: torch.Tensor, type: str, values: torch.Tensor) -> None:
         sub.write(fields, values[..., len(row.scales) :])
 
 
-def gradient(
-    blocks: torch.Tensor, type: str, made: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """dL/dW [n_rows, n_cols] → [n_rows, n_blocks, n_values] f32: what a relative change of each value does to L; and
-    Σ (dL/dW)² of each row, [n_rows] f32.
-
-    made: the decoded blocks, in the same dtype.
-    """
+def group_of(type: str) -> int:
+    """How many weights share what can be moved of a block, or more of them."""
     row, sub = get_type(type), sub_scales_of(type)
-    n_groups = sub.n if sub is not None else (len(row.scales) if row.parts else 1)
-    products, sums, squares = of_groups(weights, made, row.block // n_groups)
+    return row.block // (sub.n if sub is not None else (len(row.scales) if row.parts else 1))
+
+
+def gradient(blocks: torch.Tensor, type: str, products: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """What a relative change of each value does to L: [n_rows, n_blocks, n_values] f32.
+
+    products, sums: of dL/dW with the decoded blocks, and of itself, over every `group_of` columns (pulls.of_groups);
+    they may be overwritten.
+    """
+    row = get_type(type)
+    n_groups = row.block // group_of(type)
     rise, fall = products.unflatten(1, (-1, n_groups)), None
     if row.parts:
-        return rise, squares
+        return rise
     low = _minimums(blocks, row)
     if low is not None:
         fall = sums.unflatten(1, (-1, n_groups)).mul_(low)
@@ -80,8 +82,8 @@ def gradient(
         fall.neg_()
     kinds = [rise] if fall is None else [rise, fall]
     if n_groups == 1:
-        return torch.cat(kinds, -1), squares
-    return torch.cat([kind.sum(-1, keepdim=True) for kind in kinds] + kinds, -1), squares
+        return torch.cat(kinds, -1)
+    return torch.cat([kind.sum(-1, keepdim=True) for kind in kinds] + kinds, -1)
 
 
 def _minimums(blocks: torch.Tensor, row: QuantType) -> torch.Tensor | None:

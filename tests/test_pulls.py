@@ -43,23 +43,26 @@ def test_wishes(dtype: torch.dtype, block: int) -> None:
     """Some gradients are beyond the most that counts, some wishes at their limit."""
     weights = numbers(2, dtype)
     rng = np.random.default_rng(3)
-    across, along = (rng.uniform(500, 2000, n).astype(np.float32) for n in (N_ROWS, N_COLS))
-    along /= 1000
+    old_seen = rng.uniform(0.1, 4, N_ROWS).astype(np.float32)
+    old_seen[2] = 0  # never pulled before
+    along = rng.uniform(0.5, 2, N_COLS).astype(np.float32)
     old = rng.integers(-pulls.LIMIT, pulls.LIMIT + 1, (N_ROWS, N_COLS)).astype(np.int16)
     old[0, :512] //= 8  # two whole blocks want to go nowhere
-    most = 1500.0
-    w = weights.float().numpy()
-    change = np.rint(np.clip(w * across[:, None] * along, -most, most)).astype(int)
+    pull = pulls.Pull(share_of_new=0.25, known=0.5, factor=900.0, most=1500.0)
+    w = weights.double().numpy()
+    squares = torch.from_numpy((w * w).sum(1)).float()
+    new_seen = 0.75 * old_seen + 0.25 * (w * w).mean(1)
+    change = w * along * (900.0 / np.sqrt(new_seen / 0.5))[:, None]
+    change = np.clip(change, -1500.0, 1500.0)
+    wishes, seen = torch.from_numpy(old.copy()), torch.from_numpy(old_seen.copy())
+    columns, beyond = pulls.wished(wishes, weights, squares, seen, torch.from_numpy(along), pull, block)
+    np.testing.assert_allclose(seen, new_seen, rtol=1e-5)
     wanted = np.clip(old - change, -pulls.LIMIT, pulls.LIMIT)
-    wishes = torch.from_numpy(old.copy())
-    columns, beyond = pulls.wished(
-        wishes, weights, torch.from_numpy(across), torch.from_numpy(along), most, block
-    )
-    assert np.array_equal(wishes.numpy(), wanted)
-    np.testing.assert_allclose(columns, (w.astype(np.float64) ** 2).sum(0), rtol=1e-5)
-    far = (np.abs(wanted) > pulls.HALF).reshape(N_ROWS, -1, block).any(2)
+    np.testing.assert_allclose(wishes, wanted, atol=0.501)  # rounded
+    np.testing.assert_allclose(columns, (w * w).sum(0), rtol=1e-5)
+    far = (np.abs(wishes.numpy().astype(int)) > pulls.HALF).reshape(N_ROWS, -1, block).any(2)
     assert np.array_equal(beyond.numpy(), far)
     assert far.any()
     assert not far.all()
-    assert (np.abs(change) == most).any()
+    assert (np.abs(change) == 1500.0).any()
     assert (np.abs(wanted) == pulls.LIMIT).any()

@@ -1,7 +1,7 @@
 """What a gradient of weights says of their groups, and of where each weight wants to be, as LLVM IR.
 
     i32 weigh_KIND(weights, made, products, sums, squares, n_rows, n_cols, group)
-    i32 wish_KIND(weights, wishes, across, along, most, columns, beyond, n_rows, n_cols, block)
+    i32 wish_KIND(weights, wishes, squares, seen, numbers, along, columns, beyond, n_rows, n_cols, block)
 
 KIND is how weights, and what was made, are stored: f32 or bf16, [n_rows, n_cols], contiguous. group and block are
 multiples of LANES. Everything else is float32, but wishes i16 [n_rows, n_cols] and beyond u8 [n_rows, n_cols / block].
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu_pull_shape import HALF, KINDS, LANES, LIMIT
+from quantmill.qkernels.lanes.cpu_pull_shape import HALF, KINDS, LANES, LIMIT, TINY
 from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.lanes.simd import (
     F32,
@@ -96,37 +96,49 @@ def _weigh(module: ir.Module, kind: str, processor: Processor) -> None:
 
 
 def _wish(module: ir.Module, kind: str, processor: Processor) -> None:
-    """wish -= weight · across of its row · along of its column, at most `most` [1] either way, rounded; columns
-    [n_cols] += weight²; beyond: 1 where a wish of a block is farther than HALF."""
-    kinds = [_STORED[kind], I16, F32, F32, F32, F32, I8]
+    """seen [n_rows] goes by share_of_new towards squares / n_cols, the mean squares of the rows' weights. wish -=
+    weight · along of its column · factor / √(seen / known), at most `most` either way, rounded; columns [n_cols] +=
+    weight²; beyond: 1 where a wish of a block is farther than HALF. numbers: share_of_new, known, factor, most."""
+    kinds = [_STORED[kind], I16, F32, F32, F32, F32, F32, I8]
     b, given = function(module, f"wish_{kind}", processor, kinds, 3)
-    weights, wishes, across, along, most, columns, beyond, n_rows, n_cols, block = given
+    weights, wishes, squares, seen, numbers, along, columns, beyond, n_rows, n_cols, block = given
+    share, known, factor, most = (b.load(b.gep(numbers, [I64(i)])) for i in range(4))
     far = local(b, _TRUTHS)
-    high = splat(b, b.load(most), LANES)
+    high = splat(b, most, LANES)
     low = b.fsub(repeated(0.0, _FLOATS), high)
     n_blocks = b.sdiv(n_cols, block)
+    width = b.sitofp(n_cols, F32)
     with loop(b, I64(0), n_rows) as row:
-        factor = splat(b, b.load(b.gep(across, [row])), LANES)
+        place = b.gep(seen, [row])
+        old, new = b.load(place), b.fdiv(b.load(b.gep(squares, [row])), width)
+        mean = b.fadd(old, b.fmul(share, b.fsub(new, old)))
+        b.store(mean, place)
+        mean = b.fdiv(mean, known)
+        mean = b.select(b.fcmp_ordered("<", mean, F32(TINY)), F32(TINY), mean)
+        across = splat(b, b.fdiv(factor, call(b, "llvm.sqrt.f32", F32, mean)), LANES)
         with loop(b, I64(0), n_blocks) as in_row:
             b.store(repeated(0, _TRUTHS), far)
             start = b.mul(in_row, block)
             with loop(b, start, b.add(start, block), I64(LANES)) as column:
                 place = b.add(b.mul(row, n_cols), column)
                 weight = _numbers(b, weights, place, kind)
-                squares = b.fadd(load_run(b, columns, column, _FLOATS, 4), b.fmul(weight, weight))
-                store_run(b, squares, columns, column, 4)
-                change = b.fmul(b.fmul(weight, factor), load_run(b, along, column, _FLOATS, 4))
+                squared = b.fadd(load_run(b, columns, column, _FLOATS, 4), b.fmul(weight, weight))
+                store_run(b, squared, columns, column, 4)
+                change = b.fmul(b.fmul(weight, across), load_run(b, along, column, _FLOATS, 4))
                 change = _rounded(b, _between(b, change, low, high))
                 wish = b.sub(b.sext(load_run(b, wishes, place, _WORDS, 2), _INTS), change)
                 wish = _whole_between(b, wish, -LIMIT, LIMIT)
                 store_run(b, b.trunc(wish, _WORDS), wishes, place, 2)
-                size = b.select(
-                    b.icmp_signed("<", wish, repeated(0, _INTS)), b.sub(repeated(0, _INTS), wish), wish
-                )
-                b.store(b.or_(b.load(far), b.icmp_signed(">", size, repeated(HALF, _INTS))), far)
+                too_far = b.icmp_signed(">", _size(b, wish), repeated(HALF, _INTS))
+                b.store(b.or_(b.load(far), too_far), far)
             found = call(b, f"llvm.vector.reduce.or.v{LANES}i1", I1, b.load(far))
             b.store(b.zext(found, I8), b.gep(beyond, [b.add(b.mul(row, n_blocks), in_row)]))
     b.ret(I32(0))
+
+
+def _size(b: ir.IRBuilder, whole: ir.Value) -> ir.Value:
+    zero = repeated(0, _INTS)
+    return b.select(b.icmp_signed("<", whole, zero), b.sub(zero, whole), whole)
 
 
 def _between(b: ir.IRBuilder, value: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
