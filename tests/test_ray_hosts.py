@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.ray_jobs import Expected, calls, carriers, done, found
+from tests.support.ray_jobs import Expected, calls, done, found, left_running
 from tests.support.raylets import raylets
 
 pytestmark = pytest.mark.slow
@@ -24,4 +24,4 @@ def test_the_same_with_any_number_of_hosts(tmp_path, cluster, expected, name):
     wanted = expected(name)
     assert done(calls()[name], tmp_path / "out", cluster.address) == 0
     assert found(tmp_path / "out") == wanted
-    assert not carriers()
+    assert not left_running()

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.support.ray_jobs import Expected, calls, carriers, done, found
+from tests.support.ray_jobs import Expected, calls, carriers, done, found, left_running
 from tests.support.raylets import add_raylet, raylets
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ def test_one_kill(tmp_path, capsys, cluster, expected, name, seed):
         assert not found(folder)
     if name in ("quantize", "convert", "splits"):  # others are gone on with
         assert not list(folder.glob("*.quantmill-*"))
-    assert not carriers()
+    assert not left_running()
 
 
 @pytest.mark.parametrize("name", calls())
@@ -111,5 +111,4 @@ def test_an_interrupt(tmp_path, cluster, name):
     assert not found(tmp_path)
     if name in ("quantize", "convert", "splits"):
         assert not list(tmp_path.iterdir())
-    time.sleep(1)
-    assert not carriers()
+    assert not left_running()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,14 @@ class Expected:
             self._known[name] = found(folder)
             assert self._known[name]
         return self._known[name]
+
+
+def left_running(seconds: float = 10.0) -> list[psutil.Process]:
+    """Workers that have not ended in so many seconds. Ray tells them to, and does not wait for it."""
+    deadline = time.monotonic() + seconds
+    while (running := carriers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return running
 
 
 def carriers() -> list[psutil.Process]:
