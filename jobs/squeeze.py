@@ -88,10 +88,10 @@ class _Squeeze:
         """All that can be known before the work."""
         job = self.job
         self._check_outputs()
-        squeeze_texts.require_texts(job, self.stages)
-        squeeze_measure.require_tasks(job, self.stages)
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
+        squeeze_texts.require_texts(job, self.stages)
+        squeeze_measure.require_tasks(job, self.stages)
         self.rivals = Rivals(job, self.stages, [w.label for w in self.wishes if w.file_type is not None])
 
     def require_room(self) -> None:

@@ -190,6 +190,8 @@ def test_what_is_not_known_is_one_line_with_the_way_out(name, tmp_path, capsys):
         ["quantize", directory, out, "Q4_K_M"],
         ["imatrix", directory, "-f", tmp_path / "text", "-o", out],
         ["evaluate", directory, "--text", tmp_path / "text"],
+        ["prune", "scan", directory, "--calibration", tmp_path / "text"],
+        ["squeeze", directory, "--types", "Q4_K_M", "-o", tmp_path / "set"],  # before texts are fetched
     ):
         assert main(list(map(str, words))) == 1
         lines = capsys.readouterr().err.strip().splitlines()
