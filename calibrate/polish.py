@@ -26,7 +26,6 @@ from quantmill.gguf_io import TensorSource
 from quantmill.models.model import LoadedModel
 from quantmill.models.workers import ALONE, Workers
 from quantmill.qkernels import to_float32
-from quantmill.qkernels.scales import is_trainable
 
 _COURSE = ("losses", "promised", "promised_by_codes", "looks")
 PATIENCE = 2  # looks at held-back chunks in a row that found nothing better end a training
@@ -52,7 +51,7 @@ class Student:
     def start(self, rates: Rates, original: TensorSource | None = None) -> None:
         """Let everything move that has a rate. original: the model's own weights, where codes that move begin."""
         for piece in self.pieces.values():
-            if is_trainable(piece.type) and rates.of(piece.type) > 0:
+            if rates.moves_blocks(piece.name, piece.type):
                 piece.start(rates.of(piece.type), rates.sub_scales.get(piece.type, 0.0))
                 self.moving.append(piece)
                 if piece.piece.factors is not None and rates.vectors > 0:

@@ -51,6 +51,11 @@ def plan_of(
     n_scales = sum(_n_scales(spec) for spec in quant.specs() if rates.of(spec.type) > 0)
     n_vectors = sum(spec.n_cols for spec in quant.specs() if len(spec.shape) == 1 and spec.type == "F32")
     n_moving = n_scales + (n_vectors if rates.vectors else 0)
+    n_still = sum(  # scales that stay have their memory all the same where the codes move
+        _n_scales(spec)
+        for spec in quant.specs()
+        if rates.of(spec.type) == 0 and rates.moves_blocks(spec.name, spec.type)
+    )
     n_codes = _n_codes(rates, quant)
     return Plan(
         output=output,
@@ -64,12 +69,14 @@ def plan_of(
         memory_bytes=memory(
             quant,
             base,
-            PER_SCALE * n_moving + PER_CODE * n_codes,
+            PER_SCALE * (n_moving + n_still) + PER_CODE * n_codes,
             dtype,
             chunks,
             job.threads or os.cpu_count() or 1,
         ),
-        kept_bytes=4 * chunks.n_tokens * _embedding(quant).shape[0] + STATE * n_moving + STATE_CODE * n_codes,
+        kept_bytes=4 * chunks.n_tokens * _embedding(quant).shape[0]
+        + STATE * (n_moving + n_still)
+        + STATE_CODE * n_codes,
         warnings=() if coarse is None else (lost,),
     )
 
