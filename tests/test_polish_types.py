@@ -111,7 +111,7 @@ def test_codes_move_where_scales_stay(type: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(polish, "ACCEPTED", 1.0)
     plain = plain_file(type, tmp_path / "plain.gguf")
     texts = (Text(EXAMPLE / "calibration.txt"),)
-    result = polish.run(polish.Job(plain, EXAMPLE, texts, device="cpu", n_chunks=12, threads=1))
+    result = polish.run(polish.Job(plain, EXAMPLE, texts, device="cpu", n_chunks=24, threads=1))
     before, after = open_source(plain), open_source(result.paths[0])
     changed = 0
     for spec in before.specs():
