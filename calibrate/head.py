@@ -15,7 +15,8 @@ import torch
 
 from quantmill.calibrate.errors import CalibrationError
 from quantmill.calibrate.modules import ScaledLinear
-from quantmill.calibrate.scales import ScaledTensor, Scratch
+from quantmill.calibrate.scales import Scratch
+from quantmill.calibrate.tensors import ScaledTensor
 from quantmill.models.workers import Workers
 
 SLAB = 6 << 20  # logits of one model at a time, in the head's dtype

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from quantmill.calibrate.attention import share_out_attention
-from quantmill.calibrate.scales import ScaledPiece, ScaledTensor, Way
+from quantmill.calibrate.scales import ScaledPiece, Way
+from quantmill.calibrate.tensors import ScaledTensor
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear
 from quantmill.models.workers import Workers, tiles
 
