@@ -115,10 +115,6 @@ class Divergence:
         step = max(1, most // self.student.n_vocab)
         return [slice(first, min(first + step, n)) for first in range(0, n, step)]
 
-    def prepare(self) -> None:
-        """Decode what `compared` needs, before several threads ask for it."""
-        self._matrix()
-
     def _matrix(self) -> torch.Tensor:
         if self._student_matrix is None:
             self._student_matrix = self.weight.matrix(0)

@@ -15,7 +15,6 @@ from quantmill.jobs.polish_request import Job
 from quantmill.jobs.watcher import Watcher
 from quantmill.measure.divergence import TokenScores, paired_test
 from quantmill.measure.token_scores import compare
-from quantmill.models.workers import Tell
 
 ACCEPTED = 0.05  # chance that the held-back chunks came out better without being so
 WORSE_BASE = 1.05  # times the quant's perplexity on the held-back chunks: then it is not its original
@@ -27,17 +26,13 @@ def scores_of(
     """The scored tokens of the chunks, by llama-perplexity's rule: the second half of each."""
     n_ctx = chunks.shape[1]
     rows = slice(n_ctx // 2, n_ctx - 1)
-    divergence.prepare()
-
-    def one(i: int, tell: Tell) -> list[TokenScores]:
-        hidden = student.hidden(chunks[i])[rows]
-        targets = torch.from_numpy(chunks[i][n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
-        states = wanted[i][rows].to(hidden.device)
-        return divergence.compared(states, hidden, lambda p, q, at: compare(p, q, targets[at]))
-
     parts = []
-    for found in student.workers.in_order(one, range(len(chunks))):
-        parts += found
+    for i, chunk in enumerate(chunks):
+        with torch.no_grad():
+            hidden = student.hidden(chunk)[rows]
+        targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
+        states = wanted[i][rows].to(hidden.device)
+        parts += divergence.compared(states, hidden, lambda p, q, at, t=targets: compare(p, q, t[at]))  # type: ignore[misc]
         watcher.progressed(1)
     return TokenScores.joined(parts)
 
