@@ -98,7 +98,6 @@ DELTA_ATTENTION = {
     "blk.ssm_g_a.weight": f"{_INNER} hidden_size",
 }
 GATED = {**deepseek2.KEYS_AND_VALUES, "blk.attn_gate.weight": "num_attention_heads hidden_size"}
-QUERIES = {"blk.attn_q.weight": f"{deepseek2.HEADS} hidden_size"}
 EXPERTS = {
     **layout.expert_tensors("num_experts", "moe_intermediate_size"),
     **layout.shared_expert("shared_size"),
@@ -145,34 +144,13 @@ FAMILY = Family(
         layout.NORMS_BEFORE,
         layout.Tensors(DELTA_ATTENTION, kimi_linear.is_linear),
         layout.Tensors(GATED, kimi_linear.attends),
-        layout.Tensors(
-            QUERIES,
-            lambda config, layer: kimi_linear.attends(config, layer) and not config.get("q_lora_rank"),
-        ),
-        layout.Tensors(
-            deepseek2.QUERIES,
-            lambda config, layer: kimi_linear.attends(config, layer) and bool(config.get("q_lora_rank")),
-        ),
+        *kimi_linear.QUERIES,
         layout.Tensors(layout.FEED_FORWARD, layout.is_dense),
         layout.Tensors(EXPERTS, layout.is_sparse),
     ),
     keys=(
         keys.Rows(_write_only),
-        keys.BLOCKS,
-        keys.CONTEXT,
-        keys.WIDTH,
-        keys.INNER,
-        keys.HEADS,
-        keys.Rows(kimi_linear.write_layers, kimi_linear.read_layers),
-        keys.Rows(rope.write),
-        keys.RMS_NORM,
-        *keys.experts("num_experts"),
-        *keys.EXPERT_GROUPS,
-        keys.GATE,
-        # Of the key it is that of the absorbed heads, below; of the value it stays what config.json says.
-        keys.Rows(keys.HEAD_SIZES.write),
-        keys.FILE_TYPE,
-        keys.VOCABULARY_SIZE,
+        *kimi_linear.FIRST_KEYS,
         Key("short_conv_kernel_size", "ssm.conv_kernel"),
         keys.Rows(Key("linear_head_dim", "kda.head_dim").write),
         keys.written("kda.safe_gate", lambda config: True, BOOL),
@@ -235,7 +213,7 @@ FAMILY = Family(
         {
             **layout.NORMS_BEFORE.shapes,
             **GATED,
-            **layout.optional(QUERIES),
+            **layout.optional(kimi_linear.QUERY),
             **layout.optional(deepseek2.QUERIES),
             **EXPERTS,
         },

@@ -10,7 +10,7 @@ import re
 
 from gguf import MODEL_ARCH
 
-from quantmill.gguf_io.convert import keys, layout, rope, rules, tokenizer
+from quantmill.gguf_io.convert import keys, layout, rules, tokenizer
 from quantmill.gguf_io.convert.families import deepseek2, kimi_linear
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, UINT32, Key, need
@@ -107,14 +107,7 @@ FAMILY = Family(
         ),
         layout.Tensors(DELTA_ATTENTION, kimi_linear.is_linear),
         layout.Tensors(LATENT_ATTENTION, kimi_linear.attends),
-        layout.Tensors(
-            {"blk.attn_q.weight": f"{deepseek2.HEADS} hidden_size"},
-            lambda config, layer: kimi_linear.attends(config, layer) and not config.get("q_lora_rank"),
-        ),
-        layout.Tensors(
-            deepseek2.QUERIES,
-            lambda config, layer: kimi_linear.attends(config, layer) and bool(config.get("q_lora_rank")),
-        ),
+        *kimi_linear.QUERIES,
         layout.Tensors(layout.FEED_FORWARD, layout.is_dense),
         layout.Tensors(
             {
@@ -135,20 +128,7 @@ FAMILY = Family(
         ),
     ),
     keys=(
-        keys.BLOCKS,
-        keys.CONTEXT,
-        keys.WIDTH,
-        keys.INNER,
-        keys.HEADS,
-        keys.Rows(kimi_linear.write_layers),
-        keys.Rows(rope.write),
-        keys.RMS_NORM,
-        *keys.experts("num_experts"),
-        *keys.EXPERT_GROUPS,
-        keys.GATE,
-        keys.Rows(keys.HEAD_SIZES.write),
-        keys.FILE_TYPE,
-        keys.VOCABULARY_SIZE,
+        *kimi_linear.FIRST_KEYS,
         Key("linear_conv_kernel_dim", "ssm.conv_kernel"),
         Key("linear_head_dim", "kda.head_dim"),
         Key("linear_lower_bound", "kda.gate_lower_bound", FLOAT32),

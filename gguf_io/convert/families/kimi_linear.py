@@ -165,6 +165,32 @@ RULES = (
     *EXPERTS,
 )
 
+# Of layers with latent attention: from the states at once, or by way of fewer dimensions.
+QUERY = {"blk.attn_q.weight": f"{deepseek2.HEADS} hidden_size"}
+QUERIES = (
+    layout.Tensors(QUERY, lambda config, layer: attends(config, layer) and not config.get("q_lora_rank")),
+    layout.Tensors(
+        deepseek2.QUERIES, lambda config, layer: attends(config, layer) and bool(config.get("q_lora_rank"))
+    ),
+)
+FIRST_KEYS = (
+    keys.BLOCKS,
+    keys.CONTEXT,
+    keys.WIDTH,
+    keys.INNER,
+    keys.HEADS,
+    keys.Rows(write_layers, read_layers),
+    keys.Rows(rope.write),
+    keys.RMS_NORM,
+    *keys.experts("num_experts"),
+    *keys.EXPERT_GROUPS,
+    keys.GATE,
+    # The size of a key is that of the absorbed heads, which follows; of a value it stays what config.json says.
+    keys.Rows(keys.HEAD_SIZES.write),
+    keys.FILE_TYPE,
+    keys.VOCABULARY_SIZE,
+)
+
 FAMILY = Family(
     classes=("KimiLinearForCausalLM",),
     arch=MODEL_ARCH.KIMI_LINEAR,
@@ -177,32 +203,11 @@ FAMILY = Family(
         layout.NORMS_BEFORE,
         layout.Tensors(DELTA_ATTENTION, is_linear),
         layout.Tensors(deepseek2.KEYS_AND_VALUES, attends),
-        layout.Tensors(
-            {"blk.attn_q.weight": f"{deepseek2.HEADS} hidden_size"},
-            lambda config, layer: attends(config, layer) and not config.get("q_lora_rank"),
-        ),
-        layout.Tensors(
-            deepseek2.QUERIES,
-            lambda config, layer: attends(config, layer) and bool(config.get("q_lora_rank")),
-        ),
+        *QUERIES,
         *EXPERT_LAYERS,
     ),
     keys=(
-        keys.BLOCKS,
-        keys.CONTEXT,
-        keys.WIDTH,
-        keys.INNER,
-        keys.HEADS,
-        keys.Rows(write_layers, read_layers),
-        keys.Rows(rope.write),
-        keys.RMS_NORM,
-        *keys.experts("num_experts"),
-        *keys.EXPERT_GROUPS,
-        keys.GATE,
-        # Of the key it is that of the absorbed heads, below; of the value it stays what config.json says.
-        keys.Rows(keys.HEAD_SIZES.write),
-        keys.FILE_TYPE,
-        keys.VOCABULARY_SIZE,
+        *FIRST_KEYS,
         Key("linear_conv_kernel_dim", "ssm.conv_kernel"),
         Key("linear_head_dim", "kda.head_dim"),
         Key("q_lora_rank", "attention.q_lora_rank"),
