@@ -169,9 +169,8 @@ def compared(
     if not len(wrong):
         return Verdict(len(theirs), 0)
     sources = np.ascontiguousarray(raw).reshape(-1)
-    starts = (
-        np.arange(len(theirs) + 1) * len(sources) / len(theirs)
-    )  # within blocks of the source, where these are longer
+    # Within blocks of the source, where these are longer.
+    starts = np.arange(len(theirs) + 1) * len(sources) / len(theirs)
     shown = [
         {
             "block": int(i),

@@ -34,6 +34,7 @@ from quantmill.qkernels.lanes.simd import (
     I64,
     LaneBuilder,
     first_of,
+    from_brain,
     from_half,
     interleave,
     load_run,
@@ -177,7 +178,7 @@ class _Driver:
         words = b.zext(run, _INT_RUN)
         if self.stored == "F16":
             return from_half(b, words)
-        return b.bitcast(b.shl(words, repeated(16, _INT_RUN)), _FLOAT_RUN)
+        return from_brain(b, words)
 
     def store_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
         """out becomes a run of n ≥ 16 bytes a lane; the last 16 bytes of a run overlap the 16 before them."""

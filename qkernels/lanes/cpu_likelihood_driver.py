@@ -25,6 +25,7 @@ from quantmill.qkernels.lanes.simd import (
     I16,
     I32,
     I64,
+    ROUNDER,
     LaneBuilder,
     call,
     function,
@@ -49,7 +50,6 @@ _POWERS = (
     5.0000001201e-1,
 )
 _LEAST = -87.0  # below, e^x is 0
-_ROUNDER = 12582912.0  # 1.5 · 2^23: adding it leaves the nearest whole number in the low bits
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ def exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
     tiny = b.fcmp_ordered("<", x, all(_LEAST))
     x = b.select(tiny, all(_LEAST), x)
-    rounded = b.fadd(b.fmul(x, all(_PER_LN2)), all(_ROUNDER))
-    n = b.fsub(rounded, all(_ROUNDER))
+    rounded = b.fadd(b.fmul(x, all(_PER_LN2)), all(ROUNDER))
+    n = b.fsub(rounded, all(ROUNDER))
     r = b.fsub(b.fsub(x, b.fmul(n, all(_LN2_HIGH))), b.fmul(n, all(_LN2_LOW)))
     power = all(_POWERS[0])
     for coefficient in _POWERS[1:]:

@@ -27,10 +27,10 @@ from quantmill.qkernels.lanes.simd import (
     I32,
     I64,
     LaneBuilder,
+    from_brain,
     function,
     load_run,
     loop,
-    repeated,
     store_run,
 )
 
@@ -85,8 +85,7 @@ def _fill(module: ir.Module, processor: Processor, packed: ir.Function, type: st
         elif type == "F16":
             run = b.fpext(load_run(b, stored, place, _HALVES, 1), _FLOATS)
         else:
-            words = b.zext(load_run(b, stored, place, _WORDS, 1), _INTS)
-            run = b.bitcast(b.shl(words, repeated(16, _INTS)), _FLOATS)
+            run = from_brain(b, b.zext(load_run(b, stored, place, _WORDS, 1), _INTS))
         store_run(b, run, numbers, place, 4)
     b.call(packed, [numbers, codes, scales, n_cols, first, b.add(first, n_rows), n_cols])
     b.ret(I32(0))

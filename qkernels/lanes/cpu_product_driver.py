@@ -31,6 +31,7 @@ from quantmill.qkernels.lanes.simd import (
     I16,
     I32,
     I64,
+    ROUNDER,
     call,
     function,
     interleave,
@@ -46,7 +47,6 @@ _PAIRS = BLOCK // 2
 _RUNS = BLOCK // LANES
 _FLOATS, _INTS, _WORDS = (ir.VectorType(F32, 16), ir.VectorType(I32, 16), ir.VectorType(I16, 32))
 _LEAST = 1e-30  # blocks whose largest number is smaller are zero
-_ROUNDER = 12582912.0  # 1.5 · 2^23: adding it leaves the nearest whole number in the low bits
 _SIZE = 0x7FFFFFFF  # all bits of a float but its sign
 
 
@@ -84,7 +84,7 @@ def scales_of(b: ir.IRBuilder, largest: ir.Value, largest_code: int) -> tuple[ir
 
 def rounded(b: ir.IRBuilder, run: ir.Value, factor: ir.Value) -> ir.Value:
     """Numbers → floats in whose bits the codes are the low 16."""
-    return b.fadd(b.fmul(run, factor), repeated(_ROUNDER, run.type))
+    return b.fadd(b.fmul(run, factor), repeated(ROUNDER, run.type))
 
 
 def _codes(b: ir.IRBuilder, low: ir.Value, high: ir.Value, factor: ir.Value) -> ir.Value:

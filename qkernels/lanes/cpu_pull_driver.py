@@ -20,8 +20,10 @@ from quantmill.qkernels.lanes.simd import (
     I16,
     I32,
     I64,
+    ROUNDER,
     LaneBuilder,
     call,
+    from_brain,
     function,
     load_run,
     local,
@@ -35,7 +37,6 @@ from quantmill.qkernels.lanes.simd import (
 _FLOATS, _INTS, _WORDS, _TRUTHS = (ir.VectorType(kind, LANES) for kind in (F32, I32, I16, I1))
 _STORED = {"f32": F32, "bf16": I16}
 assert set(_STORED) == set(KINDS)
-_ROUNDER = 12582912.0  # 1.5 · 2^23: adding it leaves the nearest whole number in the low bits
 
 
 def text_of(processor: Processor) -> str:
@@ -51,8 +52,7 @@ def _numbers(b: ir.IRBuilder, array: ir.Value, place: ir.Value, kind: str) -> ir
     """LANES floats from a place on."""
     if kind == "f32":
         return load_run(b, array, place, _FLOATS, 4)
-    word = b.zext(load_run(b, array, place, _WORDS, 2), _INTS)
-    return b.bitcast(b.shl(word, repeated(16, _INTS)), _FLOATS)
+    return from_brain(b, b.zext(load_run(b, array, place, _WORDS, 2), _INTS))
 
 
 def _added(b: ir.IRBuilder, lanes: ir.Value) -> ir.Value:
@@ -154,5 +154,5 @@ def _whole_between(b: ir.IRBuilder, value: ir.Value, low: int, high: int) -> ir.
 
 def _rounded(b: LaneBuilder, value: ir.Value) -> ir.Value:
     """The nearest whole numbers, ties to even, of floats below 2^22."""
-    moved = b.bitcast(b.fadd(value, repeated(_ROUNDER, _FLOATS)), _INTS)
-    return b.sub(moved, b.bitcast(repeated(_ROUNDER, _FLOATS), _INTS))
+    moved = b.bitcast(b.fadd(value, repeated(ROUNDER, _FLOATS)), _INTS)
+    return b.sub(moved, b.bitcast(repeated(ROUNDER, _FLOATS), _INTS))

@@ -14,6 +14,7 @@ from quantmill.qkernels.lanes.simd import (
     F32,
     I32,
     I64,
+    ROUNDER,
     LaneBuilder,
     call,
     from_half,
@@ -22,9 +23,6 @@ from quantmill.qkernels.lanes.simd import (
     splat,
     to_half,
 )
-
-# Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits.
-_MAGIC = 12582912.0
 
 
 def _place(b: LaneBuilder, array: ir.Value, i: Any) -> ir.Value:
@@ -103,12 +101,12 @@ def from_bits(b: LaneBuilder, pattern: ir.Value) -> ir.Value:
 
 
 def _nint(b: LaneBuilder, value: ir.Value) -> ir.Value:
-    pattern = to_bits(b, b.fadd(value, repeated(_MAGIC, b.floats)))
+    pattern = to_bits(b, b.fadd(value, repeated(ROUNDER, b.floats)))
     return b.sub(b.and_(pattern, repeated(0x7FFFFF, b.ints)), repeated(0x400000, b.ints))
 
 
 def _rnear(b: LaneBuilder, value: ir.Value) -> ir.Value:
-    magic = repeated(_MAGIC, b.floats)
+    magic = repeated(ROUNDER, b.floats)
     return b.fsub(b.fadd(value, magic), magic)
 
 
@@ -121,11 +119,11 @@ def _trunc(b: LaneBuilder, value: ir.Value) -> ir.Value:
 
 def _lev(b: LaneBuilder, value: ir.Value, low: int, high: int) -> ir.Value:
     """The clamp is done on the magic number's own bits, which saves the way to an integer and back."""
-    pattern = to_bits(b, b.fadd(value, repeated(_MAGIC, b.floats)))
+    pattern = to_bits(b, b.fadd(value, repeated(ROUNDER, b.floats)))
     pattern = b.or_(b.and_(pattern, repeated(0x7FFFFF, b.ints)), repeated(0x4B000000, b.ints))
     lowest, highest = (repeated(bound + 0x4B400000, b.ints) for bound in (low, high))
     pattern = _smaller(b, _larger(b, pattern, lowest), highest)
-    return b.fsub(from_bits(b, pattern), repeated(_MAGIC, b.floats))
+    return b.fsub(from_bits(b, pattern), repeated(ROUNDER, b.floats))
 
 
 def _smaller(b: LaneBuilder, left: Any, right: Any) -> ir.Value:

@@ -18,6 +18,8 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 # What `Encoder.scratch` calls the elements of an array.
 ELEMENTS = {"f32": F32, "i32": I32, "u8": I8}
 _SIZES = {ELEMENTS[kind]: size for kind, size in ELEMENT_BYTES.items()}
+# 1.5 · 2^23: adding it to a float below 2^22 leaves the nearest whole number in the low bits.
+ROUNDER = 12582912.0
 
 
 class LaneBuilder(ir.IRBuilder):
@@ -153,6 +155,12 @@ def from_half(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
     size = builder.select(builder.icmp_unsigned("<", twice, pattern(1 << 27)), small, normal)
     sign = builder.and_(word, pattern(0x80000000))
     return builder.bitcast(builder.or_(sign, builder.bitcast(size, kind)), floats)
+
+
+def from_brain(builder: ir.IRBuilder, words: ir.Value) -> ir.Value:
+    """Floats of the low sixteen bits of integers, which are bfloat16."""
+    word = builder.shl(words, repeated(16, words.type))
+    return builder.bitcast(word, ir.VectorType(F32, words.type.count))
 
 
 def to_half(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
