@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from quantmill.commands.signals import undisguised
 from quantmill.errors import ProblemsError, QuantmillError, explained_imports, folded
 from quantmill.escape import escaped
 
@@ -40,7 +41,7 @@ def parsing() -> Iterator[None]:
 def fail_with_one_line() -> Iterator[None]:
     """Turn errors meant for users into one line on stderr and exit code 1 (2 for wrong usage); an interrupt is 130."""
     try:
-        with explained_imports():
+        with undisguised(), explained_imports():
             yield
     except KeyboardInterrupt as interrupt:  # a job that keeps what is finished says so
         _fail(f"interrupted; {str(interrupt) or 'nothing unfinished is left'}", 130)

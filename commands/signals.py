@@ -45,6 +45,21 @@ def stoppable() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
+@contextmanager
+def undisguised() -> Iterator[None]:
+    """An interrupt that comes out as the cause of another error is one again: what is raised while a class is being
+    made (in __set_name__) Python up to 3.11 hands on as a RuntimeError, what is raised in a codec as that codec's."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise KeyboardInterrupt(*cause.args) from error
+
+
 class _Stop:
     """The handler."""
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from quantmill.commands.signals import stoppable
+from quantmill.commands.console import fail_with_one_line
+from quantmill.commands.signals import stoppable, undisguised
 from tests.support.measure_models import EXAMPLE, directory, tiny
 
 # Runs the command as `python -m quantmill` does and tells when its first line comes.
@@ -242,6 +243,28 @@ def test_an_interrupt_that_python_would_forget_comes_again(capsys: pytest.Captur
     with stoppable(), pytest.raises(KeyboardInterrupt):
         work()
     assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_while_a_class_is_made_is_an_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    class Named:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended, fail_with_one_line(), stoppable():
+        type("Made", (), {"field": Named()})
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing unfinished is left\n"
+
+
+def test_an_error_with_another_cause_stays_itself() -> None:
+    def work() -> None:
+        try:
+            raise ValueError("1")
+        except ValueError as error:
+            raise RuntimeError("2") from error
+
+    with pytest.raises(RuntimeError, match="2"), undisguised():
+        work()
 
 
 def test_an_interrupt_comes_again_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
