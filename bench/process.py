@@ -61,12 +61,14 @@ def _state(task: Path) -> str:
 def run(command: list[str], said: Path | None = None) -> Usage:
     """Run a command to its end; `said`: a file for what it writes to stdout.
 
-    Raises RuntimeError with what it wrote to stderr when it fails.
+    Python's bytecode is kept, as for a user, wherever this runs. Raises RuntimeError with what the program wrote to
+    stderr when it fails.
     """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     with (
         (said or Path(os.devnull)).open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE) as process,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, env=environment) as process,
     ):
         watch = _Watch(process.pid)
         watch.start()

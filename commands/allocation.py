@@ -30,8 +30,6 @@ _KEYS = 4096
 
 def find_target(size: int | None, bpw: float | None, adds_keys: bool) -> Target | None:
     """The size that was asked for, less the keys that --compensate and --polish add; None when none was."""
-    from quantmill.recipe.budget import Target
-
     if size is not None and bpw is not None:
         raise UsageError("--target-size and --target-bpw cannot be used together")
     if bpw is not None and not 0 < bpw < 64:
@@ -39,7 +37,11 @@ def find_target(size: int | None, bpw: float | None, adds_keys: bool) -> Target 
     if size is not None and adds_keys:
         remark(f"{_KEYS} of {size} bytes are left for the keys that --compensate and --polish add")
         size -= _KEYS
-    return None if size is None and bpw is None else Target(size, bpw)
+    if size is None and bpw is None:
+        return None
+    from quantmill.recipe.budget import Target
+
+    return Target(size, bpw)
 
 
 def find_request(

@@ -61,7 +61,8 @@ def wanted_pruning(
             n_layers = _number(layers)
         numbers = parse_layers(layers) if layers and not n_layers else ()
         share = parse_share(experts) if experts else None
-    limit(max_damage)
+    if max_damage is not None:
+        limit(max_damage)
     by_number = bool(numbers) and not share and other_use and max_damage is None and not no_heal
     used = () if by_number else tuple(texts)
     found = Wanted(numbers, n_layers, share, max_damage, merge, not no_heal, criterion, used)
@@ -141,7 +142,7 @@ def prune_first(job: Job, wanted: Wanted, as_json: bool, writes: bool) -> tuple[
     writes: whether the job makes a file afterwards, so that its output is looked at before the work."""
     if wanted.measured:
         from quantmill.jobs.prune import apply, run
-        from quantmill.jobs.quantize import check_outputs
+        from quantmill.jobs.quantize_plan import check_outputs
 
         if writes:  # what is measured for hours must have a place to go
             check_outputs(job)

@@ -41,7 +41,7 @@ from quantmill.commands.several import quantize_several
 if TYPE_CHECKING:
     from quantmill.commands.quantize_arguments import Positional
     from quantmill.jobs.allocate import Request
-    from quantmill.jobs.quantize import Job
+    from quantmill.jobs.quantize_request import Job
     from quantmill.jobs.recipe import RecipeFile
     from quantmill.recipe import TypeRule
 
@@ -123,7 +123,7 @@ def quantize(
     later = later_layers(no_nextn, nextn_only)
     from quantmill.commands.allocation import find_request, find_target
     from quantmill.jobs.hub import local_model
-    from quantmill.jobs.quantize import DEFAULT_BUFFER_BYTES, Job
+    from quantmill.jobs.quantize_request import DEFAULT_BUFFER_BYTES, Job
     from quantmill.recipe import Recipe, get_search, parse_override, parse_type
 
     size = size_of(target_size, "--target-size") if target_size else None
@@ -193,11 +193,11 @@ def _rules(
     patterns: list[str], recipe: Path | None, imatrix: str | None
 ) -> tuple[tuple[TypeRule, ...], RecipeFile | None]:
     """Those of --tensor-type and its like, which go first, and those of a recipe; and the recipe."""
-    from quantmill.jobs.recipe import other_importance, read_recipe
-
     rules = rules_of(patterns)
     if recipe is None:
         return rules, None
+    from quantmill.jobs.recipe import other_importance, read_recipe
+
     file = read_recipe(recipe)
     print_warnings(other_importance(file, str(recipe), imatrix))
     return (*rules, *file.rules), file

@@ -73,6 +73,8 @@ class Fitting:
 
     def files(self) -> list[str]:
         """Names of the texts, without their weights."""
+        if not self.texts:
+            return []
         from quantmill.imatrix.text import text_argument
 
         with parsing():
@@ -80,7 +82,7 @@ class Fitting:
 
     def ways(self, job: Job, as_json: bool) -> tuple[Make, Callable[[Job], Plan]]:
         """How a job is done and shown, and how it is planned."""
-        from quantmill.jobs.quantize import plan_job
+        from quantmill.jobs.quantize_plan import plan_job
 
         # a compensation polishes by itself, on chunks that its codes have not seen
         further = self._polishing(job) if self.polish and not self.compensate else None

@@ -48,7 +48,7 @@ def show_plan(plan: Plan, as_json: bool, more: Mapping[str, Any] | None = None) 
 
 def remark_on(plans: Sequence[Plan]) -> None:
     """What is to be said beside plans; what several share once."""
-    from quantmill.jobs.quantize import kept_notes
+    from quantmill.jobs.quantize_plan import kept_notes
 
     print_warnings(
         list(dict.fromkeys(line for plan in plans for line in (*fallback_warning(plan), *plan.warnings)))
@@ -99,7 +99,7 @@ def reach_and_show(
     make(job, extra=…): how; quantize_and_show or one like it. extra: goes into the JSON object as well.
     """
     from quantmill.commands.allocation import allocation_object, allocation_text, find
-    from quantmill.jobs.quantize import check_outputs
+    from quantmill.jobs.quantize_plan import check_outputs
     from quantmill.jobs.recipe import check_recipe_output, write_recipe
 
     if not dry_run:  # what is measured for hours must have a place to go

@@ -26,15 +26,17 @@ def quantize_several(
     first: Job, given: Positional, dry_run: bool, as_json: bool, extra: Mapping[str, Any]
 ) -> None:
     """The first job, and those like it of the other types and outputs. As JSON: a list, in the order of the types."""
-    from quantmill.jobs.quantize import plan_jobs, run_jobs
-
     named = zip(given.file_types, given.outputs, strict=True)
     jobs = [
         replace(first, output=output, recipe=replace(first.recipe, file_type=type)) for type, output in named
     ]
     if dry_run:
+        from quantmill.jobs.quantize_plan import plan_jobs
+
         _show_plans(jobs, plan_jobs(jobs), as_json, extra)
         return
+    from quantmill.jobs.quantize import run_jobs
+
     with enough_memory(), (shown := ShownPlans(jobs)):
         results = run_jobs(jobs, shown)
     if as_json:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from quantmill.gguf_io.errors import GGUFError, quoted
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.tensors import TensorSource, TensorSpec
 from quantmill.gguf_io.types import GGML_TYPES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,4 +144,6 @@ class EditedSource:
 def _joined(parts: list[np.ndarray], row_bytes: int) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
+    import numpy as np  # to see what changes takes none of it
+
     return np.concatenate(parts) if parts else np.empty((0, row_bytes), np.uint8)

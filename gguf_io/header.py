@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from gguf.constants import GGUFValueType
-
 from quantmill.gguf_io.errors import GGUFError, quoted
-from quantmill.gguf_io.metadata import SCALARS, Metadata, MetaValue, PackedArray
+from quantmill.gguf_io.metadata import SCALARS, GGUFValueType, Metadata, MetaValue, PackedArray
 from quantmill.gguf_io.tensors import MAX_DIMS, TensorSpec, checked_shape
 from quantmill.gguf_io.types import type_by_id
 

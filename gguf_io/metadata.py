@@ -10,11 +10,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, overload
 
-import numpy as np
-from gguf.constants import GGUFValueType
-
 from quantmill.gguf_io.errors import GGUFError, shown
 from quantmill.gguf_io.sensible import whole_number
+from quantmill.gguf_io.types import GGUFValueType
 
 __all__ = ["SCALARS", "GGUFValueType", "MetaValue", "Metadata", "PackedArray", "encode_string"]
 
@@ -59,8 +57,8 @@ class PackedArray(Sequence[Any]):
     def _items(self) -> tuple[Any, ...]:
         if self.element_type == GGUFValueType.STRING:
             return tuple(self._strings())
-        code = SCALARS[self.element_type].format
-        return tuple(np.frombuffer(self.raw, dtype=np.dtype(code)).tolist())
+        code = SCALARS[self.element_type].format[1:]
+        return struct.unpack(f"<{self._count}{code}", self.raw)
 
     def _strings(self) -> Iterator[str]:
         position = 0

@@ -6,8 +6,7 @@ import mmap
 import os
 import reprlib
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from quantmill.gguf_io.errors import GGUFError, quoted
 from quantmill.gguf_io.filesystem import open_regular
@@ -16,6 +15,9 @@ from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.passing import drop, passes_by
 from quantmill.gguf_io.splits import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_paths
 from quantmill.gguf_io.tensors import TensorSource, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["GGUFSource", "TensorSource", "TensorSpec", "open_source"]
 
@@ -47,8 +49,13 @@ class _MappedFile:
                 raise GGUFError(f"{path}: not a GGUF file: it is empty")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._fd = os.dup(file.fileno()) if passes_by(file.fileno()) else -1
-        self.bytes = np.frombuffer(self._map, dtype=np.uint8)
         self.header = parse_header(path, memoryview(self._map), shard)
+
+    def bytes(self, start: int, size: int) -> np.ndarray:
+        """uint8 [size], a read-only view."""
+        import numpy as np  # to look at the header takes none of it
+
+        return np.frombuffer(self._map, np.uint8, size, start)
 
     def release(self, start: int, size: int) -> None:
         if not hasattr(self._map, "madvise"):  # Windows
@@ -119,7 +126,7 @@ class GGUFSource:
     def read(self, name: str, first_row: int = 0, n_rows: int | None = None) -> np.ndarray:
         """uint8 [n_rows, row_bytes], a read-only view. Raises GGUFError (see TensorSource.read)."""
         spec, start, size = self._range(name, first_row, n_rows)
-        return self._files[spec.shard].bytes[start : start + size].reshape(-1, spec.row_bytes)
+        return self._files[spec.shard].bytes(start, size).reshape(-1, spec.row_bytes)
 
     def fetch(self, name: str, first_row: int = 0, n_rows: int | None = None) -> tuple[np.ndarray, str]:
         """The same, and its type."""

@@ -6,10 +6,8 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from gguf.constants import GGUFValueType
-
 from quantmill.gguf_io.errors import GGUFError
-from quantmill.gguf_io.metadata import Metadata, MetaValue
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS_COUNT = "split.no", "split.count", "split.tensors.count"
 # The order in which llama-quantize --keep-split writes them, and llama-gguf-split, which sets the count last.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from quantmill.gguf_io.errors import GGUFError, quoted, shown
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.types import GGML_TYPES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_NAME_BYTES = 63  # ggml.h: GGML_MAX_NAME is 64 with the closing NUL
 MAX_DIMS = 4

@@ -25,7 +25,7 @@ from quantmill.jobs.line import Line, line_of
 from quantmill.jobs.pieces import Outcome
 from quantmill.jobs.quantize_request import Job
 from quantmill.qkernels.engines import Engine, choose_engines
-from quantmill.qkernels.trust import DeviceFault
+from quantmill.qkernels.types import DeviceFault
 from quantmill.recipe.slabs import Slab
 
 _ENDS = 1 << 20  # bytes at both ends of a file that its hash is made of

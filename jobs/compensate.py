@@ -25,18 +25,13 @@ from quantmill.jobs.edits import open_model
 from quantmill.jobs.finished_layers import FinishedLayers, finished_path
 from quantmill.jobs.importance import load_importance
 from quantmill.jobs.line import line_of
-from quantmill.jobs.quantize import (
-    Job,
-    check_outputs,
-    require_forgiven,
-    require_sound,
-    sink_of,
-)
+from quantmill.jobs.quantize import Job, require_forgiven
+from quantmill.jobs.quantize_plan import check_outputs, require_sound, sink_of
 from quantmill.jobs.thorough import polish_fresh
 from quantmill.jobs.worker import carry
 from quantmill.models.memory import trim
 from quantmill.qkernels.engines import choose_engines
-from quantmill.qkernels.trust import DeviceFault
+from quantmill.qkernels.types import DeviceFault
 from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:

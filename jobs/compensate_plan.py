@@ -26,7 +26,8 @@ from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.importance import importance_index, load_importance
-from quantmill.jobs.quantize import Job, sink_of
+from quantmill.jobs.quantize_plan import sink_of
+from quantmill.jobs.quantize_request import Job
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.engines import choose_engines
 from quantmill.recipe import ImportanceIndex, Override, Plan, build_plan

@@ -22,7 +22,7 @@ from quantmill.jobs.cluster import Node, able, nodes
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.pieces import PYTHON, USUAL, Hand, Outcome, Patience, Took, Work, last_line
 from quantmill.jobs.watcher import Watcher
-from quantmill.qkernels.trust import DeviceFault
+from quantmill.qkernels.types import DeviceFault
 
 _LOSSES = 50  # carriers that may be lost
 

@@ -10,13 +10,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from quantmill.gguf_io import TensorSource, open_source
 from quantmill.gguf_io.edited import EditedSource, Stored
 from quantmill.gguf_io.edited import Edits as SourceEdits
 from quantmill.gguf_io.metadata import Metadata, MetaValue
-from quantmill.imatrix.matrix import Entry, ImportanceMatrix
 from quantmill.recipe.model import model_facts
 from quantmill.recipe.prune import plan_pruning, prune_metadata
 from quantmill.recipe.prune_experts import cut_metadata, cut_tensors, find_experts, routing_tables
@@ -43,7 +40,7 @@ class Edits:
         found = hashlib.sha256(repr(sorted(self.experts.items())).encode())
         for name, stored in sorted(self.replaced.items()):
             found.update(f"{name} {stored.type}".encode())
-            found.update(np.ascontiguousarray(stored.rows).data)
+            found.update(stored.rows.tobytes())
         return found.hexdigest()
 
 
@@ -81,6 +78,8 @@ def _cut(
 ) -> tuple[Metadata, dict[str, tuple[int, ...]], dict[str, Stored]]:
     if not edits.experts:
         return source.metadata, {}, {}
+    from quantmill.jobs.cut_experts import remapped  # with numpy, which plans of whole models do without
+
     specs = source.specs()
     experts = find_experts(source.metadata, specs)
     kept = cut_tensors(specs, experts, edits.experts)
@@ -90,49 +89,3 @@ def _cut(
         for name, layer in routing_tables(specs).items()
     }
     return cut_metadata(source.metadata, n_kept), kept, tables
-
-
-def remapped(table: np.ndarray, kept: tuple[int, ...], n_experts: int) -> np.ndarray:
-    """Which experts each token goes to, u8 rows of i32 [n_tokens, n_used] → the same in numbers of those that stay.
-
-    In the place of one that is gone comes the next that stays and the token does not have yet.
-    """
-    old = table.view("<i4").copy()
-    new = np.full(n_experts, -1, np.int32)
-    new[list(kept)] = np.arange(len(kept))
-    out = new[old]
-    following = np.searchsorted(kept, old)  # the place among those that stay where a missing one would be
-    for row, column in np.argwhere(out < 0):
-        choice = int(following[row, column]) % len(kept)
-        while choice in out[row]:
-            choice = (choice + 1) % len(kept)
-        out[row, column] = choice
-    return np.ascontiguousarray(out, "<i4").view(np.uint8)
-
-
-def cut_importance(matrix: ImportanceMatrix, edits: Edits, source: TensorSource) -> ImportanceMatrix:
-    """The rows of the experts that stay, where an entry has one for each that was there."""
-    if not edits.experts:
-        return matrix
-    specs = {spec.name: spec for spec in source.specs()}
-    experts = find_experts(source.metadata, specs.values())
-    kept = cut_tensors(specs.values(), experts, edits.experts)
-    entries = dict(matrix.entries)
-    for name, found in matrix.entries.items():
-        spec = specs.get(name)
-        if (
-            spec is not None
-            and name in kept
-            and found.n_values == spec.n_cols * experts.n
-            and len(spec.shape) > 2
-        ):
-            entries[name] = _rows(found, list(kept[name]), experts.n)
-    return ImportanceMatrix(
-        entries, matrix.datasets, matrix.chunk_count, matrix.chunk_size, matrix.legacy, matrix.run
-    )
-
-
-def _rows(entry: Entry, kept: list[int], n_experts: int) -> Entry:
-    counts = entry.counts if entry.counts.size == 1 else entry.counts.reshape(n_experts, -1)[kept].reshape(-1)
-    in_sum = None if entry.in_sum is None else entry.in_sum.reshape(n_experts, -1)[kept]
-    return Entry(entry.in_sum2.reshape(n_experts, -1)[kept], counts, in_sum)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantmill.gguf_io import open_source
-from quantmill.imatrix.store import ImportanceMatrix, load
-from quantmill.jobs.edits import cut_importance
 from quantmill.recipe import ImportanceIndex
 
 if TYPE_CHECKING:
+    from quantmill.imatrix.store import ImportanceMatrix
     from quantmill.jobs.quantize_request import Job
 
 
@@ -23,12 +22,16 @@ def load_importance(job: Job) -> ImportanceMatrix | None:
 
 def whole_importance(job: Job, imatrix: str) -> ImportanceMatrix:
     """Of the experts that stay, before it is filtered."""
+    from quantmill.imatrix.store import load  # with numpy, which plans without importance do not need
+
     matrix = load(imatrix)
     if not job.edits.experts:
         return matrix
+    from quantmill.jobs.cut_experts import cut_importance
+
     source = open_source(job.source)
     try:
-        return cut_importance(matrix, job.edits, source)
+        return cut_importance(matrix, job.edits.experts, source)
     finally:
         source.close()
 

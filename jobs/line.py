@@ -23,8 +23,7 @@ from quantmill.qkernels.checks import require_finite, require_finite_scales
 from quantmill.qkernels.engines import Engine, RowQuantizer
 from quantmill.qkernels.plain import all_finite, read_in
 from quantmill.qkernels.rows import row_quantizers
-from quantmill.qkernels.trust import DeviceFault
-from quantmill.qkernels.types import TYPES, NotFiniteError, TooLargeError
+from quantmill.qkernels.types import TYPES, DeviceFault, NotFiniteError, TooLargeError
 from quantmill.recipe import PlanEntry
 from quantmill.recipe.slabs import Slab
 

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from quantmill.qkernels.types import QuantizeError, QuantType, Search
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class RowQuantizer(Protocol):

@@ -24,8 +24,8 @@ from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
 from quantmill.qkernels.memory_faults import is_out_of_memory
 from quantmill.qkernels.samples import FIRST_BLOCKS, ROWS, Kind, Parts, Samples, Slab, spread
-from quantmill.qkernels.trust import Answers, DeviceFault, Verdict, ask, case_of, compared, is_weighted
-from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type, readable_type
+from quantmill.qkernels.trust import Answers, Verdict, ask, case_of, compared, is_weighted
+from quantmill.qkernels.types import DeviceFault, QuantizeError, QuantType, Search, get_type, readable_type
 
 # What torch, Triton's and Metal's compilers and their tools raise.
 FAULTS = (RuntimeError, OSError, SyntaxError, AttributeError, ImportError, subprocess.SubprocessError)

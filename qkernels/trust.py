@@ -22,17 +22,13 @@ import numpy as np
 from quantmill.qkernels.cache import cache_dir, write_atomically
 from quantmill.qkernels.engines import Engine, describe
 from quantmill.qkernels.hard_blocks import hard_importance, hard_rows
-from quantmill.qkernels.types import QuantizeError, QuantType, Search, get_type
+from quantmill.qkernels.types import QuantType, Search, get_type
 
 _PACKAGE = Path(__file__).resolve().parent
 # Blocks that a report shows.
 _SHOWN = 8
 # (stored rows, their type, type, importance) → blocks u8
 Quantize = Callable[[np.ndarray, str, str, np.ndarray | None], np.ndarray]
-
-
-class DeviceFault(QuantizeError):
-    """A device gave wrong bytes, no bytes, or none in time."""
 
 
 @dataclass(frozen=True)

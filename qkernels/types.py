@@ -34,6 +34,10 @@ class TooLargeError(QuantizeError):
         self.row = row
 
 
+class DeviceFault(QuantizeError):
+    """A device gave wrong bytes, no bytes, or none in time."""
+
+
 @dataclass(frozen=True)
 class QuantType:
     """One ggml type. `block` is in weights, `bytes` is the size of one block.

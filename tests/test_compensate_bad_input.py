@@ -18,7 +18,7 @@ from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.finished_layers import SUFFIX, finished_path
 from quantmill.models.errors import ModelError
-from quantmill.qkernels.trust import DeviceFault
+from quantmill.qkernels.types import DeviceFault
 from tests.support.measure_models import EXAMPLE, tiny, written_again
 from tests.test_compensate import SHORT, TEXT, Watching, job_to
 

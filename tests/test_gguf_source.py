@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, constants
 from gguf.constants import GGML_QUANT_SIZES
 
 from quantmill.gguf_io import GGML_TYPES, GGUFError, GGUFValueType, MetaValue, open_source, type_by_id
@@ -78,6 +78,12 @@ def test_equals_gguf_package(tmp_path: Path, alignment: int | None) -> None:
         assert spec.type == tensor.tensor_type.name
         assert (spec.offset, spec.n_bytes) == (tensor.data_offset, tensor.n_bytes)
         assert source.read(spec.name).tobytes() == tensor.data.tobytes()
+
+
+def test_types_of_values_equal_gguf_package() -> None:
+    assert {type.name: int(type) for type in GGUFValueType} == {
+        type.name: int(type) for type in constants.GGUFValueType
+    }
 
 
 def test_types_equal_gguf_package() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from quantmill import qkernels
 from quantmill.gguf_io import GGUFSink, OutputTensor
-from quantmill.jobs import quantize as quantize_job
+from quantmill.jobs import quantize_plan
 from quantmill.jobs.quantize import Job, run
 from quantmill.jobs.watcher import Silent
 from quantmill.qkernels import arrays, cpu_engine, device, guarded, samples, travel, trust
@@ -19,8 +19,7 @@ from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.guarded import Guard, check_rows, within
 from quantmill.qkernels.hard_blocks import hard_rows
 from quantmill.qkernels.rows import row_quantizers
-from quantmill.qkernels.trust import DeviceFault
-from quantmill.qkernels.types import QuantizeError
+from quantmill.qkernels.types import DeviceFault, QuantizeError
 from quantmill.recipe import Recipe
 from tests.support import data_kinds
 from tests.support.recipe_models import metadata
@@ -69,7 +68,7 @@ def faults(monkeypatch, tmp_path) -> Faults:
         monkeypatch.setattr(owner, name, found.passing(getattr(owner, name)))
     monkeypatch.setattr(trust, "hard_rows", lambda: HARD_ROWS)
     monkeypatch.setattr(trust, "cache_dir", lambda kind: tmp_path / "cache" / kind)
-    monkeypatch.setattr(quantize_job, "choose_engines", lambda name: (PLAIN if name == "cpu" else ENGINE,))
+    monkeypatch.setattr(quantize_plan, "choose_engines", lambda name: (PLAIN if name == "cpu" else ENGINE,))
     return found
 
 

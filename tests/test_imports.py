@@ -79,10 +79,10 @@ def test_nothing_is_imported_under_its_bare_name():
     assert not wrong
 
 
-def loaded(statement):
-    """The heavy modules that a statement leaves in sys.modules of a fresh interpreter."""
+def loaded(statement, more=()):
+    """The heavy modules that a statement leaves in sys.modules of a fresh interpreter. more: which count, too."""
     heavy = {"torch", "triton", "llvmlite", "transformers", "typer", "rich"}
-    heavy |= {"huggingface_hub", "safetensors", "tokenizers"}
+    heavy |= {"huggingface_hub", "safetensors", "tokenizers", *more}
     code = f"{statement}\nimport sys; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     return done.stdout.split()
@@ -99,6 +99,18 @@ def test_light_modules(module):
 
 def test_the_command_line_loads_typer_only():
     assert loaded("import quantmill.cli") == ["typer"]
+
+
+def test_a_plan_of_a_gguf_needs_no_numpy(tmp_path):
+    """What `quantmill quantize --dry-run` does is there at once."""
+    from tests.support.measure_models import tiny
+
+    words = ["quantize", "--dry-run", str(tiny("F16")), str(tmp_path / "out.gguf"), "Q4_K_M"]
+    statement = (
+        "import contextlib, io; from quantmill import cli\n"
+        f"with contextlib.redirect_stdout(io.StringIO()): assert cli.main({words!r}) == 0"
+    )
+    assert loaded(statement, ("numpy", "gguf", "concurrent.futures")) == ["typer"]
 
 
 def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):

@@ -17,7 +17,8 @@ from quantmill.gguf_io import GGUFSink, OutputTensor, TensorSpec, open_source
 from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
 from quantmill.imatrix.matrix import Entry, ImportanceMatrix
 from quantmill.imatrix.store import save
-from quantmill.jobs.edits import Edits, open_model, remapped
+from quantmill.jobs.cut_experts import remapped
+from quantmill.jobs.edits import Edits, open_model
 from quantmill.jobs.errors import PlanError
 from quantmill.jobs.prune_rewrite import in_own_types, stored, widened
 from quantmill.jobs.quantize import Job, plan_job, run

@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Mapping, Set
 
 import gguf
-from gguf import GGUFValueType, GGUFWriter
+from gguf import GGUFWriter
 
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.errors import GGUFError
-from quantmill.gguf_io.metadata import Metadata, MetaValue
+from quantmill.gguf_io.metadata import GGUFValueType, Metadata, MetaValue
 from quantmill.gguf_io.safetensors import StoredTensor
 from quantmill.gguf_io.tensors import TensorSpec
 
@@ -89,7 +89,7 @@ def recorded(writer: GGUFWriter) -> Metadata:
     for key, found in writer.kv_data[0].items():
         element = None
         if found.type == GGUFValueType.ARRAY:
-            element = found.sub_type or GGUFValueType.get_type(found.value[0])
-            element = GGUFValueType.UINT8 if isinstance(found.value, bytes) else element
-        items[key] = MetaValue(found.type, found.value, element)
+            inside = found.sub_type or gguf.GGUFValueType.get_type(found.value[0])
+            element = GGUFValueType.UINT8 if isinstance(found.value, bytes) else GGUFValueType(inside)
+        items[key] = MetaValue(GGUFValueType(found.type), found.value, element)
     return Metadata(items)
