@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import io
 import zipfile
 from dataclasses import dataclass
@@ -76,8 +75,10 @@ def codebook(name: str) -> Codebook:
 @functools.cache
 def _version() -> str:
     """Changes whenever the stored arrays may: the package they come from and the code that derives them."""
+    from importlib.metadata import version  # loads what reads mail
+
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    return f"{importlib.metadata.version('gguf')}-{source}"
+    return f"{version('gguf')}-{source}"
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,8 @@ def driver_of(device: str) -> str:
 
 def identity(engine: Engine) -> dict[str, str]:
     """What an answer depends on."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to load, and of use to devices only
+
     found = {
         "engine": engine.name,
         "device": describe(engine.device),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from quantmill.qkernels.lanes.parameters import parameters_of
 
 # The parameters that every decoder has, in this order.
 _GIVEN = ("j", "BLOCKS", "Y")
@@ -27,7 +28,7 @@ class Decoder:
     constants: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parameters = tuple(inspect.signature(self.program).parameters)
+        parameters = parameters_of(self.program)
         bound = {name.upper() for name in self.tables} | set(self.constants)
         if parameters[:3] != _GIVEN or set(parameters[3:]) != bound:
             raise TypeError(f"{self.program.__name__}{parameters} cannot be called with {sorted(bound)}")
@@ -44,5 +45,5 @@ class Decoder:
     @property
     def operands(self) -> tuple[str | int, ...]:
         """What follows BLOCKS and Y: the name of a table, or a constant."""
-        names = tuple(inspect.signature(self.program).parameters)[3:]
+        names = parameters_of(self.program)[3:]
         return tuple(self.constants[name] if name in self.constants else name.lower() for name in names)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from quantmill.qkernels.lanes.parameters import parameters_of
 
 # Arrays that an engine gives; "importance" and "row_sigma" only to encoders that use them.
 _GIVEN = frozenset({"x", "out"})
@@ -34,7 +35,7 @@ class Phase:
 
     @property
     def _parameters(self) -> tuple[str, ...]:
-        return tuple(inspect.signature(self.program).parameters)
+        return parameters_of(self.program)
 
     @property
     def function(self) -> str:

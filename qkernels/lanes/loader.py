@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _PREFIX = "quantmill.qkernels."
 # Folders whose files hold lane programs.
 _FOLDERS = ("programs", "decode")
+_IMPORT = re.compile(rf"^from {re.escape(_PREFIX)}((?:{'|'.join(_FOLDERS)})\.\w+) import ", re.MULTILINE)
 
 
 def program_path(module: str) -> Path:
@@ -29,7 +31,10 @@ def _imported(node: ast.stmt) -> str | None:
 
 
 def sources(module: str) -> list[Path]:
-    """The files that a module's programs are made of: its own and those it imports from, sorted."""
+    """The files that a module's programs are made of: its own and those it imports from, sorted.
+
+    Found without a syntax tree of each: every process that uses compiled code asks.
+    """
     found: set[Path] = set()
     waiting = [module]
     while waiting:
@@ -37,9 +42,7 @@ def sources(module: str) -> list[Path]:
         if path in found:
             continue
         found.add(path)
-        for node in tree_of(path).body:
-            if (name := _imported(node)) is not None:
-                waiting.append(name)
+        waiting += _IMPORT.findall(path.read_text(encoding="utf-8"))
     return sorted(found)
 
 
