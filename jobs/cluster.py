@@ -17,6 +17,7 @@ AUTO = "auto"  # the cluster that runs on this machine, else one that lives as l
 _STORE_BYTES = 200 << 20  # what a cluster of our own keeps for objects: tasks and answers are small
 _NAMESPACE = "quantmill"  # tells a connection of ours
 _PATIENCE = 5.0  # seconds
+_WHOSE = ("the cluster has", "this process has")  # versions, in the order in which Ray says them
 _STARTS = 3  # of a cluster of our own: Ray waits half a minute for it, and does not let that be changed
 
 
@@ -100,9 +101,13 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
             raise JobError(f"{address}: Ray cannot connect: {one_line(error)}") from error
-        found = re.findall(r"(?:Ray|Python): ?[\w.]+", str(error))
+        found = re.findall(r"Ray: ?(\S+)\s+Python: ?(\S+)", str(error))
+        both = [
+            f"{whose} Ray {ray} and Python {python}"
+            for whose, (ray, python) in zip(_WHOSE, found, strict=False)
+        ]
         raise JobError(
-            f"{address}: the cluster and this process differ in their versions ({', '.join(found)}); install the same"
+            f"{address}: {', '.join(both) or one_line(error)}; install the same versions on both"
         ) from error
 
 

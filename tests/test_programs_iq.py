@@ -73,14 +73,3 @@ def test_weights_so_small_or_large_that_distances_leave_the_range(
     actual = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1, host())
     difference = oracle.first_difference(actual, expected, type)
     assert not difference, difference
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("type", "weighted"), ways(GRIDS + VALUES))
-def test_thousands_of_blocks(type: str, weighted: bool) -> None:
-    """2304 blocks of each kind of rows, with each kind of importance in turn."""
-    kinds = list(data_kinds.IMPORTANCE)
-    for i, kind in enumerate(data_kinds.ROWS):
-        rows = data_kinds.rows(kind, 256, 2304, seed=7)
-        importance = data_kinds.importance(kinds[(i + 5) % len(kinds)], 2304, seed=7) if weighted else None
-        check(rows, type, importance)

@@ -112,7 +112,10 @@ def test_versions_that_differ_are_both_said(ray, monkeypatch):
 
     monkeypatch.setattr(ray, "init", init)
     with (
-        pytest.raises(JobError, match=r"\(Ray: 2\.1\.0, Python: 3\.9\.1, Ray: 2\.60\.0, Python: 3\.11\.7\)"),
+        pytest.raises(
+            JobError,
+            match=r"the cluster has Ray 2\.1\.0 and Python 3\.9\.1, this process has Ray 2\.60\.0 and Python 3\.11\.7;",
+        ),
         cluster.connected(cluster.AUTO, 1),
     ):
         pass
