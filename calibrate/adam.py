@@ -15,13 +15,10 @@ EPSILON = 1e-12
 
 
 class Knob(Protocol):
-    """What is trained: a change, and the gradient that was collected for it, f32 of one shape."""
+    """What is trained: a change, f32."""
 
     @property
     def change(self) -> torch.Tensor | None: ...
-
-    @property
-    def grad(self) -> torch.Tensor | None: ...
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -40,25 +37,23 @@ class Adam:
         ]
         self.n_steps = 0
 
-    def promised(self, rates: Sequence[float | torch.Tensor]) -> float:
-        """What a step against every gradient at these rates would take off the loss, were it linear."""
+    def promised(self, gradients: Sequence[torch.Tensor], rates: Sequence[float | torch.Tensor]) -> float:
+        """What a step against every knob's gradient at these rates would take off the loss, were it linear."""
 
         def one(number: int) -> float:
-            grad = self.knobs[number].grad
-            assert grad is not None
-            return float((grad.abs() * rates[number]).sum(dtype=torch.float64))
+            return float((gradients[number].abs() * rates[number]).sum(dtype=torch.float64))
 
         return sum(self.workers.map(one, range(len(self.knobs))))
 
-    def step(self, rates: Sequence[float | torch.Tensor]) -> None:
-        """One step; rates: a knob's, one number or what its change can be multiplied with. Gradients are used up."""
+    def step(self, gradients: Sequence[torch.Tensor], rates: Sequence[float | torch.Tensor]) -> None:
+        """One step; a knob's gradient has its change's shape, its rate is one number or what that can be multiplied
+        with. Gradients are used up."""
         self.n_steps += 1
         first, second = (1 - beta**self.n_steps for beta in BETAS)
 
         def one(number: int) -> None:
             knob, (mean, square) = self.knobs[number], self.moments[number]
-            grad = knob.grad
-            assert grad is not None
+            grad = gradients[number]
             mean.lerp_(grad, 1 - BETAS[0])
             square.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
             spread = torch.div(square, second, out=grad).sqrt_().add_(EPSILON)

@@ -55,6 +55,7 @@ class MovingCodes:
         self._columns: list[dict[int, torch.Tensor]] = [{} for _ in range(n_matrices)]
         self._beyond: list[dict[int, torch.Tensor]] = [{} for _ in range(n_matrices)]
         self._columns_known: list[torch.Tensor | None] = [None] * n_matrices
+        self._pulled: set[int] = set()
 
     def begin(self, matrix: int, original: torch.Tensor) -> None:
         """Let the weights of a matrix want to be where `original` [n_rows, n_cols] f32 has them."""
@@ -94,20 +95,25 @@ class MovingCodes:
 
     def matrices(self) -> list[int]:
         """Those that gradients came for since the last `move`."""
-        return [matrix for matrix, sums in enumerate(self._columns) if sums]
+        return sorted(self._pulled)
 
-    def promised(self, matrix: int) -> float:
-        """What a usual step of all wishes of a matrix by a whole step would take off the loss, were it linear."""
-        usual = (self.row_squares[matrix] / (1 - BETAS[1] ** (int(self.counts[matrix]) + 1))).sqrt_()
-        return self.wishes.shape[2] * float((usual * self._sizes[matrix]).sum(dtype=torch.float64))
-
-    def move(self, matrix: int) -> None:
-        """Let every code of a matrix that wants to move go one step, where its type has one."""
+    def heard(self, matrix: int) -> None:
+        """What `pull` noted of a matrix was all of one gradient."""
         sums = sum(_taken(self._columns[matrix]))
         assert isinstance(sums, torch.Tensor)
         self.column_squares[matrix].lerp_(sums / self.wishes.shape[1], 1 - BETAS[1])
         self.counts[matrix] += 1
         self._columns_known[matrix] = None
+        self._pulled.add(matrix)
+
+    def promised(self, matrix: int) -> float:
+        """What a usual step of all wishes of a matrix by a whole step would take off the loss, were it linear."""
+        usual = (self.row_squares[matrix] / (1 - BETAS[1] ** int(self.counts[matrix]))).sqrt_()
+        return self.wishes.shape[2] * float((usual * self._sizes[matrix]).sum(dtype=torch.float64))
+
+    def move(self, matrix: int) -> None:
+        """Let every code of a matrix that wants to move go one step, where its type has one."""
+        self._pulled.discard(matrix)
         beyond = _taken(self._beyond[matrix])
         if not beyond:
             return

@@ -19,9 +19,9 @@ from quantmill.calibrate.scales import Scratch
 from quantmill.calibrate.tensors import ScaledTensor
 from quantmill.models.workers import Workers
 
-SLAB = 6 << 20  # logits of one model at a time, in the head's dtype
+SLAB = 3 << 20  # logits of one model at a time, in the head's dtype
 PART = 1 << 19  # of them at a time in float32
-COMPARED = 1 << 21  # the same where nothing but comparisons is made of them
+COMPARED = 1 << 19  # the same where nothing but comparisons is made of them
 
 Compare = Callable[[torch.Tensor, torch.Tensor, slice], Any]
 
@@ -119,6 +119,10 @@ class Divergence:
         if self._student_matrix is None:
             self._student_matrix = self.weight.matrix(0)
         return self._student_matrix
+
+    def prepare(self) -> None:
+        """Decode the student's matrix, if it is not there: before several threads ask for it."""
+        self._matrix()
 
     def moved(self) -> None:
         """The student's scales are others now."""

@@ -86,7 +86,8 @@ class _Lookup(torch.autograd.Function):
             piece = ctx.weight.pieces[0]
             rows, place = torch.unique(ctx.ids, return_inverse=True)
             sums = outputs.new_zeros(len(rows), outputs.shape[-1]).index_add_(0, place, outputs)
-            piece.add(0, rows, [piece.heard(0, rows, piece.decoded(0, rows, sums.dtype), sums)])
+            heard = piece.heard(0, rows, piece.decoded(0, rows, sums.dtype), sums)
+            piece.add(ctx.weight.way.strands.number, 0, rows, [heard])
         return None, None, None
 
 

@@ -7,12 +7,10 @@ products are taken from where they were put, in the order in which they were mad
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 KEPT_BYTES = 256 << 20  # of a step, between its forward and its backward
 ALIGNED = 64
@@ -56,26 +54,8 @@ class Replay:
         self._used += _whole(found.nbytes)
         return place.view(found.dtype).view(found.shape).copy_(found)
 
-    def keep(self, layers: Sequence[nn.Module]) -> None:
-        """Let each layer keep its input only, and run again when its gradient is wanted. The result is the same."""
-        for layer in layers:
-            inner = layer.forward
-
-            def again(*args: Any, _inner: Callable[..., Any] = inner, **kwargs: Any) -> Any:
-                if not torch.is_grad_enabled():
-                    return _inner(*args, **kwargs)
-                return checkpoint(
-                    _inner,
-                    *args,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                    context_fn=self._contexts,
-                    **kwargs,
-                )
-
-            layer.forward = again  # type: ignore[method-assign]
-
-    def _contexts(self) -> tuple[Any, Any]:
+    def contexts(self) -> tuple[Any, Any]:
+        """Around a layer's run and its run again, as torch.utils.checkpoint takes them."""
         tape: list[Tensors | None] = []
         return self._recording(tape), self._replaying(tape)
 

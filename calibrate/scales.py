@@ -16,6 +16,7 @@ import torch
 
 from quantmill.calibrate.codes import MovingCodes
 from quantmill.calibrate.replay import Replay
+from quantmill.calibrate.strands import Strands
 from quantmill.gguf_io.convert.rules import Index
 from quantmill.models.packed import Piece, decode
 from quantmill.models.workers import Workers, tiles
@@ -48,12 +49,18 @@ class Way:
 
     dtype: torch.dtype
     workers: Workers
-    replay: Replay
+    strands: Strands
     scratch: Scratch = field(default_factory=Scratch)
+
+    @property
+    def replay(self) -> Replay:
+        """That of the strand whose thread asks."""
+        return self.strands.replay
 
 
 class ScaledPiece:
-    """One GGUF tensor. first, change, grad: [n_matrices, n_rows, n_blocks, n_values] f32, None where nothing moves.
+    """One GGUF tensor. first, change, and of each strand (strands.py) grads: [n_matrices, n_rows, n_blocks, n_values]
+    f32, none where nothing moves.
 
     The rows are the Piece's, which fill.py has put into Hugging Face order where the file has another.
     rates: [n_values] f32, the highest relative change a step. tokens: [n_matrices], inputs each was trained on.
@@ -62,7 +69,7 @@ class ScaledPiece:
 
     first: torch.Tensor | None = None
     change: torch.Tensor | None = None
-    grad: torch.Tensor | None = None
+    grads: Sequence[torch.Tensor] = ()
     rates: torch.Tensor | None = None
     codes: MovingCodes | None = None
     code_rate = 0.0
@@ -70,6 +77,7 @@ class ScaledPiece:
     def __init__(self, piece: Piece) -> None:
         self.piece = piece
         self.tokens = torch.zeros(len(piece.blocks), dtype=torch.int64)
+        self._counting = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -83,12 +91,13 @@ class ScaledPiece:
     def moves(self) -> bool:
         return self.change is not None
 
-    def start(self, scales: float, sub_scales: float) -> None:
+    def start(self, scales: float, sub_scales: float, n_strands: int) -> None:
         """Let the scales move, from where they are, at such rates."""
         assert is_trainable(self.type)
         self.piece.blocks = self.piece.blocks.clone()  # of their own: what was read is a view of the file
         self.first = read_scales(self.piece.blocks, self.type)
-        self.change, self.grad = torch.zeros_like(self.first), torch.zeros_like(self.first)
+        self.change = torch.zeros_like(self.first)
+        self.grads = [torch.zeros_like(self.first) for _ in range(n_strands)]
         n_scales = len(get_type(self.type).scales)
         rates = [scales] * n_scales + [sub_scales] * (n_values(self.type) - n_scales)
         self.rates = torch.tensor(rates, dtype=torch.float32, device=self.first.device)
@@ -118,11 +127,25 @@ class ScaledPiece:
             self.codes.pull(matrix, rows, weights, squares, self.code_rate, free)
         return products, sums
 
-    def add(self, matrix: int, rows: slice | torch.Tensor, heard: Sequence[Heard]) -> None:
-        """Add to the gradient what was heard of these rows, part by part."""
-        assert self.grad is not None
+    def add(self, strand: int, matrix: int, rows: slice | torch.Tensor, heard: Sequence[Heard]) -> None:
+        """Add to a strand's gradient what was heard of these rows, part by part; nobody hears more of the matrix's
+        codes from the same product."""
         products, sums = (torch.cat(parts) for parts in zip(*heard, strict=True))
-        self.grad[matrix][rows] += gradient(self.piece.blocks[matrix][rows], self.type, products, sums)
+        found = gradient(self.piece.blocks[matrix][rows], self.type, products, sums)
+        self.grads[strand][matrix][rows] += found
+        if self.codes is not None:
+            self.codes.heard(matrix)
+
+    def trained_on(self, matrix: int, n_tokens: int) -> None:
+        with self._counting:  # all strands come to the head
+            self.tokens[matrix] += n_tokens
+
+    def gradient(self, strand: int) -> torch.Tensor:
+        """What is to be used up; `forget` it then."""
+        return self.grads[strand]
+
+    def forget(self, strand: int) -> None:
+        self.grads[strand].zero_()
 
     def pieces_of_work(self) -> list[tuple[int, slice]]:
         """Matrices and rows, in parts that can be written side by side."""
@@ -152,7 +175,7 @@ class ScaledPiece:
 class Factors:
     """What the matrices of a piece are multiplied with as wholes (NVFP4's `.scale`), moved by a relative change.
 
-    start, change, grad: [n_matrices] f32.
+    start, change: [n_matrices] f32.
     """
 
     def __init__(self, piece: ScaledPiece) -> None:
@@ -160,12 +183,11 @@ class Factors:
         self._piece = piece
         self.name = piece.name.removesuffix("weight") + "scale"
         self.start = torch.tensor(piece.piece.factors, dtype=torch.float32)
-        self.change, self.grad = torch.zeros_like(self.start), torch.zeros_like(self.start)
+        self.change = torch.zeros_like(self.start)
 
-    def collect(self) -> None:
-        """Take the gradient from those of the blocks' scales: a matrix grows with its factor as with all of them."""
-        assert self._piece.grad is not None
-        self.grad = self._piece.grad.sum((1, 2, 3)).to(self.start.device)
+    def gradient(self, strand: int) -> torch.Tensor:
+        """From those of the blocks' scales: a matrix grows with its factor as with all of them."""
+        return self._piece.grads[strand].sum((1, 2, 3)).to(self.start.device)
 
     def apply(self) -> None:
         """Put the changed factors into the model."""

@@ -105,8 +105,13 @@ class ScaledTensor:
 
         parts = self.way.workers.map(one, self.tiles)
         if whole is None and piece.moves:
-            piece.add(matrix, slice(None), [heard for _, heard in parts if heard is not None])
-            piece.tokens[matrix] += n_tokens
+            piece.add(
+                self.way.strands.number,
+                matrix,
+                slice(None),
+                [heard for _, heard in parts if heard is not None],
+            )
+            piece.trained_on(matrix, n_tokens)
         total = parts[0][0].float()
         for part, _ in parts[1:]:
             total += part
@@ -139,8 +144,8 @@ class ScaledTensor:
                 return piece.heard(matrix, rows, made[rows], by_rows(rows))
 
             heard = self.way.workers.map(one, self.tiles)
-            piece.add(matrix, slice(None), heard)
-            piece.tokens[matrix] += n_tokens
+            piece.add(self.way.strands.number, matrix, slice(None), heard)
+            piece.trained_on(matrix, n_tokens)
             return
         whole = torch.cat(self.way.workers.map(by_rows, self.tiles))
         shares = zip(self._shares(index, whole), self._shares(index, made), strict=True)
@@ -149,8 +154,10 @@ class ScaledTensor:
             taken, taken_made = view.take(part), view.take(part_made)
             if piece.moves:
                 every = slice(0, len(taken))
-                piece.add(matrix, every, [piece.heard(matrix, every, taken_made, taken)])
-            piece.tokens[matrix] += n_tokens
+                piece.add(
+                    self.way.strands.number, matrix, every, [piece.heard(matrix, every, taken_made, taken)]
+                )
+            piece.trained_on(matrix, n_tokens)
 
     def _shares(self, index: int, whole: torch.Tensor) -> list[tuple[ScaledPiece, int, torch.Tensor]]:
         """Which matrix of which piece makes which part of matrix `index` of this tensor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -22,16 +22,15 @@ class Vector:
     start: torch.Tensor
     unit: torch.Tensor
     change: torch.Tensor
+    found: dict[int, torch.Tensor | None] = field(default_factory=dict)  # by strand: dL/dvalue
 
-    @property
-    def grad(self) -> torch.Tensor:
-        found = self.parameter.grad
+    def gradient(self, strand: int) -> torch.Tensor:
+        found = self.found[strand]
         return torch.zeros_like(self.change) if found is None else found * self.unit
 
     def apply(self) -> None:
         """Put the changed value into the model."""
         self.parameter.data = self.start + self.change * self.unit
-        self.parameter.grad = None
 
 
 def vectors_of(model: nn.Module, table: TensorTable, is_f32: Callable[[str], bool]) -> list[Vector]:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.head import Divergence, Head, check_head
-from quantmill.calibrate.polish import Student, Training, teacher_head
+from quantmill.calibrate.student import Student, teacher_head
 from quantmill.calibrate.teacher import HiddenStates, listen
+from quantmill.calibrate.training import Training
 from quantmill.errors import QuantmillError, counted
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
 from quantmill.gguf_io.errors import GGUFError
@@ -32,14 +33,14 @@ from quantmill.jobs.polish_scores import ACCEPTED, check_scores, scores_of
 from quantmill.jobs.polish_state import Kept, kept_place
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
-from quantmill.models.memory import trim
+from quantmill.models.memory import share_heap, trim
 from quantmill.models.model import LoadedModel, from_source, usable_device
 from quantmill.models.tokenizer import from_metadata
 from quantmill.models.workers import Workers, working
 
 __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 
-LOOK_STEPS = 192  # between two looks at the held-back chunks
+LOOK_CHUNKS = 192  # trained on between two looks at the held-back chunks
 IN_PLACE = ".quantmill-polished"  # of the file that takes the quant's place: a name that no user's file has
 FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
 
@@ -68,6 +69,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         for warning in ready.plan.warnings:
             watcher.warn(warning)
         watcher.note(plan_text(ready.plan))
+        share_heap()
         workers = stack.enter_context(working(job.threads, usable_device(job.device).type))
         try:
             return _polished(ready, kept, workers, watcher)
@@ -220,23 +222,26 @@ def _train(
     watcher: Watcher,
     look: Callable[[], float],
 ) -> None:
-    """All steps, or as many as `look` at the held-back chunks, every LOOK_STEPS, says are worth while."""
+    """All chunks, or as many as `look` at the held-back ones, every LOOK_CHUNKS, says are worth while."""
     watcher.began("training", len(training.order), "chunks")
     watcher.progressed(training.n_done)
     try:
         while training.n_done < len(training.order):
-            if training.n_done // LOOK_STEPS > len(training.looks):
+            if training.n_done // LOOK_CHUNKS > len(training.looks):
                 training.looked(look())
                 watcher.began("training", len(training.order), "chunks")
                 watcher.progressed(training.n_done)
             if not training.improves:
                 watcher.note(
-                    f"stopped after {counted(training.n_done, 'step')}: the held-back chunks no longer improve"
+                    f"stopped after {counted(training.n_done, 'chunk')}: the held-back chunks no longer improve"
                 )
                 break
+            before = training.n_done
             training.step(chunks, wanted)
             recent = training.losses[-16:]
-            watcher.progressed(1, f"KLD {sum(recent) / len(recent):.4f} before training on it")
+            watcher.progressed(
+                training.n_done - before, f"KLD {sum(recent) / len(recent):.4f} before training on it"
+            )
             kept.save(training)
     except KeyboardInterrupt:
         if training.between_steps:  # else what was saved last counts

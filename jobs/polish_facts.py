@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.head import PART, SLAB
-from quantmill.calibrate.polish import Training
 from quantmill.calibrate.rates import Rates
 from quantmill.calibrate.replay import KEPT_BYTES
+from quantmill.calibrate.strands import AT_ONCE
 from quantmill.calibrate.teacher import BATCH
+from quantmill.calibrate.training import Training
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
 from quantmill.jobs.polish_checks import Chunks, quantized_base
 from quantmill.jobs.polish_request import Job, Plan
@@ -27,13 +28,13 @@ from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import is_trainable, n_values
 
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
-PER_SCALE = 20  # float32: where it began, the change, its gradient, and the two moments
+PER_SCALE = 24  # float32: where it began, the change, its gradients in two strands, and the two moments
 PER_CODE = 2  # how far it wants to be from where it is
 STATE_CODE = 4  # the same, the code itself, and where it was best
 MOST_CODES = 4_000_000_000  # what wishes of more of them take no workstation GPU has beside the model
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
 _COMPENSATED = "quantmill.calibrate."  # keys of such a file
-VERSION = 7  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+VERSION = 8  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(
@@ -107,12 +108,13 @@ def memory(
     n_ctx, n_judged = chunks.trained.shape[1], chunks.held_back.shape[1]
     head = n_hidden * n_vocab * size
     layer = max(_layer_weights(quant).values(), default=0) * size
-    logits = n_ctx * n_vocab * size + threads * (2 * size * min(SLAB, n_ctx * n_vocab) + 6 * 4 * PART)
+    logits = threads * (2 * size * min(SLAB, n_ctx * n_vocab) + 6 * 4 * PART)
     n_layers = len(_layer_weights(quant))
-    inputs = 4 * n_ctx * n_hidden * n_layers + KEPT_BYTES
     inside = 30 * 4 * n_hidden  # of a token: what one layer keeps between its forward and its backward
+    strand = n_ctx * (size * n_vocab + 4 * n_hidden * n_layers + inside)
     listening = _n_bytes(base) + head + layer + threads * BATCH * n_judged * inside
-    training = 2 * _n_bytes(quant) + 2 * head + layer + logits + inputs + n_ctx * inside + trained
+    strands = min(AT_ONCE, threads) * strand + KEPT_BYTES
+    training = 2 * _n_bytes(quant) + 2 * head + layer + logits + strands + trained
     return LIBRARIES + max(listening, training)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.head import Divergence
-from quantmill.calibrate.polish import Student
+from quantmill.calibrate.student import Student
 from quantmill.calibrate.teacher import HiddenStates
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_request import Job

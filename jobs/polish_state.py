@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quantmill.calibrate.polish import Training
 from quantmill.calibrate.teacher import HiddenStates
+from quantmill.calibrate.training import Training
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside
 from quantmill.gguf_io.partial import PartialFile, resolved, write_whole

@@ -1,9 +1,19 @@
-"""Memory that was freed, given back to the system."""
+"""Memory that was freed, given back to the system or used again by whoever needs it next."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+_ARENA_MAX = -8  # mallopt's number of it
+
+
+def share_heap() -> None:
+    """Let threads that begin from now on take memory from one heap, where the C library can (glibc): what a thread has
+    freed would else stay with it, 60 MB a thread where two train a model of 135 M weights."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_ARENA_MAX, 1)
 
 
 def trim() -> None:

@@ -66,20 +66,53 @@ class _Shared(Generic[Item, Out]):
                 self._found[i] = self._work(self._items[i])
 
 
+class _Share(threading.local):
+    """How many threads may serve what a thread asks for; None: all."""
+
+    threads: int | None = None
+
+
 class Workers:
     """`map` over pieces of work, in `threads` threads of one torch thread each."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, initializer=_alone) if threads > 1 else None
+        # The same thread each time takes the same work: what it keeps for it (scratch memory) is there once.
+        self._apart = ThreadPoolExecutor(threads - 1, initializer=_alone) if threads > 1 else None
+        self._share = _Share()
         self._ends = threading.Event()
 
     def map(self, work: Callable[[Item], Out], items: Sequence[Item]) -> list[Out]:
         """[work(item) for item in items], without gradients; the first error in their order is raised."""
-        if self._pool is None or len(items) < 2:
+        threads = min(self._share.threads or self.threads, len(items))
+        if self._pool is None or threads < 2:
             with torch.no_grad():
                 return [work(item) for item in items]
-        return _Shared(work, items).done(self._pool, min(self.threads, len(items)))
+        return _Shared(work, items).done(self._pool, threads)
+
+    def apart(self, work: Callable[[Item], Out], items: Sequence[Item]) -> list[Out]:
+        """[work(item) for item in items], at most one a thread, all at the same time and the first by the caller.
+
+        Each has its share of the threads for the maps in it, and gradients. The first error in their order is raised.
+        """
+        assert len(items) <= self.threads
+        if self._apart is None or len(items) < 2:
+            return [work(item) for item in items]
+
+        def one(item: Item) -> Out:
+            self._share.threads = self.threads // len(items)
+            try:
+                return work(item)
+            finally:
+                self._share.threads = None
+
+        others = [self._apart.submit(one, item) for item in items[1:]]
+        try:
+            first = one(items[0])
+        finally:
+            wait(others)
+        return [first, *(other.result() for other in others)]
 
     def in_order(
         self, work: Callable[[Item, Tell], Out], items: Iterable[Item], told: Tell = lambda amount: None
@@ -152,8 +185,9 @@ class Workers:
 
     def close(self) -> None:
         self._ends.set()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._apart):
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
 
 
 ALONE = Workers(1)  # the caller's thread, with as many of torch's own as it has

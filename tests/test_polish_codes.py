@@ -52,6 +52,7 @@ def pulled(codes: MovingCodes, gradient: np.ndarray, rate: float, times: int = 1
         for rows in (slice(0, 4), slice(4, N_ROWS)):
             part = torch.from_numpy(gradient[rows])
             codes.pull(0, rows, part, part.square().sum(1), rate, free)
+        codes.heard(0)
         codes.move(0)
 
 
@@ -128,6 +129,7 @@ def test_a_weight_far_from_its_code_waits_until_it_is_pulled() -> None:
     codes = MovingCodes("Q3_K", blocks)
     codes.begin(0, torch.from_numpy(before + 10.0))
     codes.pull(0, slice(0, N_ROWS), torch.zeros(N_ROWS, N_COLS), torch.zeros(N_ROWS), 0.01, True)
+    codes.heard(0)
     codes.move(0)
     assert np.array_equal(decoded(blocks, "Q3_K"), before)
     assert int(codes.wishes.abs().max()) < HALF

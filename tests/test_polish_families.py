@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from quantmill.calibrate.head import Divergence, check_head
-from quantmill.calibrate.polish import Student
 from quantmill.calibrate.rates import Rates
+from quantmill.calibrate.student import Student
 from quantmill.cli import main
 from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.convert import open_checkpoint
@@ -103,9 +103,7 @@ def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
         check_head(loaded.model, student.head, matrix, ids)
         divergence = Divergence(student.head, matrix, student.head, student.head_weight, workers)
         student.start(Rates({TYPE: 1.0}, 1.0))
-        hidden = student.hidden(ids[0].numpy())
-        loss, back = divergence.loss_and_gradient(wanted, hidden.detach())
-        hidden.backward(back)
+        loss = student.pull(ids[0].numpy(), wanted, divergence)
 
     teacher = torch.log_softmax(_logits(original, wanted[None]).detach(), -1)[0]
     found = torch.log_softmax(original(input_ids=ids, use_cache=False).logits, -1)[0]
@@ -120,7 +118,9 @@ def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
         if exact is None:  # chooses experts only
             exact = torch.zeros_like(vector.unit)
         scale = float(exact.abs().max()) * float(vector.unit.abs().max())
-        torch.testing.assert_close(vector.grad, exact * vector.unit, atol=2e-4 * scale + 1e-7, rtol=1e-3)
+        torch.testing.assert_close(
+            vector.gradient(0), exact * vector.unit, atol=2e-4 * scale + 1e-7, rtol=1e-3
+        )
 
 
 def _logits(original: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -157,9 +157,8 @@ def _check_scales(student: Student, path: Path, loaded: LoadedModel, gradients: 
         # A Hugging Face tensor cut into several matrices gives as many in turn.
         values = np.stack(taken).reshape(*blocks.shape[:3], BLOCK)
         exact = np.stack([(values * first).sum(-1), (values * m).sum(-1)], -1)
-        assert piece.grad is not None
         scale = float(np.abs(exact).max())
-        np.testing.assert_allclose(piece.grad.numpy(), exact, atol=2e-4 * scale + 1e-9, rtol=2e-3)
+        np.testing.assert_allclose(piece.gradient(0).numpy(), exact, atol=2e-4 * scale + 1e-9, rtol=2e-3)
     source.close()
 
 

@@ -11,8 +11,8 @@ import torch
 
 from quantmill.calibrate import rates
 from quantmill.calibrate.adam import Adam
-from quantmill.calibrate.polish import Training
 from quantmill.calibrate.rates import Rates
+from quantmill.calibrate.training import Training
 from quantmill.jobs.polish import run
 from quantmill.models.workers import working
 from tests.support.polishing import job
@@ -22,15 +22,15 @@ def test_a_promise_is_the_gradients_times_the_rates() -> None:
     rng = np.random.default_rng(1)
     grads = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 5, 2), (7,))]
     each = np.array([1e-3, 4e-3], np.float32)
-    knobs = [SimpleNamespace(change=torch.zeros(g.shape), grad=torch.from_numpy(g)) for g in grads]
+    knobs = [SimpleNamespace(change=torch.zeros(g.shape)) for g in grads]
+    gradients = [torch.from_numpy(g) for g in grads]
     wanted = float(
         (np.abs(grads[0]) * each).sum(dtype=np.float64) + 2e-3 * np.abs(grads[1]).sum(dtype=np.float64)
     )
     for threads in (1, 2):
         with working(threads) as workers:
-            assert Adam(knobs, workers).promised([torch.from_numpy(each), 2e-3]) == pytest.approx(
-                wanted, rel=1e-6
-            )
+            found = Adam(knobs, workers).promised(gradients, [torch.from_numpy(each), 2e-3])
+            assert found == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize(("promise", "share"), [(0.5, 0.125), (None, 1.0), (8.0, 1.0)])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantmill.calibrate.polish import Training
+from quantmill.calibrate.training import Training
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import PartialFile
@@ -70,8 +70,9 @@ class Stops(Silent):
         self._trains = what == "training"
 
     def progressed(self, n: int, note: str = "") -> None:
-        self._left -= bool(note) and self._trains
-        if not self._left:
+        if note and self._trains:
+            self._left -= n
+        if self._left <= 0:
             raise KeyboardInterrupt
 
 
@@ -80,7 +81,7 @@ def test_looks_at_held_back_chunks_do_not_change_the_bytes(
 ) -> None:
     """Looking in the middle, stopped behind that and gone on with; the last state is the best."""
     wanted = polished().read_bytes()
-    monkeypatch.setattr(polish, "LOOK_STEPS", 9)
+    monkeypatch.setattr(polish, "LOOK_CHUNKS", 9)
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         run(job(tmp_path / "out.gguf"), Stops(11))
     run(job(tmp_path / "out.gguf", resume=True))
@@ -94,12 +95,11 @@ def test_training_ends_when_held_back_chunks_no_longer_improve(monkeypatch: pyte
             self.student = self.divergence = SimpleNamespace(apply=lambda: None, moved=lambda: None, codes=[])
             self.order, self.losses, self.looks, self.best = np.arange(20), [], [], []
 
-        def step(self, *arguments: object) -> float:
+        def step(self, *arguments: object) -> None:
             self.losses.append(0.0)
             self.knobs[0].change += 1
-            return 0.0
 
-    monkeypatch.setattr(polish, "LOOK_STEPS", 2)
+    monkeypatch.setattr(polish, "LOOK_CHUNKS", 2)
     training, kept = Some(), SimpleNamespace(save=lambda training, soon=False: None)
     found = iter([0.9, 0.5, 0.7, 0.6, 0.1])
     for _ in range(2):  # gone on with, it stays ended

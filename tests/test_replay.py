@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from quantmill.calibrate.replay import Replay
+from quantmill.calibrate.strands import Strands
+from quantmill.models.workers import ALONE
 
 
 class Doubled(torch.autograd.Function):
@@ -43,9 +45,9 @@ def test_the_gradient_is_that_of_layers_that_keep_everything(room, products):
     weights = [torch.randn(8, 8, generator=generator) / 3 for _ in range(4)]
     inputs = [torch.randn(8, 8, generator=generator) for _ in range(3)]
     plain = [Layer(weight.clone(), Replay(0), []) for weight in weights]
-    made, replay = [], Replay(room)
-    kept = [Layer(weight.clone(), replay, made) for weight in weights]
-    replay.keep(kept)
+    made, strands = [], Strands(ALONE, room)
+    kept = [Layer(weight.clone(), strands.replay, made) for weight in weights]
+    strands.keep(kept)
     for x in inputs:
         made.clear()
         results = []

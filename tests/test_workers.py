@@ -91,3 +91,44 @@ def test_what_one_thread_has_made_another_changes(workers: Workers) -> None:
         workers.map(make, range(8))
         workers.map(add, range(16))
     assert torch.cat(sums).tolist() == [2.0] * 8
+
+
+def test_work_apart_shares_the_threads(workers: Workers) -> None:
+    """Each piece runs on a thread of its own, the first on the caller's, with gradients and its share for maps."""
+    n = min(2, workers.threads)
+    all_there = threading.Barrier(n, timeout=20)
+
+    def work(i: int) -> tuple[int, set[int]]:
+        all_there.wait()
+        assert torch.is_grad_enabled()
+        seen: set[int] = set()
+
+        def one(_: int) -> None:
+            seen.add(threading.get_ident())
+            time.sleep(0.005)
+
+        workers.map(one, range(16))
+        return threading.get_ident(), seen
+
+    for _ in range(2):
+        found = workers.apart(work, range(n))
+        threads = [thread for thread, _ in found]
+        assert threads[0] == threading.get_ident()
+        assert len(set(threads)) == n
+        for thread, seen in found:
+            assert thread in seen
+            assert len(seen) <= workers.threads // n
+
+
+def test_an_error_apart_waits_for_the_others(workers: Workers) -> None:
+    ended = []
+
+    def work(i: int) -> None:
+        if i == 0:
+            raise ValueError(i)
+        time.sleep(0.05)
+        ended.append(i)
+
+    with pytest.raises(ValueError, match="0"):
+        workers.apart(work, range(min(2, workers.threads)))
+    assert len(ended) == min(2, workers.threads) - 1
