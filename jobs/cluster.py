@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,9 @@ AUTO = "auto"  # the cluster that runs on this machine, else one that lives as l
 _STORE_BYTES = 200 << 20  # what a cluster of our own keeps for objects: tasks and answers are small
 _NAMESPACE = "quantmill"  # tells a connection of ours
 _PATIENCE = 5.0  # seconds
+_GREETING = 20.0  # the same, for a busy head
+_SETTINGS = b"\x04"  # the type of HTTP/2's first frame, behind three bytes of its length
+_EMPTY_SETTINGS = bytes(3) + _SETTINGS + bytes(5)
 _WHOSE = ("the cluster has", "this process has")  # versions, in the order in which Ray says them
 _STARTS = 3  # of a cluster of our own: Ray waits half a minute for it, and does not let that be changed
 
@@ -136,12 +140,34 @@ def require_listener(address: str) -> None:
     if not separator or not port.isdecimal():
         raise JobError(f"--ray={address}: expected HOST:PORT, or nothing for the cluster of this machine")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE) as there:
+            is_ray = _speaks_grpc(there)
     except (OSError, OverflowError) as error:
         raise JobError(
             f"no Ray cluster answers at {address} ({one_line(error)}); start one with `ray start --head`, or leave the "
             "address out"
         ) from error
+    if not is_ray:
+        raise JobError(
+            f"no Ray cluster answers at {address}, but another program; `ray start --head` prints the address, usually "
+            "with port 6379"
+        )
+
+
+def _speaks_grpc(there: socket.socket) -> bool:
+    """Whether the other end greets as HTTP/2 does (RFC 9113, section 3.4), which carries Ray's calls; behind TLS it
+    is not asked."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True
+    there.settimeout(_GREETING)
+    try:
+        there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _EMPTY_SETTINGS)
+        greeting = b""
+        while len(greeting) < 4 and (more := there.recv(9)):
+            greeting += more
+    except OSError:
+        return False
+    return greeting[3:4] == _SETTINGS
 
 
 def nodes(ray: Any) -> list[Node]:

@@ -1,6 +1,7 @@
 """The way to a cluster: what belongs to --ray, and what is said of a cluster that is not there or does not fit."""
 
 import socket
+import threading
 
 import pytest
 
@@ -36,6 +37,24 @@ def test_nobody_at_the_address(tmp_path, ray, capsys):
         assert cli.main([*words, *spelled]) == 1
         assert capsys.readouterr().err.startswith(f"error: {said}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_somebody_else_at_the_address(tmp_path, ray, capsys, answer):
+    """Ray itself would wait for minutes, without a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with server.accept()[0] as there:
+                there.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert cli.main(["convert", str(EXAMPLE), str(tmp_path / "x.gguf"), "--ray", address]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"error: no Ray cluster answers at {address}, but another program; `ray start --head`"
+    )
 
 
 @pytest.mark.parametrize(

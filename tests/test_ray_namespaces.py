@@ -56,8 +56,7 @@ def carriers(hosts):
 
 @pytest.mark.parametrize("name", ["quantize", "imatrix"])
 def test_a_host_whose_link_goes_down(tmp_path, expected, name):
-    """Nothing ends there and nobody says goodbye: it does not answer any more. (First, with hosts of its own: their
-    names are there once.)"""
+    """Nothing ends there and nobody says goodbye: it does not answer any more."""
     ray_or_skip()
     wanted = expected(name)
     with made_hosts(2) as hosts:

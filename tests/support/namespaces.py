@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from tests.support.raylets import STORE
 
 _ROOT = Path(__file__).parents[2]
-_BRIDGE = "qmbridge"
+_NUMBERS = itertools.count()  # tests side by side have networks of their own
 _NETWORK = "10.231.77"
 _PORT = 6379
 _RAY = (
@@ -43,9 +44,10 @@ _BEGIN = 120.0  # seconds for all of them
 
 @dataclass(frozen=True)
 class Host:
-    """process: of Ray there, all of whose processes lie below it."""
+    """space: its network's name here; process: of Ray there, all of whose processes lie below it."""
 
     name: str
+    space: str
     process: subprocess.Popen[bytes]
 
     def started(self, *command: str) -> subprocess.Popen[str]:
@@ -56,12 +58,12 @@ class Host:
 
     def cut_off(self) -> None:
         """Take its link down."""
-        _must("ip", "-n", self.name, "link", "set", "eth0", "down")
+        _must("ip", "-n", self.space, "link", "set", "eth0", "down")
 
     def pids(self) -> list[int]:
         """Of all that runs there."""
         listed = subprocess.run(
-            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
+            ["ip", "netns", "pids", self.space], capture_output=True, text=True, check=False
         )
         return [int(pid) for pid in listed.stdout.split()]
 
@@ -91,11 +93,13 @@ def _must(*command: str) -> None:
 
 
 @contextmanager
-def network(names: list[str]) -> Iterator[None]:
-    """A namespace each, joined by a bridge. Skips where this machine does not allow it."""
+def network(n: int) -> Iterator[list[str]]:
+    """The names of n namespaces, joined by a bridge. Skips where this machine does not allow it."""
     missing = [tool for tool in ("ip", "nsenter", "unshare") if shutil.which(tool) is None]
     if missing or os.geteuid():
         pytest.skip(f"namespaces need root and {', '.join(missing) or 'nothing else'}")
+    own = f"qm{os.getpid()}-{next(_NUMBERS)}"
+    bridge, spaces = f"{own}b", [f"{own}-{i}" for i in range(n)]
     with ExitStack() as undo:
 
         def made(*command: str, undone: tuple[str, ...]) -> None:
@@ -103,23 +107,23 @@ def network(names: list[str]) -> Iterator[None]:
             undo.callback(subprocess.run, ["ip", *undone], check=False, capture_output=True)
 
         try:
-            made("link", "add", _BRIDGE, "type", "bridge", undone=("link", "del", _BRIDGE))
-            _must("ip", "link", "set", _BRIDGE, "up")
-            for i, name in enumerate(names):
-                made("netns", "add", name, undone=("netns", "del", name))
-                ends = (f"{name}o", "type", "veth", "peer", "name", "eth0", "netns", name)
+            made("link", "add", bridge, "type", "bridge", undone=("link", "del", bridge))
+            _must("ip", "link", "set", bridge, "up")
+            for i, space in enumerate(spaces):
+                made("netns", "add", space, undone=("netns", "del", space))
+                ends = (f"{space}o", "type", "veth", "peer", "name", "eth0", "netns", space)
                 made(
-                    "link", "add", *ends, undone=("link", "del", f"{name}o")
+                    "link", "add", *ends, undone=("link", "del", f"{space}o")
                 )  # a namespace goes later than it says
-                _must("ip", "link", "set", f"{name}o", "master", _BRIDGE, "up")
-                inside = ("ip", "-n", name)
+                _must("ip", "link", "set", f"{space}o", "master", bridge, "up")
+                inside = ("ip", "-n", space)
                 _must(*inside, "addr", "add", f"{_NETWORK}.{i + 1}/24", "dev", "eth0")
                 _must(*inside, "link", "set", "eth0", "up")
                 _must(*inside, "link", "set", "lo", "up")
                 _must(*inside, "route", "add", "default", "dev", "eth0")  # Ray asks which way it would go out
         except subprocess.CalledProcessError as error:
             pytest.skip(f"no namespaces can be made here: {error.stderr.strip()}")
-        yield
+        yield spaces
 
 
 @contextmanager
@@ -133,11 +137,11 @@ def hosts(n: int) -> Iterator[Hosts]:
     address = f"{_NETWORK}.1:{_PORT}"
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, base, ignore_errors=True)
-        undo.enter_context(network(names))
+        spaces = undo.enter_context(network(n))
         known = "".join(f"{_NETWORK}.{i + 1} {name}\n" for i, name in enumerate(names))
         (base / "hosts").write_text(f"127.0.0.1 localhost\n{known}")
         started = []
-        for i, name in enumerate(names):
+        for i, (name, space) in enumerate(zip(names, spaces, strict=True)):
             mounts = [f"mount --bind {base}/hosts /etc/hosts", f"mount -t tmpfs -o size=256m own {own}"]
             if i == n - 1:
                 mounts += [f"mount -t tmpfs -o size=1m small {small}", f"mount -t tmpfs hidden {hidden}"]
@@ -152,16 +156,17 @@ def hosts(n: int) -> Iterator[Hosts]:
                 f"--object-store-memory={STORE}",
             ]
             options = [*where, "--disable-usage-stats", "--block"]
-            host = _started(name, f"hostname {name}; {'; '.join(mounts)}", options, base / f"{name}.log")
+            prepare = f"hostname {name}; {'; '.join(mounts)}"
+            host = _started(name, space, prepare, options, base / f"{name}.log")
             undo.callback(_stop, host)
             started.append(host)
         yield Hosts(tuple(started), address, own, small, hidden)
 
 
-def _started(name: str, prepare: str, options: list[str], log: Path) -> Host:
+def _started(name: str, space: str, prepare: str, options: list[str], log: Path) -> Host:
     for _ in range(_STARTS):
         shell = f'{prepare}; exec "$@"'
-        command = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "sh", "-ec", shell, "sh"]
+        command = ["ip", "netns", "exec", space, "unshare", "--mount", "--uts", "sh", "-ec", shell, "sh"]
         with log.open("wb") as said:
             process = subprocess.Popen(
                 [*command, sys.executable, "-c", _RAY, "start", *options],
@@ -170,7 +175,7 @@ def _started(name: str, prepare: str, options: list[str], log: Path) -> Host:
                 cwd=_ROOT,
                 env=_environment(),
             )
-        host = Host(name, process)
+        host = Host(name, space, process)
         if _has_begun(host, log):
             return host
         _stop(host)
