@@ -101,6 +101,8 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
             ) from error
         if address == AUTO:
             raise
+        if "No node info found" in f"{error} {error.__cause__}":
+            raise JobError(_no_host_of(ray, address)) from error
         raise JobError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
@@ -113,6 +115,22 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
         raise JobError(
             f"{address}: {', '.join(both) or one_line(error)}; install the same versions on both"
         ) from error
+
+
+def _no_host_of(ray: Any, address: str) -> str:
+    """That the cluster knows nobody here, and where it can be asked that it has another Ray, which may be why."""
+    try:
+        client = importlib.import_module("ray._raylet").GcsClient(address=address)
+        there = importlib.import_module("ray._common.usage.usage_lib").get_cluster_metadata(client)
+    except (ImportError, AttributeError, RuntimeError, ray.exceptions.RayError):  # not Ray's public words
+        there = None
+    version = (there or {}).get("ray_version", ray.__version__)
+    if version != ray.__version__:
+        return f"{address}: the cluster has Ray {version}, this process has Ray {ray.__version__}; install the same"
+    return (
+        f"--ray={address}: this machine is no host of the cluster there; make it one with `ray start "
+        f"--address={address}`, or give the command on one of its hosts"
+    )
 
 
 def _of_tokens(ray: Any) -> type[Exception]:

@@ -1,5 +1,6 @@
 """The way to a cluster: what belongs to --ray, and what is said of a cluster that is not there or does not fit."""
 
+import re
 import socket
 import threading
 
@@ -137,6 +138,33 @@ def test_versions_that_differ_are_both_said(ray, monkeypatch):
         ),
         cluster.connected(cluster.AUTO, 1),
     ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("2.1.0", "the cluster has Ray 2.1.0, this process has Ray"),
+        (None, "--ray=head:6379: this machine is no host of the cluster there; make it one with `ray start"),
+    ],
+)
+def test_a_machine_that_is_no_host_of_the_cluster(ray, monkeypatch, version, said):
+    """Ray says the same of both, after a minute."""
+    from ray._common.usage import usage_lib
+
+    from quantmill.jobs import cluster
+
+    def init(**options):
+        raise ConnectionError("Failed to connect to Ray cluster") from RuntimeError(
+            "No node info found matching"
+        )
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("ray._raylet.GcsClient", lambda address: address)
+    there = {"ray_version": version or ray.__version__}
+    monkeypatch.setattr(usage_lib, "get_cluster_metadata", lambda client: there)
+    monkeypatch.setattr(cluster, "require_listener", lambda address: None)
+    with pytest.raises(JobError, match=re.escape(said)), cluster.connected("head:6379", 1):
         pass
 
 
