@@ -29,6 +29,10 @@ class Wide(list[int]):
     """An array of numbers of 64 bits, where others have 32."""
 
 
+class Whole(str):
+    """A key before which no architecture is put."""
+
+
 class Row(Protocol):
     @property
     def write(self) -> Callable[[Config], Iterable[Item]]: ...
@@ -94,9 +98,8 @@ def add(writer: GGUFWriter, arch: str, items: Iterable[Item]) -> None:
     """What a later row says of a key counts, under the earlier one's place."""
     for key, type, value in items:
         sub_type = GGUFValueType.UINT64 if isinstance(value, Wide) else None
-        writer.kv_data[0][key if key.startswith("general.") else f"{arch}.{key}"] = GGUFValue(
-            value, type, sub_type
-        )
+        whole = isinstance(key, Whole) or key.startswith("general.")
+        writer.kv_data[0][str(key) if whole else f"{arch}.{key}"] = GGUFValue(value, type, sub_type)
 
 
 def need(config: Config, key: str) -> Any:

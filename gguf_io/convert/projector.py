@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from gguf import GGUFWriter
 
 from quantmill.gguf_io.convert import general, keys, layout
 from quantmill.gguf_io.convert.config import configuration, load_optional_json
-from quantmill.gguf_io.convert.families import family_of
+from quantmill.gguf_io.convert.families import find_family
 from quantmill.gguf_io.convert.output_types import FILE_TYPES, output_type, recorded
+from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.storage.numbers import to_float32
 from quantmill.gguf_io.convert.storage.reader import Reader, check_values
 from quantmill.gguf_io.convert.stored import readers
@@ -39,14 +39,16 @@ class Projector:
         warnings: list[str] = []
         raw = configuration(directory)
         tower = _tower_of(raw)
-        text = family_of(raw).completed(raw)
-        config = tower.completed(_settings(directory, raw, text))
+        text = _text_of(raw)
+        config = tower.completed(_settings(directory, raw, text, tower))
         stored = open_shards(directory, warnings.append)
         found = readers(text, stored, warnings.append)
         self.outtype = output_type(outtype.upper(), stored)
         self._sources = dict(_placed(directory, tower, config, found))
+        self._config = config
         self.tensors = tuple(
-            _output(name, tensor, reader, self.outtype) for name, (tensor, reader) in self._sources.items()
+            _output(name, tensor, reader, config, self.outtype)
+            for name, (tensor, reader) in self._sources.items()
         )
         writer = GGUFWriter(None, ARCHITECTURE)
         shapes = [(tensor.name, tensor.shape[::-1]) for tensor in self.tensors]
@@ -64,14 +66,8 @@ class Projector:
         """f32 [rows, columns] of a tensor; leading dimensions are rows, a vector is one row."""
         tensor, reader = self._sources[name]
         values = to_float32(reader.values(_ALL, _ALL), reader.plain).reshape([*reader.shape] or [1])
-        if tensor.patches:
-            values = values.reshape(_pictures(reader.shape, turned=False)).transpose(0, 3, 1, 2)
-        if tensor.plane is not None:
-            values = values.take(tensor.plane, axis=2)
-        values = values + np.float32(tensor.plus) if tensor.plus else values
-        values = values.squeeze() if tensor.squeeze else values
-        values = tensor.values(values) if tensor.values else values
-        return np.ascontiguousarray(values).reshape(-1, np.shape(values)[-1])
+        values = tensor.values(values, self._config) if tensor.values else values
+        return np.ascontiguousarray(values).reshape(-1, _shape(tensor, reader, self._config)[-1])
 
 
 def _tower_of(raw: Mapping[str, Any]) -> Tower:
@@ -94,22 +90,37 @@ def _tower_of(raw: Mapping[str, Any]) -> Tower:
     )
 
 
-def _settings(directory: Path, raw: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """vision_config, audio_config with "audio_" before its names, and what the encoders must know of the text part and
-    of the preparation of images."""
+def _text_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of the text part, of which a class that is not in the table may be."""
+    family = find_family(raw)
+    if family is not None:
+        return family.completed(raw)
+    inner = raw.get("text_config")
+    text = {**raw, **inner} if isinstance(inner, Mapping) else raw
+    keys.need(text, "hidden_size")
+    return text
+
+
+def _settings(
+    directory: Path, raw: Mapping[str, Any], text: Mapping[str, Any], tower: Tower
+) -> dict[str, Any]:
+    """vision_config, audio_config with "audio_" before its names, and what the encoders must know of the text part, of
+    the whole model and of the preparation of images."""
     hearing = raw.get("audio_config") or {}
     if not isinstance(hearing, Mapping):
         raise GGUFError(f"config.json: audio_config must be an object, not {hearing!r}")
     found = dict(raw["vision_config"]) | {f"audio_{key}": value for key, value in hearing.items()}
     found |= {"text_size": text["hidden_size"], "text_norm_eps": text.get("rms_norm_eps", 1e-6)}
     found.setdefault("model_type", "")
-    for file, inner in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    found |= {f"outer_{key}": raw.get(key) for key in tower.outer}
+    for file, inner in (
+        ("preprocessor_config.json", "media_proc_cfg"),
+        ("processor_config.json", "image_processor"),
+    ):
         prepared = load_optional_json(directory / file)
-        parts = (prepared, prepared.get(inner) if inner else None)
-        for part in parts:
+        for part in (prepared, prepared.get(inner)):
             if isinstance(part, Mapping):
-                wanted = ("image_mean", "image_std", "image_seq_length")
-                found |= {key: part[key] for key in wanted if part.get(key) is not None}
+                found |= {f"prepared_{key}": part[key] for key in tower.prepared if part.get(key) is not None}
     return found
 
 
@@ -147,16 +158,14 @@ def _placed(
         )
 
 
-def _pictures(shape: Sequence[int], turned: bool) -> tuple[int, ...]:
-    """The shape of rows of square patches of three colours: colours last, or (turned) before the pixels."""
-    side = math.isqrt(shape[1] // 3)
-    return (shape[0], 3, side, side) if turned else (shape[0], side, side, 3)
+def _shape(tensor: Tensor, reader: Reader, config: Config) -> tuple[int, ...]:
+    """Of what is written, in Hugging Face's order."""
+    becomes = tuple(layout.size(config, dimension) for dimension in tensor.becomes.split())
+    return becomes or reader.shape or (1,)
 
 
-def _output(name: str, tensor: Tensor, reader: Reader, outtype: str) -> OutputTensor:
-    found = _pictures(reader.shape, turned=True) if tensor.patches else reader.shape or (1,)
-    shape = tuple(n for i, n in enumerate(found) if not (i == 2 and tensor.plane is not None))
-    shape = tuple(n for n in shape if n != 1) if tensor.squeeze else shape
+def _output(name: str, tensor: Tensor, reader: Reader, config: Config, outtype: str) -> OutputTensor:
+    shape = _shape(tensor, reader, config)
     kind = tensor.type(outtype) if len(shape) > 1 else "F32"
     block = GGML_TYPES[kind].block
     return OutputTensor(name, shape[::-1], kind if shape[-1] % block == 0 else "F16")

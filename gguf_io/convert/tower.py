@@ -1,4 +1,4 @@
-"""What a kind of encoder of images is: its tensors and keys, and what the kinds have in common (towers.py)."""
+"""What a kind of encoder of images is: its tensors and keys, and what the kinds have in common (towers/)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from quantmill.gguf_io.convert.keys import ARRAY, BOOL, STRING, Item, Key, Row, Rows, written
+from quantmill.gguf_io.convert.keys import ARRAY, BOOL, STRING, Item, Key, Row, Rows, only, written
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.errors import GGUFError
 
 DEEP = "deepstack_visual_indexes"
+COLOURS = ("image_mean", "image_std")
+Change = Callable[[np.ndarray, Config], np.ndarray]
 
 
 def as_asked(asked: str) -> str:
@@ -36,9 +38,8 @@ class Tensor:
     """name: Hugging Face's, behind the tower's prefix, "{}" for a layer's number; target: GGUF's. shape: as layout.py
     has it, Hugging Face order. numbers: the layers there are, by their numbers in either name; None: it is in none.
 
-    type: what a tensor of several dimensions becomes where a type is asked for. plane: of the third dimension only
-    this part is taken. plus: added to every value. patches: a row holds the pixels of a patch, each with its colours,
-    and becomes a picture for each colour. values: a change of all of them. squeeze: dimensions of 1 are dropped.
+    type: what a tensor of several dimensions becomes where a type is asked for. values: what becomes of its values.
+    becomes: its shape in the file, where that is another.
     """
 
     name: str
@@ -46,18 +47,19 @@ class Tensor:
     shape: str
     numbers: Callable[[Config], Iterable[tuple[int, int]]] | None = None
     type: Callable[[str], str] = as_asked
-    plane: int | None = None
-    plus: float = 0.0
-    patches: bool = False
-    values: Callable[[np.ndarray], np.ndarray] | None = None
-    squeeze: bool = False
+    values: Change | None = None
+    becomes: str = ""
 
 
 @dataclass(frozen=True)
 class Tower:
     """classes: config.json's architectures[0]. prefix: a regular expression for what stands before the names of its
     tensors. left_out: one for those that llama.cpp does not use. defaults: as a family's. hears: whether it is for
-    models with an audio_config, whose settings then begin with audio_."""
+    models with an audio_config, whose settings then begin with audio_.
+
+    outer: settings that stand beside vision_config, prepared: those of preprocessor_config.json, that it needs; here
+    they begin with outer_ and prepared_. fixed: settings that llama.cpp's converter takes to be these in every model.
+    only: those that a model may not have otherwise."""
 
     classes: tuple[str, ...]
     prefix: str
@@ -66,21 +68,34 @@ class Tower:
     defaults: Mapping[str, Any]
     left_out: str = field(default="(?!)")
     hears: bool = False
+    outer: tuple[str, ...] = ()
+    prepared: tuple[str, ...] = COLOURS
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, Any] = field(default_factory=dict)
 
     def completed(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises GGUFError for what must be a positive whole number and is none."""
+        """Raises GGUFError for what must be a positive whole number and is none, and for what llama.cpp has not."""
         plain = {key: value for key, value in self.defaults.items() if not callable(value)}
-        config = plain | {key: value for key, value in given.items() if value is not None}
+        config = plain | {key: value for key, value in given.items() if value is not None} | dict(self.fixed)
+        only(config, self.only)
         for key, value in self.defaults.items():
             if callable(value):
                 config.setdefault(key, value(config))
             whole = type(config[key]) is int and config[key] > 0
-            if not whole and not isinstance(value, float | bool) and key != DEEP:
-                place, _, name = key.partition("_") if key.startswith("audio_") else ("vision", "", key)
-                raise GGUFError(
-                    f"config.json: {name} of {place}_config must be a positive whole number, not {config[key]!r}"
-                )
+            if not whole and not isinstance(value, float | bool | str | list) and key != DEEP:
+                raise GGUFError(f"{_place(key)} must be a positive whole number, not {config[key]!r}")
         return config
+
+
+def _place(key: str) -> str:
+    """Where a user finds a setting."""
+    part, _, name = key.partition("_")
+    places = {
+        "audio": f"config.json: {name} of audio_config",
+        "outer": f"config.json: {name}",
+        "prepared": f"preprocessor_config.json: {name}",
+    }
+    return places.get(part, f"config.json: {key} of vision_config")
 
 
 def of_all_layers(config: Config) -> Iterable[tuple[int, int]]:
@@ -103,7 +118,7 @@ def numbers_of_colours(key: str) -> Rows:
     """A number for each colour, from preprocessor_config.json."""
 
     def write(config: Config) -> Iterable[Item]:
-        found = config.get(key)
+        found = config.get(f"prepared_{key}")
         if not (isinstance(found, list) and found and all(type(one) in (int, float) for one in found)):
             raise GGUFError(
                 f"preprocessor_config.json: {key} must be a list of numbers, not {found!r}; fetch the file again"
@@ -113,7 +128,68 @@ def numbers_of_colours(key: str) -> Rows:
     return Rows(write)
 
 
-SIZES = (
+def part(which: int, of: int) -> Change:
+    """One of several matrices or biases that lie under each other."""
+    return lambda values, config: np.split(values, of)[which]
+
+
+def plane(which: int) -> Change:
+    """What a convolution over two images in a row does to one of them."""
+    return lambda values, config: values[:, :, which]
+
+
+def plus_one(values: np.ndarray, config: Config) -> np.ndarray:
+    return values + np.float32(1)
+
+
+def as_pictures(values: np.ndarray, config: Config) -> np.ndarray:
+    """Rows of the pixels of a patch, each with its colours, as a picture for each colour."""
+    return values.reshape(len(values), config["patch_size"], config["patch_size"], -1).transpose(0, 3, 1, 2)
+
+
+def patches_in_rows(name: str) -> Tensor:
+    return Tensor(
+        name,
+        "v.patch_embd.weight",
+        "hidden_size patch_size*patch_size*3",
+        type=f16_where_asked,
+        values=as_pictures,
+        becomes="hidden_size 3 patch_size patch_size",
+    )
+
+
+def two_images(name: str, colours: str) -> tuple[Tensor, ...]:
+    """A convolution over two images in a row as one for each. colours: the key of their number."""
+    return tuple(
+        Tensor(
+            name,
+            f"v.patch_embd.weight{end}",
+            f"hidden_size {colours} 2 patch_size patch_size",
+            type=f16_where_asked,
+            values=plane(i),
+            becomes=f"hidden_size {colours} patch_size patch_size",
+        )
+        for i, end in enumerate(("", ".1"))
+    )
+
+
+def positions(name: str, shape: str, becomes: str = "", values: Change | None = None) -> Tensor:
+    return Tensor(name, "v.position_embd.weight", shape, type=always_f32, values=values, becomes=becomes)
+
+
+_SIGLIP = "encoder.layers.{}."
+SIGLIP_LAYERS = linear_of_layers(
+    (f"{_SIGLIP}layer_norm1", "v.blk.{}.ln1", "hidden_size"),
+    (f"{_SIGLIP}layer_norm2", "v.blk.{}.ln2", "hidden_size"),
+    (f"{_SIGLIP}self_attn.q_proj", "v.blk.{}.attn_q", "hidden_size hidden_size"),
+    (f"{_SIGLIP}self_attn.k_proj", "v.blk.{}.attn_k", "hidden_size hidden_size"),
+    (f"{_SIGLIP}self_attn.v_proj", "v.blk.{}.attn_v", "hidden_size hidden_size"),
+    (f"{_SIGLIP}self_attn.out_proj", "v.blk.{}.attn_out", "hidden_size hidden_size"),
+    (f"{_SIGLIP}mlp.fc1", "v.blk.{}.ffn_up", "intermediate_size hidden_size"),
+    (f"{_SIGLIP}mlp.fc2", "v.blk.{}.ffn_down", "hidden_size intermediate_size"),
+)
+
+SIZES: tuple[Row, ...] = (
     written("has_vision_encoder", lambda config: True, BOOL),
     Key("text_size", "vision.projection_dim", needed=True),
     Key("image_size", "vision.image_size", needed=True),
@@ -122,8 +198,7 @@ SIZES = (
     Key("intermediate_size", "vision.feed_forward_length", needed=True),
     Key("num_hidden_layers", "vision.block_count", needed=True),
     Key("num_attention_heads", "vision.attention.head_count", needed=True),
-    numbers_of_colours("image_mean"),
-    numbers_of_colours("image_std"),
+    *(numbers_of_colours(key) for key in COLOURS),
 )
 USE_GELU = written("use_gelu", lambda config: True, BOOL)
 

@@ -53,8 +53,10 @@ def read(directory, is_mistral_format):
         return json.load(file)
 def classes(of):
     return [of, *(one for below in of.__subclasses__() for one in classes(below))]
-from gguf import TensorNameMap
+from gguf import MODEL_TENSOR, TensorNameMap
 names = dict(TensorNameMap.block_mappings_cfg)
+# without these two of Gemma 3n's norms, which its table knows of Gemma 4 only, it stops
+names[MODEL_TENSOR.A_ENC_CONV1D_NORM] += ("model.audio_tower.subsample_conv_projection.conv_{bid}.norm",)
 errors = []
 for job in jobs:
     TensorNameMap.block_mappings_cfg = dict(names)  # to which each architecture's own names are added

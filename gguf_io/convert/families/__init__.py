@@ -21,21 +21,39 @@ RUNNABLE = tuple(sorted({family.name for family in FAMILIES if family.runs}))
 def family_of(config: Config) -> Family:
     """The family of a config.json: of the text part's class, else of the whole model's. Raises GGUFError for an
     architecture that is not in the table."""
-    inner = config.get("text_config")
-    inner = inner if isinstance(inner, Mapping) else {}
-    lists = (part.get("architectures") for part in (inner, config))
-    names = [found[0] for found in lists if isinstance(found, list) and found and isinstance(found[0], str)]
-    if not names:
-        raise GGUFError("config.json names no architecture (key 'architectures')")
-    for name in names:
-        for family in FAMILIES:
-            if name in family.classes and family.takes({**config, **inner}):
-                return family
+    found = find_family(config)
+    if found is not None:
+        return found
+    names = _names(config)
     raise GGUFError(
         f"architecture {names[0]} is not supported (docs/families.md lists the {len(SUPPORTED)} that are); convert it "
         "with llama.cpp's convert_hf_to_gguf.py --outtype f16 and give quantmill the GGUF: quantize knows every "
         "architecture"
     )
+
+
+def find_family(config: Config) -> Family | None:
+    """The same; None for an architecture that is not in the table. Raises GGUFError where none is named."""
+    inner = config.get("text_config")
+    inner = inner if isinstance(inner, Mapping) else {}
+    families = (
+        family
+        for name in _names(config)
+        for family in FAMILIES
+        if name in family.classes and family.takes({**config, **inner})
+    )
+    return next(families, None)
+
+
+def _names(config: Config) -> list[str]:
+    """Architectures of the text part and of the whole."""
+    lists = (
+        part.get("architectures") for part in (config.get("text_config"), config) if isinstance(part, Mapping)
+    )
+    names = [found[0] for found in lists if isinstance(found, list) and found and isinstance(found[0], str)]
+    if not names:
+        raise GGUFError("config.json names no architecture (key 'architectures')")
+    return names
 
 
 def family_of_gguf(facts: Facts) -> Family | None:

@@ -70,7 +70,8 @@ def projectors(llama_cpp: Path) -> dict[str, object]:
             directory = write_projector(name, Path(scratch) / name / "Tiny-Model-1B-Instruct")
             for kind in TYPES:
                 out, options = f"{scratch}/{name}-{kind}.gguf", ["--mmproj", "--outtype", kind]
-                jobs[f"{name} {kind}"] = Job(str(directory), out, "", options)
+                raw = PROJECTORS[name].get("raw", False)
+                jobs[f"{name} {kind}"] = Job(str(directory), out, "", options, raw)
         errors = convert(list(jobs.values()), llama_cpp)
         if any(errors):
             raise SystemExit("\n".join(errors))

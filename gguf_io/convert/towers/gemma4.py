@@ -16,8 +16,9 @@ from quantmill.gguf_io.convert.tower import (
     Tensor,
     Tower,
     always_f32,
-    f16_where_asked,
     of_all_layers,
+    patches_in_rows,
+    positions,
 )
 from quantmill.gguf_io.errors import GGUFError
 
@@ -54,19 +55,8 @@ SEES = Tower(
     classes=("Gemma4ForConditionalGeneration",),
     prefix=r"(?:model\.)?(?:vision_tower\.|(?=embed_vision\.))",
     tensors=(
-        Tensor(
-            "patch_embedder.input_proj.weight",
-            "v.patch_embd.weight",
-            "hidden_size patch_size*patch_size*3",
-            type=f16_where_asked,
-            patches=True,
-        ),
-        Tensor(
-            "patch_embedder.position_embedding_table",
-            "v.position_embd.weight",
-            "2 position_embedding_size hidden_size",
-            type=always_f32,
-        ),
+        patches_in_rows("patch_embedder.input_proj.weight"),
+        positions("patch_embedder.position_embedding_table", "2 position_embedding_size hidden_size"),
         *(
             Tensor(
                 f"encoder.layers.{{}}.{here}.linear.weight",
@@ -103,10 +93,10 @@ SEES = Tower(
         written("vision.projector_type", lambda config: "gemma4v", STRING),
         Key("layer_norm_eps", "vision.attention.layer_norm_epsilon", FLOAT32),
     ),
+    fixed={"image_size": 224},  # nothing reads it
     defaults={
         "head_dim": 64,
         "hidden_size": 768,
-        "image_size": 224,  # llama.cpp's converter says so of every model, and nothing reads it
         "intermediate_size": 3072,
         "layer_norm_eps": 1e-6,
         "num_attention_heads": 12,
@@ -142,7 +132,7 @@ def _channels(which: int) -> Callable[[Config], int]:
     return number
 
 
-def _softplus(values: np.ndarray) -> np.ndarray:
+def _softplus(values: np.ndarray, config: Config) -> np.ndarray:
     """log(1 + exp(x)), correctly rounded."""
     return np.logaddexp(0, values.astype(np.float64)).astype(np.float32)
 
@@ -204,7 +194,7 @@ HEARS = (
         f"{_WIDTH} 1 audio_conv_kernel_size",
         _of_hearing_layers,
         type=always_f32,
-        squeeze=True,
+        becomes="audio_hidden_size audio_conv_kernel_size",
     ),
     *(
         Tensor(
@@ -268,3 +258,5 @@ SEES_AND_HEARS = replace(
         "audio_head_dim": lambda config: config[_WIDTH] // config["audio_num_attention_heads"],
     },
 )
+
+TOWERS = (SEES, SEES_AND_HEARS)
