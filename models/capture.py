@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,25 +36,22 @@ def named_layers(model: Any) -> tuple[str, nn.ModuleList]:
     raise ModelError(f"{type(model).__name__}: has no list of {wanted} layers that could be walked")
 
 
-# What GLM-5's layers hand on: the tokens that an indexer has chosen.
-_HANDED_ON = "prev_topk_indices"
+# What layers hand each other beside the hidden states: GLM-5's the tokens that an indexer has chosen, which they put
+# out behind the states; Gemma's keys and values, for which they are given a store.
+PUT_OUT, _STORE = "prev_topk_indices", "shared_kv_states"
 
 
 class _Enough(Exception):
     """All layers have been called."""
 
 
-def capture(model: Any, layers: nn.ModuleList, ids: torch.Tensor) -> list[Call]:
-    """What each layer is given for ids [n_seq, n_ctx] when the layers before it do nothing.
+def puts_out_more(layer: nn.Module) -> bool:
+    """Whether the next layer is given what this one puts out behind the hidden states."""
+    return PUT_OUT in inspect.signature(type(layer).forward).parameters
 
-    Raises ModelError for layers that hand each other more than hidden states.
-    """
-    for layer in layers:
-        if _HANDED_ON in inspect.signature(type(layer).forward).parameters:
-            raise ModelError(
-                f"{type(model).__name__}: its layers are given more than the hidden states of a text ({_HANDED_ON}), "
-                "so they cannot be walked one by one"
-            )
+
+def capture(model: Any, layers: nn.ModuleList, ids: torch.Tensor) -> list[Call]:
+    """What each layer is given for ids [n_seq, n_ctx] when the layers before it do nothing."""
     calls: list[Call] = []
 
     def stub(hidden_states: torch.Tensor, *rest: Any, _layer: nn.Module, **named: Any) -> Any:
@@ -61,7 +59,7 @@ def capture(model: Any, layers: nn.ModuleList, ids: torch.Tensor) -> list[Call]:
         calls.append(Call(hidden_states, dict(zip(names, rest, strict=False)) | named))
         if len(calls) == len(layers):
             raise _Enough
-        return hidden_states
+        return (hidden_states, None) if puts_out_more(_layer) else hidden_states
 
     for layer in layers:
         object.__setattr__(layer, "forward", _bound(stub, layer))
@@ -82,21 +80,60 @@ def _bound(stub: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
     return forward
 
 
-def enter(
-    model: Any, layers: nn.ModuleList, batches: Sequence[torch.Tensor], samples: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[Call]]:
-    """What enters the first layer of each of the batches [n_seq, n_ctx], and what every layer is given beside it.
+class Course:
+    """What the layers are given beside the hidden states on the way of one batch through the model."""
 
-    samples: of one shape, on which the latter is looked at. Raises ModelError where it depends on the text.
+    def __init__(self, layers: nn.ModuleList, of_all: Sequence[Call], own: Sequence[dict[str, Any]]) -> None:
+        """of_all: of every text, by layer; own: what this one's text makes different."""
+        self._of_all, self._own = of_all, own
+        self._more = puts_out_more(layers[0])
+        self._put_out: tuple[int, Any] = (0, None)  # layer that is given it
+        stores = [call.arguments[_STORE] for call in of_all if call.arguments.get(_STORE) is not None]
+        self._kept = {_STORE: type(stores[0])()} if stores else {}
+
+    def again(self) -> Course:
+        """The same for another stream of the batch."""
+        other = copy(self)
+        other._kept = {name: type(store)() for name, store in self._kept.items()}
+        return other
+
+    def arguments(self, layer: int) -> dict[str, Any]:
+        found = self._of_all[layer].arguments | self._own[layer] | self._kept
+        if self._more:
+            given_to, found[PUT_OUT] = self._put_out
+            assert given_to == layer
+        return found
+
+    def passed(self, layer: int, output: Any) -> None:
+        """It has gone through a layer, for good."""
+        if self._more:
+            self._put_out = (layer + 1, output[1])
+
+
+def enter(
+    model: Any, layers: nn.ModuleList, batches: Sequence[torch.Tensor], sample: torch.Tensor
+) -> tuple[list[torch.Tensor], list[Course]]:
+    """What enters the first layer of each of the batches [n_seq, n_ctx], and what all are given beside it.
+
+    sample: ids on which it is looked at what does not depend on the text.
     """
-    first, *others = (capture(model, layers, ids) for ids in samples)
-    for call, other in ((first[i], calls[i]) for calls in others for i in range(len(first))):
-        if not equal(call.arguments, other.arguments):
-            raise ModelError(
-                f"{type(model).__name__}: its layers are given more than the hidden states of a text, "
-                "so they cannot be walked one by one"
-            )
-    return [capture(model, layers, ids)[0].hidden for ids in batches], first
+    of_all = capture(model, layers, sample)
+    of_another = capture(model, layers, torch.where(sample == 0, 1, 0))
+    names = [
+        [
+            name
+            for name, value in one.arguments.items()
+            if name != _STORE and not equal(value, other.arguments[name])
+        ]
+        for one, other in zip(of_all, of_another, strict=True)
+    ]
+    entering, courses = [], []
+    for ids in batches:
+        calls = capture(model, layers, ids)
+        own = [{name: call.arguments[name] for name in some} for call, some in zip(calls, names, strict=True)]
+        entering.append(calls[0].hidden)
+        courses.append(Course(layers, of_all, own))
+    return entering, courses
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantmill.models.experts import is_recordable, recording_forward
-from quantmill.models.packed import PackedExperts, PackedLinear
+from quantmill.models.packed import PackedExperts, PackedLinear, by_group
 
 
 class Reached(Exception):
@@ -56,12 +56,15 @@ class Pass(threading.local):
 
 
 class HeldLinear(nn.Module):
-    """Stands for a PackedLinear. `matrices`: as it was, and as it will be, [n_rows, n_cols]."""
+    """Stands for a PackedLinear. `matrices`: as it was, and as it will be, [n_rows, n_cols].
+
+    One whose rows have inputs of their own, group by group, is no place: there is no one input to sum.
+    """
 
     def __init__(self, packed: PackedLinear, run: Pass, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = packed.in_features, packed.out_features
-        self.bias = packed.bias
+        self.bias, self.groups = packed.bias, packed.groups
         self.run = run
         self.original = packed.weight.matrix(0, dtype)
         self.changed = self.original
@@ -71,6 +74,8 @@ class HeldLinear(nn.Module):
         return self.changed if self.run.changed else self.original
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.groups > 1:
+            return by_group(x, self.weight, self.groups)
         self.run.enter(self, x)
         return F.linear(x, self.weight, self.bias)
 

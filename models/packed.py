@@ -131,6 +131,16 @@ class PackedTensor(nn.Module):
         return self.pieces[0].rows(index, dtype)
 
 
+def is_grouped(module: object) -> bool:
+    """Whether groups of a matrix' rows have inputs of their own: transformers' module, or the one in its place."""
+    return getattr(module, "n_groups", 1) > 1 or (isinstance(module, PackedLinear) and module.groups > 1)
+
+
+def by_group(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """x [..., groups, n_cols], weight [n_rows, n_cols] → [..., groups, n_rows / groups]."""
+    return torch.einsum("...gi,goi->...go", x, weight.view(groups, -1, weight.shape[-1]))
+
+
 class PackedLinear(nn.Module):
     """x [..., in_features] -> [..., out_features]; drops in for nn.Linear.
 
@@ -151,8 +161,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.groups > 1:
-            weight = self.weight.matrix(0, x.dtype).view(self.groups, -1, self.in_features)
-            return torch.einsum("...gi,goi->...go", x, weight)
+            return by_group(x, self.weight.matrix(0, x.dtype), self.groups)
         rows = x.reshape(-1, self.in_features)
         out = rows.new_empty(rows.shape[0], self.out_features)
         (self._multiply_whole if self.whole else self._multiply)(rows, out)

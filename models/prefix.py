@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantmill.models.capture import named_layers
+from quantmill.models.capture import PUT_OUT, named_layers, puts_out_more
 from quantmill.models.model import LoadedModel
 from quantmill.models.scoring import BATCH_TOKENS, input_ids
 
@@ -139,9 +139,13 @@ class Prefix:
 
     @contextmanager
     def _replaced_forward(self, layer: nn.Module, gives_kept: bool) -> Iterator[None]:
+        more = puts_out_more(layer)
+
         def forward(hidden_states: Any, *others: Any, **named: Any) -> Any:
             if gives_kept:
                 return self._kept[self._running.batch]
+            if more:
+                return hidden_states, named[PUT_OUT]
             return (hidden_states,) if self._tuples and self._left_out else hidden_states
 
         layer.forward = forward  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ from torch import nn
 
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models.attention import with_whole_attention
-from quantmill.models.capture import Call, enter, named_layers
+from quantmill.models.capture import enter, named_layers
 from quantmill.models.doors import Doors
 from quantmill.models.errors import ModelError
 from quantmill.models.fill import Filler
@@ -65,28 +65,27 @@ class StreamedModel(LoadedModel):
         return len(self._modules)
 
     def layers(self, batches: Sequence[torch.Tensor]) -> Iterator[tuple[str, Take]]:
-        """Each layer's name and what takes a batch through it; every batch, before the next layer is asked for.
-
-        Raises ModelError for layers that cannot be walked one by one.
-        """
+        """Each layer's name and what takes a batch through it; every batch, before the next layer is asked for."""
         if not batches:  # a run that was stopped behind its last batch has none left
             return
         batches = [ids.to(self.device) for ids in batches]
-        calls: dict[int, list[Call]] = {}
+        states: list[Any] = [None] * len(batches)
+        courses: list[Any] = [None] * len(batches)
         with torch.inference_mode():
             for n_seq in sorted({len(ids) for ids in batches}):
-                alike = [ids for ids in batches if len(ids) == n_seq]
-                calls[n_seq] = enter(self.model, self._modules, (), (alike[0], alike[-1]))[1]
-            samples = (batches[0][:1], batches[-1][-1:])
-            states, _ = enter(self.model, self._modules, batches, samples)
+                numbers = [number for number, ids in enumerate(batches) if len(ids) == n_seq]
+                alike = [batches[number] for number in numbers]
+                found = enter(self.model, self._modules, alike, alike[0])
+                for number, state, course in zip(numbers, *found, strict=True):
+                    states[number], courses[number] = state, course
         for index in range(self.n_layers):
             with self.layer(index) as layer:
 
                 @torch.inference_mode()
                 def take(number: int, index: int = index, layer: nn.Module = layer) -> torch.Tensor:
-                    arguments = calls[len(batches[number])][index].arguments
-                    run = with_whole_attention(layer) if self.whole else layer
-                    states[number] = run(first_of(states[number]), **arguments)
+                    run, course = with_whole_attention(layer) if self.whole else layer, courses[number]
+                    states[number] = run(first_of(states[number]), **course.arguments(index))
+                    course.passed(index, states[number])
                     return first_of(states[number])
 
                 yield f"{self._path}.{index}", take

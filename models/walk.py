@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantmill.models.capture import Call, enter, named_layers
+from quantmill.models.capture import Course, enter, named_layers
 from quantmill.models.held import Pass, first_of, hold
 from quantmill.models.model import LoadedModel
+from quantmill.models.packed import is_grouped
 from quantmill.models.places import taking
 from quantmill.models.scoring import input_ids
 from quantmill.models.walked_layer import Layer
@@ -57,28 +58,29 @@ class Walk:
         self.batches = batches_of(loaded, chunks)
         self.own = list(range(len(self.batches)) if own is None else own)
         self.first_chunks = np.cumsum([0, *(len(batch) for batch in self.batches)])[:-1]
-        hidden, self.calls = self._enter()
+        hidden, self.courses = self._enter()
         self.original = hidden
         self.changed = list(hidden) if two_streams else hidden
+        self.changed_courses = {batch: course.again() for batch, course in self.courses.items()}
         self.layers_give_tuples = False  # known when one was run
 
     @torch.inference_mode()
-    def _enter(self) -> tuple[list[torch.Tensor], list[Call]]:
+    def _enter(self) -> tuple[list[torch.Tensor], dict[int, Course]]:
         """What enters the first layer, and what the model gives each layer beside it."""
-        samples = (self.batches[0][:1], self.batches[-1][-1:])
-        entering, calls = enter(
-            self.loaded.model, self.modules, [self.batches[batch] for batch in self.own], samples
-        )
+        own = [self.batches[batch] for batch in self.own]
+        entering, courses = enter(self.loaded.model, self.modules, own, self.batches[0][:1])
         hidden = [torch.empty(0)] * len(self.batches)
         for batch, one in zip(self.own, entering, strict=True):
             hidden[batch] = one
-        return hidden, calls
+        return hidden, dict(zip(self.own, courses, strict=True))
 
     def adopt(self, other: Walk) -> None:
         """Run the batches of another walk, which stands before the same layer, from now on; not within a layer."""
         for batch in other.own:
             self.original[batch] = other.original[batch]
             self.changed[batch] = other.changed[batch]
+            self.courses[batch] = other.courses[batch]
+            self.changed_courses[batch] = other.changed_courses[batch]
         self.own = sorted({*self.own, *other.own})
         self.layers_give_tuples |= other.layers_give_tuples
 
@@ -91,9 +93,9 @@ class Walk:
 
             def one(batch: int) -> dict[str, Any]:
                 run.begin(changed=False)
-                self.original[batch] = first_of(
-                    held.layer(self.original[batch], **self.calls[index].arguments)
-                )
+                output = held.layer(self.original[batch], **self.courses[batch].arguments(index))
+                self.courses[batch].passed(index, output)
+                self.original[batch] = first_of(output)
                 return run.outputs
 
             try:
@@ -142,11 +144,12 @@ def chunks_together(device: str, n_chunk: int, n_ctx: int) -> int:
 
 def walked_names(loaded: LoadedModel) -> dict[str, int]:
     """GGUF tensors that a walk may come to → their matrices (experts)."""
-    names = {id(module): name for name, module in loaded.model.named_modules()}
+    modules = dict(loaded.model.named_modules())
+    names = {id(module): name for name, module in modules.items()}
     prefixes = tuple(f"{names[id(layer)]}." for layer in named_layers(loaded.model)[1])
     return {
         use.name: loaded.table.views[use.name].matrices
         for hf_name in loaded.table.uses
-        if hf_name.startswith(prefixes)
+        if hf_name.startswith(prefixes) and not is_grouped(modules.get(hf_name.rpartition(".")[0]))
         for use in taking(loaded, hf_name)
     }

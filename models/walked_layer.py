@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from quantmill.models.capture import Course, puts_out_more
 from quantmill.models.experts import by_expert, entering_down
 from quantmill.models.held import HeldLayer, Pass, Reached, first_of, hold
 from quantmill.models.memory import trim
@@ -36,9 +37,9 @@ class Layer:
         self.run = Pass()
         loaded = walk.loaded
         self.held: HeldLayer = hold(walk.modules[index], walk.prefixes[index], self.run, loaded.dtype)
-        self._arguments = walk.calls[index].arguments
+        self._hands_on = puts_out_more(walk.modules[index])
         # of the original stream, by batch
-        self._outputs: dict[int, torch.Tensor] = {}
+        self._outputs: dict[int, Any] = {}
         self._original_inputs: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
         self._original_outputs: dict[int, dict[str, Any]] = {}
         # of the changed stream, batch by batch: what parts of the layer are known to put out, and what enters the
@@ -109,7 +110,8 @@ class Layer:
     def turn_to(self, place: Place) -> None:
         """It is the one that is visited from now on."""
         self._entering.clear()
-        product = place.writes is not None and place.n_mat == 1
+        # what attention puts out behind its product, to be handed on, is known when it was run
+        product = place.writes is not None and place.n_mat == 1 and not self._hands_on
         self._visited = place if product and self.walk.two_streams else None
 
     @torch.inference_mode()
@@ -129,20 +131,23 @@ class Layer:
         walk = self.walk
 
         def one(batch: int) -> None:
-            original = self._outputs[batch]
+            output = changed = self._outputs[batch]
             if walk.two_streams and not self._left_out:
                 self.run.begin(changed=True, given=self._given[batch])
-                walk.changed[batch] = self._pass(walk.changed[batch])
-            walk.original[batch] = original
+                changed = self._pass(walk.changed[batch], walk.changed_courses[batch])
+                walk.changed[batch] = first_of(changed)
+            walk.original[batch] = first_of(output)
+            walk.courses[batch].passed(self.index, output)
+            walk.changed_courses[batch].passed(self.index, changed)
 
         walk.share_out(one, walk.own)
         for kept in (self._outputs, self._original_inputs, self._original_outputs, self._given):
             kept.clear()
 
-    def _pass(self, hidden: torch.Tensor) -> torch.Tensor:
-        output = self.held.layer(hidden, **self._arguments)
+    def _pass(self, hidden: torch.Tensor, course: Course) -> Any:
+        output = self.held.layer(hidden, **course.arguments(self.index))
         self.walk.layers_give_tuples = isinstance(output, tuple)
-        return first_of(output)
+        return output
 
     @torch.inference_mode()
     def _find_places(self) -> tuple[Place, ...]:
@@ -163,7 +168,7 @@ class Layer:
 
         def one(batch: int) -> Any:
             self.run.begin(changed=changed, noting=True)
-            out = self._pass(walk.original[batch])
+            out = self._pass(walk.original[batch], walk.courses[batch])
             return out, self.run.seen, self.run.outputs, self.run.products if batch == walk.own[0] else {}
 
         done = walk.share_out(one, walk.own)
@@ -172,7 +177,8 @@ class Layer:
             self._original_inputs[batch] = {id(m): inputs for m, inputs in seen}
             self._original_outputs[batch] = outputs
         trim()  # what is kept lies between what came and went
-        return done[0]
+        out, *others = done[0]
+        return first_of(out), *others
 
     def entering(self, place: Place, batch: int) -> tuple[torch.Tensor, ...]:
         """What enters the module of a place in the original stream; of experts also which and with what weights."""
@@ -180,7 +186,7 @@ class Layer:
 
     def output(self, batch: int) -> torch.Tensor:
         """What the layer puts out in the original stream, [n_seq, n_ctx, n_hidden]."""
-        return self._outputs[batch]
+        return first_of(self._outputs[batch])
 
     def part_output(self, batch: int, part: str) -> torch.Tensor:
         """The same of a part of the layer that holds matrices, such as its attention."""
@@ -193,7 +199,7 @@ class Layer:
         if self.walk.two_streams:
             self.run.begin(changed=True, until=place.module, given=self._given[batch])
             try:
-                self._pass(self.walk.changed[batch])
+                self._pass(self.walk.changed[batch], self.walk.changed_courses[batch])
             except Reached:
                 inputs, outputs = self.run.seen[-1][1], self.run.outputs
             else:

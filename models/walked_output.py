@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from quantmill.models.capture import handing_on, named_layers
+from quantmill.models.capture import handing_on, named_layers, puts_out_more
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import Place
 from quantmill.models.summing import Seen, Sum, added, require_finite, summed_up
@@ -85,9 +85,11 @@ class Output:
 
     @contextmanager
     def _layers_handing_on(self) -> Iterator[None]:
+        more = puts_out_more(self.walk.modules[0])
+
         def hidden() -> Any:
             given = self._running.hidden
-            return (given,) if self.walk.layers_give_tuples else given
+            return (given, None) if more else (given,) if self.walk.layers_give_tuples else given
 
         def enter(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             self._running.entered = inputs[0]
