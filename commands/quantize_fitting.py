@@ -88,6 +88,7 @@ class Fitting:
         further = self._polishing(job) if self.polish and not self.compensate else None
         if self.polish:
             self._require_scales(job)
+            self._require_trainable(job)
         make: Make = quantize_and_show
         planned: Callable[[Job], Plan] = plan_job
         if self.compensate:
@@ -111,6 +112,16 @@ class Fitting:
                 f"--polish: {name} keeps what the original predicts, there is nothing to learn; leave --polish out, or "
                 "choose a quantized type"
             )
+
+    def _require_trainable(self, job: Job) -> None:
+        """Before the file is made. Raises ModelError, JobError."""
+        from contextlib import closing
+
+        from quantmill.gguf_io import open_source
+        from quantmill.jobs.polish_checks import check_trainable
+
+        with closing(open_source(job.source)) as source:
+            check_trainable(Path(job.source), source)
 
     def _polishing(self, job: Job) -> Further:
         """The step that trains the file that was just made."""

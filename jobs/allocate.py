@@ -28,6 +28,7 @@ from quantmill.jobs.held_predictions import predictions_note
 from quantmill.jobs.importance import importance_index, load_importance
 from quantmill.jobs.measurements import measurements_of
 from quantmill.jobs.quantize import Job
+from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.weighing import Bar, Weighing
 from quantmill.qkernels.engines import choose_engines
 from quantmill.recipe.budget import Limits, Solution, Target, pose, solve
@@ -87,6 +88,8 @@ def run(request: Request, bar: Bar, note: Callable[[str], None] = lambda line: N
     with ExitStack() as opened:
         source = open_model(job.source, job.edits, job.later)
         opened.callback(source.close)
+        if request.text is not None:
+            require_runnable(job.source, source)
         importance = load_importance(job)
         index = importance_index(job, importance)
         problem = pose(source.specs(), source.metadata, job.recipe, index, request.target, request.limits)

@@ -21,6 +21,7 @@ from quantmill.imatrix.streamed import collect_streamed
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.cluster import require_listener
 from quantmill.jobs.collect_load import Loading, loaded_model
+from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models.model import LoadedModel
 from quantmill.models.streamed import StreamedModel
@@ -102,6 +103,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         require_listener(job.ray)  # before the model is read
     saving = Saving(output.final, names, job.name, job.every, job.resume)
     check_output(saving.partial, IMATRIX, inputs)
+    require_runnable(job.model)
     plain = read_texts(list(job.texts))
     with loaded_model(_loading(job), watcher) as loaded:
         chunks = read_chunks(list(job.texts), plain, job.cutting, loaded, job.parse_special, job.tokenizer)

@@ -28,6 +28,7 @@ from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.importance import importance_index, load_importance
 from quantmill.jobs.quantize_plan import sink_of
 from quantmill.jobs.quantize_request import Job
+from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.engines import choose_engines
 from quantmill.recipe import ImportanceIndex, Override, Plan, build_plan
@@ -71,6 +72,7 @@ def load_model(job: Job, source: TensorSource, device: object) -> LoadedModel:
     from quantmill.models.streamed import streamed_source
 
     assert isinstance(device, torch.device)
+    require_runnable(job.source, source)
     return streamed_source(source, Path(job.source), device, torch.float32)
 
 

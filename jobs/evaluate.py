@@ -16,6 +16,7 @@ from quantmill.jobs.comparisons import divergence_tests, task_tests
 from quantmill.jobs.evaluate_request import Job, TaskJob
 from quantmill.jobs.machine import machine, now
 from quantmill.jobs.passes import alone, divergences, harness_metrics, task_results
+from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.saved import SAVED, Saved, identity_of, saved_path
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure import compare
@@ -101,6 +102,8 @@ def _measured(
     base_file = LogitsFile(job.base_file) if job.base_file else None
     device = usable_device(job.device)
     paths = ([job.base] if job.base else []) + list(job.models)
+    for path in paths:
+        require_runnable(path)
     with ExitStack() as opened:
         loaded = []
         for path in paths:

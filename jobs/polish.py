@@ -26,7 +26,14 @@ from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside, bytes_in
 from quantmill.gguf_io.renaming import FinishedFile, rename_all
 from quantmill.imatrix import chat
-from quantmill.jobs.polish_checks import TRAINED_CTX, Chunks, bits_per_weight, check_base, chunks_of
+from quantmill.jobs.polish_checks import (
+    TRAINED_CTX,
+    Chunks,
+    bits_per_weight,
+    check_base,
+    check_trainable,
+    chunks_of,
+)
 from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, rates_of, with_facts
 from quantmill.jobs.polish_request import Job, Plan, Result, default_output
 from quantmill.jobs.polish_scores import ACCEPTED, check_scores, scores_of
@@ -123,6 +130,7 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     quant, base = open_source(job.quant), open_source(job.base)
     stack.callback(quant.close)
     stack.callback(base.close)
+    check_trainable(job.quant, quant)
     check_base(quant, base)
     chunks = chunks_of(
         job.calibration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from quantmill.imatrix.text import N_CTX, Cutting, Render, Text
 from quantmill.imatrix.text import chunks_of as by_weight
 from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.runnable import require_runnable
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.qkernels import TYPES, to_float32
 
@@ -104,14 +106,19 @@ def chunks_of(
     return found
 
 
+def check_trainable(path: Path, source: TensorSource) -> None:
+    """Raises ModelError for a model that cannot be run, JobError for one that cannot be trained."""
+    require_runnable(path, source)
+    if any(spec.name == _OF_EVERY_LAYER for spec in source.specs()):
+        raise JobError(
+            f"{path}: has an embedding for every layer ({_OF_EVERY_LAYER}), which polish does not run; "
+            "quantize --search thorough makes such a file better"
+        )
+
+
 def check_base(quant: TensorSource, base: TensorSource) -> None:
     """Raises JobError, naming the first tensor that differs, unless `base` is a finer copy of the model of `quant`."""
     require_no_factors(quant.specs(), "polish")
-    if any(spec.name == _OF_EVERY_LAYER for spec in quant.specs()):
-        raise JobError(
-            f"{quant.paths[0]}: has an embedding for every layer ({_OF_EVERY_LAYER}), which polish does not run; "
-            "quantize --search thorough makes such a file better"
-        )
     names = f"{quant.paths[0]} and the base {base.paths[0]}"
     ours, theirs = (source.metadata.value("general.architecture") for source in (quant, base))
     if ours != theirs:

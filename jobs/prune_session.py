@@ -20,6 +20,7 @@ from quantmill.jobs.held_predictions import predictions_note
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.polish_checks import Chunks, chunks_of
 from quantmill.jobs.prune_request import CHUNKS, MEASURED, Request
+from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.watcher import Watcher
 from quantmill.measure.damage import Predictions, scored_prefix
 from quantmill.measure.divergence import TokenScores
@@ -161,6 +162,7 @@ def session(request: Request, watcher: Watcher) -> Iterator[Session]:
     with ExitStack() as stack:
         source = open_source(request.model)
         stack.callback(source.close)
+        require_runnable(request.model, source)
         chunks = chunks_of(
             request.calibration,
             from_metadata(source.metadata),

@@ -25,6 +25,7 @@ from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, recipe_path
+from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.source_card import source_card
 from quantmill.jobs.squeeze_candidates import Candidates
 from quantmill.jobs.squeeze_choice import best_of
@@ -88,6 +89,7 @@ class _Squeeze:
         """All that can be known before the work."""
         job = self.job
         self._check_outputs()
+        require_runnable(job.model)
         self.plans.require_possible(self.wishes)
         self.candidates = self.plans.candidates(job, self.wishes)
         squeeze_texts.require_texts(job, self.stages)

@@ -104,6 +104,12 @@ class LoadedModel:
 
 Loaded = TypeVar("Loaded", bound=LoadedModel)
 
+# What is left to do with a model that cannot be run here.
+_WITHOUT_RUNNING = (
+    "`quantmill quantize` takes it without these options, with --imatrix a file of llama-imatrix's; "
+    "llama.cpp's llama-imatrix and llama-perplexity may"
+)
+
 
 def load(
     path: str | Path,
@@ -179,13 +185,7 @@ def _load_directory(
 ) -> LoadedModel:
     from transformers import AutoModelForCausalLM
 
-    raw = load_json(path / "config.json")
-    family = family_of(raw)
-    if not family.runs:
-        raise ModelError(
-            f"{path}: quantmill cannot run {family.name} in torch (docs/families.md says why); convert it, and "
-            "llama.cpp's llama-imatrix and llama-perplexity may run the GGUF"
-        )
+    family, raw = directory_family(path)
     with quiet_transformers(), said_of_transformers(f"{path}: transformers cannot load this directory"):
         model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, trust_remote_code=False)
     model = model.to(device).eval()
@@ -202,6 +202,17 @@ def _load_directory(
         device=device,
         dtype=dtype,
     )
+
+
+def directory_family(path: Path) -> tuple[Family, Mapping[str, Any]]:
+    """Of a Hugging Face directory, with its config.json. Raises ModelError for one that cannot be run."""
+    raw = load_json(path / "config.json")
+    family = family_of(raw)
+    if not family.runs:
+        raise ModelError(
+            f"{path}: quantmill cannot run {family.name} in torch (docs/families.md says why); {_WITHOUT_RUNNING}"
+        )
+    return family, raw
 
 
 def from_source(
@@ -272,7 +283,7 @@ def facts_of(source: TensorSource, path: Path) -> Facts:
 def table_of(source: TensorSource, path: Path, dtype: torch.dtype) -> tuple[Any, TensorTable]:
     """transformers' model of a GGUF, its parameters on the meta device, and where each of them is stored."""
     facts = facts_of(source, path)
-    family = runnable_family(facts)
+    family = runnable_family(facts, path)
     with (
         quiet_transformers(),
         said_of_transformers(f"{path}: transformers cannot build what its metadata describes"),
@@ -282,18 +293,18 @@ def table_of(source: TensorSource, path: Path, dtype: torch.dtype) -> tuple[Any,
         return model, _table(family, family.completed(settings), model)
 
 
-def runnable_family(facts: Facts) -> Family:
-    """Raises ModelError for an architecture that no family here can run."""
+def runnable_family(facts: Facts, path: Path) -> Family:
+    """Raises ModelError for an architecture that no family here can run; jobs.runnable asks before the work."""
     family = family_of_gguf(facts)
     if family is None and facts.architecture in RUNNABLE:
         raise ModelError(
-            f"general.architecture = {facts.architecture!r}: quantmill runs other models of it in torch, but none with "
-            "these tensors (docs/families.md). llama.cpp's llama-perplexity may"
+            f"{path}: general.architecture = {facts.architecture!r}: quantmill runs other models of it in torch, but "
+            f"none with these tensors (docs/families.md); {_WITHOUT_RUNNING}"
         )
     if family is None:
         raise ModelError(
-            f"general.architecture = {facts.architecture!r}: quantmill cannot run it in torch (docs/families.md lists "
-            f"the {len(RUNNABLE)} that it runs); llama.cpp's llama-imatrix and llama-perplexity may"
+            f"{path}: general.architecture = {facts.architecture!r}: quantmill cannot run it in torch "
+            f"(docs/families.md lists the {len(RUNNABLE)} that it runs); {_WITHOUT_RUNNING}"
         )
     if "token_embd.weight" not in facts.shapes:
         raise ModelError(

@@ -21,7 +21,7 @@ def config_of(source: TensorSource, path: Path) -> Any:
     from transformers import AutoConfig
 
     facts = facts_of(source, path)
-    family = runnable_family(facts)
+    family = runnable_family(facts, path)
     with (
         quiet_transformers(),
         said_of_transformers(f"{path}: transformers cannot build what its metadata describes"),
