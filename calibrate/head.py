@@ -109,6 +109,7 @@ class Divergence:
         self.teacher, self.student, self.weight, self.workers = teacher, student, weight, workers
         self._teacher_matrix = teacher_matrix
         self._student_matrix: torch.Tensor | None = None
+        self._stale = False
         self._kept = Scratch()
 
     def _slabs(self, n: int, most: int) -> list[slice]:
@@ -116,8 +117,9 @@ class Divergence:
         return [slice(first, min(first + step, n)) for first in range(0, n, step)]
 
     def _matrix(self) -> torch.Tensor:
-        if self._student_matrix is None:
-            self._student_matrix = self.weight.matrix(0)
+        if self._student_matrix is None or self._stale:
+            self._student_matrix = self.weight.matrix(0, self._student_matrix)
+            self._stale = False
         return self._student_matrix
 
     def prepare(self) -> None:
@@ -127,7 +129,7 @@ class Divergence:
     def moved(self) -> None:
         """The student's scales are others now."""
         if self.weight.moves:
-            self._student_matrix = None
+            self._stale = True
 
     def loss_and_gradient(self, wanted: torch.Tensor, hidden: torch.Tensor) -> tuple[float, torch.Tensor]:
         """wanted (the teacher's), hidden [n, n_hidden] → mean KL in nats over all positions, and dL/dhidden.

@@ -2,11 +2,13 @@
 
 A layer keeps nothing but its input, and runs again when its gradient is wanted (torch.utils.checkpoint). Then its
 products are taken from where they were put, in the order in which they were made; only what is cheap is done twice.
+Inputs lie there too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +24,7 @@ class Replay:
     """Results in the order of their making, at most `room` bytes of them. What does not fit is computed again.
 
     They lie one behind the other in memory of their own, which the next step uses again: among the many tensors that
-    come and go they would leave holes of 10 MB a layer of a model of 135 M weights.
+    come and go they would leave holes, of a model of 135 M weights of 10 MB a layer, its input's 2.
     """
 
     def __init__(self, room: int = KEPT_BYTES) -> None:
@@ -47,17 +49,27 @@ class Replay:
             self._tape.append(tuple(map(self._kept, found)) if fits else None)
         return found
 
+    def placed(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """What enters a layer, in this memory if it fits, and how many bytes it takes there; with its gradient."""
+        n_bytes = _whole(x.nbytes)
+        if self._used + n_bytes > self._room:
+            return x, 0
+        return _Placed.apply(x, self), n_bytes
+
     def _kept(self, found: torch.Tensor) -> torch.Tensor:
         if self._memory is None:
             self._memory = torch.empty(self._room, dtype=torch.uint8, device=found.device)
-        place = self._memory[self._used : self._used + found.nbytes]
+        strides = [math.prod(found.shape[i + 1 :]) for i in range(found.dim())]
+        first = self._used // found.itemsize
+        # No view: to autograd what is written beside it later is another tensor.
+        place = found.new_empty(0).set_(self._memory.untyped_storage(), first, found.shape, strides)
         self._used += _whole(found.nbytes)
-        return place.view(found.dtype).view(found.shape).copy_(found)
+        return place.copy_(found)
 
-    def contexts(self) -> tuple[Any, Any]:
-        """Around a layer's run and its run again, as torch.utils.checkpoint takes them."""
+    def contexts(self, n_bytes: int = 0) -> tuple[Any, Any]:
+        """Around a layer's run and its run again, as torch.utils.checkpoint takes them. n_bytes: of its input here."""
         tape: list[Tensors | None] = []
-        return self._recording(tape), self._replaying(tape)
+        return self._recording(tape), self._replaying(tape, n_bytes)
 
     @contextlib.contextmanager
     def _recording(self, tape: list[Tensors | None]) -> Iterator[None]:
@@ -68,14 +80,25 @@ class Replay:
             self._tape = None
 
     @contextlib.contextmanager
-    def _replaying(self, tape: list[Tensors | None]) -> Iterator[None]:
+    def _replaying(self, tape: list[Tensors | None], n_bytes: int) -> Iterator[None]:
         self._again = iter(tape)
         try:
             yield
         finally:
             self._again = None
-            self._used -= sum(_n_bytes(found) for found in tape if found is not None)  # layers end last first
+            # Layers end last first, and what lies here is used until the next step.
+            self._used -= n_bytes + sum(_n_bytes(found) for found in tape if found is not None)
             tape.clear()
+
+
+class _Placed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, replay: Replay) -> torch.Tensor:
+        return replay._kept(x)
+
+    @staticmethod
+    def backward(ctx: Any, back: torch.Tensor) -> Any:  # type: ignore[override]
+        return back, None
 
 
 def _n_bytes(found: Tensors) -> int:

@@ -65,10 +65,22 @@ class Strands:
     def keep(self, layers: Sequence[nn.Module]) -> None:
         """Let each layer keep its input only, and run again when its gradient is wanted. The result is the same."""
         for number, layer in enumerate(layers):
-            layer.forward = _keeping(layer.forward, partial(self._contexts, number))  # type: ignore[method-assign]
+            layer.forward = self._keeping(number, layer.forward)  # type: ignore[method-assign]
 
-    def _contexts(self, layer: int) -> tuple[Any, Any]:
-        recording, replaying = self.replay.contexts()
+    def _keeping(self, layer: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return inner(x, *args, **kwargs)
+            x, n_bytes = self.replay.placed(x)
+            contexts = partial(self._contexts, layer, n_bytes)
+            return checkpoint(
+                inner, x, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **kwargs
+            )
+
+        return forward
+
+    def _contexts(self, layer: int, n_bytes: int) -> tuple[Any, Any]:
+        recording, replaying = self.replay.contexts(n_bytes)
         return recording, self._in_turn(layer, replaying)
 
     @contextlib.contextmanager
@@ -76,17 +88,6 @@ class Strands:
         self._turns.enter(self.number, layer)
         with replaying:
             yield
-
-
-def _keeping(inner: Callable[..., Any], contexts: Callable[[], Any]) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return inner(*args, **kwargs)
-        return checkpoint(
-            inner, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **kwargs
-        )
-
-    return forward
 
 
 class _Own(threading.local):

@@ -41,9 +41,10 @@ class ScaledTensor:
     def moves(self) -> bool:
         return any(piece.moves for piece in self.pieces)
 
-    def matrix(self, index: int) -> torch.Tensor:
-        """Matrix `index` of the last two dimensions: [n_rows, n_cols] in the products' dtype."""
-        out = torch.empty(self.shape[-2:], dtype=self.way.dtype, device=self.packed.device)
+    def matrix(self, index: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Matrix `index` of the last two dimensions: [n_rows, n_cols] in the products' dtype, into `out` if given."""
+        if out is None:
+            out = torch.empty(self.shape[-2:], dtype=self.way.dtype, device=self.packed.device)
         for piece, matrix, part in self._shares(index, out):
             if self.plain:
                 self._decode_into(piece, matrix, part)
