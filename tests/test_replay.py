@@ -38,9 +38,9 @@ class Layer(nn.Module):
         return Doubled.apply(inner, self.weight, self.replay, self.made)
 
 
-@pytest.mark.parametrize(("room", "products"), [(0, 16), (3 * 384, 13), (1 << 20, 8)])
+@pytest.mark.parametrize(("room", "products"), [(0, 16), (2 * 256 + 3 * 384, 13), (1 << 20, 8)])
 def test_the_gradient_is_that_of_layers_that_keep_everything(room, products):
-    """Three steps, so that memory is used again; 4 layers of 2 products of 8 · 8 numbers in 6 bytes each."""
+    """Three steps, so that memory is used again; 4 layers of 8 · 8 inputs and 2 products in 6 bytes a number each."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(8, 8, generator=generator) / 3 for _ in range(4)]
     inputs = [torch.randn(8, 8, generator=generator) for _ in range(3)]
