@@ -22,6 +22,7 @@ from quantmill.calibrate.head import Divergence
 from quantmill.calibrate.rates import Rates
 from quantmill.calibrate.strands import AT_ONCE
 from quantmill.calibrate.student import Student
+from quantmill.models.memory import trim
 
 _COURSE = ("losses", "promised", "promised_by_codes", "looks")
 PATIENCE = 2  # looks at held-back chunks in a row that found nothing better end a training
@@ -83,6 +84,7 @@ class Training:
         promised = self._rates.codes * self.student.promised_by_codes()
         self.promised_by_codes += [promised] * len(numbers)
         self._apply()
+        trim()  # two strands leave other holes every time: up to 50 MB more of them after some steps
         self.between_steps = True
 
     def _pull(self, numbers: Sequence[int], chunks: np.ndarray, wanted: Any, strand: int) -> float:

@@ -26,14 +26,22 @@ def scores_of(
     """The scored tokens of the chunks, by llama-perplexity's rule: the second half of each."""
     n_ctx = chunks.shape[1]
     rows = slice(n_ctx // 2, n_ctx - 1)
-    parts = []
-    for i, chunk in enumerate(chunks):
-        with torch.no_grad():
-            hidden = student.hidden(chunk)[rows]
+
+    @torch.no_grad()
+    def one(chunk: np.ndarray, states: torch.Tensor) -> list[TokenScores]:
+        hidden = student.hidden(chunk)[rows]
         targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
-        states = wanted[i][rows].to(hidden.device)
-        parts += divergence.compared(states, hidden, lambda p, q, at, t=targets: compare(p, q, t[at]))  # type: ignore[misc]
-        watcher.progressed(1)
+        return divergence.compared(
+            states[rows].to(hidden.device), hidden, lambda p, q, at: compare(p, q, targets[at])
+        )
+
+    divergence.prepare()
+    strands, parts = student.strands, []
+    for first in range(0, len(chunks), strands.count):
+        numbers = range(first, min(first + strands.count, len(chunks)))
+        for found in strands.run(lambda k: one(chunks[numbers[k]], wanted[numbers[k]]), len(numbers)):  # noqa: B023
+            parts += found
+        watcher.progressed(len(numbers))
     return TokenScores.joined(parts)
 
 
