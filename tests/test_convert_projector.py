@@ -13,7 +13,9 @@ import torch
 from typer.testing import CliRunner
 
 from quantmill.cli import app
+from quantmill.gguf_io.convert import layout
 from quantmill.gguf_io.convert.projector import Projector
+from quantmill.gguf_io.convert.towers import TOWERS
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.jobs import quantize
 from quantmill.jobs.convert import Conversion
@@ -25,6 +27,12 @@ from tests.support.llama_model import encodes_images
 from tests.support.measure_families import random_model
 from tests.support.projector_models import MODELS, tensors, write_projector
 
+# Classes of a tower that another class's model stands for.
+ALIKE = {
+    "Qwen3VLMoeForConditionalGeneration",
+    "Qwen3_5MoeForConditionalGeneration",
+    "Qwen4ExpForConditionalGeneration",
+}
 GOLDEN = json.loads((DATA / "golden_projectors.json").read_text(encoding="utf-8"))
 
 
@@ -203,3 +211,93 @@ def test_a_model_that_does_not_see(tmp_path):
         GGUFError, match=r"LlamaForCausalLM is not supported.*convert_hf_to_gguf\.py --mmproj"
     ):
         Projector(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "changed", "words"),
+    [
+        ("lfm2-vl", None, {"vision_feature_layer": 0}, "vision_feature_layer must be from -3 to -1, not 0"),
+        (
+            "lfm2-vl",
+            None,
+            {"projector_hidden_size": "48"},
+            "config.json: projector_hidden_size must be a positive",
+        ),
+        ("lfm2-vl", None, {"projector_bias": False}, "projector_bias is False; llama.cpp has True only"),
+        (
+            "lfm2-vl",
+            "vision_config",
+            {"patch_size": 14},
+            "patch_size of vision_config is 14; llama.cpp has 16",
+        ),
+        (
+            "minimax-m3",
+            "vision_config",
+            {"num_attention_heads": 4},
+            "head_size of vision_config is 40; llama.cpp has 80",
+        ),
+        (
+            "kimi-k2.5",
+            "vision_config",
+            {"merge_kernel_size": [2]},
+            "merge_kernel_size of vision_config must be two",
+        ),
+        (
+            "gemma3n",
+            "vision_config",
+            {"architecture": "resnet50"},
+            "architecture of vision_config is 'resnet50'",
+        ),
+        ("gemma3n", "vision_config", {"pairs_3": 2}, "timm_model.blocks.3.3.norm.weight"),
+        (
+            "gemma3n",
+            "audio_config",
+            {"sscp_conv_channel_size": 8},
+            "sscp_conv_channel_size of audio_config must be",
+        ),
+        (
+            "ling3-vl",
+            "vision_config",
+            {"disable_merger_proj": False},
+            "disable_merger_proj of vision_config is False",
+        ),
+    ],
+)
+def test_settings_that_llama_cpp_does_not_take(name, part, changed, words, tmp_path):
+    directory = write_projector(name, tmp_path / "model")
+    config = MODELS[name]["config"]
+    edit(directory / "config.json", **({part: {**config[part], **changed}} if part else changed))
+    with pytest.raises(GGUFError, match=re.escape(words)):
+        Projector(directory)
+
+
+def test_a_budget_of_pixels_that_is_missing(tmp_path):
+    directory = write_projector("glm-5.3", tmp_path / "model")
+    edit(directory / "preprocessor_config.json", max_image_tokens=None)
+    with pytest.raises(GGUFError, match=r"preprocessor_config\.json: max_image_tokens must be a positive"):
+        Projector(directory)
+
+
+def test_the_net_of_gemma_3n_is_timms():
+    """The digest: of names and shapes of `timm.create_model("mobilenetv5_300m_enc").state_dict()`, sorted."""
+    tower = next(one for one in TOWERS if "Gemma3nForConditionalGeneration" in one.classes)
+    config, found = tower.completed({"text_size": 2048}), {}
+    for tensor in tower.tensors:
+        for number, _ in tensor.numbers(config) if tensor.numbers else ((0, 0),):
+            shape = [layout.size(config, dimension) for dimension in tensor.shape.split()]
+            found[tensor.name.format(number)] = shape
+    net = "vision_tower.timm_model."
+    lines = sorted(
+        f"{name.removeprefix(net)} {shape}" for name, shape in found.items() if name.startswith(net)
+    )
+    assert len(lines) == 548
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] == "7a7da71661a5dbab103ed5bc1ab57484"
+
+
+def test_the_docs_name_every_tower():
+    page = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    part = page[page.index("## What sees") : page.index("## What is missing")]
+    assert [name for tower in TOWERS for name in tower.classes if f"`{name}`" not in part] == []
+    assert {model["config"]["architectures"][0] for model in MODELS.values()} | ALIKE == {
+        name for tower in TOWERS for name in tower.classes
+    }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quantmill.gguf_io.convert.keys import ARRAY, BOOL, STRING, Item, Key, Row, Rows, only, written
+from quantmill.gguf_io.convert.keys import ARRAY, BOOL, STRING, Item, Key, Row, Rows, written
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.errors import GGUFError
 
@@ -77,13 +77,15 @@ class Tower:
         """Raises GGUFError for what must be a positive whole number and is none, and for what llama.cpp has not."""
         plain = {key: value for key, value in self.defaults.items() if not callable(value)}
         config = plain | {key: value for key, value in given.items() if value is not None} | dict(self.fixed)
-        only(config, self.only)
         for key, value in self.defaults.items():
             if callable(value):
                 config.setdefault(key, value(config))
             whole = type(config[key]) is int and config[key] > 0
             if not whole and not isinstance(value, float | bool | str | list) and key != DEEP:
                 raise GGUFError(f"{_place(key)} must be a positive whole number, not {config[key]!r}")
+        for key, wanted in self.only.items():
+            if config.get(key, wanted) != wanted:
+                raise GGUFError(f"{_place(key)} is {config[key]!r}; llama.cpp has {wanted} only")
         return config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, Key, need, written
+from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, Key, written
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tower import (
     COLOURS,
@@ -18,6 +18,7 @@ from quantmill.gguf_io.convert.tower import (
     projector_type,
     two_images,
 )
+from quantmill.gguf_io.errors import GGUFError
 
 
 def _has(activation: str) -> Callable[[Config], bool | None]:
@@ -26,9 +27,17 @@ def _has(activation: str) -> Callable[[Config], bool | None]:
 
 def _pixels(key: str) -> Callable[[Config], int]:
     """What a number of positions comes to: llama.cpp takes no image without the two."""
-    return lambda config: (
-        need(config, f"prepared_{key}") * (config["prepared_patch_size"] * config["prepared_merge_size"]) ** 2
-    )
+
+    def number(config: Config) -> int:
+        found = config.get(f"prepared_{key}")
+        if type(found) is not int or found < 1:
+            raise GGUFError(
+                f"preprocessor_config.json: {key} must be a positive whole number, not {found!r}; fetch the file again"
+            )
+        side = config["prepared_patch_size"] * config["prepared_merge_size"]
+        return int(found * side**2)
+
+    return number
 
 
 SEES = Tower(

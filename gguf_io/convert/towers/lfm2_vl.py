@@ -54,7 +54,13 @@ SEES = Tower(
         USE_GELU,
         written("vision.block_count", _used_layers),
     ),
-    outer=("downsample_factor", "projector_hidden_size", "projector_use_layernorm", "vision_feature_layer"),
+    outer=(
+        "downsample_factor",
+        "projector_bias",
+        "projector_hidden_size",
+        "projector_use_layernorm",
+        "vision_feature_layer",
+    ),
     fixed={"image_size": 256},
     # llama.cpp's converter knows patches of 16 pixels only, its encoder no projector without biases
     only={"patch_size": 16, "outer_projector_bias": True},

@@ -20,7 +20,7 @@ from quantmill.gguf_io.convert.tower import (
 )
 from quantmill.gguf_io.errors import GGUFError
 
-_HEAD = 80  # the size of a head that llama.cpp's converter knows
+_HEAD = 80
 _MERGED = "text_size*merge*merge"
 
 
@@ -35,10 +35,6 @@ def _merge(config: Config) -> int:
 
 def _halves(values: np.ndarray, config: Config) -> np.ndarray:
     """Queries and keys: first ones of time, height and width, then second ones, as first and second ones of each."""
-    if len(values) != _HEAD * config["num_attention_heads"]:
-        raise GGUFError(
-            f"config.json: a head has {len(values)} / num_attention_heads values; llama.cpp has {_HEAD} only"
-        )
     n = 2 * ((_HEAD // 3) // 2) // 2
     order = [half * 3 * n + axis * n + i for axis in range(3) for half in range(2) for i in range(n)]
     order += range(6 * n, _HEAD)
@@ -71,7 +67,9 @@ SEES = Tower(
         Key("merge", "vision.spatial_merge_size"),
     ),
     outer=("projector_hidden_size",),
+    only={"head_size": _HEAD},
     defaults={
+        "head_size": lambda config: config["hidden_size"] // config["num_attention_heads"],
         "hidden_size": 1280,
         "image_size": 2016,
         "intermediate_size": 5120,
