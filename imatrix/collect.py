@@ -22,12 +22,12 @@ from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
 from quantmill.imatrix.recorder import Recorder
 from quantmill.imatrix.sums import Batch
+from quantmill.models.scoring import token_nll
 from quantmill.models.seen import require_known, seen_ids
 from quantmill.models.walk import chunks_together
 from quantmill.models.workers import ALONE, Tell, Workers
 
 ACTIVATION_BYTES = 4 << 30  # of a batch on a GPU
-SLAB = 1 << 22  # logits turned into probabilities at a time
 
 
 @dataclass(frozen=True)
@@ -163,19 +163,9 @@ def run_batch(model: Any, batch: np.ndarray, settings: Settings, device: torch.d
     if not settings.perplexity:
         return None
     scored = logits[:, -(n_ctx - first) : -1]
-    return _negative_log_likelihood(
-        scored.reshape(-1, scored.shape[-1]), targets[:, first + 1 :].reshape(-1).to(device)
+    return token_nll(
+        scored.reshape(-1, scored.shape[-1]).float(), targets[:, first + 1 :].reshape(-1).to(device)
     )
-
-
-def _negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    step = max(1, SLAB // logits.shape[-1])
-    parts = []
-    for begin in range(0, len(targets), step):
-        slab = logits[begin : begin + step].float()
-        chosen = slab.gather(-1, targets[begin : begin + step, None]).squeeze(-1)
-        parts.append(torch.logsumexp(slab, dim=-1) - chosen)
-    return torch.cat(parts).cpu().double().numpy()
 
 
 def _not_finite(

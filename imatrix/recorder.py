@@ -21,8 +21,7 @@ from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.imatrix.matrix import Entry, ImatrixError
 from quantmill.imatrix.sums import Batch, Input, Taker, added, joined, take, total
 from quantmill.models.experts import is_recordable, recording_forward
-
-SLAB = 1 << 17  # values squared at a time on a CPU
+from quantmill.qkernels.column_sums import of_columns
 
 
 class _Running(threading.local):
@@ -198,17 +197,7 @@ class Recorder:
 
     def _sums(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x [..., n_cols] → Σx², Σx [n_cols] f32 over all rows."""
-        rows = x.reshape(-1, x.shape[-1])
-        # on a CPU a few rows at a time, so that the squares never leave the cache: up to four times as fast
-        step = max(1, SLAB // rows.shape[1]) if rows.device.type == "cpu" else max(1, len(rows))
-        square = torch.zeros(rows.shape[1], device=rows.device)
-        plain = torch.zeros_like(square) if self.with_means else None
-        for begin in range(0, len(rows), step):
-            part = rows[begin : begin + step].float()
-            square += part.square().sum(0)
-            if plain is not None:
-                plain += part.sum(0)
-        return square, plain
+        return of_columns(x.reshape(-1, x.shape[-1]), self.with_means)
 
     def taken(self) -> dict[int, Batch]:
         """What this thread has seen since it took last, by place."""
