@@ -46,8 +46,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"directory": directory, "GGUF": write_f32(directory, made / "model.gguf")}
 
 
-@pytest.mark.parametrize("form", ["directory", "GGUF"])
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(
+    ("job", "form"),
+    [
+        pytest.param(job, form, marks=[] if form == "GGUF" or job == "squeeze" else pytest.mark.slow)
+        for job in JOBS
+        for form in ("directory", "GGUF")
+    ],
+)
 def test_it_is_said_before_the_work(job: str, form: str, models: dict[str, Path], tmp_path: Path) -> None:
     out, text = tmp_path / "out", tmp_path / "text.txt"
     out.mkdir()
