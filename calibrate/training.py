@@ -22,7 +22,6 @@ from quantmill.calibrate.head import Divergence
 from quantmill.calibrate.rates import Rates
 from quantmill.calibrate.strands import AT_ONCE
 from quantmill.calibrate.student import Student
-from quantmill.models.memory import trim
 
 _COURSE = ("losses", "promised", "promised_by_codes", "looks")
 PATIENCE = 2  # looks at held-back chunks in a row that found nothing better end a training
@@ -84,7 +83,6 @@ class Training:
         promised = self._rates.codes * self.student.promised_by_codes()
         self.promised_by_codes += [promised] * len(numbers)
         self._apply()
-        trim()  # two strands leave other holes every time: up to 50 MB more of them after some steps
         self.between_steps = True
 
     def _pull(self, numbers: Sequence[int], chunks: np.ndarray, wanted: Any, strand: int) -> float:
@@ -129,9 +127,12 @@ class Training:
     def looked(self, divergence: float) -> None:
         """Note the divergence of held-back chunks."""
         if divergence < min(self.looks, default=math.inf):
-            changes = [knob.change for knob in self.knobs]
-            self.best = [one.clone() for one in (*changes, *(codes.blocks for codes in self.student.codes))]
+            self.best = [one.clone() for one in self._moved()]
         self.looks.append(divergence)
+
+    def _moved(self) -> list[torch.Tensor]:
+        """All that a training changes in the model: the knobs' changes, and the blocks of moving codes."""
+        return [*(knob.change for knob in self.knobs), *(codes.blocks for codes in self.student.codes)]
 
     @property
     def improves(self) -> bool:
@@ -140,8 +141,7 @@ class Training:
 
     def back_to_best(self) -> None:
         """Set everything back to where the held-back chunks were lowest."""
-        into = [*(knob.change for knob in self.knobs), *(codes.blocks for codes in self.student.codes)]
-        for now, then in zip(into, self.best, strict=True):
+        for now, then in zip(self._moved(), self.best, strict=True):
             now.copy_(then)
         self._apply()
 
@@ -157,30 +157,24 @@ class Training:
     def state(self) -> dict[str, torch.Tensor]:
         """What the next steps depend on, but for `large_state`."""
         out = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in _COURSE}
-        out |= {f"{i}.best": change for i, change in enumerate(self.best[: len(self.knobs)])}
-        for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
-            out |= {f"{i}.change": knob.change, f"{i}.mean": mean, f"{i}.square": square}
         for i, piece in enumerate(self.student.moving):
             out[f"{i}.tokens"] = piece.tokens
         return out
 
     def large_state(self) -> list[torch.Tensor]:
-        """The rest of it, whose size is known before: what moving codes need."""
-        kept = [getattr(codes, what) for codes in self.student.codes for what in KEPT]
-        return kept + self.best[len(self.knobs) :]
+        """The rest of it, whose size is known before."""
+        changes = [knob.change for knob in self.knobs]
+        moments = [moment for both in self.adam.moments for moment in both]
+        codes = [getattr(codes, what) for codes in self.student.codes for what in KEPT]
+        return changes + moments + codes + self.best
 
     def resume(self, state: Mapping[str, torch.Tensor], fill: Callable[[list[torch.Tensor]], None]) -> None:
         """Go on where `state` was taken; fill: puts the `large_state` of then into tensors."""
         for name in _COURSE:
             setattr(self, name, state[name].tolist())
         if self.looks:
-            self.best = [state[f"{i}.best"] for i in range(len(self.knobs))]
-            self.best += [torch.empty_like(codes.blocks) for codes in self.student.codes]
+            self.best = [torch.empty_like(one) for one in self._moved()]
         self.adam.n_steps = self.n_done
-        for i, (knob, (mean, square)) in enumerate(zip(self.knobs, self.adam.moments, strict=True)):
-            knob.change.copy_(state[f"{i}.change"])
-            mean.copy_(state[f"{i}.mean"])
-            square.copy_(state[f"{i}.square"])
         for i, piece in enumerate(self.student.moving):
             piece.tokens.copy_(state[f"{i}.tokens"])
         fill(self.large_state())

@@ -67,21 +67,21 @@ class Kept:
             return
         buffer = io.BytesIO()
         torch.save(training.state(), buffer)
-        codes = self._codes(training.n_done)
+        large = self._large(training.n_done)
         try:
-            self._write_large(training, codes)
+            self._write_large(training, large)
             write_whole(resolved(self.directory / "training.pt"), buffer.getvalue())
-            for older in self.directory.glob("codes-*.raw"):
-                if older != codes:
+            for older in self.directory.glob("tensors-*.raw"):
+                if older != large:
                     older.unlink()
         except (GGUFError, OSError) as error:
             self._warn(f"what is finished could not be saved: {error}")
         self._saved = time.monotonic()
         self._took = self._saved - began
 
-    def _codes(self, n_done: int) -> Path:
+    def _large(self, n_done: int) -> Path:
         """Beside the state of a step: what is too large to be put together in memory first."""
-        return self.directory / f"codes-{n_done}.raw"
+        return self.directory / f"tensors-{n_done}.raw"
 
     def _write_large(self, training: Training, target: Path) -> None:
         large = training.large_state()
@@ -89,8 +89,8 @@ class Kept:
             with PartialFile(resolved(target), sum(part.nbytes for part in large)) as file:
                 position = 0
                 for part in large:
-                    data = part.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-                    file.write_at(position, memoryview(data))
+                    data = part.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+                    file.write_at(position, data.data)
                     position += part.nbytes
                 file.finish()
 
@@ -109,7 +109,7 @@ class Kept:
     def _fill(self, n_done: int, parts: Sequence[torch.Tensor]) -> None:
         """Read what was written at this step."""
         if parts:
-            with open(self._codes(n_done), "rb") as file:
+            with open(self._large(n_done), "rb") as file:
                 for part in parts:
                     data = np.fromfile(file, np.uint8, part.nbytes)
                     if data.nbytes != part.nbytes:

@@ -149,11 +149,11 @@ def test_a_state_that_cannot_be_saved_is_a_warning(tmp_path: Path, monkeypatch: 
     kept.save(later, soon=True)
     assert warnings == ["what is finished could not be saved: no space"]
     assert [path.name for path in sorted(kept.directory.iterdir())] == [
-        "codes-2.raw",
         "run.json",
+        "tensors-2.raw",
         "training.pt",
     ]
-    assert (kept.directory / "codes-2.raw").read_bytes() == np.arange(5, dtype="<i2").tobytes()
+    assert (kept.directory / "tensors-2.raw").read_bytes() == np.arange(5, dtype="<i2").tobytes()
     assert (kept.directory / "training.pt").read_bytes() == saved
 
 
