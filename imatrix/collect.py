@@ -163,9 +163,7 @@ def run_batch(model: Any, batch: np.ndarray, settings: Settings, device: torch.d
     if not settings.perplexity:
         return None
     scored = logits[:, -(n_ctx - first) : -1]
-    return token_nll(
-        scored.reshape(-1, scored.shape[-1]).float(), targets[:, first + 1 :].reshape(-1).to(device)
-    )
+    return token_nll(scored.reshape(-1, scored.shape[-1]), targets[:, first + 1 :].reshape(-1).to(device))
 
 
 def _not_finite(

@@ -73,11 +73,11 @@ def row_slabs(n_rows: int, n_vocab: int) -> Iterator[slice]:
 
 
 def token_nll(logits: torch.Tensor, target: torch.Tensor) -> np.ndarray:
-    """logits [n, n_vocab] f32, target [n] i64 -> −log p of the targets, [n] f64."""
-    if logits.device.type == "cpu":
+    """logits [n, n_vocab] of any floating type, target [n] i64 -> −log p of the targets, [n] f64."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
         return -of_logits(logits.numpy()).log_p(target.numpy())
-    out = [
-        torch.logsumexp(logits[rows], dim=-1) - logits[rows].gather(-1, target[rows, None]).squeeze(-1)
-        for rows in row_slabs(*logits.shape)
-    ]
+    out = []
+    for rows in row_slabs(*logits.shape):
+        slab = logits[rows].float()
+        out.append(torch.logsumexp(slab, dim=-1) - slab.gather(-1, target[rows, None]).squeeze(-1))
     return torch.cat(out).cpu().double().numpy()
