@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ def scores_of(
     rows = slice(n_ctx // 2, n_ctx - 1)
 
     @torch.no_grad()
-    def one(chunk: np.ndarray, states: torch.Tensor) -> list[TokenScores]:
+    def one(first: int, strand: int) -> list[TokenScores]:
+        chunk, states = chunks[first + strand], wanted[first + strand]
         hidden = student.hidden(chunk)[rows]
         targets = torch.from_numpy(chunk[n_ctx // 2 + 1 :].astype(np.int64)).to(hidden.device)
         return divergence.compared(
@@ -38,10 +40,10 @@ def scores_of(
     divergence.prepare()
     strands, parts = student.strands, []
     for first in range(0, len(chunks), strands.count):
-        numbers = range(first, min(first + strands.count, len(chunks)))
-        for found in strands.run(lambda k: one(chunks[numbers[k]], wanted[numbers[k]]), len(numbers)):  # noqa: B023
+        n = min(strands.count, len(chunks) - first)
+        for found in strands.run(partial(one, first), n):
             parts += found
-        watcher.progressed(len(numbers))
+        watcher.progressed(n)
     return TokenScores.joined(parts)
 
 
