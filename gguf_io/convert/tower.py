@@ -104,16 +104,30 @@ def of_all_layers(config: Config) -> Iterable[tuple[int, int]]:
     return ((layer, layer) for layer in range(config["num_hidden_layers"]))
 
 
-def linear(name: str, target: str, shape: str, numbers: Any = None) -> tuple[Tensor, ...]:
-    """A matrix and its bias, or a norm and its bias."""
+def linear(
+    name: str, target: str, shape: str, numbers: Any = None, values: Change | None = None
+) -> tuple[Tensor, ...]:
+    """A matrix and its bias, or a norm and its bias. values: what becomes of those of both."""
     return (
-        Tensor(f"{name}.weight", f"{target}.weight", shape, numbers),
-        Tensor(f"{name}.bias", f"{target}.bias", shape.split()[0], numbers),
+        Tensor(f"{name}.weight", f"{target}.weight", shape, numbers, values=values),
+        Tensor(f"{name}.bias", f"{target}.bias", shape.split()[0], numbers, values=values),
     )
 
 
 def linear_of_layers(*rows: tuple[str, str, str]) -> tuple[Tensor, ...]:
     return tuple(tensor for row in rows for tensor in linear(*row, of_all_layers))
+
+
+def one_of_two(key: str, usual: tuple[int, int], which: int) -> Callable[[Config], int]:
+    """One of the two whole numbers that a setting holds."""
+
+    def number(config: Config) -> int:
+        found = config.get(key, list(usual))
+        if not (isinstance(found, list) and len(found) == 2 and all(type(n) is int and n > 0 for n in found)):
+            raise GGUFError(f"{_place(key)} must be two numbers, not {found!r}")
+        return int(found[which])
+
+    return number
 
 
 def numbers_of_colours(key: str) -> Rows:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from quantmill.gguf_io.convert.conformer import convolutions, of_layers, sizes
 from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, STRING, Key, written
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tower import SIZES, Tensor, Tower, always_f16, always_f32
-from quantmill.gguf_io.errors import GGUFError
 
 _NET = "vision_tower.timm_model."
 Shapes = dict[str, str]
@@ -146,22 +146,7 @@ _SEES = (
 )
 
 
-def _of_hearing_layers(config: Config) -> Iterable[tuple[int, int]]:
-    return ((layer, layer) for layer in range(config["audio_conf_num_hidden_layers"]))
-
-
-def _channels(which: int) -> Callable[[Config], int]:
-    """Of the two convolutions before the layers."""
-
-    def number(config: Config) -> int:
-        found = config.get("audio_sscp_conv_channel_size", [128, 32])
-        if not (isinstance(found, list) and len(found) == 2 and all(type(n) is int and n > 0 for n in found)):
-            raise GGUFError(
-                f"config.json: sscp_conv_channel_size of audio_config must be two numbers, not {found!r}"
-            )
-        return int(found[which])
-
-    return number
+_of_hearing_layers = of_layers("audio_conf_num_hidden_layers")
 
 
 _WIDTH, _LAYER = "audio_hidden_size", "audio_tower.conformer.{}."
@@ -206,19 +191,7 @@ _HEARS = (
         _of_hearing_layers,
         type=always_f32,
     ),
-    *(
-        Tensor(
-            f"audio_tower.subsample_conv_projection.conv_{i}.{here}.weight",
-            f"a.conv1d.{i}.{there}weight",
-            shape,
-            type=always_f32,
-        )
-        for i, into in enumerate(("1", "audio_channels_0"))
-        for here, there, shape in (
-            ("conv", "", f"audio_channels_{i} {into} 3 3"),
-            ("norm", "norm.", f"audio_channels_{i}"),
-        )
-    ),
+    *convolutions("conv_"),
     Tensor(
         "audio_tower.subsample_conv_projection.input_proj_linear.weight",
         "a.pre_encode.out.weight",
@@ -273,9 +246,7 @@ SEES_AND_HEARS = Tower(
         "audio_input_feat_size": 128,
         "audio_intermediate_size": 6144,
         "audio_vocab_size": 128,
-        "audio_channels_0": _channels(0),
-        "audio_channels_1": _channels(1),
-        "audio_flat": lambda config: config["audio_channels_1"] * (config["audio_input_feat_size"] // 4),
+        **sizes("audio_sscp_conv_channel_size"),
         "audio_head_dim": lambda config: config[_WIDTH] // config["audio_conf_num_attention_heads"],
         "image_size": lambda config: config.get("prepared_size", {"height": 768}).get("height"),
         "patch_size": lambda config: config["image_size"] // config["prepared_image_seq_length"],

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from quantmill.gguf_io.convert.conformer import convolutions, of_layers, sizes
 from quantmill.gguf_io.convert.keys import BOOL, FLOAT32, STRING, Key, written
 from quantmill.gguf_io.convert.rules import Config
 from quantmill.gguf_io.convert.tower import (
@@ -20,7 +21,6 @@ from quantmill.gguf_io.convert.tower import (
     patches_in_rows,
     positions,
 )
-from quantmill.gguf_io.errors import GGUFError
 
 _CLIPPED = (
     ("self_attn.q_proj", "attn_q", "num_attention_heads*head_dim hidden_size"),
@@ -110,26 +110,11 @@ SEES = Tower(
 )
 
 
-def _of_hearing_layers(config: Config) -> Iterable[tuple[int, int]]:
-    return ((layer, layer) for layer in range(config["audio_num_hidden_layers"]))
+_of_hearing_layers = of_layers("audio_num_hidden_layers")
 
 
 def _clipped_layers(config: Config) -> Iterable[tuple[int, int]]:
     return _of_hearing_layers(config) if config["audio_use_clipped_linears"] else ()
-
-
-def _channels(which: int) -> Callable[[Config], int]:
-    """Of the two convolutions before the layers."""
-
-    def number(config: Config) -> int:
-        found = config.get("audio_subsampling_conv_channels", [128, 32])
-        if not (isinstance(found, list) and len(found) == 2 and all(type(n) is int and n > 0 for n in found)):
-            raise GGUFError(
-                f"config.json: subsampling_conv_channels of audio_config must be two numbers, not {found!r}"
-            )
-        return int(found[which])
-
-    return number
 
 
 def _softplus(values: np.ndarray, config: Config) -> np.ndarray:
@@ -196,19 +181,7 @@ HEARS = (
         type=always_f32,
         becomes="audio_hidden_size audio_conv_kernel_size",
     ),
-    *(
-        Tensor(
-            f"audio_tower.subsample_conv_projection.layer{i}.{here}.weight",
-            f"a.conv1d.{i}.{there}weight",
-            shape,
-            type=always_f32,
-        )
-        for i, into in enumerate(("1", "audio_channels_0"))
-        for here, there, shape in (
-            ("conv", "", f"audio_channels_{i} {into} 3 3"),
-            ("norm", "norm.", f"audio_channels_{i}"),
-        )
-    ),
+    *convolutions("layer"),
     Tensor(
         "audio_tower.subsample_conv_projection.input_proj_linear.weight",
         "a.input_projection.weight",
@@ -252,9 +225,7 @@ SEES_AND_HEARS = replace(
         "audio_num_hidden_layers": 12,
         "audio_output_proj_dims": 1536,
         "audio_use_clipped_linears": True,
-        "audio_channels_0": _channels(0),
-        "audio_channels_1": _channels(1),
-        "audio_flat": lambda config: config["audio_channels_1"] * (config["audio_input_feat_size"] // 4),
+        **sizes("audio_subsampling_conv_channels"),
         "audio_head_dim": lambda config: config[_WIDTH] // config["audio_num_attention_heads"],
     },
 )

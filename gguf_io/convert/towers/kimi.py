@@ -18,28 +18,14 @@ from quantmill.gguf_io.convert.tower import (
     linear,
     linear_of_layers,
     of_all_layers,
+    one_of_two,
     part,
     positions,
     projector_type,
 )
-from quantmill.gguf_io.errors import GGUFError
 
 _MIN_PATCHES = 8  # of an image, to llama.cpp
 _QKV, _MERGED = "vision_tower.encoder.blocks.{}.wqkv", "hidden_size*merge_height*merge_width"
-
-
-def _merged(which: int) -> Callable[[Config], int]:
-    """How many patches become one position, along a side."""
-
-    def number(config: Config) -> int:
-        found = config.get("merge_kernel_size", [2, 2])
-        if not (isinstance(found, list) and len(found) == 2 and all(type(n) is int and n > 0 for n in found)):
-            raise GGUFError(
-                f"config.json: merge_kernel_size of vision_config must be two numbers, not {found!r}"
-            )
-        return int(found[which])
-
-    return number
 
 
 def _named(key: str, usual: int) -> Callable[[Config], int]:
@@ -93,8 +79,8 @@ _DEFAULTS = {
     "init_pos_emb_height": 64,
     "init_pos_emb_width": 64,
     "intermediate_size": _named("intermediate_size", 4304),
-    "merge_height": _merged(0),
-    "merge_width": _merged(1),
+    "merge_height": one_of_two("merge_kernel_size", (2, 2), 0),
+    "merge_width": one_of_two("merge_kernel_size", (2, 2), 1),
     "num_attention_heads": _named("num_attention_heads", 16),
     "num_hidden_layers": _named("num_hidden_layers", 27),
     "patch_size": 14,
@@ -106,16 +92,7 @@ K2_5 = Tower(
     tensors=(
         *_PATCHES,
         positions("vision_tower.patch_embed.pos_emb.weight", _POSITIONS),
-        *(
-            Tensor(
-                f"{_QKV}.{end}",
-                f"v.blk.{{}}.attn_qkv.{end}",
-                f"3*hidden_size{of}",
-                of_all_layers,
-                values=_halves,
-            )
-            for end, of in (("weight", " hidden_size"), ("bias", ""))
-        ),
+        *linear(_QKV, "v.blk.{}.attn_qkv", "3*hidden_size hidden_size", of_all_layers, _halves),
         *_LAYERS,
         *linear("mm_projector.pre_norm", "mm.input_norm", "hidden_size"),
         *linear("mm_projector.proj.0", "mm.1", f"{_MERGED} {_MERGED}"),

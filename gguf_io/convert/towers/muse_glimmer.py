@@ -48,15 +48,15 @@ SEES = Tower(
         ),
         *linear("vision_tower.ln_pre", "v.pre_ln", "hidden_size"),
         *(
-            Tensor(
-                f"vision_tower.layers.{{}}.attn.{which}_proj.{end}",
-                f"v.blk.{{}}.attn_{which}.{end}",
-                f"hidden_size{of}",
+            tensor
+            for which, change in (("q", _neighbours), ("k", _neighbours), ("v", None))
+            for tensor in linear(
+                f"vision_tower.layers.{{}}.attn.{which}_proj",
+                f"v.blk.{{}}.attn_{which}",
+                "hidden_size hidden_size",
                 of_all_layers,
-                values=_neighbours if which in "qk" else None,
+                change,
             )
-            for which in "qkv"
-            for end, of in (("weight", " hidden_size"), ("bias", ""))
         ),
         *linear_of_layers(
             ("vision_tower.layers.{}.norm1", "v.blk.{}.ln1", "hidden_size"),
