@@ -127,7 +127,7 @@ class Student:
         stored = stored_vectors(vectors, self.loaded.table)
         stored |= {factors.name: factors.values() for factors in self.factors}
         for name, values in stored.items():
-            out[name] = values.numpy().astype("<f4").reshape(1, -1).view(np.uint8)
+            out[name] = values.cpu().numpy().astype("<f4").reshape(1, -1).view(np.uint8)
         return out
 
 

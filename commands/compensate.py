@@ -132,6 +132,7 @@ def _object(result: Compensated) -> dict[str, object]:
         "errors": [vars(error) for error in result.errors],
         "uncompensated": list(result.plainly),
         "peak_bytes": result.peak_bytes,
+        "device_peak_bytes": result.device_peak_bytes,
     }
 
 
@@ -143,7 +144,8 @@ def _text(result: Compensated) -> str:
     for error in result.errors:
         ratios = (f"{error.fitted:.3f}", f"{error.held:.3f}", *(f"{share:.2f}" for share in error.shares))
         rows.append((error.kind, error.type, str(error.n_tensors), *ratios))
-    memory = f", {size_text(result.peak_bytes)} of memory at most" if result.peak_bytes else ""
+    sizes = [(result.peak_bytes, "memory"), (result.device_peak_bytes, "the GPU's")]
+    memory = "".join(f", {size_text(size)} of {what} at most" for size, what in sizes if size)
     closing = (
         f"{counted(result.n_chunks, 'chunk')} of text, {result.n_held} of them held back; "
         f"{result.seconds / 60:.1f} minutes{memory}; errors are multiples of plain codes'"

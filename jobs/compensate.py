@@ -20,7 +20,14 @@ from quantmill.jobs.cluster import connected, require_listener
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_plan import chunks_of, digest, kept_bytes, load_model, plan_of, read
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
-from quantmill.jobs.compensated import Compensated, by_kind, is_searched, peak_bytes, plainly
+from quantmill.jobs.compensated import (
+    Compensated,
+    by_kind,
+    device_peak_bytes,
+    is_searched,
+    peak_bytes,
+    plainly,
+)
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.finished_layers import FinishedLayers, finished_path
 from quantmill.jobs.importance import load_importance
@@ -95,7 +102,7 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         require_sound(plan)
         ray = None if job.ray is None else opened.enter_context(connected(job.ray, job.threads))
         sink = opened.enter_context(sink_of(job, plan, source, watcher, kept_bytes(job, plan, loaded)))
-        workers = opened.enter_context(working(job.threads))
+        workers = opened.enter_context(working(job.threads, loaded.device.type))
         state = _State(job, calibration, watcher, plan, sink, chunks)
         watcher.planned(plan)
         watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
@@ -134,6 +141,7 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         n_held=state.n_held,
         plainly=plainly(plan, state.made),
         peak_bytes=peak_bytes(),
+        device_peak_bytes=device_peak_bytes(loaded.device),
     )
 
 

@@ -27,7 +27,7 @@ from quantmill.jobs.pieces import Outcome
 from quantmill.jobs.quantize_request import Job
 from quantmill.models.places import Place
 from quantmill.models.walk import Walk
-from quantmill.models.workers import Workers
+from quantmill.models.workers import Workers, threads_for
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class CompensateCarrier:
         self._opened.callback(source.close)
         self._device = torch.device(task.device)
         loaded = load_model(job, source, self._device)
-        workers = Workers(task.threads if task.device == "cpu" else 1)
+        workers = Workers(threads_for(self._device.type, task.threads))
         self._opened.callback(workers.close)
         self._position = Position(
             Walk(loaded, task.chunks, workers.map, task.two_streams, ()), self._changes_of

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Needs:
     """n_tokens: of the text; square: columns of the largest second moments, n_mat: matrices that have such ones.
 
-    layer_bytes: what a layer takes beside the model, at most; total_bytes: with the model and what is held already.
+    layer_bytes: what a layer takes beside the model, at most; total_bytes: with the model and, where the CPU computes,
+    what is held already. place: whose memory it is.
     work: operations of all layers. cut: tensors whose columns are treated in parts, being more than `widest`.
     """
 
@@ -33,6 +34,7 @@ class Needs:
     layer_bytes: int
     total_bytes: int
     work: Work
+    place: str = ""
     cut: tuple[str, ...] = ()
 
     @property
@@ -44,7 +46,7 @@ class Needs:
         parts = [
             f"{self.n_tokens} tokens",
             f"largest square {self.square} x {self.square}{stack}",
-            f"about {text_of(self.layer_bytes)} beside the model, {text_of(self.total_bytes)} in all",
+            f"about {text_of(self.layer_bytes)} beside the model, {text_of(self.total_bytes)} in all{self.place}",
             f"{self.work.operations / 1e12:.1f} T operations (one {H100.name} by formula: {seconds / 60:.1f} minutes, "
             f"{H100.matmuls_s(self.work) / seconds:.0%} of them matmuls)",
         ]
@@ -91,13 +93,15 @@ def needs_of(
         shapes.append(layer_of({entry.source: (n_cols, min(n_rows, rows_together(n_cols)))}, 1))
     square, n_mat = max(((min(e.n_cols, WIDEST), e.n_matrices) for e in entries), default=(0, 1))
     layer_bytes = max((memory_of(layer, setting, two_streams) for layer in shapes), default=0)
+    by_cpu = loaded.device.type == "cpu"
     return Needs(
         n_tokens=chunks.size,
         square=square,
         n_mat=n_mat,
         widest=WIDEST,
         layer_bytes=layer_bytes,
-        total_bytes=layer_bytes + n_bytes(loaded.model) + resident_bytes(),
+        total_bytes=layer_bytes + n_bytes(loaded.model) + (resident_bytes() if by_cpu else 0),
         work=total(works),
+        place="" if by_cpu else f" on {loaded.device}",
         cut=tuple(entry.name for entry in entries if entry.n_cols > WIDEST),
     )

@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from quantmill.qkernels.types import TYPES
 from quantmill.recipe import Plan, PlanEntry
 
 if TYPE_CHECKING:
+    import torch
+
     from quantmill.calibrate.layer import Made
     from quantmill.models.model import LoadedModel
 
@@ -40,6 +42,7 @@ class Compensated(Result):
     """errors: by kind of tensor; n_chunks, n_held: of the text, and of those the ones held back to judge.
 
     plainly: tensors that were quantized without compensation although they were to be converted.
+    peak_bytes: of the process's memory; device_peak_bytes: of a GPU's, 0 without one.
     """
 
     errors: tuple[KindError, ...] = ()
@@ -47,6 +50,7 @@ class Compensated(Result):
     n_held: int = 0
     plainly: tuple[str, ...] = ()
     peak_bytes: int = 0
+    device_peak_bytes: int = 0
 
 
 def is_searched(entry: PlanEntry) -> bool:
@@ -102,6 +106,14 @@ def resident_bytes() -> int:
     except (OSError, IndexError, ValueError):
         return peak_bytes()
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def device_peak_bytes(device: torch.device) -> int:
+    """Of a GPU's memory, what this process has used at most so far; 0 for the CPU and where torch does not say."""
+    import torch
+
+    found: Any = getattr(getattr(torch, device.type), "max_memory_allocated", None)
+    return 0 if found is None else int(found(device))
 
 
 def peak_bytes() -> int:

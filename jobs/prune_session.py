@@ -169,7 +169,7 @@ def session(request: Request, watcher: Watcher) -> Iterator[Session]:
             _renderer(request.model, source),
             request.n_chunks or CHUNKS,
         )
-        workers = stack.enter_context(working(request.threads))
+        workers = stack.enter_context(working(request.threads, usable_device(request.device).type))
         opened = Session(request, source, chunks, watcher, workers)
         opened.say_memory()
         yield opened

@@ -43,7 +43,7 @@ def self_text(model: Path, device: str, n_tokens: int, folder: Path, watcher: Wa
         starts = _starts(source.metadata, loaded.tokenizer)
         parts = []
         watcher.began("the model's own text", n_sequences, "chunks")
-        with working(1):
+        with working(1, loaded.device.type):
             for i, group in enumerate(groups):
                 temperature = TEMPERATURES[i % len(TEMPERATURES)]
                 start = starts[i // len(TEMPERATURES) % len(starts)]

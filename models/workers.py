@@ -212,16 +212,18 @@ def _without_gradients(work: Callable[[Item], Out]) -> Callable[[Item], Out]:
     return run
 
 
-@contextlib.contextmanager
-def working(threads: int | None, device: str = "cpu") -> Iterator[Workers]:
-    """Workers, with torch's own threads reduced to one for the caller too until the end.
+def threads_for(device: str, threads: int | None) -> int:
+    """threads None: one a processor. device: the kind that computes; any but "cpu" is fed by one thread: more would
+    only wait for each other, and the first calls of CUDA's linear algebra fail when they come together."""
+    return (threads or os.cpu_count() or 1) if device == "cpu" else 1
 
-    threads None: one a processor. device: the kind that computes; any but "cpu" is fed by one thread, for more of them
-    would only wait for each other.
-    """
+
+@contextlib.contextmanager
+def working(threads: int | None, device: str) -> Iterator[Workers]:
+    """Workers for a kind of device, with torch's own threads reduced to one for the caller too until the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    workers = Workers((threads or os.cpu_count() or 1) if device == "cpu" else 1)
+    workers = Workers(threads_for(device, threads))
     try:
         yield workers
     finally:

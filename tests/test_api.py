@@ -190,7 +190,7 @@ def test_a_file_from_end_to_end(tmp_path):
 def test_importance_and_what_was_lost(tmp_path):
     text = EXAMPLE / "evaluation.txt"
     collected = quantmill.collect_imatrix(
-        tiny("F16"), text, tmp_path / "imatrix.gguf", ctx=64, chunks=2, threads=1
+        tiny("F16"), text, tmp_path / "imatrix.gguf", ctx=64, chunks=2, threads=1, device="cpu"
     )
     assert collected.matrix.chunk_count == 2
     options = {"imatrix": tmp_path / "imatrix.gguf", "device": "cpu", "threads": 1}

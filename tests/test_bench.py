@@ -17,6 +17,8 @@ from bench import files, process, quantize, startup, tables, timing
 from quantmill import qkernels
 
 QUICK = [
+    "--engines",
+    "cpu",
     "--types",
     "Q8_0",
     "--threads",

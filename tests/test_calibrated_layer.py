@@ -25,7 +25,7 @@ SETTINGS = Settings(EFFORTS["fast"], alpha=1.0)
 def first_layer(types, settings=SETTINGS, route=None):
     """Made of the first layer; route(module, hidden) may change which experts its router picks."""
     loaded = load()
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         layers = Walk(loaded, some_chunks(loaded, 4, 64), workers.map).layers()
         if route is not None:
             route(loaded.model.model.layers[0].mlp)
@@ -72,7 +72,7 @@ def test_the_output_matrix_loses_less_than_plain_blocks_on_another_text(monkeypa
     """Whole, and its rows and columns in parts; the states that enter it by hooks in the model itself."""
     loaded = load(untied())
     chunks = some_chunks(loaded, 13, 64)
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         walk = Walk(loaded, chunks[:12], workers.map)
         for _ in walk.layers():
             pass

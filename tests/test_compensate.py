@@ -247,6 +247,8 @@ def test_what_it_takes_is_said_before_and_what_is_left_plain_after(tmp_path):
             "fast",
             "--threads",
             "1",
+            "--device",
+            "cpu",
         ]
         command = [sys.executable, "-m", "quantmill", "quantize", *words, "--json"]
         command += [str(tiny("F16")), str(tmp_path / "out.gguf"), "Q4_0"]

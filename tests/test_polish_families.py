@@ -97,7 +97,7 @@ def test_gradients_are_autograds(name: str, tmp_path: Path) -> None:
     ids = torch.randint(0, 2048, (1, 48), generator=generator)
     wanted = torch.randn(48, 128, generator=generator)
 
-    with working(2) as workers:
+    with working(2, "cpu") as workers:
         student = Student(loaded, torch.float32, workers)
         matrix = student.head_weight.matrix(0)
         check_head(loaded.model, student.head, matrix, ids)

@@ -28,7 +28,7 @@ def test_a_promise_is_the_gradients_times_the_rates() -> None:
         (np.abs(grads[0]) * each).sum(dtype=np.float64) + 2e-3 * np.abs(grads[1]).sum(dtype=np.float64)
     )
     for threads in (1, 2):
-        with working(threads) as workers:
+        with working(threads, "cpu") as workers:
             found = Adam(knobs, workers).promised(gradients, [torch.from_numpy(each), 2e-3])
             assert found == pytest.approx(wanted, rel=1e-6)
 

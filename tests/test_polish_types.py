@@ -75,7 +75,7 @@ def test_a_factor_grows_with_all_scales_of_its_matrix(tmp_path: Path) -> None:
     )
     loaded = load(tmp_path / "out.gguf", device="cpu")
     ids = np.array(TOKENS, np.int32)
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         student = Student(loaded, torch.float32, workers)
         matrix = student.head_weight.matrix(0)
         wanted = torch.randn(len(ids), matrix.shape[1], generator=torch.Generator().manual_seed(1))

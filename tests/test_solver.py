@@ -18,7 +18,7 @@ N_ROWS, N_COLS = 24, 512
 @pytest.fixture(autouse=True)
 def one_torch_thread():
     """As the solver is used; torch's own threads wait for each other at every one of its many small operations."""
-    with working(1):
+    with working(1, "cpu"):
         yield
 
 

@@ -91,7 +91,7 @@ def allocation(threads: int, folder: Path) -> Found:
     name, losses = "blk.2.attn_output.weight", []
     assert other.source is not None
     rows = other.source.read(name)
-    with working(threads) as workers:
+    with working(threads, "cpu") as workers:
         sensitivity = Sensitivity(load(tiny("F16")), chunks(4, 256), workers)
         sensitivity.measure({name: ["Q4_0"]}, lambda *_: rows, lambda n, t, loss: losses.append(loss))
     assert losses[0] > 0
@@ -100,7 +100,7 @@ def allocation(threads: int, folder: Path) -> Found:
 
 def pruning(threads: int, folder: Path) -> Found:
     text, loaded = chunks(4, 256), load(tiny("F16"))
-    with working(threads) as workers:
+    with working(threads, "cpu") as workers:
         influence = influence_of(loaded, text)
         damage = {
             str(layers): s.kld.tobytes()
@@ -162,7 +162,7 @@ def test_results_come_in_order_and_what_they_tell_on_the_caller_s_thread() -> No
         assert threading.current_thread() is threading.main_thread()
         told.append(amount)
 
-    with working(2) as workers:
+    with working(2, "cpu") as workers:
         assert list(workers.in_order(one, range(6), tell)) == [0, 1, 4, 9, 16, 25]
     assert sorted(told) == [0, 1, 2, 3, 4, 5]
 
@@ -174,7 +174,7 @@ def test_an_error_comes_when_it_is_its_turn(threads: int) -> None:
             raise ValueError("two")
         return item
 
-    with working(threads) as workers:
+    with working(threads, "cpu") as workers:
         found = workers.in_order(one, range(50))
         assert [next(found), next(found)] == [0, 1]
         with pytest.raises(ValueError, match="two"):
@@ -191,7 +191,7 @@ def test_an_interrupt_does_not_wait_for_the_end_of_a_text() -> None:
             loaded.logits(ids)
         return item
 
-    with working(2) as workers, workers.ending(loaded.model):
+    with working(2, "cpu") as workers, workers.ending(loaded.model):
         for _ in workers.in_order(one, range(4)):
             break
     assert not any(module._forward_pre_hooks for module in loaded.model.modules())

@@ -41,7 +41,7 @@ class Rows:
 def test_an_unchanged_walk_is_a_pass_of_the_model():
     loaded = load()
     chunks = some_chunks(loaded)
-    with working(2) as workers:
+    with working(2, "cpu") as workers:
         walk = Walk(loaded, chunks, workers.map)
         for _ in walk.layers():
             pass
@@ -67,7 +67,7 @@ def test_what_enters_every_matrix_is_what_hooks_see(path):
             )
     with torch.no_grad():
         judge(input_ids=torch.from_numpy(chunks.astype(np.int64)), use_cache=False)
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         for layer in Walk(loaded, chunks, workers.map).layers():
             names = [taker[0].split(".")[2] for place in layer.places for taker in place.takers]
             experts = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]
@@ -85,7 +85,7 @@ def test_what_enters_every_matrix_is_what_hooks_see(path):
 def test_the_changed_stream_takes_changed_weights():
     loaded = load()
     chunks = some_chunks(loaded)
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         walk = Walk(loaded, chunks, workers.map)
         for layer in walk.layers():
             if layer.index == 0:
@@ -108,7 +108,7 @@ def test_experts_are_told_what_routing_and_the_stream_have_lost():
     loaded = load()
     chunks = some_chunks(loaded, 1)
     layer = AutoModelForCausalLM.from_pretrained(EXAMPLE, dtype=torch.float32).model.layers[0]
-    with working(1) as workers, torch.no_grad():
+    with working(1, "cpu") as workers, torch.no_grad():
         layers = Walk(loaded, chunks, workers.map).layers()
         walked = next(layers)
         start = walked.walk.original[0].clone()
@@ -136,7 +136,7 @@ def _positions(loaded, states):
 
 def changed_stream(visiting):
     loaded = load()
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         walk = Walk(loaded, some_chunks(loaded), workers.map)
         for layer in walk.layers():
             for place in layer.places:
@@ -154,7 +154,7 @@ def test_what_visits_leave_out_is_what_a_whole_pass_gives():
 
 def test_a_late_change_counts_in_what_was_run_before():
     loaded = load()
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         ended = []
         for late in (True, False):
             walk = Walk(loaded, some_chunks(loaded), workers.map)
@@ -173,7 +173,7 @@ def test_experts_side_by_side_are_seen_as_one_by_one(monkeypatch):
     found = []
     for together in (1, 3):
         monkeypatch.setitem(walked_layer.TOGETHER, "cpu", together)
-        with working(1) as workers:
+        with working(1, "cpu") as workers:
             layers = Walk(loaded, some_chunks(loaded), workers.map).layers()
             layer = next(layers)
             for place in layer.places[2:4]:
@@ -193,7 +193,7 @@ def test_rows_do_not_depend_on_threads():
     made = []
     for threads in (1, 2):
         loaded = load()
-        with working(threads) as workers:
+        with working(threads, "cpu") as workers:
             for layer in Walk(loaded, some_chunks(loaded), workers.map).layers():
                 made += [one.changed for place in layer.places for _, one in layer.visit(place, Rows).seen]
     half = len(made) // 2
@@ -203,7 +203,7 @@ def test_rows_do_not_depend_on_threads():
 def test_a_value_that_is_not_finite_names_layer_and_chunk():
     loaded = load()
     name = "blk.0.attn_output.weight"
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         layers = Walk(loaded, some_chunks(loaded), workers.map).layers()
         first = next(layers)
         first.change(name, torch.full_like(first.weight(name), float("nan")))

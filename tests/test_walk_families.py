@@ -72,7 +72,7 @@ def test_walk(name: str, tmp_path: Path) -> None:
     loaded = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)
     ids = np.random.default_rng(0).integers(0, 2000, (4, 40)).astype(np.int32)
     visited = set()
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         walk = Walk(loaded, ids, workers.map)
         for layer in walk.layers():
             for place in layer.places:
@@ -110,7 +110,7 @@ def test_the_changed_stream_is_a_pass_of_the_changed_model(name: str, tmp_path: 
     ids = np.random.default_rng(0).integers(0, 2000, (4, 40)).astype(np.int32)
     changed = {}
     torch.manual_seed(1)
-    with working(1) as workers:
+    with working(1, "cpu") as workers:
         walk = Walk(loaded, ids, workers.map)
         for layer in walk.layers():
             for place in layer.places:
