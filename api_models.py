@@ -131,6 +131,7 @@ def polish(
     keep_codes: bool = False,
     device: str | torch.device = "auto",
     dtype: str | None = None,
+    stream: bool = False,
     threads: int | None = None,
     resume: bool = False,
     force: bool = False,
@@ -140,7 +141,8 @@ def polish(
     calibration: texts, plain or .jsonl conversations, each FILE or "FILE=WEIGHT". Result.helped tells whether the
     held-back chunks came out better and a file was written, by default QUANT-polished.gguf. only: "scales" or "norms".
     keep_codes: move none, which else those below 5 bits a weight do.
-    dtype: of products, None for what suits the file; unlike threads it changes the bytes.
+    dtype: of products, None for what suits the file; unlike threads it changes the bytes. stream: for a model larger
+    than the GPU's memory: its weights stay in main memory and visit it.
     Raises QuantmillError, OSError.
     """
     from quantmill.imatrix.text import text_argument
@@ -160,6 +162,7 @@ def polish(
         keep_codes=keep_codes,
         device=str(device),
         dtype=dtype,
+        stream=stream,
         threads=threads,
         resume=resume,
         force=force,

@@ -158,7 +158,7 @@ class ScaledExperts(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.weight.packed.device
+        return self.weight.device
 
     def __len__(self) -> int:
         return self.shape[0]

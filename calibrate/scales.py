@@ -45,11 +45,12 @@ class Scratch(threading.local):
 
 @dataclass(frozen=True)
 class Way:
-    """How products are computed. dtype: theirs; everything else is float32."""
+    """How products are computed, and on which device. dtype: theirs; everything else is float32."""
 
     dtype: torch.dtype
     workers: Workers
     strands: Strands
+    device: torch.device
     scratch: Scratch = field(default_factory=Scratch)
 
     @property
@@ -62,7 +63,8 @@ class ScaledPiece:
     """One GGUF tensor. first, change, and of each strand (strands.py) grads: [n_matrices, n_rows, n_blocks, n_values]
     f32, none where nothing moves.
 
-    The rows are the Piece's, which fill.py has put into Hugging Face order where the file has another.
+    The rows are the Piece's, which fill.py has put into Hugging Face order where the file has another. The blocks, and
+    all that is kept of them, lie where the Piece has them; what is decoded lies on `device`, where products are made.
     rates: [n_values] f32, the highest relative change a step. tokens: [n_matrices], inputs each was trained on.
     codes: where these move too, and code_rate, how far the usual gradient of a step moves the wish of one.
     """
@@ -74,8 +76,8 @@ class ScaledPiece:
     codes: MovingCodes | None = None
     code_rate = 0.0
 
-    def __init__(self, piece: Piece) -> None:
-        self.piece = piece
+    def __init__(self, piece: Piece, device: torch.device) -> None:
+        self.piece, self.device = piece, device
         self.tokens = torch.zeros(len(piece.blocks), dtype=torch.int64)
         self._counting = threading.Lock()
 
@@ -94,7 +96,11 @@ class ScaledPiece:
     def start(self, scales: float, sub_scales: float, n_strands: int) -> None:
         """Let the scales move, from where they are, at such rates."""
         assert is_trainable(self.type)
-        self.piece.blocks = self.piece.blocks.clone()  # of their own: what was read is a view of the file
+        blocks = self.piece.blocks.clone()  # of their own: what was read is a view of the file
+        visits = self.device.type != "cpu" and blocks.device.type == "cpu"
+        self.piece.blocks = (
+            blocks.pin_memory() if visits else blocks
+        )  # a GPU reads those several times as fast
         self.first = read_scales(self.piece.blocks, self.type)
         self.change = torch.zeros_like(self.first)
         self.grads = [torch.zeros_like(self.first) for _ in range(n_strands)]
@@ -104,12 +110,21 @@ class ScaledPiece:
 
     def decoded(self, matrix: int, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Rows of one matrix as they are now: [n_rows, n_cols] dtype."""
-        found = decode(self.piece.blocks[matrix][rows], self.type, dtype)
+        found = decode(self._visiting(matrix, rows), self.type, dtype)
         return found if self.piece.factors is None else found * self.piece.factors[matrix]
+
+    def _visiting(self, matrix: int, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Blocks of some rows, where products are made."""
+        found = self.piece.blocks[matrix][self._here(rows)]
+        return found if found.device == self.device else found.to(self.device, non_blocking=True)
+
+    def _here(self, rows: slice | torch.Tensor) -> slice | torch.Tensor:
+        """Rows as what lies beside the blocks can be indexed with."""
+        return rows if isinstance(rows, slice) else rows.to(self.piece.blocks.device)
 
     def decode_into(self, matrix: int, rows: slice, out: torch.Tensor) -> None:
         """The same into contiguous memory [n_rows, n_cols]."""
-        decode(self.piece.blocks[matrix][rows], self.type, out.dtype, out)
+        decode(self._visiting(matrix, rows), self.type, out.dtype, out)
         if self.piece.factors is not None:
             out.mul_(self.piece.factors[matrix])
 
@@ -124,13 +139,15 @@ class ScaledPiece:
         if self.codes is not None:
             assert isinstance(rows, slice)
             free = int(self.tokens[matrix]) >= FEW_TOKENS or len(self.tokens) == 1
-            self.codes.pull(matrix, rows, weights, squares, self.code_rate, free)
+            here = self.piece.blocks.device
+            self.codes.pull(matrix, rows, weights.to(here), squares.to(here), self.code_rate, free)
         return products, sums
 
     def add(self, strand: int, matrix: int, rows: slice | torch.Tensor, heard: Sequence[Heard]) -> None:
         """Add to a strand's gradient what was heard of these rows, part by part; nobody hears more of the matrix's
         codes from the same product."""
-        products, sums = (torch.cat(parts) for parts in zip(*heard, strict=True))
+        here, rows = self.piece.blocks.device, self._here(rows)
+        products, sums = (torch.cat(parts).to(here) for parts in zip(*heard, strict=True))
         found = gradient(self.piece.blocks[matrix][rows], self.type, products, sums)
         self.grads[strand][matrix][rows] += found
         if self.codes is not None:

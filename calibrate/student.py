@@ -23,13 +23,16 @@ from quantmill.qkernels import to_float32
 class Student:
     """A loaded model whose scales and vectors can be trained.
 
-    dtype: of products; everything else is float32.
+    dtype: of products; everything else is float32. workers: share products; keepers: what is kept of blocks that lie in
+    main memory while a GPU makes the products.
     """
 
-    def __init__(self, loaded: LoadedModel, dtype: torch.dtype, workers: Workers) -> None:
-        self.loaded, self.workers = loaded, workers
+    def __init__(
+        self, loaded: LoadedModel, dtype: torch.dtype, workers: Workers, keepers: Workers | None = None
+    ) -> None:
+        self.loaded, self.workers = loaded, keepers or workers
         self.strands = Strands(workers)
-        self.pieces = make_trainable(loaded.model, Way(dtype, workers, self.strands))
+        self.pieces = make_trainable(loaded.model, Way(dtype, workers, self.strands, loaded.device))
         self.head, self.head_weight = head_of(loaded.model, dtype)
         self.vectors: list[Vector] = []
         self.moving: list[ScaledPiece] = []
@@ -133,6 +136,6 @@ class Student:
 
 def teacher_head(loaded: LoadedModel, dtype: torch.dtype) -> tuple[Head, torch.Tensor]:
     """Make a loaded original run in `dtype`, on the thread that calls it; its head and the head's decoded matrix."""
-    make_trainable(loaded.model, Way(dtype, ALONE, Strands(ALONE, 0)))
+    make_trainable(loaded.model, Way(dtype, ALONE, Strands(ALONE, 0), loaded.device))
     head, weight = head_of(loaded.model, dtype)
     return head, weight.matrix(0)

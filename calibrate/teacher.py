@@ -59,7 +59,7 @@ def listen(
     Each of the workers runs the model on chunks of its own. Raises CalibrationError for a hidden state that is not
     finite. what: the model's name in messages.
     """
-    device = model.get_input_embeddings().weight.packed.device
+    device = model.get_input_embeddings().weight.device
     start = len(states) // BATCH * BATCH  # a batch that was cut short is done again
     advance(min(start, len(chunks)))
 

@@ -16,6 +16,9 @@ from quantmill.models.workers import shares, tiles
 from quantmill.qkernels import get_type
 
 TILE_ROWS = 1024  # rows of a matrix decoded, multiplied and summed up at a time
+TILE_WEIGHTS = (
+    1 << 26
+)  # of a tile on a GPU, which wants few and large operations: 900 MB with all that is made of it
 LEAST_ROWS = 256  # fewer are not worth a thread
 
 
@@ -25,12 +28,19 @@ class ScaledTensor:
     def __init__(self, packed: PackedTensor, pieces: dict[str, ScaledPiece], way: Way) -> None:
         self.packed, self.way = packed, way
         self.shape = packed.shape
-        self.pieces = [pieces.setdefault(piece.name, ScaledPiece(piece)) for piece in packed.pieces]
+        self.pieces = [
+            pieces.setdefault(piece.name, ScaledPiece(piece, way.device)) for piece in packed.pieces
+        ]
 
     @property
     def dtype(self) -> torch.dtype:
         """Of what enters the product; transformers asks some matrices for it."""
         return self.way.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is multiplied."""
+        return self.way.device
 
     @property
     def plain(self) -> bool:
@@ -44,7 +54,7 @@ class ScaledTensor:
     def matrix(self, index: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """Matrix `index` of the last two dimensions: [n_rows, n_cols] in the products' dtype, into `out` if given."""
         if out is None:
-            out = torch.empty(self.shape[-2:], dtype=self.way.dtype, device=self.packed.device)
+            out = torch.empty(self.shape[-2:], dtype=self.way.dtype, device=self.device)
         for piece, matrix, part in self._shares(index, out):
             if self.plain:
                 self._decode_into(piece, matrix, part)
@@ -61,8 +71,10 @@ class ScaledTensor:
     @property
     def tiles(self) -> list[slice]:
         """The rows, as they are decoded and multiplied, a part at a time. A GPU needs no parts but for their memory."""
-        n_rows = self.shape[-2]
-        return tiles(n_rows, TILE_ROWS, LEAST_ROWS if self.packed.device.type == "cpu" else n_rows)
+        n_rows, n_cols = self.shape[-2:]
+        if self.device.type == "cpu":
+            return tiles(n_rows, TILE_ROWS, LEAST_ROWS)
+        return tiles(n_rows, max(TILE_ROWS, TILE_WEIGHTS // n_cols), n_rows)
 
     def product(self, index: int, inputs: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """inputs [n, n_cols] times the rows of matrix `index`, of each tile [n, n_rows of it].

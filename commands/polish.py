@@ -75,6 +75,14 @@ def polish(
             help="Of products: bfloat16, float32 or float16. [default: bfloat16, from 6.3 bits a weight on float32]",
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="For a model larger than the GPU's memory: its weights stay in main memory, and visit the GPU where "
+            "they are multiplied.",
+        ),
+    ] = False,
     threads: Threads = None,
     resume: Resume = False,
     force: Force = False,
@@ -105,6 +113,7 @@ def polish(
             keep_codes=keep_codes,
             device=device,
             dtype=dtype,
+            stream=stream,
             threads=threads or None,
             resume=resume,
             force=force,

@@ -29,12 +29,12 @@ from quantmill.imatrix import chat
 from quantmill.jobs.polish_checks import (
     TRAINED_CTX,
     Chunks,
-    bits_per_weight,
     check_base,
     check_trainable,
     chunks_of,
 )
-from quantmill.jobs.polish_facts import facts, identity, plan_of, plan_text, rates_of, with_facts
+from quantmill.jobs.polish_facts import dtype_of, facts, identity, plan_of, plan_text, rates_of, with_facts
+from quantmill.jobs.polish_memory import check_stream
 from quantmill.jobs.polish_request import Job, Plan, Result, default_output
 from quantmill.jobs.polish_scores import ACCEPTED, check_scores, scores_of
 from quantmill.jobs.polish_state import Kept, kept_place
@@ -49,7 +49,6 @@ __all__ = ["Job", "Plan", "Result", "plan_job", "polish_in_place", "run"]
 
 LOOK_CHUNKS = 192  # trained on between two looks at the held-back chunks
 IN_PLACE = ".quantmill-polished"  # of the file that takes the quant's place: a name that no user's file has
-FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
 
 
 def plan_job(job: Job) -> Plan:
@@ -77,9 +76,11 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             watcher.warn(warning)
         watcher.note(plan_text(ready.plan))
         share_heap()
-        workers = stack.enter_context(working(job.threads, usable_device(job.device).type))
+        kind = usable_device(job.device).type
+        workers = stack.enter_context(working(job.threads, kind))
+        keepers = stack.enter_context(working(job.threads, "cpu")) if job.stream else workers
         try:
-            return _polished(ready, kept, workers, watcher)
+            return _polished(ready, kept, workers, keepers, watcher)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept.advice) from None
         except GGUFError:  # a full disk: what was trained is not lost
@@ -130,6 +131,7 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     quant, base = open_source(job.quant), open_source(job.base)
     stack.callback(quant.close)
     stack.callback(base.close)
+    check_stream(job)
     check_trainable(job.quant, quant)
     check_base(quant, base)
     chunks = chunks_of(
@@ -141,7 +143,7 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
         TRAINED_CTX,
     )
     inputs = (*quant.paths, *base.paths, job.base, *job.text_files)
-    dtype = _dtype(job, quant)
+    dtype = dtype_of(job, quant)
     output = job.output or default_output(job.quant)
     plan = plan_of(job, quant, base, chunks, dtype, output)
     to_keep = max(0, plan.kept_bytes - bytes_in(kept_place(output)))
@@ -150,10 +152,10 @@ def _prepared(job: Job, stack: ExitStack) -> _Ready:
     return _Ready(job, quant, base, chunks, dtype, plan, inputs)
 
 
-def _polished(ready: _Ready, kept: Kept, workers: Workers, watcher: Watcher) -> Result:
+def _polished(ready: _Ready, kept: Kept, workers: Workers, keepers: Workers, watcher: Watcher) -> Result:
     job, chunks = ready.job, ready.chunks
     head, matrix, wanted = _listened(ready, kept, workers, watcher)
-    student = Student(_loaded(job, ready.quant, job.quant), ready.dtype, workers)
+    student = Student(_loaded(job, ready.quant, job.quant), ready.dtype, workers, keepers)
     divergence = Divergence(head, matrix, student.head, student.head_weight, workers)
     watcher.began("before", len(chunks.held_back), "chunks")
     before = scores_of(student, divergence, chunks.held_back, wanted.held_back, watcher)
@@ -286,12 +288,5 @@ def _sink(
 
 
 def _loaded(job: Job, source: TensorSource, path: Path) -> LoadedModel:
-    return from_source(source, path, usable_device(job.device), torch.float32)
-
-
-def _dtype(job: Job, quant: TensorSource) -> torch.dtype:
-    """From the model and the options alone, never from the machine: it decides the bytes."""
-    name = job.dtype or ("float32" if bits_per_weight(quant) > FINE_BITS else "bfloat16")
-    found = getattr(torch, name)
-    assert isinstance(found, torch.dtype)
-    return found
+    blocks_on = torch.device("cpu") if job.stream else None
+    return from_source(source, path, usable_device(job.device), torch.float32, blocks_on=blocks_on)

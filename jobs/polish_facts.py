@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,14 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quantmill.calibrate.head import PART, SLAB
 from quantmill.calibrate.rates import Rates
-from quantmill.calibrate.replay import KEPT_BYTES
-from quantmill.calibrate.strands import AT_ONCE
-from quantmill.calibrate.teacher import BATCH
 from quantmill.calibrate.training import Training
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue, TensorSource, TensorSpec
-from quantmill.jobs.polish_checks import Chunks, quantized_base
+from quantmill.jobs.polish_checks import Chunks, bits_per_weight, quantized_base
+from quantmill.jobs.polish_memory import embedding, needs_of, too_much
 from quantmill.jobs.polish_request import Job, Plan
 from quantmill.measure.divergence import Divergence
 from quantmill.measure.record import digest
@@ -27,12 +23,12 @@ from quantmill.models.model import usable_device
 from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import is_trainable, n_values
 
-LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 PER_SCALE = 24  # float32: where it began, the change, its gradients in two strands, and the two moments
 PER_CODE = 2  # how far it wants to be from where it is
 STATE_CODE = 4  # the same, the code itself, and where it was best
 MOST_CODES = 4_000_000_000  # what wishes of more of them take no workstation GPU has beside the model
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
+FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
 _COMPENSATED = "quantmill.calibrate."  # keys of such a file
 VERSION = 8  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
@@ -58,6 +54,9 @@ def plan_of(
         if rates.of(spec.type) == 0 and rates.moves_blocks(spec.name, spec.type)
     )
     n_codes = _n_codes(rates, quant)
+    trained = PER_SCALE * (n_moving + n_still) + PER_CODE * n_codes
+    needs = needs_of(job, quant, base, trained, dtype, chunks)
+    warnings = (*(() if coarse is None else (lost,)), *too_much(job, needs))
     return Plan(
         output=output,
         n_trained=len(chunks.trained),
@@ -67,18 +66,12 @@ def plan_of(
         n_moving=n_moving,
         n_codes=n_codes,
         dtype=str(dtype).removeprefix("torch."),
-        memory_bytes=memory(
-            quant,
-            base,
-            PER_SCALE * (n_moving + n_still) + PER_CODE * n_codes,
-            dtype,
-            chunks,
-            job.threads or os.cpu_count() or 1,
-        ),
-        kept_bytes=4 * chunks.n_tokens * _embedding(quant).shape[0]
+        memory_bytes=needs.host,
+        device_bytes=needs.device,
+        kept_bytes=4 * chunks.n_tokens * embedding(quant).shape[0]
         + STATE * (n_moving + n_still)
         + STATE_CODE * n_codes,
-        warnings=() if coarse is None else (lost,),
+        warnings=warnings,
     )
 
 
@@ -86,36 +79,21 @@ def plan_text(plan: Plan) -> str:
     """A plan in one line."""
     codes = f" and the nearest steps of {plan.n_codes} codes" if plan.n_codes else ""
     epochs = "" if plan.n_epochs == 1 else f", {plan.n_epochs} times"
+    on_gpu = f" and {plan.device_bytes / 2**30:.2f} GiB of the GPU's" if plan.device_bytes else ""
     return (
         f"{plan.output}: {plan.n_moving} scales and vector elements{codes} are trained on {plan.n_trained} chunks of "
         f"{plan.n_ctx} tokens{epochs}, judged on {plan.n_held_back}; products in {plan.dtype}; "
-        f"up to {plan.memory_bytes / 2**30:.2f} GiB of memory, "
+        f"up to {plan.memory_bytes / 2**30:.2f} GiB of memory{on_gpu}, "
         f"{plan.kept_bytes / 2**30:.2f} GiB of disk beside the file until it is done"
     )
 
 
-def memory(
-    quant: TensorSource, base: TensorSource, trained: int, dtype: torch.dtype, chunks: Chunks, threads: int
-) -> int:
-    """An upper estimate of the bytes held at once, host and device together; mapped files count, though the system
-    can drop them. trained: bytes that stand for what is trained.
-
-    The original listens, then its weights go and the student is trained; the larger of the two.
-    """
-    embedding = _embedding(quant)
-    n_hidden, n_vocab = embedding.shape[0], embedding.shape[1]
-    size = dtype.itemsize
-    n_ctx, n_judged = chunks.trained.shape[1], chunks.held_back.shape[1]
-    head = n_hidden * n_vocab * size
-    layer = max(_layer_weights(quant).values(), default=0) * size
-    logits = threads * (2 * size * min(SLAB, n_ctx * n_vocab) + 6 * 4 * PART)
-    n_layers = len(_layer_weights(quant))
-    inside = 30 * 4 * n_hidden  # of a token: what one layer keeps between its forward and its backward
-    strand = n_ctx * (size * n_vocab + 4 * n_hidden * n_layers + inside)
-    listening = _n_bytes(base) + head + layer + threads * BATCH * n_judged * inside
-    strands = min(AT_ONCE, threads) * strand + KEPT_BYTES
-    training = 2 * _n_bytes(quant) + 2 * head + layer + logits + strands + trained
-    return LIBRARIES + max(listening, training)
+def dtype_of(job: Job, quant: TensorSource) -> torch.dtype:
+    """From the model and the options alone, never from the machine: it decides the bytes."""
+    name = job.dtype or ("float32" if bits_per_weight(quant) > FINE_BITS else "bfloat16")
+    found = getattr(torch, name)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def identity(job: Job, quant: TensorSource, base: TensorSource, chunks: Chunks, dtype: torch.dtype) -> str:
@@ -129,6 +107,7 @@ def identity(job: Job, quant: TensorSource, base: TensorSource, chunks: Chunks, 
         "epochs": job.n_epochs,
         "dtype": str(dtype),
         "device": usable_device(job.device).type,
+        "stream": job.stream,
         "torch": torch.__version__,
     }
     found.update(json.dumps(described, sort_keys=True).encode())
@@ -161,6 +140,7 @@ def facts(
         "only": MetaValue(text, job.only or "all"),
         "code_rate": MetaValue(f32, training.code_rate),
         "dtype": MetaValue(text, str(dtype).removeprefix("torch.")),
+        "device": MetaValue(text, usable_device(job.device).type),
         "kld_before": MetaValue(f32, before.kld.value),
         "kld_after": MetaValue(f32, after.kld.value),
     }
@@ -190,21 +170,3 @@ def _n_scales(spec: TensorSpec) -> int:
     if not is_trainable(spec.type):
         return 0
     return spec.n_rows * (spec.n_cols // get_type(spec.type).block) * n_values(spec.type)
-
-
-def _layer_weights(source: TensorSource) -> dict[str, int]:
-    """Weights of the matrices of each layer, by `blk.N`."""
-    out: dict[str, int] = {}
-    for spec in source.specs():
-        if spec.name.startswith("blk.") and len(spec.shape) > 1:
-            layer = ".".join(spec.name.split(".")[:2])
-            out[layer] = out.get(layer, 0) + spec.n_cols * spec.n_rows
-    return out
-
-
-def _embedding(source: TensorSource) -> TensorSpec:
-    return next(spec for spec in source.specs() if spec.name == "token_embd.weight")
-
-
-def _n_bytes(source: TensorSource) -> int:
-    return sum(spec.n_bytes for spec in source.specs())

@@ -19,7 +19,8 @@ class Job:
     output: None for QUANT-polished.gguf. n_chunks of 512 tokens behind the first skip_chunks, n_epochs over them.
     rate: highest relative change of scales a step, None for the measured one of each type. only: "scales" or "norms"
     (all F32 vectors), None for both and, unless keep_codes, codes. dtype: of products, None for bfloat16 where the type
-    is coarse enough. resume: go on with a run that was stopped.
+    is coarse enough. stream: blocks and what is trained of them stay in main memory, and visit the GPU that makes the
+    products. resume: go on with a run that was stopped.
     """
 
     quant: Path
@@ -34,6 +35,7 @@ class Job:
     keep_codes: bool = False
     device: str = "auto"
     dtype: str | None = None
+    stream: bool = False
     threads: int | None = None
     resume: bool = False
     force: bool = False
@@ -68,7 +70,8 @@ class Plan:
     """What will be done, known before the work.
 
     n_trained: chunks of n_ctx tokens. n_moving: numbers that are trained, n_codes: codes that may move beside them.
-    memory_bytes: estimated peak; kept_bytes: on the disk beside the output until it is there.
+    memory_bytes, device_bytes: estimated peaks, of main memory and of a GPU's; kept_bytes: on the disk beside the
+    output until it is there.
     """
 
     output: Path
@@ -80,6 +83,7 @@ class Plan:
     n_codes: int
     dtype: str
     memory_bytes: int
+    device_bytes: int
     kept_bytes: int
     warnings: tuple[str, ...]
 

@@ -90,9 +90,11 @@ class Filler:
         device: torch.device,
         dtype: torch.dtype,
         whole: bool = False,
+        blocks_on: torch.device | None = None,
     ):
         self.model, self.table, self.source, self.specs = model, table, source, specs
         self.device, self.dtype, self.whole = device, dtype, whole
+        self.blocks_on = blocks_on or device
         self.packed: dict[str, PackedTensor] = {}
 
     def fill_part(self, is_wanted: Callable[[str], bool]) -> None:
@@ -118,7 +120,7 @@ class Filler:
             else:
                 self._set(module, attribute, self._dense(name))
         for name, module in self.model.named_modules():
-            if is_wanted(name):
+            if is_wanted(name) and not isinstance(module, Piece):
                 module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(self.device), False)
         left = [name for name, tensor in self.model.named_parameters() if tensor.is_meta and is_wanted(name)]
         if left:
@@ -137,7 +139,7 @@ class Filler:
     def _piece(self, name: str, matrix: int | None) -> Piece:
         raw, type = self.source.fetch(name)
         blocks, view = held_blocks(raw, self.table.views[name])
-        return Piece(name, type, blocks.to(self.device), view, matrix, self._factors(name))
+        return Piece(name, type, blocks.to(self.blocks_on), view, matrix, self._factors(name))
 
     def _factors(self, name: str) -> tuple[float, ...] | None:
         scale = name.removesuffix("weight") + "scale"

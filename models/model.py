@@ -222,9 +222,14 @@ def from_source(
     dtype: torch.dtype,
     given: Tokenizer | None = None,
     whole: bool = False,
+    blocks_on: torch.device | None = None,
 ) -> LoadedModel:
-    """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages."""
-    return built(LoadedModel, source, path, device, dtype, given, lambda model: lambda name: True, whole)
+    """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages.
+
+    blocks_on: where the blocks of matrices lie, None: where the rest does.
+    """
+    every = lambda model: lambda name: True  # noqa: E731
+    return built(LoadedModel, source, path, device, dtype, given, every, whole, blocks_on)
 
 
 def built(
@@ -236,13 +241,14 @@ def built(
     given: Tokenizer | None,
     is_held: Callable[[Any], Callable[[str], bool]],
     whole: bool = False,
+    blocks_on: torch.device | None = None,
 ) -> Loaded:
     """from_source's. is_held: gives, for transformers' model, which of its modules get their weights now."""
     specs = {spec.name: spec for spec in source.specs()}
     facts = facts_of(source, path)
     model, table = table_of(source, path, dtype)
     check_tensors(table, specs)
-    filler = Filler(model, table, source, specs, device, dtype, whole)
+    filler = Filler(model, table, source, specs, device, dtype, whole, blocks_on)
     filler.fill_part(is_held(model))
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())

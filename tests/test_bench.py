@@ -17,10 +17,10 @@ from bench import files, process, quantize, startup, tables, timing
 from quantmill import qkernels
 
 QUICK = [
-    "--engines",
-    "cpu",
     "--types",
     "Q8_0",
+    "--engines",
+    "cpu",
     "--threads",
     "1",
     "--rows",

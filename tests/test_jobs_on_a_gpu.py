@@ -88,6 +88,19 @@ def test_polish_gives_the_same_bytes_again(tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize("type", ["Q4_K", "IQ2_S"])
+def test_polish_of_weights_that_stay_in_main_memory(type, tmp_path):
+    """As good, whatever threads keep them, and less of the GPU's memory."""
+    start, files = plain(tmp_path, type), []
+    for words in ([], ["--stream", "--threads", 1], ["--stream", "--threads", 4]):
+        files.append(tmp_path / f"{len(files)}.gguf")
+        learned = ["--base", EXAMPLE, "--calibration", CALIBRATION, "--chunks", 48, "--device", GPU]
+        quantmill_says("polish", start, *learned, "-o", files[-1], *words)
+    assert files[1].read_bytes() == files[2].read_bytes()
+    held, streamed = lost(*files[:2])
+    assert streamed == pytest.approx(held, rel=0.03)
+
+
 @pytest.mark.parametrize("type", ["Q4_K_M", "IQ2_S"])
 def test_compensation(type, tmp_path):
     """And the memory that was said before."""

@@ -43,6 +43,11 @@ def test_a_rate_too_high_is_said(tmp_path: Path) -> None:
         job(tmp_path / "out.gguf", rate=1.5)
 
 
+def test_a_cpu_has_nothing_to_visit(tmp_path: Path) -> None:
+    with pytest.raises(QuantmillError, match="--stream is for a GPU whose memory is too small; cpu computes"):
+        plan_job(job(tmp_path / "out.gguf", stream=True, device="cpu"))
+
+
 def test_another_models_base(tmp_path: Path) -> None:
     from tests.support.measure_families import FAMILIES, random_model
 
