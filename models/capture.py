@@ -83,12 +83,14 @@ def _bound(stub: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
 class Course:
     """What the layers are given beside the hidden states on the way of one batch through the model."""
 
-    def __init__(self, layers: nn.ModuleList, of_all: Sequence[Call], own: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, layers: nn.ModuleList, of_all: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]
+    ) -> None:
         """of_all: of every text, by layer; own: what this one's text makes different."""
         self._of_all, self._own = of_all, own
         self._more = puts_out_more(layers[0])
         self._put_out: tuple[int, Any] = (0, None)  # layer that is given it
-        stores = [call.arguments[_STORE] for call in of_all if call.arguments.get(_STORE) is not None]
+        stores = [given[_STORE] for given in of_all if given.get(_STORE) is not None]
         self._kept = {_STORE: type(stores[0])()} if stores else {}
 
     def again(self) -> Course:
@@ -98,7 +100,7 @@ class Course:
         return other
 
     def arguments(self, layer: int) -> dict[str, Any]:
-        found = self._of_all[layer].arguments | self._own[layer] | self._kept
+        found = self._of_all[layer] | self._own[layer] | self._kept
         if self._more:
             given_to, found[PUT_OUT] = self._put_out
             assert given_to == layer
@@ -111,29 +113,45 @@ class Course:
 
 
 def enter(
-    model: Any, layers: nn.ModuleList, batches: Sequence[torch.Tensor], sample: torch.Tensor
+    model: Any, layers: nn.ModuleList, batches: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[Course]]:
     """What enters the first layer of each of the batches [n_seq, n_ctx], and what all are given beside it.
 
-    sample: ids on which it is looked at what does not depend on the text.
+    What does not depend on the text is kept once for batches of one shape: a mask may have a row for each sequence.
     """
-    of_all = capture(model, layers, sample)
-    of_another = capture(model, layers, torch.where(sample == 0, 1, 0))
+    entering: list[torch.Tensor] = [torch.empty(0)] * len(batches)
+    courses: list[Any] = [None] * len(batches)
+    for shape in {batch.shape for batch in batches}:
+        numbers = [number for number, batch in enumerate(batches) if batch.shape == shape]
+        of_all, names = _of_all(model, layers, batches[numbers[0]])
+        for number in numbers:
+            calls = capture(model, layers, batches[number])
+            own = [
+                {name: call.arguments[name] for name in some} for call, some in zip(calls, names, strict=True)
+            ]
+            entering[number], courses[number] = calls[0].hidden, Course(layers, of_all, own)
+    return entering, courses
+
+
+def _of_all(
+    model: Any, layers: nn.ModuleList, sample: torch.Tensor
+) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """By layer: what each text of this shape is given, and the names of what depends on the text."""
+    calls = capture(model, layers, sample)
+    others = capture(model, layers, torch.where(sample == 0, 1, 0))
     names = [
         [
             name
             for name, value in one.arguments.items()
             if name != _STORE and not equal(value, other.arguments[name])
         ]
-        for one, other in zip(of_all, of_another, strict=True)
+        for one, other in zip(calls, others, strict=True)
     ]
-    entering, courses = [], []
-    for ids in batches:
-        calls = capture(model, layers, ids)
-        own = [{name: call.arguments[name] for name in some} for call, some in zip(calls, names, strict=True)]
-        entering.append(calls[0].hidden)
-        courses.append(Course(layers, of_all, own))
-    return entering, courses
+    of_all = [
+        {name: value for name, value in call.arguments.items() if name not in some}
+        for call, some in zip(calls, names, strict=True)
+    ]
+    return of_all, names
 
 
 @contextmanager

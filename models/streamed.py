@@ -69,15 +69,9 @@ class StreamedModel(LoadedModel):
         if not batches:  # a run that was stopped behind its last batch has none left
             return
         batches = [ids.to(self.device) for ids in batches]
-        states: list[Any] = [None] * len(batches)
-        courses: list[Any] = [None] * len(batches)
         with torch.inference_mode():
-            for n_seq in sorted({len(ids) for ids in batches}):
-                numbers = [number for number, ids in enumerate(batches) if len(ids) == n_seq]
-                alike = [batches[number] for number in numbers]
-                found = enter(self.model, self._modules, alike, alike[0])
-                for number, state, course in zip(numbers, *found, strict=True):
-                    states[number], courses[number] = state, course
+            entering, courses = enter(self.model, self._modules, batches)
+        states: list[Any] = list(entering)
         for index in range(self.n_layers):
             with self.layer(index) as layer:
 

@@ -68,7 +68,7 @@ class Walk:
     def _enter(self) -> tuple[list[torch.Tensor], dict[int, Course]]:
         """What enters the first layer, and what the model gives each layer beside it."""
         own = [self.batches[batch] for batch in self.own]
-        entering, courses = enter(self.loaded.model, self.modules, own, self.batches[0][:1])
+        entering, courses = enter(self.loaded.model, self.modules, own)
         hidden = [torch.empty(0)] * len(self.batches)
         for batch, one in zip(self.own, entering, strict=True):
             hidden[batch] = one

@@ -13,7 +13,7 @@ from quantmill.gguf_io.source import open_source
 from quantmill.models.capture import handing_on, puts_out_more
 from quantmill.models.exchange import Exchange
 from quantmill.models.model import from_source
-from quantmill.models.walk import Walk, walked_names
+from quantmill.models.walk import Walk, chunks_together, walked_names
 from quantmill.models.workers import working
 from tests.support.measure_families import FAMILIES, random_model
 
@@ -56,6 +56,13 @@ def behind(walk: Walk, states: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(found)
 
 
+def some_text(n_ctx: int) -> np.ndarray:
+    """Chunks for batches of several sequences, and a last batch of fewer."""
+    ids = np.random.default_rng(0).integers(0, 2000, (13, n_ctx)).astype(np.int32)
+    assert (chunks_together("cpu", *ids.shape), len(ids) % 2) == (2, 1)
+    return ids
+
+
 # Their layers are made of parts that others have.
 ALIKE = (
     *("granite 4, no experts", "granite 4, dense", "deepseek v3.2", "hy v3", "laguna", "afmoe", "hunyuan"),
@@ -70,7 +77,7 @@ ALIKE = (
 def test_walk(name: str, tmp_path: Path) -> None:
     random_model(tmp_path, *FAMILIES[name])
     loaded = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)
-    ids = np.random.default_rng(0).integers(0, 2000, (4, 40)).astype(np.int32)
+    ids = some_text(24)
     visited = set()
     with working(1, "cpu") as workers:
         walk = Walk(loaded, ids, workers.map)
@@ -107,7 +114,7 @@ GIVEN_MORE = ("gemma 3n", "gemma 4", "glm 5", "deepseek v4")
 def test_the_changed_stream_is_a_pass_of_the_changed_model(name: str, tmp_path: Path) -> None:
     random_model(tmp_path, *FAMILIES[name])
     loaded = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)
-    ids = np.random.default_rng(0).integers(0, 2000, (4, 40)).astype(np.int32)
+    ids = some_text(56)  # more tokens than the indexers choose
     changed = {}
     torch.manual_seed(1)
     with working(1, "cpu") as workers:
