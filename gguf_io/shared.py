@@ -57,7 +57,7 @@ class SharedRows:
         self._fds: list[int] = []
         try:
             for file in places.files:
-                self._fds.append(_opened(file))
+                self._fds.append(_opened(file, os.O_RDWR))
         except BaseException:
             self.close()
             raise
@@ -90,9 +90,15 @@ class SharedRows:
         self._fds = []
 
 
-def _opened(file: SharedFile) -> int:
+def require_seen(places: Places) -> None:
+    """Raises GGUFError where an output that another process has opened is not seen from here."""
+    for file in places.files:
+        os.close(_opened(file, os.O_RDONLY))
+
+
+def _opened(file: SharedFile, flags: int) -> int:
     try:
-        fd = os.open(file.path, os.O_RDWR)
+        fd = os.open(file.path, flags)
     except OSError as error:
         raise _unseen(file, error.strerror or "no reason given") from error
     if os.fstat(fd).st_size != file.n_bytes or header_hash(os.pread(fd, file.header_bytes, 0)) != file.header:

@@ -10,7 +10,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Task:
 
 def inputs_of(paths: Iterable[Path], n_between: int = 0) -> tuple[Input, ...]:
     """Size and a hash of both ends of each file, and of places between them. Raises OSError."""
-    return tuple(_input(os.path.abspath(path), n_between) for path in paths)
+    return tuple(_input(_from_root(path), n_between) for path in paths)
 
 
 def _input(path: str, n_between: int) -> Input:
@@ -73,12 +73,40 @@ def _input(path: str, n_between: int) -> Input:
     return Input(path, n_bytes, found.hexdigest(), n_between)
 
 
+def from_root(value: Any) -> Any:
+    """The same with the paths in it, in dataclasses and tuples too, from the root on: workers run in other folders."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if isinstance(value, tuple):
+        return tuple(map(from_root, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: from_root(getattr(value, one.name)) for one in fields(value)})
+    return value
+
+
+def quantize_from_root(job: Job) -> Job:
+    """The same of a job, whose inputs are named by words."""
+    return replace(
+        job,
+        source=_from_root(job.source),
+        output=job.output.absolute(),
+        imatrix=None if job.imatrix is None else _from_root(job.imatrix),
+        inputs=tuple(map(_from_root, job.inputs)),
+    )
+
+
+def _from_root(path: str | Path) -> str:
+    return str(Path(path).absolute())  # not abspath, for which .. behind a link leads elsewhere
+
+
 def as_workers_see(job: Job, source: TensorSource) -> tuple[Job, tuple[Input, ...]]:
-    """The job with its source where the workers have it, and the files that they must find there."""
-    here = Path(job.source).absolute()
-    if job.source_on is None:
-        return replace(job, source=str(here)), inputs_of(source.paths)
+    """The job with its source where the workers have it, and the files that they must find there, settings of a
+    checkpoint among them: they decide what its tensors become."""
+    job = quantize_from_root(job)
+    here = Path(job.source)
     folder, settings = (here, sorted(here.glob("*.json"))) if here.is_dir() else (here.parent, [])
+    if job.source_on is None:
+        return job, inputs_of([*source.paths, *settings])
     there = job.source_on / here.relative_to(folder)
     return replace(job, source=str(there)), tuple(
         replace(one, path=str(job.source_on / Path(one.path).relative_to(folder)))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from quantmill.imatrix.collect import Settings
-from quantmill.jobs.carrier import inputs_of
+from quantmill.jobs.carrier import from_root, inputs_of
 from quantmill.jobs.cluster import connected
 from quantmill.jobs.collect_carrier import CollectCarrier, Task, places_of
 from quantmill.jobs.collect_load import Loading
@@ -36,9 +36,7 @@ def workers_on_ray(
     here.attach(loaded.model)
     here.detach()
     files = files_of(loading.model)
-    loading = replace(
-        loading, model=loading.model.absolute(), device=loaded.device.type, dtype=loaded.computing
-    )
+    loading = from_root(replace(loading, device=loaded.device.type, dtype=loaded.computing))
     task = Task(loading, inputs_of(files), settings)
     with (
         connected(address, threads) as ray,

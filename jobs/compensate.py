@@ -116,7 +116,9 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
                 from quantmill.jobs.compensate_on_ray import walking_on_ray  # nobody else needs it
 
                 walk, workers = walking.enter_context(
-                    walking_on_ray(ray, job, plan, loaded, chunks, two_streams, kept.path, watcher)
+                    walking_on_ray(
+                        ray, job, plan, loaded, chunks, two_streams, sink.places(), kept.path, watcher
+                    )
                 )
             _walk(state, walk, kept, workers, two_streams)
         walked_s = time.perf_counter() - started

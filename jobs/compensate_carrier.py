@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from quantmill.calibrate.moments import Moments, MomentsOf
+from quantmill.gguf_io.shared import Places, require_seen
 from quantmill.jobs.carrier import Input, require_like_head, told
 from quantmill.jobs.compensate_plan import load_model
 from quantmill.jobs.edits import open_model
@@ -33,13 +34,14 @@ from quantmill.models.workers import Workers, threads_for
 @dataclass(frozen=True)
 class Task:
     """chunks: [n_chunk, n_ctx] i32, all of them; types: of the tensors by their names in the source; finished: the
-    directory of finished layers; device: its kind."""
+    directory of finished layers, beside the output; device: its kind."""
 
     job: Job
     inputs: tuple[Input, ...]
     chunks: np.ndarray
     two_streams: bool
     types: Mapping[str, str]
+    output: Places
     finished: Path
     device: str
     threads: int
@@ -113,6 +115,7 @@ class CompensateCarrier:
     def _begin(self, version: str) -> None:
         task, job = self._task, self._task.job
         require_like_head(version, task.inputs)
+        require_seen(task.output)
         torch.set_num_threads(1)  # sums of several round otherwise
         source = open_model(job.source, job.edits, job.later)
         self._opened.callback(source.close)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from quantmill.jobs.carrier import inputs_of
+from quantmill.gguf_io.shared import Places
+from quantmill.jobs.carrier import as_workers_see
 from quantmill.jobs.cluster import Node
 from quantmill.jobs.compensate_carrier import CompensateCarrier, Task
 from quantmill.jobs.compensated import is_searched
@@ -32,19 +33,20 @@ def walking_on_ray(
     loaded: LoadedModel,
     chunks: np.ndarray,
     two_streams: bool,
+    output: Places,
     finished: Path,
     watcher: Watcher,
 ) -> Iterator[tuple[FarWalk, Workers]]:
-    """The walk, and who solves. ray: connected; loaded: the same model here; finished: where finished layers are put,
-    seen by all hosts. Raises JobError for hosts that do not see the same model."""
+    """The walk, and who solves. ray: connected; loaded: the same model here; output: opened; finished: where finished
+    layers are put, beside it. Raises JobError for hosts that do not see the same model, or not the output."""
     device = loaded.device.type
     assert loaded.source is not None
     task = Task(
-        replace(job, source=str(Path(job.source).absolute())),
-        inputs_of(loaded.source.paths),
+        *as_workers_see(job, loaded.source),
         chunks,
         two_streams,
         {entry.source: entry.type for entry in plan.entries if is_searched(entry)},
+        output,
         finished.absolute(),
         device,
         1,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantmill.jobs.carrier import inputs_of
+from quantmill.jobs.carrier import from_root, inputs_of
 from quantmill.jobs.cluster import connected
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.elsewhere import Elsewhere, Shares, files_of, memory_of
@@ -41,12 +41,12 @@ def scoring_on_ray(
     """Workers for jobs.passes. Raises JobError for a cluster that cannot be used, or whose hosts see other files."""
     read = [*(file for path in paths for file in files_of(path)), *([base_file] if base_file else [])]
     task = Task(
-        tuple(path.absolute() for path in paths),
+        from_root(tuple(paths)),
         has_base,
-        None if base_file is None else base_file.absolute(),
+        from_root(base_file),
         device,
         dtype,
-        None if tokenizer is None else tokenizer.absolute(),
+        from_root(tokenizer),
         inputs_of(read),
     )
     with (

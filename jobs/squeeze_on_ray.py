@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from quantmill.jobs import evaluate, quantize
-from quantmill.jobs.carrier import Input, inputs_of, require_like_head, told
+from quantmill.jobs.carrier import (
+    Input,
+    from_root,
+    inputs_of,
+    quantize_from_root,
+    require_like_head,
+    told,
+)
 from quantmill.jobs.cluster import Node
 from quantmill.jobs.crew import Crew
+from quantmill.jobs.errors import JobError
 from quantmill.jobs.pieces import Hand, Outcome
 from quantmill.jobs.squeeze_measure import file_facts
 from quantmill.jobs.squeeze_request import Asked, Candidate
@@ -23,10 +31,11 @@ from quantmill.jobs.watcher import Silent
 
 @dataclass(frozen=True)
 class Task:
-    """threads: of a host's worker. inputs: what every candidate is made from."""
+    """threads: of a host's worker. inputs: what every candidate is made from; mark: a file where all are put."""
 
     inputs: tuple[Input, ...]
     threads: int
+    mark: Path
 
 
 class CandidateCarrier:
@@ -38,7 +47,15 @@ class CandidateCarrier:
         self._warnings: list[str] = []
 
     def ready(self, version: str) -> Outcome:
-        return told(lambda: require_like_head(version, self._task.inputs), self._warnings, abroad=True)
+        return told(lambda: self._begin(version), self._warnings, abroad=True)
+
+    def _begin(self, version: str) -> None:
+        mark = self._task.mark
+        if not mark.exists():
+            raise JobError(
+                f"{mark.parent}: is not seen here; write the set (-o) into a file system that all hosts share"
+            )
+        require_like_head(version, self._task.inputs)
 
     def carry(self, piece: Asked) -> Outcome:
         return told(lambda: self._made(piece), self._warnings)
@@ -65,6 +82,11 @@ def _aside(path: Path) -> Path:
     return path.with_name(f"aside-{uuid.uuid4().hex}-{path.name}")
 
 
+def _from_root(piece: Asked) -> Asked:
+    file = None if piece.file is None else quantize_from_root(piece.file)
+    return replace(piece, file=file, evaluation=from_root(piece.evaluation))
+
+
 def made_on_ray(
     ray: Any,
     some: Sequence[Candidate],
@@ -74,22 +96,23 @@ def made_on_ray(
     stages: Stages,
 ) -> None:
     """Plain candidates and their evaluations, as finished stages. asked: see Candidates."""
-    found = inputs_of(inputs)
+    found, mark = inputs_of(inputs), _aside(stages.memory.file("seen", "").absolute())
 
     def for_host(node: Node) -> Task:
-        return Task(found, min(threads or node.cpus, node.cpus))
+        return Task(found, min(threads or node.cpus, node.cpus), mark)
 
     under_way: list[tuple[Asked, Future[tuple[Hand, Any]]]] = []
     try:
+        mark.touch()
         with Crew(ray, CandidateCarrier, for_host, stages.watcher, lambda node: 1) as crew:
             # types for a size are found here while the workers have something to do
             for candidate in sorted(some, key=lambda candidate: candidate.is_found):
                 piece = asked(candidate)
                 if piece is not None:
-                    under_way.append((piece, crew.submit(piece)))
+                    under_way.append((piece, crew.submit(_from_root(piece))))
             for piece, done in under_way:
                 _note(stages, piece, done)
-    finally:  # what lost workers have left
+    finally:  # the mark, and what lost workers have left
         for path in stages.memory.directory.glob("aside-*"):
             path.unlink(missing_ok=True)
 

@@ -3,8 +3,11 @@
 import errno
 import os
 import platform
+import shutil
+from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from quantmill import __version__, cli
@@ -12,13 +15,15 @@ from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.shared import SharedRows
-from quantmill.jobs import cluster
-from quantmill.jobs.carrier import SlabCarrier, Task, inputs_of
+from quantmill.jobs import cluster, compensate_carrier, squeeze_on_ray
+from quantmill.jobs.carrier import SlabCarrier, Task, as_workers_see, inputs_of
+from quantmill.jobs.edits import open_model
 from quantmill.jobs.quantize import Job, plan_job, run
+from quantmill.jobs.squeeze_on_ray import CandidateCarrier
 from quantmill.recipe import Recipe
 from quantmill.recipe.slabs import slabs
 from tests.support.fake_ray import Cluster
-from tests.support.measure_models import tiny
+from tests.support.measure_models import EXAMPLE, tiny
 
 
 def opened(tmp_path, entries_type="Q4_0"):
@@ -78,6 +83,46 @@ def test_what_a_worker_does_not_see_is_said(tmp_path):
         unseen = replace(places, files=(replace(places.files[0], path=tmp_path / "nowhere"),))
         assert "out.gguf: the output is not seen here" in complaint(replace(task, outputs=(unseen,)))
         assert f"has quantmill {__version__}, the head 0.0; install the same" in complaint(task, "0.0")
+
+
+def test_settings_of_a_checkpoint_that_differ_are_said(tmp_path):
+    """They decide what its tensors become, so that a worker with others would write other rows."""
+    shutil.copytree(EXAMPLE, tmp_path / "model")
+    job = Job(str(tmp_path / "model"), tmp_path / "x.gguf", Recipe("Q4_0"), device="cpu")
+    with closing(open_model(job.source, job.edits, job.later)) as source:
+        job, inputs = as_workers_see(job, source)
+    settings = tmp_path / "model" / "config.json"
+    settings.write_text(settings.read_text().replace('"rope_theta": 10000', '"rope_theta": 10001') + " ")
+    said = SlabCarrier(Task(job, inputs, (), None, 1)).ready(__version__).error
+    assert f"{settings}: is another file here than on the head (" in said
+
+
+def test_an_output_that_a_worker_of_a_compensation_does_not_see_is_said(tmp_path):
+    """It would come to nothing after the first layer, for finished layers lie beside the output."""
+    job, _, sink = opened(tmp_path)
+    with sink:
+        task = task_of(job, sink)
+        files = tuple(replace(one, path=tmp_path / "nowhere") for one in task.outputs[0].files)
+        output = replace(task.outputs[0], files=files)
+        chunks = np.zeros((1, 8), np.int32)
+        unseen = compensate_carrier.Task(job, task.inputs, chunks, True, {}, output, tmp_path, "cpu", 1)
+        said = compensate_carrier.CompensateCarrier(unseen).ready(__version__).error
+    assert said.startswith(
+        f"{platform.node()}: {tmp_path / 'out.gguf'}: the output is not seen here (No such file"
+    )
+    assert said.endswith("write it into a file system that all share")
+
+
+def test_a_set_that_a_worker_does_not_see_is_said(tmp_path):
+    mark = tmp_path / "set" / ".quantmill" / "aside-0-seen"
+    said = CandidateCarrier(squeeze_on_ray.Task((), 1, mark)).ready(__version__).error
+    assert said == (
+        f"{platform.node()}: {mark.parent}: is not seen here; write the set (-o) into a file system that all "
+        "hosts share"
+    )
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert CandidateCarrier(squeeze_on_ray.Task((), 1, mark)).ready(__version__).error is None
 
 
 def test_a_full_disk_of_one_worker_is_said(tmp_path, monkeypatch):

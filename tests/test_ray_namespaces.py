@@ -91,16 +91,52 @@ def test_a_source_that_one_host_does_not_see(tmp_path, hosts):
     model = hosts.hidden / "model.gguf"
     shutil.copyfile(tiny("F16"), hosts.all[0].path(model))
     text = str(EXAMPLE / "calibration.txt")
+    texts, x = (
+        ["--calibration", text, "--evaluation", str(EXAMPLE / "evaluation.txt")],
+        str(tmp_path / "x.gguf"),
+    )
     for words in (
-        ["quantize", str(model), str(tmp_path / "x.gguf"), "Q4_0"],
-        ["imatrix", str(model), "-f", text, "--chunks", "4", "-o", str(tmp_path / "x.gguf")],
+        ["quantize", str(model), x, "Q4_0"],
+        ["imatrix", str(model), "-f", text, "--chunks", "4", "-o", x],
+        ["evaluate", str(model), "--text", text, "--chunks", "4", "-o", str(tmp_path / "x.json")],
+        ["quantize", str(model), x, "Q4_0", "--compensate", "--calibration", text, "--chunks", "4"],
+        ["squeeze", str(model), *texts, "--types", "Q8_0", "--chunks", "2", "-o", str(tmp_path / "set")],
     ):
         code, errors = said(hosts, *words)
         assert code == 1
         assert errors.splitlines()[-1].startswith(
             f"error: qm1: {model}: cannot be read here (No such file or directory); put the model into"
         )
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]  # which is gone on with
+    assert not list((tmp_path / "set").glob("*.gguf"))
+    assert not carriers(hosts)
+
+
+def test_an_output_that_one_host_does_not_see(tmp_path, hosts):
+    text, x = str(EXAMPLE / "calibration.txt"), hosts.own / "x.gguf"
+    for words, what in (
+        ([str(x), "Q4_0"], f"{x}: the output is not seen here (No such file or directory: "),
+        (
+            [str(x), "Q4_0", "--compensate", "--calibration", text, "--chunks", "4"],
+            f"{x}: the output is not seen here (No such file or directory: ",
+        ),
+    ):
+        code, errors = said(hosts, "quantize", str(tiny("F16")), *words)
+        assert code == 1
+        assert errors.splitlines()[-1].startswith(f"error: qm1: {what}")
+    texts = ["--calibration", text, "--evaluation", str(EXAMPLE / "evaluation.txt"), "--imatrix-chunks", "2"]
+    words = ["squeeze", str(EXAMPLE), *texts, "--types", "Q8_0", "--chunks", "2", "--no-speed"]
+    code, errors = said(hosts, *words, "-o", str(hosts.own / "set"))
+    assert code == 1
+    assert errors.splitlines()[-1] == (
+        f"error: qm1: {hosts.own / 'set' / '.quantmill'}: is not seen here; write the set (-o) into a file system that "
+        "all hosts share"
+    )
+    for host in hosts.all:
+        left = {path.name for path in host.path(hosts.own).iterdir()}
+        assert left == ({"set"} if host is hosts.all[0] else set())
+        shutil.rmtree(host.path(hosts.own / "set"), ignore_errors=True)
+    assert not carriers(hosts)
 
 
 def test_own_copies_and_own_disks(tmp_path, hosts, expected):

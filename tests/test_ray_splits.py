@@ -166,6 +166,7 @@ def test_own_copies_of_a_checkpoint(tmp_path, fake, capsys):
         (["--ray", "--output-on", "workers", "--resume"], "--output-on and --resume cannot be used together"),
         (["--ray", "--output-on", "workers", "--keep-split"], "--output-on and --keep-split cannot"),
         (["--ray", "--source-on", "workers", "--compensate"], "--source-on and --compensate cannot"),
+        (["--ray", "--output-on", "workers", "--compensate"], "--output-on and --compensate cannot"),
     ],
 )
 def test_what_does_not_go_together(tmp_path, capsys, more, said):

@@ -5,7 +5,11 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import SimpleNamespace
+
+from quantmill.jobs.quantize_request import Job
 
 
 class RayActorError(Exception):
@@ -22,6 +26,19 @@ class GetTimeoutError(Exception):
 
 class RayTaskError(Exception):
     pass
+
+
+def require_from_root(sent):
+    """Workers run in other folders."""
+    if isinstance(sent, Job):
+        require_from_root([Path(one) for one in (sent.source, sent.imatrix) if one is not None])
+    if isinstance(sent, Path):
+        assert sent.is_absolute(), sent
+    elif is_dataclass(sent):
+        require_from_root([getattr(sent, one.name) for one in fields(sent)])
+    elif isinstance(sent, (tuple, list)):
+        for one in sent:
+            require_from_root(one)
 
 
 STORE = {}
@@ -56,6 +73,7 @@ class Actor:
         self.dead = threading.Event()
         self.unanswered = set()
         self.n_pieces = 0
+        require_from_root(task)
         self.made = self.pool.submit(lambda: kind(pickle.loads(pickle.dumps(task))))
         for name in ("ready", "carry", "finish"):
             setattr(self, name, SimpleNamespace(remote=lambda *given, name=name: self.call(name, given)))
@@ -63,6 +81,7 @@ class Actor:
     def call(self, name, given):
         answer = Future()
         self.unanswered.add(answer)
+        require_from_root(given)
         given = pickle.dumps(given)
 
         def work():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,11 @@ def calls() -> dict[str, Call]:
         "splits": Call(
             ("quantize", f16, "{}/x.gguf", "Q4_K_M", *_SMALL), ("--output-on", "workers"), n_kills=8
         ),
-        "imatrix": Call(("imatrix", q8, "-f", TEXT, *_FEW, "-o", "{}/x.gguf"), n_kills=9, span=8),
+        "imatrix": Call(
+            ("imatrix", q8, "-f", TEXT, *_FEW, "--tokenizer", str(EXAMPLE), "-o", "{}/x.gguf"),
+            n_kills=9,
+            span=8,
+        ),
         "evaluate": Call(
             ("evaluate", q8, "--base", f16, "--text", TEXT, *_FEW, "-o", "{}/x.json"), n_kills=9, span=8
         ),
@@ -63,9 +68,12 @@ def calls() -> dict[str, Call]:
 
 
 def done(call: Call, folder: Path, address: str | None = None) -> int:
-    """The exit code of the command, on a cluster or here, on one thread."""
+    """The exit code of the command, on a cluster or here, on one thread; files are named from this folder on."""
     folder.mkdir()
-    words = [word.format(folder) for word in call.words]
+    words = [
+        os.path.relpath(word) if Path(word).is_absolute() else word.format(os.path.relpath(folder))
+        for word in call.words
+    ]
     more = [] if address is None else [f"--ray={address}", *call.on_ray]
     return cli.main([*words, "--threads", "1", *more])
 

@@ -54,11 +54,15 @@ def raylets(n: int = 2) -> Iterator[Any]:
 def _started(start: Callable[[], Any]) -> Any:
     for left in reversed(range(_STARTS)):
         before = set(psutil.Process().children(recursive=True))
+        here = os.getcwd()
+        os.chdir("/")  # as on other hosts, a raylet's folder is not that of a command
         try:
             return start()
         except Exception as error:  # Ray has no class of its own for it
             if "timed out during startup" not in str(error) or not left:
                 raise
+        finally:
+            os.chdir(here)
         for process in set(psutil.Process().children(recursive=True)) - before:
             with suppress(psutil.Error):
                 process.kill()
