@@ -88,7 +88,7 @@ def test_polish_gives_the_same_bytes_again(tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("type", ["Q4_K", "IQ2_S"])
+@pytest.mark.parametrize("type", ["Q4_K", "Q2_K"])
 def test_polish_of_weights_that_stay_in_main_memory(type, tmp_path):
     """As good, whatever threads keep them, and less of the GPU's memory."""
     start, files = plain(tmp_path, type), []

@@ -3,7 +3,10 @@
 The CPU engine, being fast, goes through far more data in test_programs_cpu.py.
 """
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 from quantmill import qkernels
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.engines import engine_row
+from quantmill.qkernels.lanes import torch as lane_words
 from quantmill.qkernels.types import TYPES, TooLargeError
 from tests.support import data_kinds, oracle
 from tests.support.in_triton import case_id, interpret
@@ -94,6 +98,61 @@ def test_every_byte_is_written():
             assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+ANOTHER_NAN = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+
+
+def test_no_byte_depends_on_the_bits_of_nan(monkeypatch):
+    """Processors make 0x7fc00000 or 0xffc00000 where a result is no number, NVIDIA's GPUs 0x7fffffff."""
+    seen = []
+
+    def otherwise(word):
+        def with_another_nan(value, *more):
+            seen.append(bool(value.isnan().any()))
+            return word(torch.where(value.isnan(), ANOTHER_NAN, value), *more)
+
+        return with_another_nan
+
+    for name in ("nint", "nhalf", "lev", "trunc", "bits", "f2h"):
+        monkeypatch.setitem(lane_words.WORDS, name, otherwise(lane_words.WORDS[name]))
+    lane_words.programs.cache_clear()
+    rows = np.concatenate([data_kinds.rows(kind, 4, 512) for kind in ("dead groups", "normal")])
+    try:
+        for type, weighted in CASES:
+            importance = importance_of(weighted, rows.shape[1])
+            found = qkernels.quantize(rows, type, importance, engine="torch")
+            assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
+    finally:
+        lane_words.programs.cache_clear()
+    assert any(seen)
+
+
+SCRIPT = """
+import torch, triton, triton.language as tl
+from quantmill.qkernels.lanes.triton_words import lev, nhalf, nint
+
+@triton.jit
+def words(V, NINT, NHALF, LEV):
+    at = tl.arange(0, 4)
+    tl.store(NINT + at, nint(tl.load(V + at)))
+    tl.store(NHALF + at, nhalf(tl.load(V + at)))
+    tl.store(LEV + at, lev(tl.load(V + at), 0, 15))
+
+bits = torch.tensor([0x7FFFFFFF, 0x7FC00000, -0x400000, 0x40400000], dtype=torch.int32)
+found, halves = torch.empty(2, 4, dtype=torch.int32)
+limited = torch.empty(4)
+words[(1,)](bits.view(torch.float32), found, halves, limited)
+print(found.tolist(), halves.tolist(), limited.tolist())
+"""
+
+
+def test_tritons_nearest_integer_of_nan(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "[0, 0, 0, 3] [0, 0, 0, 2] [0.0, 0.0, 0.0, 3.0]\n", done.stderr
 
 
 @pytest.mark.parametrize("engine", ["torch", "triton", "metal"])

@@ -100,8 +100,9 @@ def from_bits(b: LaneBuilder, pattern: ir.Value) -> ir.Value:
     return b.bitcast(pattern, b.floats)
 
 
-def _nint(b: LaneBuilder, value: ir.Value) -> ir.Value:
-    pattern = to_bits(b, b.fadd(value, repeated(ROUNDER, b.floats)))
+def _nint(b: LaneBuilder, value: ir.Value, rounder: float = ROUNDER) -> ir.Value:
+    """Of a processor's own NaN, 0x7fc00000 or 0xffc00000, this is 0 as it is."""
+    pattern = to_bits(b, b.fadd(value, repeated(rounder, b.floats)))
     return b.sub(b.and_(pattern, repeated(0x7FFFFF, b.ints)), repeated(0x400000, b.ints))
 
 
@@ -158,6 +159,7 @@ _BUILDERS: Mapping[str, Callable[..., Any]] = {
     "izeros": lambda b, like: repeated(0, b.ints),
     "div": _div,
     "nint": _nint,
+    "nhalf": lambda b, value: _nint(b, value, 2 * ROUNDER),
     "rnear": _rnear,
     "trunc": _trunc,
     "i2f": lambda b, v: b.sitofp(as_lanes(b, v, b.ints), b.floats),

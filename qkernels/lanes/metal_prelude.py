@@ -16,7 +16,11 @@ inline int ishl(int a, int b) { return as_type<int>(as_type<uint>(a) << as_type<
 inline ulong offset(int i, ulong apart) { return ulong(as_type<uint>(i)) * apart; }
 
 inline int nearest_int(float v) {
-    return (as_type<int>(v + 12582912.0f) & 0x7fffff) - 0x400000;
+    return v == v ? (as_type<int>(v + 12582912.0f) & 0x7fffff) - 0x400000 : 0;
+}
+
+inline int nearest_half(float v) {
+    return v == v ? (as_type<int>(v + 25165824.0f) & 0x7fffff) - 0x400000 : 0;
 }
 
 inline int trunc_to_int(float v) {

@@ -250,6 +250,7 @@ _BUILDERS: Mapping[str, Callable[..., Any]] = {
     "sqrt": _function("precise::sqrt", "float", "float"),
     "fabs": _function("fabs", "float", "float"),
     "nint": _function("nearest_int", "float", "int"),
+    "nhalf": _function("nearest_half", "float", "int"),
     "lev": _lev,
     "rnear": _rnear,
     "trunc": _function("trunc_to_int", "float", "int"),

@@ -82,8 +82,10 @@ def _sqrt(value: torch.Tensor) -> torch.Tensor:
     return value.sqrt()
 
 
-def _nint(value: torch.Tensor) -> torch.Tensor:
-    return ((value + 12582912.0).view(torch.int32) & 0x7FFFFF) - 0x400000
+def _nint(value: torch.Tensor, rounder: float = 12582912.0) -> torch.Tensor:
+    found = ((value + rounder).view(torch.int32) & 0x7FFFFF) - 0x400000
+    # a GPU's own NaN is 0x7fffffff: of its bits the trick would make a large number, of a processor's 0
+    return found.masked_fill_(value.isnan(), 0)
 
 
 def _trunc(value: torch.Tensor) -> torch.Tensor:
@@ -212,6 +214,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "sqrt": _sqrt,
     "fabs": torch.abs,
     "nint": _nint,
+    "nhalf": lambda value: _nint(value, 25165824.0),
     "lev": _lev,
     "rnear": lambda value: (value + 12582912.0) - 12582912.0,
     "trunc": _trunc,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from quantmill.qkernels.lanes.vocabulary import (
     any_,
-    bits,
     cst,
     div,
     full,
@@ -18,6 +17,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     izeros,
     ld,
     nearest,
+    nhalf,
     sqrt,
     st,
     where,
@@ -104,14 +104,12 @@ def extent_from_search(j, V, WEIGHT, CODE, SCALE, EXTENT, LIMITS, LADDER, N):
 def plain_code(V, place, inverse, DIM, BITS):
     """The code whose digits are nearest to the weights by themselves, in the grid or not.
 
-    A digit is nint(0.5·(inverse·v - 1)). Halving is exact, so 1.5·2^24, whose neighbours are two apart, rounds the
-    doubled value as 1.5·2^23 does in `nint`, and wraps alike.
+    A digit is nint(0.5·(inverse·v - 1)).
     """
     code = izeros(inverse)
     top = 2 if BITS == 2 else 7
     for k in range(DIM):
-        doubled = inverse * ld(V, place + k) - 1.0
-        digit = (bits(doubled + 25165824.0) & 0x7FFFFF) - 0x400000
+        digit = nhalf(inverse * ld(V, place + k) - 1.0)
         code = code | (imin(imax(digit, 0), top) << (BITS * k))
     return code
 
