@@ -17,6 +17,7 @@ from bench.compile_ahead import (
     all_kernels,
     compile_for,
     decoding_kernel,
+    run_tool,
     searching_kernels,
 )
 from quantmill.qkernels.decoders import decoders
@@ -30,11 +31,13 @@ KERNELS = {kernel.name: kernel for kernel in all_kernels()}
 def inexact(result: Compiled, target: str) -> set[str]:
     """What in the code does not round as the reference does."""
     if target.startswith("sm_"):
-        return set(
-            re.findall(
-                r"\bfma\.rn\S*|\bdiv\.(?!rn\.f32)\S*f32|\bsqrt\.(?!rn\.f32)\S*|\S*\.ftz\S*", result.text
-            )
+        found = re.findall(
+            r"\bfma\.rn\S*|\bdiv\.(?!rn\.f32)\S*f32|\bsqrt\.(?!rn\.f32)\S*|\S*\.ftz\S*", result.text
         )
+        assert result.cubin is not None
+        # made of a comparison and a choice, which keep the sign of a zero; a maximum with +0 gives +0 all the same
+        minimum = r"FMNMX\S* \w+, (?:RZ, -?\w+|-?\w+, RZ), PT"
+        return {*found, *re.findall(minimum, run_tool("nvdisasm", result.cubin, "-c"))}
     # the machine code's v_fma are the steps of exact division and root; what could fuse is in the LLVM IR
     return set(
         re.findall(r"llvm\.fma\S*|llvm\.fmuladd\S*|\bcontract\b|\bfast\b|\bafn\b|\barcp\b", result.llir)

@@ -153,3 +153,12 @@ def positive_search(X, first, W, wfirst, CODE, LADDER, N, NMAX):
 def truth(v):
     """C's truth of a float: everything but the two zeros, NaN included."""
     return (bits(v) & 0x7FFFFFFF) != 0
+
+
+def above_zero(v):
+    """v > 0, asked of its bits, for what becomes zero then and else keeps the sign of its zero.
+
+    Of `where(v > 0.0, zeros(v), v)` NVIDIA's assembler makes a minimum, which of -0 and +0 gives +0.
+    """
+    pattern = bits(v)
+    return (pattern > 0) & (pattern <= 0x7F800000)

@@ -16,7 +16,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from quantmill.qkernels.programs.common import sum_of_squares
+from quantmill.qkernels.programs.common import above_zero, sum_of_squares
 
 
 def level(v, NMAX):
@@ -62,7 +62,7 @@ def scale_min_search(j, X, W, LEVEL, SCALE, MIN, INVERSE, ORIGIN, LADDER, N, NMA
         high = where(x > high, x, high)
         sw = sw + w
         sx = sx + w * x
-    low = where(low > 0.0, zeros(low), low)
+    low = where(above_zero(low), zeros(low), low)
     floor = low
     live = high > low
     inverse = div(full(low, cst(LADDER, TRIALS)), high - low)
@@ -91,7 +91,7 @@ def scale_min_search(j, X, W, LEVEL, SCALE, MIN, INVERSE, ORIGIN, LADDER, N, NMA
         determinant = sw * sll - sl * sl
         trial_scale = div(sw * sxl - sx * sl, determinant)
         trial_low = div(sll * sx - sl * sxl, determinant)
-        positive = trial_low > 0.0
+        positive = above_zero(trial_low)
         trial_scale = where(positive, div(sxl, sll), trial_scale)
         trial_low = where(positive, zeros(low), trial_low)
         if ABSOLUTE:

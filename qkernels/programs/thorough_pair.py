@@ -19,7 +19,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     where,
     zeros,
 )
-from quantmill.qkernels.programs.common import running_max
+from quantmill.qkernels.programs.common import above_zero, running_max
 from quantmill.qkernels.programs.layout import store_half
 from quantmill.qkernels.programs.rounding import inverse_or_zero
 
@@ -77,7 +77,7 @@ def wanted_pair(j, X, H, SW, SX, WANTED, WANTED_MIN, NUMERATORS, N, NMAX, TRIALS
         smallest = where(x < smallest, x, smallest)
         largest = where(x > largest, x, largest)
     if FREE == 0:
-        smallest = where(smallest > 0.0, zeros(smallest), smallest)
+        smallest = where(above_zero(smallest), zeros(smallest), smallest)
     sw = ld(SW, j)
     sx = ld(SX, j)
     mean = div(sx, sw)
