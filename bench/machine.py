@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from quantmill.qkernels import engines
+from quantmill.qkernels import drivers, engines
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("numpy", "llvmlite", "torch", "triton", "gguf", "xllamacpp")
@@ -45,7 +45,7 @@ def describe(module: str, arguments: list[str]) -> Machine:
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        devices=tuple(engines.describe(e.device) for e in engines.available_engines() if e.device != "cpu"),
+        devices=tuple(drivers.describe(e.device) for e in engines.available_engines() if e.device != "cpu"),
         system=f"{platform.system()} {platform.release()}",
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         versions=versions,

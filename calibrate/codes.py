@@ -21,7 +21,8 @@ KEPT = ("blocks", "wishes", "row_squares", "column_squares", "counts")  # what l
 _AT_FIRST = HALF - 16  # no code moves before it was trained
 _FARTHEST = 3.0  # times its usual size: what one gradient may count
 _ROWS = 256  # looked at together in the beginning
-_WEIGHTS = 1 << 18  # of blocks in which codes move together
+_WEIGHTS = 1 << 18  # of blocks in which codes move together: what stays in a processor's cache
+_WEIGHTS_ON_DEVICE = 1 << 23  # a GPU takes as long for a few as for many: 700 MB
 
 
 def can_move(type: str) -> bool:
@@ -118,7 +119,8 @@ class MovingCodes:
         if not beyond:
             return
         places = torch.nonzero(torch.cat(beyond).flatten()).squeeze(1)
-        for which in places.split(_WEIGHTS // self._row.block):
+        most = _WEIGHTS if self.blocks.device.type == "cpu" else _WEIGHTS_ON_DEVICE
+        for which in places.split(most // self._row.block):
             if len(which):  # split gives an empty part of nothing
                 self._move(matrix, which)
 

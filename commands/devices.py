@@ -41,7 +41,8 @@ def devices(
     as_json: Json = False,
 ) -> None:
     """List the devices found here, the engine that serves each, and what --device auto takes."""
-    from quantmill.qkernels.engines import available_engines, choose_engines, describe
+    from quantmill.qkernels.drivers import describe
+    from quantmill.qkernels.engines import available_engines, choose_engines
 
     found = available_engines()
     if types and not (check or bench):

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.qkernels.drivers import describe
 from quantmill.qkernels.encoders import encoder_of
-from quantmill.qkernels.engines import Engine, describe, serving
+from quantmill.qkernels.engines import Engine, serving
 from quantmill.qkernels.guarded import Guard, first_line, objections_of, within
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trial import speed

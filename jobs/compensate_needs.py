@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -66,6 +65,7 @@ def needs_of(
     from quantmill.calibrate.solver import EFFORTS
     from quantmill.models.packed import n_bytes
     from quantmill.models.walked_output import output_names
+    from quantmill.models.workers import threads_for
 
     assert loaded.source is not None
     config = loaded.model.config.get_text_config()
@@ -79,7 +79,7 @@ def needs_of(
             continue
         _, layer, kind = entry.source.split(".", 2)
         layers.setdefault(layer, {})[kind] = entry.shape
-    threads = job.threads or os.cpu_count() or 1
+    threads = threads_for(loaded.device.type, job.threads)
     setting = Setting(chunks.size, chunks.shape[1], config.hidden_size, loaded.device.type, threads, WIDEST)
     shapes = [layer_of(shapes, used) for shapes in layers.values()]
     two_streams = calibration.effort != "fast"

@@ -107,9 +107,9 @@ def prepare(jobs: Sequence[Job], opened: ExitStack) -> Ready:
     plans = [_plan(job, source, whole, importance) for job in jobs]
     engines: tuple[Engine, ...] = ()
     try:
-        engines = (
-            choose_engines(first.device) if first.ray is None else ()
-        )  # there each worker chooses its own
+        if first.ray is None:  # there each worker chooses its own
+            n_weights = sum(entry.n_weights for plan in plans for entry in plan.entries if entry.converted)
+            engines = choose_engines(first.device, n_weights, first.threads)
     except QuantizeError as error:
         plans = [_with_problem(plan, str(error)) for plan in plans]
     sinks: list[GGUFSink] = []

@@ -5,17 +5,15 @@ The CPU engine needs no torch, so nothing here imports torch before a GPU driver
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from quantmill.qkernels.drivers import gpu_driver_present, torch_devices
 from quantmill.qkernels.types import QuantizeError, QuantType, Search
 
 if TYPE_CHECKING:
@@ -93,6 +91,8 @@ class EngineRow:
         return importlib.import_module(f"quantmill.qkernels.lanes.{module}")
 
 
+# Of a thread, of the slowest type in three seconds. An H100 takes five for torch, Triton, its driver and its kernels.
+WEIGHTS_BEFORE_A_GPU = 60_000_000
 # What devices are compared by where several could do the work.
 TRIAL_TYPE = "Q4_K"
 _SLOW = "triton is not installed, torch operations are slow: pip install triton"
@@ -185,20 +185,26 @@ class Engine:
         return self.device.partition(":")[0]
 
 
-def choose_engines(device: str = "auto") -> tuple[Engine, ...]:
+def choose_engines(
+    device: str = "auto", n_weights: int | None = None, threads: int | None = None
+) -> tuple[Engine, ...]:
     """The engines for "auto", "cpu", "mps", "cuda", "cuda:1", "xpu" or several devices, "cuda:0,cuda:1".
 
     "auto" takes all CUDA or ROCm devices, else all of Intel's, on a Mac the faster of Metal and the CPU (tried once),
-    else the CPU. Raises QuantizeError for a device that is not there.
+    else the CPU. Of so few weights, where n_weights says how many, that `threads` of the CPU are done before a GPU
+    begins, it takes the CPU. Raises QuantizeError for a device that is not there.
     """
     if device == "auto":
+        few = WEIGHTS_BEFORE_A_GPU * (threads or os.cpu_count() or 1)
+        if n_weights is not None and n_weights <= few and sys.platform != "darwin":
+            return (_on("cpu", f"{n_weights / 1e6:.0f} Mweights are done before a GPU begins"),)
         return _automatic()
     return tuple(_engine_for(one.strip()) for one in device.split(","))
 
 
 def available_engines() -> tuple[Engine, ...]:
     """One engine for each device found here, the CPU last."""
-    found = [_engine_for(name) for name in _torch_devices()] if _installed("torch") else []
+    found = [_engine_for(name) for name in torch_devices()] if _installed("torch") else []
     return (*found, _on("cpu"))
 
 
@@ -210,11 +216,11 @@ def _on(device: str, why: str | None = None) -> Engine:
 def _automatic() -> tuple[Engine, ...]:
     if sys.platform == "darwin":
         return (_faster_on_a_mac(),)
-    if not _gpu_driver_present():
+    if not gpu_driver_present():
         return (_on("cpu", "no CUDA or ROCm driver found"),)
     if not _installed("torch"):
         return (_on("cpu", "there is a GPU, but torch is not installed: pip install 'quantmill[gpu]'"),)
-    devices = _torch_devices()
+    devices = torch_devices()
     for kind in ("cuda", "xpu"):
         names = [name for name in devices if name.startswith(kind)]
         if len(names) > 1:
@@ -249,7 +255,7 @@ def _engine_for(device: str) -> Engine:
         raise QuantizeError(f"unknown device {device!r}; devices: auto, cpu, cuda, cuda:N, mps, xpu")
     if not _installed("torch"):
         raise QuantizeError(f"device {device} needs torch: pip install 'quantmill[gpu]'")
-    known = _torch_devices()
+    known = torch_devices()
     name = device if number or kind == "mps" else f"{kind}:0"
     if name not in known:
         raise QuantizeError(f"device {device} is not there; torch finds {', '.join([*known, 'cpu'])}")
@@ -257,47 +263,5 @@ def _engine_for(device: str) -> Engine:
     return _on(name)
 
 
-def describe(device: str) -> str:
-    """What a device is: cores of the CPU; a GPU's name and memory as torch tells them."""
-    if device == "cpu":
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{platform.machine()}, {usable} cores"
-    import torch
-
-    if device == "mps":
-        name = getattr(torch._C, "_mps_get_name", lambda: "Apple GPU")()
-        return f"{name}, {torch.mps.recommended_max_memory() / 2**30:.0f} GiB"
-    module = torch.xpu if device.startswith("xpu") else torch.cuda
-    properties = module.get_device_properties(device)
-    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-
-
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def _torch_devices() -> list[str]:
-    import torch
-
-    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return names + [f"xpu:{i}" for i in range(torch.xpu.device_count())]
-
-
-def _gpu_driver_present() -> bool:
-    """Whether a CUDA driver has a device, or drivers of ROCm or Intel are there. torch would need a second to tell."""
-    if Path("/dev/kfd").exists() or _library("libze_loader.so.1", "ze_loader.dll"):
-        return True
-    driver = _library("libcuda.so.1", "nvcuda.dll")
-    if driver is None:
-        return False
-    count = ctypes.c_int()
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-def _library(name: str, on_windows: str) -> Any | None:
-    try:
-        return ctypes.CDLL(on_windows if sys.platform == "win32" else name)
-    except OSError:
-        return None

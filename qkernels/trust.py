@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from quantmill.qkernels.cache import cache_dir, write_atomically
-from quantmill.qkernels.engines import Engine, describe
+from quantmill.qkernels.drivers import describe
+from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.hard_blocks import hard_importance, hard_rows
 from quantmill.qkernels.types import QuantType, Search, get_type
 

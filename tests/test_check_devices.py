@@ -94,7 +94,7 @@ def test_types_without_a_check_are_refused(capsys):
 
 @pytest.fixture
 def mac(monkeypatch):
-    monkeypatch.setattr(engines, "_torch_devices", lambda: ["mps"])
+    monkeypatch.setattr(engines, "torch_devices", lambda: ["mps"])
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delenv("PYTORCH_MPS_FAST_MATH", raising=False)
 
@@ -141,8 +141,8 @@ def test_devices_are_tried_once(faults, monkeypatch):  # noqa: F811
     ],
 )
 def test_auto_takes_all_devices_of_a_kind(monkeypatch, there, taken):
-    monkeypatch.setattr(engines, "_torch_devices", lambda: there)
-    monkeypatch.setattr(engines, "_gpu_driver_present", lambda: True)
+    monkeypatch.setattr(engines, "torch_devices", lambda: there)
+    monkeypatch.setattr(engines, "gpu_driver_present", lambda: True)
     monkeypatch.setattr(sys, "platform", "linux")
     chosen = choose_engines("auto")
     assert [engine.device for engine in chosen] == taken

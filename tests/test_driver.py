@@ -125,7 +125,7 @@ def test_splits_hold_the_same_tensors(tmp_path, recipe):
 def test_several_quantizers_share_a_job(tmp_path, monkeypatch):
     """Slabs go to them in turns and come back in order."""
     two = (Engine("torch", "cpu", "a test"), Engine("cpu", "cpu", "a test"))
-    monkeypatch.setattr("quantmill.jobs.quantize_plan.choose_engines", lambda device: two)
+    monkeypatch.setattr("quantmill.jobs.quantize_plan.choose_engines", lambda device, *of: two)
     job = Job(
         str(tiny("F16")), tmp_path / "out.gguf", Recipe("Q4_0"), imatrix=IMATRIX, max_buffer_bytes=1 << 20
     )

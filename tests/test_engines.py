@@ -23,14 +23,14 @@ ON_CPU = Engine("torch", "cpu", "a test")
 
 @pytest.fixture
 def three_devices(monkeypatch):
-    monkeypatch.setattr(engines, "_torch_devices", lambda: ["cuda:0", "cuda:1", "mps"])
-    monkeypatch.setattr(engines, "_gpu_driver_present", lambda: True)
+    monkeypatch.setattr(engines, "torch_devices", lambda: ["cuda:0", "cuda:1", "mps"])
+    monkeypatch.setattr(engines, "gpu_driver_present", lambda: True)
     monkeypatch.setattr(sys, "platform", "linux")
 
 
 def test_auto_without_a_driver_is_the_cpu_and_loads_no_torch():
     code = (
-        "import sys; from quantmill.qkernels import engines; engines._gpu_driver_present = lambda: False;"
+        "import sys; from quantmill.qkernels import engines; engines.gpu_driver_present = lambda: False;"
         "(e,) = engines.choose_engines(); assert e.name == 'cpu' and 'driver' in e.why, e;"
         "assert 'torch' not in sys.modules"
     )
@@ -42,6 +42,19 @@ def test_auto_takes_the_gpus(three_devices):
         ("triton", "cuda:0"),
         ("triton", "cuda:1"),
     ]
+
+
+def test_auto_leaves_few_weights_to_the_cpu(three_devices, monkeypatch):
+    """Those that it has done before torch is there; torch is not asked."""
+    monkeypatch.setattr(engines, "torch_devices", lambda: pytest.fail("torch was asked"))
+    (few,) = choose_engines("auto", 4 * engines.WEIGHTS_BEFORE_A_GPU, 4)
+    assert (few.device, few.why) == ("cpu", "240 Mweights are done before a GPU begins")
+    monkeypatch.setattr(engines, "torch_devices", lambda: ["cuda:0"])
+    for engine in (
+        *choose_engines("auto", 4 * engines.WEIGHTS_BEFORE_A_GPU + 1, 4),
+        *choose_engines("cuda", 1, 4),
+    ):
+        assert engine.device == "cuda:0"
 
 
 @pytest.mark.parametrize(

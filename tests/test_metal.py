@@ -235,7 +235,7 @@ def test_bounds_follow_the_importance():
 @pytest.mark.parametrize("value", ["1", "", "true"])
 def test_fast_mathematics_is_refused(monkeypatch, value):
     monkeypatch.setenv("PYTORCH_MPS_FAST_MATH", value)
-    monkeypatch.setattr(engines, "_torch_devices", lambda: ["mps"])
+    monkeypatch.setattr(engines, "torch_devices", lambda: ["mps"])
     with pytest.raises(QuantizeError, match="PYTORCH_MPS_FAST_MATH is set"):
         engines.choose_engines("mps")
     metal.library.cache_clear()
