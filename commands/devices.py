@@ -100,10 +100,11 @@ def _fields(row: Checked, measured: dict[str, Limits]) -> dict[str, object]:
 def _table(rows: Sequence[Checked], measured: dict[str, Limits]) -> str:
     from quantmill.jobs.check_devices import slowest
 
-    heads = ["DEVICE", "ENGINE", "TYPE", "BYTES", "Mweights/s", "GB/s", "REGISTERS"]
+    heads = ["DEVICE", "ENGINE", "TYPE", "BYTES", "Mweights/s", "GB/s", "SEARCH ALONE", "REGISTERS"]
     lines = [tuple([*heads, "LIMITED BY", "AT MOST"] if measured else heads)]
     for row in rows:
         cells = [row.device, row.engine, row.type, _bytes(row), f"{row.mweights:.1f}", f"{row.gigabytes:.2f}"]
+        cells.append("-" if row.alone is None else f"{row.alone:.0f}")
         cells.append("-" if row.registers is None else str(row.registers))
         if measured:
             name, mweights = slowest(row, measured[row.device])

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, serving
 from quantmill.qkernels.guarded import Guard, first_line, objections_of, within
 from quantmill.qkernels.rows import row_quantizers
-from quantmill.qkernels.trial import speed
+from quantmill.qkernels.trial import speed, speed_alone
 from quantmill.qkernels.trust import Answers, ask, case_of, identity
 from quantmill.qkernels.types import TYPES, QuantType
 
@@ -30,7 +30,8 @@ _SOURCE_BYTES = 2  # a weight in F16 or BF16
 @dataclass(frozen=True)
 class Checked:
     """A type on a device. `identical`: None for the CPU engine, which is the judge. `mweights`: a second, from memory
-    to memory; `gigabytes`: F16 in and blocks out in that time. `registers`: the most of a thread, where it is known."""
+    to memory; `gigabytes`: F16 in and blocks out in that time; `alone`: of the search by itself, on a device that has
+    memory of its own. `registers`: the most of a thread, where it is known."""
 
     device: str
     engine: str
@@ -40,6 +41,7 @@ class Checked:
     different: int
     mweights: float
     gigabytes: float
+    alone: float | None
     registers: int | None
     fault: str = ""
 
@@ -71,7 +73,6 @@ def check(
 
 
 def _checked(engine: Engine, type: QuantType, seconds: float) -> Checked:
-    weighted = type.importance != "none"
     blocks = different = 0
     faults: list[str] = []
     identical = None
@@ -79,19 +80,35 @@ def _checked(engine: Engine, type: QuantType, seconds: float) -> Checked:
         verdicts = [_asked(engine, type, importance, faults) for importance in _importances(type)]
         blocks, different = (sum(v[i] for v in verdicts) for i in range(2))
         identical = not different and not faults
-    mweights, more = (0.0, []) if faults else speed(engine, type.name, seconds)
-    moved = _SOURCE_BYTES + type.bytes / type.block
-    return Checked(
+    row = Checked(
         engine.device,
         engine.name,
         type.name,
         identical,
         blocks,
         different,
-        round(mweights, 1),
-        round(mweights * moved / 1000, 3),
-        _registers(engine, type, weighted),
-        "; ".join([*faults, *more]),
+        0.0,
+        0.0,
+        None,
+        None,
+        "; ".join(faults),
+    )
+    return row if faults else timed(engine, row, seconds)
+
+
+def timed(engine: Engine, row: Checked, seconds: float) -> Checked:
+    """The row with how fast its type is."""
+    type = TYPES[row.type]
+    mweights, faults = speed(engine, type.name, seconds)
+    alone = None if faults else speed_alone(engine, type.name, seconds)
+    moved = _SOURCE_BYTES + type.bytes / type.block
+    return replace(
+        row,
+        mweights=round(mweights, 1),
+        gigabytes=round(mweights * moved / 1000, 3),
+        alone=None if alone is None else round(alone, 1),
+        registers=_registers(engine, type, type.importance != "none"),
+        fault="; ".join(faults),
     )
 
 
@@ -172,7 +189,9 @@ def _upload(engine: Engine) -> float | None:
 
 def slowest(row: Checked, found: Limits) -> tuple[str, float]:
     """What limits a file in F16 that becomes this type on this device, and Mweights a second at most."""
-    rates = {"search": row.mweights}
+    rates = (
+        {"search": row.mweights} if row.alone is None else {"main memory": row.mweights, "search": row.alone}
+    )
     for name, rate in (("disk", found.disk), ("PCIe", found.upload)):
         if rate is not None:
             rates[name] = rate * 1000 / _SOURCE_BYTES

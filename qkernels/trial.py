@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,34 @@ def speed(engine: Engine, type: str, seconds: float = _SECONDS) -> tuple[float, 
         if time.perf_counter() - started > seconds:
             break
     return weights / max(time.perf_counter() - started, 1e-9) / 1e6, faults
+
+
+def speed_alone(engine: Engine, type: str, seconds: float = _SECONDS) -> float | None:
+    """Mweights a second of the search itself, of rows that lie on the device; None where they lie there anyway, and
+    where the device fails."""
+    if engine.kind not in ("cuda", "xpu"):
+        return None
+    import torch
+
+    from quantmill.qkernels.device import encode_rows
+    from quantmill.qkernels.guarded import objections_of
+
+    stored, importance = trial_rows(type)
+    module: Any = getattr(torch, engine.kind)
+    try:
+        rows = torch.from_numpy(stored.view("<f2").astype(np.float32)).to(engine.device)
+        weights = None if importance is None else torch.from_numpy(importance).to(engine.device)
+        encode_rows(engine.row, get_type(type), rows, weights, "default")
+        module.synchronize(engine.device)
+        started, turns = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            for _ in range(8):
+                encode_rows(engine.row, get_type(type), rows, weights, "default")
+            module.synchronize(engine.device)
+            turns += 8
+    except objections_of(engine):
+        return None
+    return turns * rows.numel() / (time.perf_counter() - started) / 1e6
 
 
 def speeds(engines: Sequence[Engine]) -> dict[str, float]:

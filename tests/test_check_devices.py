@@ -1,5 +1,6 @@
 """quantmill devices --check and --bench, and how `auto` chooses, on devices that are the CPU in disguise."""
 
+from dataclasses import replace
 import json
 import sys
 
@@ -48,10 +49,13 @@ def test_a_device_that_is_wrong_and_one_that_fails(faults):  # noqa: F811
 
 
 def test_what_limits_a_file():
-    row = Checked("cuda:0", "triton", "Q4_K", True, 1, 0, 3000.0, 0, None)
+    row = Checked("cuda:0", "triton", "Q4_K", True, 1, 0, 3000.0, 0, None, None)
     assert slowest(row, Limits(None, None)) == ("search", 3000.0)
     assert slowest(row, Limits(2.0, 24.0)) == ("disk", 1000.0)
     assert slowest(row, Limits(20.0, 4.0)) == ("PCIe", 2000.0)
+    apart = replace(row, alone=9000.0)
+    assert slowest(apart, Limits(20.0, 24.0)) == ("main memory", 3000.0)
+    assert slowest(replace(apart, alone=2500.0), Limits(20.0, 24.0)) == ("search", 2500.0)
 
 
 def test_the_commands(faults, monkeypatch, tmp_path, capsys):  # noqa: F811

@@ -68,7 +68,9 @@ def faults(monkeypatch, tmp_path) -> Faults:
         monkeypatch.setattr(owner, name, found.passing(getattr(owner, name)))
     monkeypatch.setattr(trust, "hard_rows", lambda: HARD_ROWS)
     monkeypatch.setattr(trust, "cache_dir", lambda kind: tmp_path / "cache" / kind)
-    monkeypatch.setattr(quantize_plan, "choose_engines", lambda name, *of: (PLAIN if name == "cpu" else ENGINE,))
+    monkeypatch.setattr(
+        quantize_plan, "choose_engines", lambda name, *of: (PLAIN if name == "cpu" else ENGINE,)
+    )
     return found
 
 
