@@ -1,8 +1,8 @@
 """quantmill devices --check and --bench, and how `auto` chooses, on devices that are the CPU in disguise."""
 
-from dataclasses import replace
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
