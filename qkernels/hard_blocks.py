@@ -9,7 +9,8 @@ _ROWS_OF_A_KIND = 64
 
 
 def hard_rows() -> np.ndarray:
-    """f32 [512, 1024]: ties, dead, one-sided and tiny groups, outliers, few distinct values, many magnitudes."""
+    """f32 [512, 1024]: ties, dead, one-sided and tiny groups, zeros of both signs, outliers, few distinct values, many
+    magnitudes."""
     rng = np.random.default_rng(17)
     shape = (_ROWS_OF_A_KIND, N_COLS)
     normal = rng.standard_normal(shape) * 0.02
@@ -18,7 +19,7 @@ def hard_rows() -> np.ndarray:
     tiny = groups[
         -16 * N_COLS // 16 :
     ]  # of the last rows, that others can be done by GPUs that know no such numbers
-    tiny *= rng.choice([1, 1e-14, 1e-30, 1e-39], (len(tiny), 1))
+    tiny *= rng.choice([1, -0.0, 1e-14, 1e-30, 1e-39], (len(tiny), 1))
     halves = rng.integers(-15, 16, shape).reshape(-1, 32) / 2.0
     halves[:, 0] = rng.choice([8.0, -16.0, 127.0], len(halves))
     kinds = (
