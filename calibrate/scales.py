@@ -98,9 +98,8 @@ class ScaledPiece:
         assert is_trainable(self.type)
         blocks = self.piece.blocks.clone()  # of their own: what was read is a view of the file
         visits = self.device.type != "cpu" and blocks.device.type == "cpu"
-        self.piece.blocks = (
-            blocks.pin_memory() if visits else blocks
-        )  # a GPU reads those several times as fast
+        # pinned: a GPU reads them several times as fast
+        self.piece.blocks = blocks.pin_memory() if visits else blocks
         self.first = read_scales(self.piece.blocks, self.type)
         self.change = torch.zeros_like(self.first)
         self.grads = [torch.zeros_like(self.first) for _ in range(n_strands)]

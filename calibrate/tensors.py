@@ -16,9 +16,8 @@ from quantmill.models.workers import shares, tiles
 from quantmill.qkernels import get_type
 
 TILE_ROWS = 1024  # rows of a matrix decoded, multiplied and summed up at a time
-TILE_WEIGHTS = (
-    1 << 26
-)  # of a tile on a GPU, which wants few and large operations: 900 MB with all that is made of it
+# Of a tile on a GPU, which wants few and large operations: 900 MB with all that is made of it.
+TILE_WEIGHTS = 1 << 26
 LEAST_ROWS = 256  # fewer are not worth a thread
 
 

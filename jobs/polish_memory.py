@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_checks import Chunks
 from quantmill.jobs.polish_request import Job
 from quantmill.models.model import usable_device
+from quantmill.models.workers import threads_for
 
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves
 _LIBRARIES_OF_GPU = 3 << 30  # with those that torch loads for one
@@ -38,8 +38,8 @@ def needs_of(
 
     The original listens, then its weights go and the student is trained; the larger of the two.
     """
-    on_cpu = usable_device(job.device).type == "cpu"
-    threads = (job.threads or os.cpu_count() or 1) if on_cpu else 1
+    kind = usable_device(job.device).type
+    threads = threads_for(kind, job.threads)
     n_hidden, n_vocab = embedding(quant).shape[:2]
     size = dtype.itemsize
     n_ctx, n_judged = chunks.trained.shape[1], chunks.held_back.shape[1]
@@ -52,7 +52,7 @@ def needs_of(
     listening = head + layer + threads * BATCH * n_judged * inside
     training = 2 * head + layer + logits + min(AT_ONCE, threads) * strand + KEPT_BYTES
     original, student = _n_bytes(base), _n_bytes(quant)
-    if on_cpu:
+    if kind == "cpu":
         return Needs(LIBRARIES + max(original + listening, 2 * student + training + trained), 0)
     largest = max((spec.n_bytes for spec in (*quant.specs(), *base.specs())), default=0)
     if job.stream:

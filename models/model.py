@@ -228,8 +228,11 @@ def from_source(
 
     blocks_on: where the blocks of matrices lie, None: where the rest does.
     """
-    every = lambda model: lambda name: True  # noqa: E731
-    return built(LoadedModel, source, path, device, dtype, given, every, whole, blocks_on)
+    return built(LoadedModel, source, path, device, dtype, given, _everything, whole, blocks_on)
+
+
+def _everything(model: Any) -> Callable[[str], bool]:
+    return lambda name: True
 
 
 def built(
