@@ -253,7 +253,7 @@ class PartialFile:
         return self._path == self.final
 
     def forget(self) -> None:
-        """Another file has the name now."""
+        """Another file has the name now, or another run will go on with it."""
         self._path = None
         self._close()
 

@@ -177,6 +177,13 @@ class GGUFSink:
     def __exit__(self, *exception: object) -> None:
         self._discard()
 
+    def leave(self) -> None:
+        """What was written stays beside the output, for a run with `keep`."""
+        with self._lock:
+            for file in self._files:
+                file.forget()
+            self._files = []
+
     def _discard(self) -> None:
         """Remove what was written, unless the model has been given its name: then it is complete."""
         with self._lock:  # a thread that still writes finishes its part first

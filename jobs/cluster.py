@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 from quantmill.errors import MissingPackageError, one_line
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.head import reached
 
 AUTO = "auto"  # the cluster that runs on this machine, else one that lives as long as the job
 _STORE_BYTES = 200 << 20  # what a cluster of our own keeps for objects: tasks and answers are small
@@ -150,7 +152,7 @@ def require_listener(address: str) -> None:
     """Raises JobError where nobody answers; Ray itself would ask for a minute."""
     if address == AUTO:
         return
-    host, separator, port = address.rpartition(":")
+    _, separator, port = address.rpartition(":")
     if "://" in address:
         raise JobError(
             f"--ray={address}: give HOST:PORT of the cluster's head, as `ray start --head` prints it"
@@ -158,7 +160,7 @@ def require_listener(address: str) -> None:
     if not separator or not port.isdecimal():
         raise JobError(f"--ray={address}: expected HOST:PORT, or nothing for the cluster of this machine")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE) as there:
+        with reached(address, _PATIENCE) as there:
             is_ray = _speaks_grpc(there)
     except (OSError, OverflowError) as error:
         raise JobError(
@@ -186,6 +188,25 @@ def _speaks_grpc(there: socket.socket) -> bool:
     except OSError:
         return False
     return greeting[3:4] == _SETTINGS
+
+
+def head_of(ray: Any) -> str:
+    """HOST:PORT."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def got(ray: Any, answer: Any, seconds: float, why_over: Callable[[], Exception | None]) -> Any:
+    """What is answered. Raises what Ray raises, after so many seconds too, and why_over() when there is something."""
+    until = time.monotonic() + seconds
+    while True:
+        left = until - time.monotonic()
+        try:
+            return ray.get(answer, timeout=max(0.0, min(left, 1.0)))
+        except ray.exceptions.GetTimeoutError:
+            if (error := why_over()) is not None:
+                raise error from None
+            if left <= 1.0:
+                raise
 
 
 def nodes(ray: Any) -> list[Node]:

@@ -11,18 +11,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 from quantmill import __version__
 from quantmill.errors import QuantmillError, counted
-from quantmill.jobs.cluster import Node, able, nodes
-from quantmill.jobs.errors import JobError
-from quantmill.jobs.pieces import PYTHON, USUAL, Hand, Outcome, Patience, Took, Work, last_line
+from quantmill.jobs.cluster import Node, able, got, head_of, nodes
+from quantmill.jobs.errors import HeadLost, JobError
+from quantmill.jobs.head import HeadWatch
+from quantmill.jobs.inbox import Inbox
+from quantmill.jobs.pieces import PYTHON, USUAL, Hand, Outcome, Patience, Took, Work, last_line, sound
 from quantmill.jobs.watcher import Watcher
-from quantmill.qkernels.types import DeviceFault
 
 _LOSSES = 50  # carriers that may be lost
 
@@ -54,8 +54,8 @@ class Crew:
         self._losses = 0
         self._why = f"none in {patience.begin:.0f} s, as processors are taken (`ray status` shows by what)"
         self._coming: list[Hand] = []  # in place of lost ones; for the thread that reads
-        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()  # what answers lead to
-        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._inbox = Inbox(when_idle=self._double_slow)
+        self._head = HeadWatch(head_of(ray), self._without_head)
 
     @property
     def at_once(self) -> int:
@@ -64,7 +64,8 @@ class Crew:
     def __enter__(self) -> Crew:
         """Raises JobError where a host cannot do the work, or none begins."""
         hosts = able(nodes(self._ray), self._memory, self._watcher.warn)
-        self._reading.start()
+        self._inbox.start()
+        self._head.start()
         hands = [self._hand(node) for node in hosts]
         answers = [hand.actor.ready.remote(__version__) for hand in hands]
         self.found: list[Any] = []  # what the carriers said when they were ready
@@ -75,7 +76,7 @@ class Crew:
                 raise JobError(f"no worker has begun on {counted(len(hosts), 'host')}: {self._why}")
         except BaseException:
             self._kill([hand for hand in hands if not hand.is_lost])
-            self._inbox.put(None)
+            self._stop()
             raise
         self.begun = tuple(self.hands)
         names = ", ".join(sorted({hand.node.name for hand in self.begun}))
@@ -84,7 +85,7 @@ class Crew:
 
     def _begin(self, hand: Hand, answer: Any) -> None:
         try:
-            outcome = self._ray.get(answer, timeout=self._patience.begin)
+            outcome = got(self._ray, answer, self._patience.begin, self._why_over)
         except (self._ray.exceptions.GetTimeoutError, self._ray.exceptions.RayActorError) as error:
             if isinstance(error, self._ray.exceptions.RayActorError):
                 self._why = last_line(error)
@@ -93,7 +94,7 @@ class Crew:
             return
         except self._ray.exceptions.RayTaskError as error:
             raise JobError(f"{hand.node.name}: quantmill does not run there: {last_line(error)}") from error
-        self.found.append(self.sound(outcome))
+        self.found.append(sound(outcome, self._watcher.warn))
         self.hands.append(hand)
 
     def __exit__(self, *exception: object) -> None:
@@ -101,12 +102,13 @@ class Crew:
             self._give_up("the run is over")
             hands, self.hands = self.hands, []
         self._kill(hands)
-        self._inbox.put(None)
-        self._reading.join()
+        self._stop()
         self._kill(self._coming)
-        for work in self._under_way:
-            if not work.done.done():
-                work.done.set_exception(self.error)
+        self._settle()
+
+    def _stop(self) -> None:
+        self._head.stop()
+        self._inbox.stop(wait=not isinstance(self.error, HeadLost))
 
     def _kill(self, hands: Sequence[Hand]) -> None:
         for hand in hands:
@@ -126,21 +128,6 @@ class Crew:
             scheduling_strategy=strategy,
         )
         return Hand(node, kind.remote(self._task(node)))
-
-    def _read(self) -> None:
-        while True:
-            try:
-                work = self._inbox.get(timeout=1.0)
-            except Empty:
-                self._double_slow()
-                continue
-            if work is None:
-                return
-            work()
-
-    def _when_answered(self, answer: Future[Any], work: Callable[..., None], *given: Any) -> None:
-        """work(*given, answer), not on Ray's own thread, on which nothing may wait."""
-        answer.add_done_callback(lambda _: self._inbox.put(partial(work, *given, answer)))
 
     # Pieces
 
@@ -175,7 +162,7 @@ class Crew:
             work.sent[hand] = time.monotonic()
             self._under_way[work] = None
             answer = hand.actor.carry.remote(work.piece).future()
-        self._when_answered(answer, self._answered, hand, work)
+        self._inbox.when_answered(answer, self._answered, hand, work)
 
     def _send_waiting(self) -> None:
         with self.lock:
@@ -203,16 +190,18 @@ class Crew:
         try:
             if error is not None:
                 raise JobError(f"{hand.node.name}: {last_line(error)}")
-            found = self.sound(answer.result())
+            found = sound(answer.result(), self._watcher.warn)
         except QuantmillError as wrong:
             with self.lock:
                 self.error = self.error or wrong
-            work.done.set_exception(wrong)
+            with suppress(InvalidStateError):  # the head was lost meanwhile
+                work.done.set_exception(wrong)
             return
         with self.lock:
             self._took.add(work.piece, time.monotonic() - began)
         self._send_waiting()
-        work.done.set_result((hand, found))
+        with suppress(InvalidStateError):
+            work.done.set_result((hand, found))
         self._double_slow()
 
     def _double_slow(self) -> None:
@@ -233,24 +222,20 @@ class Crew:
                     )
                     self._give(work, hand)
 
-    def sound(self, outcome: Outcome) -> Any:
-        """What it found; its warnings are passed on. Raises what went wrong."""
-        for line in outcome.warnings:
-            self._watcher.warn(f"{outcome.host}: {line}")
-        if outcome.error is not None:
-            raise DeviceFault(outcome.error) if outcome.fault else JobError(outcome.error)
-        return outcome.found
-
     def finish(self, hand: Hand) -> Any:
         """What the carrier's `finish` finds; None where it was lost."""
         try:
-            return self.sound(self._ray.get(hand.actor.finish.remote(), timeout=self._patience.finish))
+            answer = hand.actor.finish.remote()
+            return sound(got(self._ray, answer, self._patience.finish, self._why_over), self._watcher.warn)
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
             self._ray.kill(hand.actor)  # one that does not answer must not write any more
-            self._inbox.put(partial(self._lost, hand))
+            self._inbox.put(self._lost, hand)
             return None
 
     # Losses
+
+    def _why_over(self) -> Exception | None:
+        return self.error
 
     def _lost(self, hand: Hand) -> None:
         with self.lock:
@@ -265,7 +250,9 @@ class Crew:
         self._watcher.warn(f"{hand.node.name}: a worker was lost; what it was doing is done again")
         replacement = self._hand(hand.node, only_there=False)
         self._coming.append(replacement)
-        self._when_answered(replacement.actor.ready.remote(__version__).future(), self._replaced, replacement)
+        self._inbox.when_answered(
+            replacement.actor.ready.remote(__version__).future(), self._replaced, replacement
+        )
         timer = threading.Timer(self._patience.begin, self._give_up_without_hands)
         timer.daemon = True
         timer.start()
@@ -280,7 +267,7 @@ class Crew:
             if self.error is not None or hand.is_lost:
                 return
             try:
-                self.sound(answer.result())
+                sound(answer.result(), self._watcher.warn)
             except QuantmillError as error:
                 self._give_up(str(error))
                 return
@@ -293,8 +280,21 @@ class Crew:
             if self.error is None and not self.hands:
                 self._give_up("all workers were lost, and none begins in their place")
 
-    def _give_up(self, why: str) -> None:
-        self.error = self.error or JobError(why)
+    def _without_head(self, why: str) -> None:
+        """Nothing is waited for: Ray tells nobody any more who is lost, and does not answer the thread that reads."""
+        with self.lock:
+            self._give_up(why, HeadLost)
+        self._settle()
+
+    def _settle(self) -> None:
+        with self.lock:
+            under_way = list(self._under_way)
+        for work in under_way:
+            with suppress(InvalidStateError):
+                work.done.set_exception(self.error)
+
+    def _give_up(self, why: str, kind: type[JobError] = JobError) -> None:
+        self.error = self.error or kind(why)
         waiting, self._waiting = self._waiting, deque()
         for work in waiting:
             work.done.set_exception(self.error)

@@ -9,5 +9,9 @@ class JobError(QuantmillError):
     """A job that cannot be done; the message names the tensor and the way out."""
 
 
+class HeadLost(JobError):
+    """The head of a Ray cluster does not answer any more. What was finished stays, to be gone on with."""
+
+
 class PlanError(ProblemsError, JobError):
     """What planning found: nothing has been written, and `problems` says all of it."""

@@ -18,7 +18,8 @@ def where(slab: Slab) -> Where:
 
 
 class FinishedRows:
-    """A context manager that is empty where it is left: a run that ends otherwise than by being killed leaves nothing.
+    """A context manager that removes its files: a run that ends otherwise than by being killed leaves nothing, unless
+    it says so.
 
     outputs: links followed, not there yet; beside each lies `<output>.quantmill-rows`. run: a hash of all that decides
     the rows and where they lie. The first line of each file holds it, each other line of the first file slabs that
@@ -63,6 +64,10 @@ class FinishedRows:
         self._file.write(json.dumps(value) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def leave(self) -> None:
+        """They stay for the next run."""
+        self.paths = []
 
     def __enter__(self) -> FinishedRows:
         return self

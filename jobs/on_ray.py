@@ -12,6 +12,7 @@ from quantmill.gguf_io import GGUFSink, TensorSource
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.carrier import inputs_of
 from quantmill.jobs.cluster_line import ClusterLine
+from quantmill.jobs.errors import HeadLost
 from quantmill.jobs.finished_rows import FinishedRows
 from quantmill.jobs.line import Clock
 from quantmill.jobs.quantize_request import Job
@@ -34,10 +35,16 @@ def carry_on_ray(
     """All rows of all entries of each sink; seconds of the steps, of all workers together, and their engines.
 
     ray: connected; rows: finished before, and where finished ones are noted.
-    Raises JobError for a cluster that cannot be used, and what the work raises.
+    Raises JobError for a cluster that cannot be used, and what the work raises; HeadLost where outputs and notes stay.
     """
-    with ClusterLine(ray, job, source, sinks, importance, rows, watcher) as line:
-        carry(line, entries, job.max_buffer_bytes, watcher)
+    try:
+        with ClusterLine(ray, job, source, sinks, importance, rows, watcher) as line:
+            carry(line, entries, job.max_buffer_bytes, watcher)
+    except HeadLost:
+        rows.leave()
+        for sink in sinks:
+            sink.leave()
+        raise
     return line.clock, line.engines
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from quantmill.jobs.cluster import Node
+from quantmill.jobs.errors import JobError
+from quantmill.qkernels.types import DeviceFault
 
 _KNOWN = 3  # pieces of a kind that must be done before one is called slow
 PYTHON = 512 << 20  # bytes that a carrier takes for itself: Python, torch
@@ -85,6 +88,15 @@ class Took:
         """Of the latest of this kind; None while there are too few."""
         seconds = self._seconds.get(type(piece), ())
         return statistics.median(seconds) if len(seconds) >= _KNOWN else None
+
+
+def sound(outcome: Outcome, warn: Callable[[str], None]) -> Any:
+    """What it found; its warnings are passed on. Raises what went wrong."""
+    for line in outcome.warnings:
+        warn(f"{outcome.host}: {line}")
+    if outcome.error is not None:
+        raise DeviceFault(outcome.error) if outcome.fault else JobError(outcome.error)
+    return outcome.found
 
 
 def last_line(error: BaseException) -> str:

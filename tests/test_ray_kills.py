@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from tests.support.ray_jobs import Expected, calls, carriers, done, found, left_running
+from quantmill import cli
+from tests.support.ray_jobs import Expected, calls, carriers, done, found, left_running, running
 from tests.support.raylets import add_raylet, raylets
 
 pytestmark = pytest.mark.slow
@@ -58,9 +59,9 @@ class Killer(threading.Thread):
         if workers and self.chance.random() < 0.3:
             self.killed = "a raylet"
             self.cluster.remove_node(workers[0], allow_graceful=False)
-        elif running := carriers():
+        elif left := carriers():
             self.killed = "a worker"
-            self.chance.choice(running).kill()
+            self.chance.choice(left).kill()
 
 
 @pytest.mark.parametrize(("name", "seed"), KILLS)
@@ -100,24 +101,45 @@ def assert_sound(code, said, folder, name, wanted):
     assert not left_running()
 
 
+def begun(call, folder, address):
+    """A process that has workers."""
+    pipe, words = subprocess.PIPE, [word.format(folder) for word in call.words]
+    more = ["--threads", "1", f"--ray={address}", *call.on_ray]
+    command = [sys.executable, "-m", "quantmill", *words, *more]
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    while not carriers():
+        assert process.poll() is None
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize("name", ["quantize", "imatrix"])
+def test_the_head_of_the_cluster_is_lost(tmp_path, expected, name):
+    """And the workers, of which nobody tells then."""
+    wanted, call = expected(name), calls()[name]
+    with raylets(2) as cluster, begun(call, tmp_path, cluster.address) as process:
+        assert process.stderr is not None
+        assert next(line for line in process.stderr if " on Ray: " in line)
+        for lost in [*running("gcs_server"), *carriers()]:
+            lost.kill()
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: the head of the Ray cluster at ")
+    assert "Traceback" not in said
+    assert not found(tmp_path)
+    words = [*(word.format(tmp_path) for word in call.words), "--threads", "1", "--resume"]
+    if name == "quantize":
+        with raylets(1) as cluster:
+            assert cli.main([*words, f"--ray={cluster.address}"]) == 0
+    else:
+        assert cli.main(words) == 0
+    assert found(tmp_path) == wanted
+
+
 @pytest.mark.parametrize("name", calls())
 def test_an_interrupt(tmp_path, cluster, name):
     call, chance = calls()[name], random.Random(name)
-    words = [word.format(tmp_path) for word in call.words]
-    command = [
-        sys.executable,
-        "-m",
-        "quantmill",
-        *words,
-        "--threads",
-        "1",
-        f"--ray={cluster.address}",
-        *call.on_ray,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not carriers():
-            assert process.poll() is None
-            time.sleep(0.1)
+    with begun(call, tmp_path, cluster.address) as process:
         time.sleep(chance.uniform(0, call.span / 2))
         process.send_signal(signal.SIGINT)
         said = process.communicate()[1]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quantmill.jobs import cluster, cluster_line
+from quantmill.jobs import cluster, cluster_line, head
+from quantmill.jobs.errors import HeadLost
 from quantmill.jobs.quantize import run
 from quantmill.jobs.quantize_request import Job
 from quantmill.jobs.watcher import Silent
@@ -120,5 +121,43 @@ def test_damaged_notes_count_for_nothing(tmp_path, monkeypatch, noted):
     assert any("x.gguf.quantmill-rows: is damaged, so the run begins anew" in line for line in said) is bool(
         noted
     )
+    assert (tmp_path / "x.gguf").read_bytes() == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole.gguf", "x.gguf"]
+
+
+class Losing(Listening):
+    """Loses the head when some of the work is done."""
+
+    def __init__(self, fake, pieces):
+        super().__init__()
+        self.fake, self.left = fake, pieces
+
+    def progressed(self, amount, what=""):
+        self.left -= 1
+        if self.left == 0:
+            self.fake.head.close()
+            for actor in self.fake.actors:  # its host and all that was there is gone, and nobody says so
+                actor.dead.set()
+
+
+def test_a_cluster_whose_head_is_lost(tmp_path, monkeypatch):
+    """One clear error instead of Ray's, which ends the process; the next run goes on from what was finished."""
+    whole = run(replace(job(tmp_path / "whole.gguf"), ray=None)).paths[0].read_bytes()
+    for name, seconds in (("EVERY", 0.05), ("LOST", 0.3)):
+        monkeypatch.setattr(head, name, seconds)
+    monkeypatch.setattr(cluster_line, "EVERY", 0.05)
+    fake = Cluster(1, slow={"n0": 0.2})
+    monkeypatch.setattr(cluster, "ray_module", lambda: fake)
+    with pytest.raises(
+        HeadLost, match=rf"the head of the Ray cluster at {fake.address} has not answered for"
+    ):
+        run(job(tmp_path / "x.gguf"), Losing(fake, 4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "whole.gguf",
+        "x.gguf.quantmill-partial",
+        "x.gguf.quantmill-rows",
+    ]
+    _, notes = gone_on(monkeypatch, job(tmp_path / "x.gguf", resume=True))
+    assert next(int(note.split()[0]) for note in notes if "done before" in note) >= 1
     assert (tmp_path / "x.gguf").read_bytes() == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["whole.gguf", "x.gguf"]

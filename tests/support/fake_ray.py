@@ -1,6 +1,7 @@
 """As much of Ray as a crew needs, on threads of this process: what is sent is pickled, actors can be lost or slow."""
 
 import pickle
+import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -137,6 +138,8 @@ class Cluster:
         self.n_nodes, self.cpus, self.slow, self.losses = n_nodes, cpus, slow or {}, set(losses)
         self.carried, self.lock, self.loading = 0, threading.Lock(), threading.Lock()
         self.actors = []
+        self.head = socket.create_server(("127.0.0.1", 0))  # to be closed where it is lost
+        self.address = "{}:{}".format(*self.head.getsockname())
         names = (RayActorError, ObjectLostError, GetTimeoutError, RayTaskError)
         self.exceptions = SimpleNamespace(**{one.__name__: one for one in names})
         affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
@@ -145,12 +148,16 @@ class Cluster:
     def is_initialized(self):
         return False
 
+    def get_runtime_context(self):
+        return SimpleNamespace(gcs_address=self.address)
+
     def init(self, **options):
         pass
 
     def shutdown(self):
         for actor in self.actors:
             actor.lose()
+        self.head.close()
 
     def nodes(self):
         return [

@@ -125,16 +125,21 @@ class Expected:
 def left_running(seconds: float = 10.0) -> list[psutil.Process]:
     """Workers that have not ended in so many seconds. Ray tells them to, and does not wait for it."""
     deadline = time.monotonic() + seconds
-    while (running := carriers()) and time.monotonic() < deadline:
+    while (left := carriers()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return running
+    return left
 
 
 def carriers() -> list[psutil.Process]:
     """Workers that run now below this process."""
-    running = []
+    return running("Carrier")
+
+
+def running(word: str) -> list[psutil.Process]:
+    """Processes below this one whose command has the word."""
+    found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "Carrier" in " ".join(process.cmdline()):
-                running.append(process)
-    return running
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+    return found
