@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from quantmill.cli import main
@@ -56,6 +57,25 @@ def test_what_limits_a_file():
     apart = replace(row, alone=9000.0)
     assert slowest(apart, Limits(20.0, 24.0)) == ("main memory", 3000.0)
     assert slowest(replace(apart, alone=2500.0), Limits(20.0, 24.0)) == ("search", 2500.0)
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "Q4_K", "IQ2_XS"])
+def test_how_fast_a_search_is_alone(type, monkeypatch):
+    """On the CPU as if it were CUDA; each turn is waited for."""
+    waits = []
+    engine = Engine("torch", "cpu", "a test")
+    assert trial.speed_alone(engine, type, 0.01) is None
+    monkeypatch.setattr(Engine, "kind", property(lambda engine: "cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    monkeypatch.setattr(trial, "trial_rows", lambda type: (rows_of_f16(), np.ones(512, np.float32)))
+    found = trial.speed_alone(engine, type, 0.01)
+    assert found is not None
+    assert 0 < found < 1000
+    assert len(waits) > 1
+
+
+def rows_of_f16():
+    return np.random.default_rng(3).standard_normal((8, 512), np.float32).astype("<f2").view(np.uint8)
 
 
 def test_the_commands(faults, monkeypatch, tmp_path, capsys):  # noqa: F811
