@@ -61,7 +61,7 @@ class Way:
 
 class ScaledPiece:
     """One GGUF tensor. first, change, and of each strand (strands.py) grads: [n_matrices, n_rows, n_blocks, n_values]
-    f32, none where nothing moves.
+    f32, none where nothing moves; values are the scales of a block, and those of its groups where these move too.
 
     The rows are the Piece's, which fill.py has put into Hugging Face order where the file has another. The blocks, and
     all that is kept of them, lie where the Piece has them; what is decoded lies on `device`, where products are made.
@@ -75,6 +75,7 @@ class ScaledPiece:
     rates: torch.Tensor | None = None
     codes: MovingCodes | None = None
     code_rate = 0.0
+    _within = False
 
     def __init__(self, piece: Piece, device: torch.device) -> None:
         self.piece, self.device = piece, device
@@ -100,11 +101,12 @@ class ScaledPiece:
         visits = self.device.type != "cpu" and blocks.device.type == "cpu"
         # pinned: a GPU reads them several times as fast
         self.piece.blocks = blocks.pin_memory() if visits else blocks
-        self.first = read_scales(self.piece.blocks, self.type)
+        self._within = sub_scales > 0
+        self.first = read_scales(self.piece.blocks, self.type, self._within)
         self.change = torch.zeros_like(self.first)
         self.grads = [torch.zeros_like(self.first) for _ in range(n_strands)]
         n_scales = len(get_type(self.type).scales)
-        rates = [scales] * n_scales + [sub_scales] * (n_values(self.type) - n_scales)
+        rates = [scales] * n_scales + [sub_scales] * (n_values(self.type, self._within) - n_scales)
         self.rates = torch.tensor(rates, dtype=torch.float32, device=self.first.device)
 
     def decoded(self, matrix: int, rows: slice | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -147,7 +149,7 @@ class ScaledPiece:
         codes from the same product."""
         here, rows = self.piece.blocks.device, self._here(rows)
         products, sums = (torch.cat(parts).to(here) for parts in zip(*heard, strict=True))
-        found = gradient(self.piece.blocks[matrix][rows], self.type, products, sums)
+        found = gradient(self.piece.blocks[matrix][rows], self.type, products, sums, self._within)
         self.grads[strand][matrix][rows] += found
         if self.codes is not None:
             self.codes.heard(matrix)

@@ -30,7 +30,7 @@ MOST_CODES = 4_000_000_000  # what wishes of more of them take no workstation GP
 STATE = 16  # of these, what a run that was stopped goes on from: the change, the best one, the two moments
 FINE_BITS = 6.3  # from here on a rounding to bfloat16 is felt beside that of the quantization
 _COMPENSATED = "quantmill.calibrate."  # keys of such a file
-VERSION = 8  # of the arithmetic: another gives other bytes, and an old run is not gone on with
+VERSION = 9  # of the arithmetic: another gives other bytes, and an old run is not gone on with
 
 
 def plan_of(
@@ -45,11 +45,11 @@ def plan_of(
     coarse = quantized_base(base)
     lost = f"the base is quantized itself ({coarse}): what it lost cannot be won back"
     rates = rates_of(job, quant)
-    n_scales = sum(_n_scales(spec) for spec in quant.specs() if rates.of(spec.type) > 0)
+    n_scales = sum(_n_scales(rates, spec) for spec in quant.specs() if rates.of(spec.type) > 0)
     n_vectors = sum(spec.n_cols for spec in quant.specs() if len(spec.shape) == 1 and spec.type == "F32")
     n_moving = n_scales + (n_vectors if rates.vectors else 0)
     n_still = sum(  # scales that stay have their memory all the same where the codes move
-        _n_scales(spec)
+        _n_scales(rates, spec)
         for spec in quant.specs()
         if rates.of(spec.type) == 0 and rates.moves_blocks(spec.name, spec.type)
     )
@@ -166,7 +166,11 @@ def _n_codes(rates: Rates, quant: TensorSource) -> int:
     return sum(spec.n_cols * spec.n_rows for spec in quant.specs() if rates.moves_codes(spec.name, spec.type))
 
 
-def _n_scales(spec: TensorSpec) -> int:
+def _n_scales(rates: Rates, spec: TensorSpec) -> int:
     if not is_trainable(spec.type):
         return 0
-    return spec.n_rows * (spec.n_cols // get_type(spec.type).block) * n_values(spec.type)
+    return (
+        spec.n_rows
+        * (spec.n_cols // get_type(spec.type).block)
+        * n_values(spec.type, rates.sub_scales.get(spec.type, 0.0) > 0)
+    )

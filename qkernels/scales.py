@@ -31,15 +31,16 @@ def is_continuous(type: str) -> bool:
     return is_trainable(type) and all(format in CONTINUOUS for format, _ in row.scales)
 
 
-def n_values(type: str) -> int:
-    """How many numbers of a block can be moved: its scales, then the scales of its groups, then their minimums."""
-    sub = sub_scales_of(type)
+def n_values(type: str, within: bool = True) -> int:
+    """How many numbers of a block can be moved: its scales, then, where `within`, the scales of its groups and their
+    minimums."""
+    sub = sub_scales_of(type) if within else None
     return len(get_type(type).scales) + (0 if sub is None else sub.n * (1 if sub.min_range is None else 2))
 
 
-def read_scales(blocks: torch.Tensor, type: str) -> torch.Tensor:
+def read_scales(blocks: torch.Tensor, type: str, within: bool = True) -> torch.Tensor:
     """What can be moved of blocks [..., row_bytes] u8: [..., n_blocks, n_values] f32."""
-    row, sub = get_type(type), sub_scales_of(type)
+    row, sub = get_type(type), sub_scales_of(type) if within else None
     fields = _blocks(blocks, row)
     scales = torch.stack([_read(fields, format, place) for format, place in row.scales], -1)
     return scales if sub is None else torch.cat([scales, sub.read(fields)], -1)
@@ -48,9 +49,10 @@ def read_scales(blocks: torch.Tensor, type: str) -> torch.Tensor:
 def write_scales(blocks: torch.Tensor, type: str, values: torch.Tensor) -> None:
     """Put values, as `read_scales` gives them, into blocks [..., row_bytes] u8, each the nearest of its format.
 
-    A value beyond the format becomes its largest.
+    A value beyond the format becomes its largest. Where there are none of the groups, these stay.
     """
-    row, sub = get_type(type), sub_scales_of(type)
+    row = get_type(type)
+    sub = sub_scales_of(type) if values.shape[-1] > len(row.scales) else None
     fields = _blocks(blocks, row)
     for number, (format, place) in enumerate(row.scales):
         _write(fields, format, place, values[..., number])
@@ -64,7 +66,9 @@ def group_of(type: str) -> int:
     return row.block // (sub.n if sub is not None else (len(row.scales) if row.parts else 1))
 
 
-def gradient(blocks: torch.Tensor, type: str, products: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+def gradient(
+    blocks: torch.Tensor, type: str, products: torch.Tensor, sums: torch.Tensor, within: bool = True
+) -> torch.Tensor:
     """What a relative change of each value does to L: [n_rows, n_blocks, n_values] f32.
 
     products, sums: of dL/dW with the decoded blocks, and of itself, over every `group_of` columns (pulls.of_groups);
@@ -83,7 +87,7 @@ def gradient(blocks: torch.Tensor, type: str, products: torch.Tensor, sums: torc
     kinds = [rise] if fall is None else [rise, fall]
     if n_groups == 1:
         return torch.cat(kinds, -1)
-    return torch.cat([kind.sum(-1, keepdim=True) for kind in kinds] + kinds, -1)
+    return torch.cat([kind.sum(-1, keepdim=True) for kind in kinds] + (kinds if within else []), -1)
 
 
 def _minimums(blocks: torch.Tensor, row: QuantType) -> torch.Tensor | None:

@@ -94,6 +94,23 @@ def test_sub_scales_are_the_lattices(type):
 
 
 @pytest.mark.parametrize("type", [name for name in QUANTIZED if sub_scales_of(name)])
+def test_scales_move_without_those_of_groups(type):
+    """They are the first values, with the same gradient, and writing them leaves the others."""
+    blocks = blocks_of(type)
+    own = scales.read_scales(blocks, type, within=False)
+    assert own.shape[-1] == scales.n_values(type, within=False) == len(TYPES[type].scales)
+    every = scales.read_scales(blocks, type)
+    assert torch.equal(own, every[..., : own.shape[-1]])
+    every[..., : own.shape[-1]] *= 2
+    assert torch.equal(written(blocks, type, 2 * own), written(blocks, type, every))
+    n_groups = every.shape[-2] * TYPES[type].block // scales.group_of(type)
+    products, sums = torch.randn(2, len(blocks), n_groups)
+    whole = scales.gradient(blocks, type, products.clone(), sums.clone())
+    found = scales.gradient(blocks, type, products, sums, within=False)
+    assert torch.equal(found, whole[..., : own.shape[-1]])
+
+
+@pytest.mark.parametrize("type", [name for name in QUANTIZED if sub_scales_of(name)])
 def test_sub_scales_go_to_the_nearest_and_never_to_zero(type):
     blocks = blocks_of(type)
     sub = sub_scales_of(type)
