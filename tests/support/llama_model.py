@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,19 +160,80 @@ class LlamaVocabulary:
         self._llama.llama_model_free(self._model)
 
 
-def encodes_images(projector: Path, text: Path) -> bool:
-    """Whether llama.cpp's mtmd loads a --mmproj file beside a text model, and encodes an empty image with it."""
+class _Words(ctypes.Structure):
+    """mtmd.h: mtmd_input_text."""
+
+    _fields_ = (
+        ("text", ctypes.c_char_p),
+        ("text_len", ctypes.c_size_t),
+        ("add_special", ctypes.c_bool),
+        ("parse_special", ctypes.c_bool),
+    )
+
+
+# Positions in mtmd_context_params, counted in 32-bit words (mtmd.h): threads, fewest and most tokens of an image.
+_MTMD_THREADS, _FEWEST, _MOST = 5, 12, 13
+_IMAGE = 1  # mtmd.h: MTMD_INPUT_CHUNK_TYPE_IMAGE
+_P, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+
+
+@functools.cache
+def _mtmd() -> ctypes.CDLL:
     llama = _llama()
     llama.mtmd_log_set(_QUIET, None)
     llama.mtmd_context_params_default.restype = _Params
-    llama.mtmd_init_from_file.restype = ctypes.c_void_p
-    llama.mtmd_init_from_file.argtypes = [ctypes.c_char_p, ctypes.c_void_p, _Params]
-    llama.mtmd_support_vision.argtypes = llama.mtmd_free.argtypes = [ctypes.c_void_p]
-    llama.mtmd_support_vision.restype = ctypes.c_bool
+    llama.mtmd_init_from_file.restype = llama.mtmd_bitmap_init.restype = _P
+    llama.mtmd_input_chunks_init.restype = llama.mtmd_input_chunks_get.restype = _P
+    llama.mtmd_input_chunks_size.restype = llama.mtmd_input_chunk_get_n_tokens.restype = _SIZE
+    llama.mtmd_default_marker.restype = ctypes.c_char_p
+    llama.mtmd_get_output_embd.restype = ctypes.POINTER(ctypes.c_float)
+    llama.mtmd_init_from_file.argtypes = [ctypes.c_char_p, _P, _Params]
+    llama.mtmd_bitmap_init.argtypes = [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_char_p]
+    llama.mtmd_tokenize.argtypes = [_P, _P, ctypes.POINTER(_Words), _P, _SIZE]
+    llama.mtmd_input_chunks_get.argtypes = [_P, _SIZE]
+    llama.mtmd_encode_chunk.argtypes = [_P, _P]
+    for name in ("free", "bitmap_free", "input_chunks_free", "input_chunks_size", "get_output_embd"):
+        getattr(llama, f"mtmd_{name}").argtypes = [_P]
+    for name in ("get_type", "get_n_tokens"):
+        getattr(llama, f"mtmd_input_chunk_{name}").argtypes = [_P]
+    llama.llama_model_n_embd.argtypes = [_P]
+    return llama
+
+
+def embeddings_of_images(
+    projector: Path, text: Path, images: Sequence[np.ndarray], most: int = 0
+) -> list[np.ndarray]:
+    """What llama.cpp's mtmd makes of images [height, width, 3] u8 with a --mmproj file beside a text model: float32
+    [n_tokens, n_embd] of each. most: tokens that an image may have at most, 0: as many as the model says."""
+    mtmd = _mtmd()
+    params = mtmd.mtmd_context_params_default()
+    assert (params.words[_MTMD_THREADS], params.words[_FEWEST], params.words[_MOST]) == (4, -1, -1)
+    params.words[_MTMD_THREADS] = 1
+    if most:
+        params.words[_FEWEST], params.words[_MOST] = 1, most
     with LlamaModel(text) as model:
-        found = llama.mtmd_init_from_file(bytes(projector), model._model, llama.mtmd_context_params_default())
-        if not found:
-            return False
-        sees = bool(llama.mtmd_support_vision(found))
-        llama.mtmd_free(found)
-        return sees
+        context = mtmd.mtmd_init_from_file(bytes(projector), model._model, params)
+        if not context:
+            raise RuntimeError(f"llama.cpp's mtmd does not load {projector}")
+        found = [_embeddings(mtmd, context, model, image) for image in images]
+        mtmd.mtmd_free(context)
+    return found
+
+
+def _embeddings(mtmd: ctypes.CDLL, context: Any, model: LlamaModel, image: np.ndarray) -> np.ndarray:
+    bitmap = mtmd.mtmd_bitmap_init(image.shape[1], image.shape[0], image.tobytes())
+    chunks, marker = mtmd.mtmd_input_chunks_init(), mtmd.mtmd_default_marker()
+    assert (
+        mtmd.mtmd_tokenize(context, chunks, _Words(marker, len(marker), False, True), (_P * 1)(bitmap), 1)
+        == 0
+    )
+    rows = []
+    for i in range(mtmd.mtmd_input_chunks_size(chunks)):
+        chunk = mtmd.mtmd_input_chunks_get(chunks, i)
+        if mtmd.mtmd_input_chunk_get_type(chunk) == _IMAGE:
+            assert mtmd.mtmd_encode_chunk(context, chunk) == 0
+            shape = mtmd.mtmd_input_chunk_get_n_tokens(chunk), mtmd.llama_model_n_embd(model._model)
+            rows.append(np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(context), shape).copy())
+    mtmd.mtmd_input_chunks_free(chunks)
+    mtmd.mtmd_bitmap_free(bitmap)
+    return np.concatenate(rows)
