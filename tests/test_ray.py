@@ -61,8 +61,7 @@ def kill_a_worker():
             return
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 3, 6])
+@pytest.mark.parametrize("kills", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 6))])
 def test_killed_workers_change_nothing(tmp_path, cluster, kills):
     job = Job(
         str(tiny("F16")), tmp_path / "a.gguf", Recipe("Q4_K_M"), imatrix=IMATRIX, max_buffer_bytes=1 << 18
