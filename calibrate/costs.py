@@ -54,7 +54,11 @@ class Entrance:
 
 @dataclass(frozen=True)
 class Setting:
-    """Tokens of the text and of a chunk, width of the hidden states; kind of device, threads that share the work."""
+    """Tokens of the text and of a chunk, width of the hidden states; kind of device, threads that share the work.
+
+    states: numbers that a token is between two layers, 0: as wide as they are; beside: bytes a token of what layers are
+    given beside them, in both streams together.
+    """
 
     n_tokens: int
     n_ctx: int
@@ -62,6 +66,8 @@ class Setting:
     device: str = "cpu"
     threads: int = 1
     widest: int = 16384
+    states: int = 0
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,8 @@ def _turns(one: Entrance, n_cols: int, device: str) -> int:
 
 def memory_of(layer: Sequence[Entrance], setting: Setting, two_streams: bool = True) -> int:
     """Bytes that a layer holds at most, beside the model: hidden states, sums, the solver's arrays, decoded weights."""
-    states = 4 * setting.n_tokens * setting.hidden * (6 if two_streams else 3)
+    states = 4 * setting.n_tokens * (setting.states or setting.hidden) * (6 if two_streams else 3)
+    states += setting.n_tokens * setting.beside
     dense = [one for one in layer if one.n_mat == 1]
     batch = min(BATCH_TOKENS.get(setting.device, BATCH_TOKENS_ON_DEVICE), setting.n_tokens)
     widest = max((one.n_rows * one.used for one in layer), default=0)

@@ -59,11 +59,15 @@ def needs_of(
     job: Job, calibration: Calibration, plan: Plan, loaded: LoadedModel, chunks: np.ndarray
 ) -> Needs:
     """Of a run that has its model loaded and its text read."""
+    import torch
+
     from quantmill.calibrate.costs import Setting, layer_of, memory_of, total, work_of
     from quantmill.calibrate.layer import WIDEST
     from quantmill.calibrate.output import rows_together
     from quantmill.calibrate.solver import EFFORTS
+    from quantmill.models.capture import named_layers, widths
     from quantmill.models.packed import n_bytes
+    from quantmill.models.scoring import input_ids
     from quantmill.models.walked_output import output_names
     from quantmill.models.workers import threads_for
 
@@ -80,7 +84,12 @@ def needs_of(
         _, layer, kind = entry.source.split(".", 2)
         layers.setdefault(layer, {})[kind] = entry.shape
     threads = threads_for(loaded.device.type, job.threads)
-    setting = Setting(chunks.size, chunks.shape[1], config.hidden_size, loaded.device.type, threads, WIDEST)
+    with torch.inference_mode():
+        sample = input_ids(loaded, chunks[:1]).to(loaded.device)
+        given = widths(loaded.model, named_layers(loaded.model)[1], sample)
+    setting = Setting(
+        chunks.size, chunks.shape[1], config.hidden_size, loaded.device.type, threads, WIDEST, *given
+    )
     shapes = [layer_of(shapes, used) for shapes in layers.values()]
     two_streams = calibration.effort != "fast"
     effort = EFFORTS[calibration.effort]

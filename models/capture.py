@@ -133,6 +133,21 @@ def enter(
     return entering, courses
 
 
+def widths(model: Any, layers: nn.ModuleList, sample: torch.Tensor) -> tuple[int, int]:
+    """Numbers that a token is between two layers, and bytes that are kept of each token beside them, for all layers.
+
+    sample: ids [n_seq, n_ctx].
+    """
+    calls = capture(model, layers, sample)
+    names = _of_all(model, layers, sample)[1]
+    own = [call.arguments[name] for call, some in zip(calls, names, strict=True) for name in some]
+    stores = [value.untyped_storage() for value in own if isinstance(value, torch.Tensor)]
+    n_bytes = sum(
+        {store.data_ptr(): store.nbytes() for store in stores}.values()
+    )  # layers may be given views of one
+    return calls[0].hidden.numel() // sample.numel(), n_bytes // sample.numel()
+
+
 def _of_all(
     model: Any, layers: nn.ModuleList, sample: torch.Tensor
 ) -> tuple[list[dict[str, Any]], list[list[str]]]:

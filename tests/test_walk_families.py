@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from quantmill.calibrate.costs import Setting, layer_of, memory_of
 from quantmill.gguf_io.source import open_source
-from quantmill.models.capture import handing_on, puts_out_more
+from quantmill.models.capture import handing_on, named_layers, puts_out_more, widths
 from quantmill.models.exchange import Exchange
 from quantmill.models.model import from_source
 from quantmill.models.walk import Walk, chunks_together, walked_names
@@ -134,3 +135,29 @@ def test_the_changed_stream_is_a_pass_of_the_changed_model(name: str, tmp_path: 
         whole = loaded.model.base_model(input_ids=torch.cat(walk.batches), use_cache=False).last_hidden_state
     assert (before - whole).norm() > 0.05 * whole.norm()
     torch.testing.assert_close(behind(walk, walk.changed), whole, rtol=1e-3, atol=1e-3)
+
+
+# Numbers of a token between layers (Gemma 3n has four streams, V4 too); bytes kept of it for all of them: an embedding
+# for each of six layers, a token's number.
+WIDTHS = {
+    "gemma 3n": (4 * 128, 6 * 32 * 4),
+    "gemma 4": (128, 6 * 32 * 4),
+    "deepseek v4": (4 * 128, 8),
+    "llama": (128, 0),
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_memory_is_estimated_with_what_layers_are_given(name: str, tmp_path: Path) -> None:
+    random_model(tmp_path, *FAMILIES[name])
+    loaded = from_source(open_source(tmp_path), tmp_path, torch.device("cpu"), torch.float32)
+    ids = torch.arange(80).view(2, 40)
+    with torch.inference_mode():
+        states, beside = widths(loaded.model, named_layers(loaded.model)[1], ids)
+    assert (states, beside) == WIDTHS[name]
+    layer = layer_of({"attn_q.weight": (128, 128)}, 1)
+    plain, given = (
+        Setting(10240, 512, 128, "cuda", **more) for more in ({}, {"states": states, "beside": beside})
+    )
+    more = memory_of(layer, given) - memory_of(layer, plain)
+    assert more == 10240 * (beside + 4 * 6 * (states - 128))
