@@ -20,6 +20,11 @@ from quantmill.qkernels.engines import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "tiny-qwen3-moe"
+_LEARNED = {
+    "compensated": ("--compensate", "--chunks", "16"),
+    "without a layer": ("--prune-layers", "auto:1", "--max-damage", "none"),
+    "without experts": ("--prune-experts", "0.25", "--max-damage", "none"),
+}
 _SMALL_TYPES = ("Q8_0", "Q4_K", "IQ4_XS")
 
 
@@ -169,6 +174,13 @@ def polish(trial: Trial, what: str) -> Row:
     return _command("polish", trial, "polish", str(file), "--base", str(EXAMPLE), *text)
 
 
+def learned(trial: Trial, what: str) -> Row:
+    """A file of the example in Q4_K_M, with codes that were compensated, a layer that was left out, or experts."""
+    output = trial.folder / f"{what}.gguf"
+    text = ["--calibration", str(EXAMPLE / "calibration.txt"), *_LEARNED[what]]
+    return _command("learned", trial, "quantize", str(EXAMPLE), str(output), "Q4_K_M", *text, what=what)
+
+
 def _run(arguments: list[str]) -> str:
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -180,12 +192,12 @@ def _quantmill(*arguments: str) -> list[str]:
     return ["-m", "quantmill", *arguments]
 
 
-def _command(section: str, trial: Trial, *arguments: str) -> Row:
+def _command(section: str, trial: Trial, *arguments: str, what: str = "") -> Row:
     """A command of quantmill on the device; its time and the last line that it says."""
     started = time.perf_counter()
     said = _run(_quantmill(*arguments, "--device", trial.engine.device))
     seconds = round(time.perf_counter() - started, 2)
-    return Row(section, arguments[0], True, seconds, "s", (said.strip().splitlines() or [""])[-1])
+    return Row(section, what or arguments[0], True, seconds, "s", (said.strip().splitlines() or [""])[-1])
 
 
 def _speeds(trial: Trial) -> list[str]:
@@ -204,4 +216,5 @@ SECTIONS: Mapping[str, Section] = {
     "imatrix": Section(lambda trial: ["imatrix"], imatrix),
     "evaluate": Section(lambda trial: ["evaluate"], evaluate),
     "polish": Section(lambda trial: ["polish"], polish),
+    "learned": Section(lambda trial: list(_LEARNED), learned),
 }
