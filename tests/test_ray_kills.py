@@ -13,7 +13,7 @@ import time
 import pytest
 
 from quantmill import cli
-from tests.support.ray_jobs import Expected, calls, carriers, done, found, left_running, running
+from tests.support.ray_jobs import Expected, calls, carriers, done, found, left_running, running, words_of
 from tests.support.raylets import add_raylet, raylets
 
 pytestmark = pytest.mark.slow
@@ -103,7 +103,7 @@ def assert_sound(code, said, folder, name, wanted):
 
 def begun(call, folder, address):
     """A process that has workers."""
-    pipe, words = subprocess.PIPE, [word.format(folder) for word in call.words]
+    pipe, words = subprocess.PIPE, words_of(call, folder)
     more = ["--threads", "1", f"--ray={address}", *call.on_ray]
     command = [sys.executable, "-m", "quantmill", *words, *more]
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
@@ -127,7 +127,7 @@ def test_the_head_of_the_cluster_is_lost(tmp_path, expected, name):
     assert said.splitlines()[-1].startswith("error: the head of the Ray cluster at ")
     assert "Traceback" not in said
     assert not found(tmp_path)
-    words = [*(word.format(tmp_path) for word in call.words), "--threads", "1", "--resume"]
+    words = [*words_of(call, tmp_path), "--threads", "1", "--resume"]
     if name == "quantize":
         with raylets(1) as cluster:
             assert cli.main([*words, f"--ray={cluster.address}"]) == 0
