@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -14,6 +15,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from quantmill.calibrate import column_kernels
+from quantmill.calibrate.columns import COLUMNS
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.lanes import triton_decode
@@ -109,14 +112,32 @@ def all_kernels() -> Iterator[Kernel]:
 
 def compile_for(kernel: Kernel, target: GPUTarget) -> Compiled:
     """Compile with the options that the engine passes; needs no GPU."""
-    function = kernel.function
-    signature = {name: kernel.signature.get(name, "constexpr") for name in function.arg_names}
-    constants = {(function.arg_names.index("BLOCK"),): kernel.warps * target.warp_size}
-    done = triton.compile(
-        ASTSource(function, signature, constants),
-        target=target,
-        options=options(target.backend, kernel.warps),
-    )
+    constants = {"BLOCK": kernel.warps * target.warp_size}
+    return _compiled(kernel.function, kernel.signature, constants, kernel.warps, target)
+
+
+def compile_columns(target: GPUTarget) -> dict[str, Compiled]:
+    """The kernels that go through blocks of columns, for even levels and uneven ones, without minimums and with."""
+    found = {}
+    for function in (column_kernels.feed_kernel, column_kernels.descend_kernel):
+        signature = {name: "*fp32" if name.startswith("p_") else "i32" for name in function.arg_names}
+        signature |= {"first": "fp32", "last": "fp32", "corner": "i64", "by_matrix": "i64"}
+        for even, low in itertools.product((True, False), repeat=2):
+            constants = {"EVEN": even, "LOW": low, "COLUMNS": COLUMNS, "ROWS": column_kernels.ROWS}
+            constants["STEPS"] = 2 if even else 16
+            made = _compiled(function, signature, constants, column_kernels.WARPS, target)
+            found[f"{function.__name__} even={even} low={low}"] = made
+    return found
+
+
+def _compiled(
+    function: Any, kinds: dict[str, str], constants: dict[str, Any], warps: int, target: GPUTarget
+) -> Compiled:
+    names = list(function.arg_names)
+    signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
+    at = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(function, signature, at)
+    done = triton.compile(source, target=target, options=options(target.backend, warps))
     if target.backend == "hip":
         text = done.asm["amdgcn"]
         vgprs, spilled = (_amd_field(text, field) for field in ("vgpr_count", "vgpr_spill_count"))

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from quantmill.calibrate.columns import COLUMNS
 from quantmill.calibrate.gram import Metric, feedback_factor
 from quantmill.calibrate.refit import Scales, refit
-from quantmill.calibrate.rounding import COLUMNS, State, reciprocal
+from quantmill.calibrate.rounding import State, reciprocal
 from quantmill.qkernels.lattices import GridChoice, GridLattice
 from quantmill.qkernels.lattices.grid import SHIFT
 

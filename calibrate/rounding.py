@@ -1,6 +1,7 @@
 """Codes under given scales: column by column with feedback, then coordinate descent.
 
-Weights stand column-major, [n_mat, n_cols, n_rows] f32: a step treats one column of all rows of all matrices.
+Weights stand column-major, [n_mat, n_cols, n_rows] f32: a step treats one column of all rows of all matrices. A block
+of columns is done by columns.py, or by kernels that do the same (column_choice.py); between blocks there are matmuls.
 """
 
 from __future__ import annotations
@@ -9,30 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from quantmill.calibrate.column_choice import columns_on
+from quantmill.calibrate.columns import COLUMNS, Descending, Feeding, Levels
 from quantmill.calibrate.gram import Metric
-from quantmill.qkernels.lattices import ScalarLattice
-
-COLUMNS = 64  # fixed one by one; what they owe to all other columns follows as one matmul
-
-
-class Levels:
-    """The legal values of a code, on a device."""
-
-    def __init__(self, lattice: ScalarLattice, device: torch.device) -> None:
-        self.values = torch.tensor(lattice.levels, device=device)
-        self._even = lattice.even
-        self._first, self._last = lattice.levels[0], lattice.levels[-1]
-        self._between = (self.values[1:] + self.values[:-1]) / 2
-
-    def nearest(self, wanted: torch.Tensor) -> torch.Tensor:
-        """The legal value next to each wanted one, in units of the scale."""
-        if self._even:
-            return wanted.sub(self._first).round_().add_(self._first).clamp_(self._first, self._last)
-        return self.values[torch.bucketize(wanted.contiguous(), self._between)]
-
-    def positions(self, values: torch.Tensor) -> torch.Tensor:
-        """Legal values → their positions, u8."""
-        return torch.searchsorted(self.values, values.contiguous()).to(torch.uint8)
 
 
 @dataclass
@@ -69,31 +49,28 @@ def feed_back(state: State, metric: Metric, levels: Levels) -> None:
 
     The order and the feedback are those of `metric` (GPTQ, or Babai's nearest plane on the lattice of codes).
     """
-    n_mat, n_cols, n_rows = state.target.shape
+    n_cols, n_rows = state.target.shape[1:]
     order, factor = metric.order, metric.feedback
     column = order[:, :, None].expand(-1, -1, n_rows)
     group = (order // state.group)[:, :, None].expand(-1, -1, n_rows)
     left = state.target.gather(1, column)
     scale = state.scale.gather(1, group)
-    inverse = reciprocal(scale)
     low = None if state.low is None else state.low.gather(1, group)
     weight_of = 1 / factor.diagonal(dim1=-2, dim2=-1)
-    chosen = torch.empty_like(left)
+    work = Feeding(left, torch.empty_like(left), scale, reciprocal(scale), low, factor, weight_of)
+    columns = columns_on(left.device)
     for begin in range(0, n_cols, COLUMNS):
         end = min(begin + COLUMNS, n_cols)
-        errors = left.new_empty(n_mat, end - begin, n_rows)
-        for i in range(begin, end):
-            x = left[:, i]
-            value = levels.nearest((x if low is None else x + low[:, i]) * inverse[:, i])
-            chosen[:, i] = value
-            made = value * scale[:, i]
-            error = (x - made if low is None else x - made + low[:, i]) * weight_of[:, i, None]
-            errors[:, i - begin] = error
-            if i + 1 < end:
-                left[:, i + 1 : end].addcmul_(factor[:, i, i + 1 : end, None], error[:, None], value=-1)
+        errors = columns.feed_columns(work, levels, begin, end)
         if end < n_cols:
             left[:, end:].baddbmm_(factor[:, begin:end, end:].transpose(1, 2), errors, alpha=-1)
-    state.values = torch.empty_like(chosen).scatter_(1, column, chosen)
+    state.values = torch.empty_like(work.chosen).scatter_(1, column, work.chosen)
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether to ask what a device has found means to wait for it. There it is asked once a sweep: blocks that did not
+    move cost a matmul that changes nothing."""
+    return device.type != "cpu"
 
 
 def descend(state: State, metric: Metric, levels: Levels, sweeps: int) -> None:
@@ -101,32 +78,22 @@ def descend(state: State, metric: Metric, levels: Levels, sweeps: int) -> None:
 
     Ends early when a sweep changes nothing.
     """
-    moments = metric.moments
-    weight_of = 1 / metric.diagonal
-    n_cols = state.target.shape[1]
+    moments, inverse = metric.moments, reciprocal(state.scale)
     error = state.weights() - state.target
     slope = moments @ error
-    inverse = reciprocal(state.scale)
+    given = (state.scale, inverse, state.low, state.group, moments, 1 / metric.diagonal)
+    work = Descending(state.target, state.values, error, slope, *given)
+    columns = columns_on(error.device)
+    waits = _waits(error.device)
     for _ in range(sweeps):
+        before = error.clone() if waits else None
         changed = False
-        for begin in range(0, n_cols, COLUMNS):
-            end = min(begin + COLUMNS, n_cols)
-            before = error[:, begin:end].clone()
-            for i in range(begin, end):
-                k = i // state.group
-                # what the column should be, less its target
-                wanted = error[:, i] - slope[:, i] * weight_of[:, i, None] + state.target[:, i]
-                if state.low is not None:
-                    wanted += state.low[:, k]
-                value = levels.nearest(wanted * inverse[:, k])
-                step = (value - state.values[:, i]) * state.scale[:, k]
-                state.values[:, i] = value
-                error[:, i] += step
-                slope[:, begin:end].addcmul_(moments[:, begin:end, i, None], step[:, None])
-            moved = error[:, begin:end] - before
-            if bool(moved.any()):
+        for begin in range(0, error.shape[1], COLUMNS):
+            end = min(begin + COLUMNS, error.shape[1])
+            moved = columns.descend_columns(work, levels, begin, end)
+            if waits or bool(moved.any()):
                 changed = True
-                for part in (slice(0, begin), slice(end, n_cols)):
+                for part in (slice(0, begin), slice(end, error.shape[1])):
                     slope[:, part].baddbmm_(moments[:, part, begin:end], moved)
-        if not changed:
+        if not changed or (before is not None and torch.equal(before, error)):
             return

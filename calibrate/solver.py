@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from quantmill.calibrate.columns import Levels
 from quantmill.calibrate.gram import Metric
 from quantmill.calibrate.grids import UnitFeedback, improved_grid
 from quantmill.calibrate.refit import Scales, refit
-from quantmill.calibrate.rounding import Levels, State, descend, feed_back
+from quantmill.calibrate.rounding import State, descend, feed_back
 from quantmill.qkernels.guarded import quantize_there
 from quantmill.qkernels.lattices import GRIDS, LATTICES, Choice, lattice_of
 from quantmill.qkernels.types import TYPES, Search

@@ -15,6 +15,7 @@ from bench.compile_ahead import (
     TARGETS,
     Compiled,
     all_kernels,
+    compile_columns,
     compile_for,
     decoding_kernel,
     run_tool,
@@ -79,6 +80,14 @@ def test_the_kernels_of_thorough_searches_too(own_cache, target):
             result = compile_for(kernel, TARGETS[target])
             assert not inexact(result, target), kernel.name
             assert (result.spills, result.registers <= MOST_REGISTERS) == (0, True), kernel.name
+
+
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90", "gfx942"])
+def test_the_kernels_of_columns_too(own_cache, target):
+    """A column's slopes stay in registers: a spill would be paid for by each of 64 columns."""
+    for name, result in compile_columns(TARGETS[target]).items():
+        assert not inexact(result, target), name
+        assert (result.spills, result.registers <= MOST_REGISTERS) == (0, True), name
 
 
 @pytest.mark.parametrize(("numbers", "conversion"), [("*fp16", "cvt.rn.f16"), ("*bf16", "cvt.rn.bf16")])

@@ -29,7 +29,7 @@ INTERPRETED = not isinstance(WORDS["ld"], triton.JITFunction)
 _PLACES = {"importance": ("b % per_row", "per_row"), "row_sigma": ("b // per_row", "1")}
 
 
-def _callee(function: Any) -> Any:
+def callee(function: Any) -> Any:
     """What kernels and programs call. The interpreter would search triton.language for things to replace on each call
     of a Triton function; the kernel's own call has done that, and a plain function halves the time."""
     return (lambda *arguments: function.rewrite()(*arguments)) if INTERPRETED else function
@@ -53,8 +53,8 @@ def options(backend: str, warps: int) -> dict[str, Any]:
 
 @functools.cache
 def _programs(module: str) -> dict[str, Any]:
-    words = {name: _callee(word) for name, word in WORDS.items()}
-    return load(module, {**words, "tl": tl}, lambda function: _callee(triton.jit(function)))
+    words = {name: callee(word) for name, word in WORDS.items()}
+    return load(module, {**words, "tl": tl}, lambda function: callee(triton.jit(function)))
 
 
 def _operand(encoder: Encoder, argument: str | float) -> str:
