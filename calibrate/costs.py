@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantmill.calibrate.columns import COLUMNS
 from quantmill.calibrate.solver import ROWS, ROWS_ON_DEVICE, WEIGHTS, WEIGHTS_ON_DEVICE, Effort
 from quantmill.models.summing import SUM_BYTES
 from quantmill.models.walk import BATCH_TOKENS, BATCH_TOKENS_ON_DEVICE
@@ -22,8 +23,11 @@ _SAME_INPUT = {
     "ffn_up_exps": "ffn_gate_exps",
     "ffn_up_shexp": "ffn_gate_shexp",
 }
-_LAUNCHES = (12, 14, 30)  # torch operations a column of feedback, a column of descent, a group of a refit
-_BLOCK = 64  # columns whose errors are carried on one by one (rounding.COLUMNS)
+# A block of feedback, a block of descent: a kernel and matmuls. A group of a refit of Q4_K: torch operations; types
+# without minimums take 33 to 50.
+_LAUNCHES = (2, 3, 163)
+_SWEPT = (6, 8)  # how often a weight's numbers are read or written by the kernel of feedback, of descent
+_TOGETHER = 8192  # rows whose columns are gone through at a time: 132 x 4 programs of 16 rows
 _GROUP = 32  # weights that share a scale, of most types
 _FRAGMENTED = 1.15  # memory of hidden states on a CPU over their bytes, as measured with SmolLM2
 _COPIES = 12  # arrays of a piece's size that the solver holds
@@ -72,21 +76,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Work:
-    """Floating point operations of passes, of second moments, of codes (float32) and of factors (float64); launches:
-    operations that follow each other column by column; swept: bytes that these read and write."""
+    """Floating point operations of passes, of second moments, of codes (float32) and of factors (float64).
+
+    launches: what is started one after another, block by block; chain: columns that follow each other inside kernels;
+    swept: bytes that these read and write.
+    """
 
     passes: float = 0
     sums: float = 0
     codes: float = 0
     factors: float = 0
     launches: float = 0
+    chain: float = 0
     swept: float = 0
 
     def __add__(self, other: Work) -> Work:
         return Work(*(a + b for a, b in zip(self.fields(), other.fields(), strict=True)))
 
     def fields(self) -> tuple[float, ...]:
-        return (self.passes, self.sums, self.codes, self.factors, self.launches, self.swept)
+        return (self.passes, self.sums, self.codes, self.factors, self.launches, self.chain, self.swept)
 
     @property
     def operations(self) -> float:
@@ -95,23 +103,27 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine sustains: operations a second in float32 and float64, bytes a second, seconds a launch."""
+    """What a machine sustains: operations a second in float32 and float64, bytes a second; seconds a launch, and a
+    column within a kernel."""
 
     name: str
     single: float
     double: float
     bandwidth: float
     launch: float
+    column: float
 
     def matmuls_s(self, work: Work) -> float:
         return (work.passes + work.sums + work.codes) / self.single + work.factors / self.double
 
     def seconds(self, work: Work) -> float:
-        return self.matmuls_s(work) + max(work.launches * self.launch, work.swept / self.bandwidth)
+        inside = max(work.chain * self.column, work.swept / self.bandwidth)
+        return self.matmuls_s(work) + work.launches * self.launch + inside
 
 
 # About two thirds of what the data sheet gives for float32 without tensor cores; Cholesky factors reach far less.
-H100 = Machine("H100", 40e12, 8e12, 2.4e12, 6e-6)
+# A launch is measured (7 to 10 µs of the host); a column within a kernel is not: two trips to memory.
+H100 = Machine("H100", 40e12, 8e12, 2.4e12, 8e-6, 1e-6)
 
 
 def layer_of(shapes: Mapping[str, Sequence[int]], used: int) -> list[Entrance]:
@@ -137,14 +149,15 @@ def work_of(layer: Sequence[Entrance], setting: Setting, effort: Effort, two_str
         descents = effort.sweeps * (1 + effort.rounds)
         made = 1 + 1 + descents + 2 * effort.rounds + 4  # feedback, slopes, sweeps, refits, errors
         columns = one.n_cols * _turns(one, n, setting.device)
-        per_column = _LAUNCHES[0] + _LAUNCHES[1] * descents
+        per_block = _LAUNCHES[0] + _LAUNCHES[1] * descents
         total += Work(
             passes=2.0 * streams * setting.n_tokens * one.used * rows * one.n_cols,
             sums=2.0 * streams * tokens * n * n * parts,
             codes=product * (made + (4 if two_streams else 0)),
             factors=one.n_mat * parts * n**3 * (2 + 1 / 3) + (product if two_streams else 0),
-            launches=columns * per_column + columns / _GROUP * _LAUNCHES[2] * effort.rounds,
-            swept=one.weights * 4.0 * (_BLOCK + 2 * _BLOCK * descents),
+            launches=columns / COLUMNS * per_block + columns / _GROUP * _LAUNCHES[2] * effort.rounds,
+            chain=one.n_cols * -(-rows * one.n_mat // _TOGETHER) * (1 + descents),
+            swept=one.weights * 4.0 * (_SWEPT[0] + _SWEPT[1] * descents),
         )
     attention = 2.0 * streams * setting.n_tokens * setting.n_ctx * setting.hidden
     return total + Work(passes=attention)

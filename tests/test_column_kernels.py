@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from quantmill.calibrate import column_choice, columns, rounding
+from quantmill.calibrate import column_choice, columns, costs, rounding, solver
 from quantmill.calibrate.column_check import wrong_descent, wrong_feeding
 from quantmill.calibrate.column_choice import Guarded, columns_on
 from quantmill.calibrate.columns import COLUMNS, Feeding, Levels
@@ -231,6 +232,34 @@ def test_asking_once_a_sweep_changes_no_bytes(type, monkeypatch):
         made.append(state.values)
     assert torch.equal(*made)
     assert calls[0] == calls[1] < 50 * 3
+
+
+class Counted(TorchDispatchMode):
+    """What a device would be given to do: views and empty memory are nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += not (function.is_view or "empty" in str(function) or "_unsafe_view" in str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_refit_has_the_launches_of_the_formula(monkeypatch):
+    """Of Q4_K, whose groups of 32 have minimums, and of Q4_0."""
+    counted, plainly = Counted(), solver.refit
+
+    def refit(*given):
+        with counted:
+            plainly(*given)
+
+    monkeypatch.setattr(solver, "refit", refit)
+    target = torch.randn(1, 4, 512, generator=torch.Generator().manual_seed(0))
+    for type, expected in (("Q4_K", costs._LAUNCHES[2]), ("Q4_0", 33)):
+        counted.n = 0
+        solver.solve(target, metric(1, 512), type, solver.Effort(1, 1))
+        assert counted.n / (512 / costs._GROUP) == pytest.approx(expected, rel=0.05)
 
 
 def test_levels_are_whole_numbers():
