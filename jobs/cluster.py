@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,9 +72,26 @@ def connected(address: str, threads: int | None) -> Iterator[Any]:
         require_listener(address)
         _connect(ray, address, {"log_to_driver": False, "logging_level": "error"})
     try:
-        yield ray
+        with _hushed():
+            yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Ray writes on our standard output what it has to say of lost raylets, dozens of lines each, and has no option for
+    it; what a loss means for the job the crew says."""
+    worker, name = sys.modules.get("ray._private.worker"), "print_to_stdstream"
+    loud = getattr(worker, name, None)  # not among Ray's public words
+    if loud is None:
+        yield
+        return
+    setattr(worker, name, lambda *given, **options: None)
+    try:
+        yield
+    finally:
+        setattr(worker, name, loud)
 
 
 def _start(ray: Any, options: dict[str, Any]) -> None:

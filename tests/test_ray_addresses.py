@@ -190,6 +190,27 @@ def test_a_cluster_that_asks_for_a_token(ray, monkeypatch, address):
         pass
 
 
+def test_ray_itself_writes_nothing_on_our_output(ray, monkeypatch, capsys):
+    """It belongs to a command's JSON."""
+    from ray._private import worker
+
+    from quantmill.jobs import cluster
+
+    def say():
+        worker.print_to_stdstream(
+            {"lines": ["Raylet is terminated."], "pid": "raylet", "is_err": False}, False
+        )
+
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "require_listener", lambda address: None)
+    with cluster.connected("head:6379", 1):
+        say()
+    assert capsys.readouterr().out == ""
+    say()
+    assert "Raylet is terminated." in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_cluster_is_started_where_there_is_none(tmp_path, ray):
     for name, more in (("a", []), ("b", ["--ray"])):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from quantmill import cli
-from tests.support.ray_jobs import Expected, calls, carriers, done, found, left_running, running, words_of
+from tests.support.ray_jobs import Expected, calls, carriers, done, found, left_running, words_of
 from tests.support.raylets import add_raylet, raylets
 
 pytestmark = pytest.mark.slow
@@ -120,7 +120,8 @@ def test_the_head_of_the_cluster_is_lost(tmp_path, expected, name):
     with raylets(2) as cluster, begun(call, tmp_path, cluster.address) as process:
         assert process.stderr is not None
         assert next(line for line in process.stderr if " on Ray: " in line)
-        for lost in [*running("gcs_server"), *carriers()]:
+        cluster.head_node.kill_gcs_server()
+        for lost in carriers():
             lost.kill()
         said = process.communicate(timeout=120)[1]
     assert process.returncode == 1

@@ -136,14 +136,9 @@ def left_running(seconds: float = 10.0) -> list[psutil.Process]:
 
 def carriers() -> list[psutil.Process]:
     """Workers that run now below this process."""
-    return running("Carrier")
-
-
-def running(word: str) -> list[psutil.Process]:
-    """Processes below this one whose command has the word."""
-    found = []
+    running = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if word in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+            if "Carrier" in " ".join(process.cmdline()):
+                running.append(process)
+    return running
