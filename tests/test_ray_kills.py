@@ -108,7 +108,7 @@ def begun(call, folder, address):
     command = [sys.executable, "-m", "quantmill", *words, *more]
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
     while not carriers():
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     return process
 
@@ -135,6 +135,7 @@ def test_the_head_of_the_cluster_is_lost(tmp_path, expected, name):
     else:
         assert cli.main(words) == 0
     assert found(tmp_path) == wanted
+    assert not left_running()
 
 
 @pytest.mark.parametrize("name", calls())
