@@ -38,9 +38,7 @@ div: Any = _declared  # div(a, b): correctly rounded quotient
 sqrt: Any = _declared  # sqrt(v): correctly rounded root
 fabs: Any = _declared  # fabs(v): magnitude
 nint: Any = _declared  # nint(v): ggml's nearest_int: half to even, of NaN 0; beyond 2^22 it wraps as the bit trick does
-nhalf: Any = (
-    _declared  # nhalf(v): nint(0.5 v), rounded by 1.5·2^24, whose neighbours are two apart: halving is exact
-)
+nhalf: Any = _declared  # nhalf(v): nint(0.5 v), by 1.5·2^24, whose neighbours are two apart
 lev: Any = _declared  # lev(v, low, high): i2f of nint(v) limited to low … high; low and high are constants
 rnear: Any = _declared  # rnear(v): the same as a float; only for |v| < 2^22
 trunc: Any = _declared  # trunc(v): C's (int) as x86 does it: towards zero, -2^31 for what does not fit
