@@ -68,14 +68,17 @@ def calls() -> dict[str, Call]:
 
 
 def words_of(call: Call, folder: Path) -> list[str]:
+    """With files named from this folder on, but for the text, whose name an importance matrix holds."""
     return [
-        os.path.relpath(word) if Path(word).is_absolute() else word.format(os.path.relpath(folder))
+        os.path.relpath(word)
+        if Path(word).is_absolute() and word != TEXT
+        else word.format(os.path.relpath(folder))
         for word in call.words
     ]
 
 
 def done(call: Call, folder: Path, address: str | None = None) -> int:
-    """The exit code of the command, on a cluster or here, on one thread; files are named from this folder on."""
+    """The exit code of the command, on a cluster or here, on one thread."""
     folder.mkdir()
     words = words_of(call, folder)
     more = [] if address is None else [f"--ray={address}", *call.on_ray]
