@@ -116,7 +116,7 @@ def speed(trial: Trial, what: str) -> Row:
     if what in ("disk", "upload"):
         return Row("speeds", what, None, getattr(found, what), "GB/s")
     engine = trial.engine
-    asked = Checked(engine.device, engine.name, what, None, 0, 0, 0.0, 0.0, None, None)
+    asked = Checked(engine.device, engine.name, what, None)
     row = timed(engine, asked, 0.05 if trial.small else 0.5)
     name, most = slowest(row, found)
     alone = "" if row.alone is None else f"the search alone {row.alone:.0f}, "

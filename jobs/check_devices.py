@@ -37,12 +37,12 @@ class Checked:
     engine: str
     type: str
     identical: bool | None
-    blocks: int
-    different: int
-    mweights: float
-    gigabytes: float
-    alone: float | None
-    registers: int | None
+    blocks: int = 0
+    different: int = 0
+    mweights: float = 0.0
+    gigabytes: float = 0.0
+    alone: float | None = None
+    registers: int | None = None
     fault: str = ""
 
 
@@ -80,19 +80,8 @@ def _checked(engine: Engine, type: QuantType, seconds: float) -> Checked:
         verdicts = [_asked(engine, type, importance, faults) for importance in _importances(type)]
         blocks, different = (sum(v[i] for v in verdicts) for i in range(2))
         identical = not different and not faults
-    row = Checked(
-        engine.device,
-        engine.name,
-        type.name,
-        identical,
-        blocks,
-        different,
-        0.0,
-        0.0,
-        None,
-        None,
-        "; ".join(faults),
-    )
+    fault = "; ".join(faults)
+    row = Checked(engine.device, engine.name, type.name, identical, blocks, different, fault=fault)
     return row if faults else timed(engine, row, seconds)
 
 

@@ -87,15 +87,19 @@ def test_triton_all(case, tmp_path):
     assert_interpreted(case, interpret([case], tmp_path, hard_rows(8)))
 
 
+def assert_all_on_torch(rows: np.ndarray) -> None:
+    for type, weighted in CASES:
+        importance = importance_of(weighted, rows.shape[1])
+        found = qkernels.quantize(rows, type, importance, engine="torch")
+        assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
+
+
 def test_every_byte_is_written():
     """Programs write into memory that was never set: what it held before must not show."""
     rows = hard_rows(2)
     torch.use_deterministic_algorithms(True)  # torch.empty then fills with NaN and the largest integer
     try:
-        for type, weighted in CASES:
-            importance = importance_of(weighted, rows.shape[1])
-            found = qkernels.quantize(rows, type, importance, engine="torch")
-            assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
+        assert_all_on_torch(rows)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -119,10 +123,7 @@ def test_no_byte_depends_on_the_bits_of_nan(monkeypatch):
     lane_words.programs.cache_clear()
     rows = np.concatenate([data_kinds.rows(kind, 4, 512) for kind in ("dead groups", "normal")])
     try:
-        for type, weighted in CASES:
-            importance = importance_of(weighted, rows.shape[1])
-            found = qkernels.quantize(rows, type, importance, engine="torch")
-            assert not oracle.first_difference(found, oracle.quantize(rows, type, importance), type)
+        assert_all_on_torch(rows)
     finally:
         lane_words.programs.cache_clear()
     assert any(seen)
