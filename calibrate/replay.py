@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-KEPT_BYTES = 256 << 20  # of a step, between its forward and its backward
+KEPT_BYTES = 224 << 20  # of a step, between its forward and its backward
 ALIGNED = 64
 
 Tensors = tuple[torch.Tensor, ...]
