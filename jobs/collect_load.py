@@ -13,7 +13,8 @@ import torch
 from quantmill.jobs.watcher import Watcher
 from quantmill.models import nextn
 from quantmill.models.arithmetic import automatic_dtype, dtype_of, require_dtype
-from quantmill.models.model import LoadedModel, load, usable_device, weight_bytes
+from quantmill.models.devices import usable_device
+from quantmill.models.model import LoadedModel, load, weight_bytes
 from quantmill.models.pipeline import room_on, stages_for
 from quantmill.models.streamed import load_streamed
 

@@ -39,7 +39,8 @@ from quantmill.measure.record import (
 from quantmill.measure.task_files import read_tasks, unasked
 from quantmill.measure.tasks import TaskResult, prepared
 from quantmill.models.arithmetic import automatic_dtype
-from quantmill.models.model import LoadedModel, load, usable_device
+from quantmill.models.devices import usable_device
+from quantmill.models.model import LoadedModel, load
 from quantmill.models.scoring import LEAST_BATCHES, cut, targets
 from quantmill.models.streamed import load_streamed
 from quantmill.models.text import read_text_and_digest

@@ -40,8 +40,9 @@ from quantmill.jobs.polish_scores import ACCEPTED, check_scores, scores_of
 from quantmill.jobs.polish_state import Kept, kept_place
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.measure.divergence import TokenScores, paired_test, summarize
+from quantmill.models.devices import usable_device
 from quantmill.models.memory import share_heap, trim
-from quantmill.models.model import LoadedModel, from_source, usable_device
+from quantmill.models.model import LoadedModel, from_source
 from quantmill.models.tokenizer import from_metadata
 from quantmill.models.workers import Workers, working
 

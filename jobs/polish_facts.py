@@ -19,7 +19,7 @@ from quantmill.jobs.polish_memory import embedding, needs_of, too_much
 from quantmill.jobs.polish_request import Job, Plan
 from quantmill.measure.divergence import Divergence
 from quantmill.measure.record import digest
-from quantmill.models.model import usable_device
+from quantmill.models.devices import usable_device
 from quantmill.qkernels import get_type
 from quantmill.qkernels.scales import is_trainable, n_values
 

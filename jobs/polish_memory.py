@@ -15,7 +15,7 @@ from quantmill.gguf_io import TensorSource, TensorSpec
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.polish_checks import Chunks
 from quantmill.jobs.polish_request import Job
-from quantmill.models.model import usable_device
+from quantmill.models.devices import usable_device
 from quantmill.models.workers import threads_for
 
 LIBRARIES = 450 << 20  # torch, transformers and Python themselves

@@ -25,7 +25,8 @@ from quantmill.jobs.watcher import Watcher
 from quantmill.measure.damage import Predictions, scored_prefix
 from quantmill.measure.divergence import TokenScores
 from quantmill.measure.perplexity import perplexity
-from quantmill.models.model import LoadedModel, from_source, usable_device
+from quantmill.models.devices import usable_device
+from quantmill.models.model import LoadedModel, from_source
 from quantmill.models.scoring import targets
 from quantmill.models.tokenizer import from_metadata
 from quantmill.models.workers import Workers, working

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from quantmill.gguf_io import TensorSource, open_source
+from quantmill.models.family import directory_family, facts_of, runnable_family
 
 
 def require_runnable(path: str | Path, source: TensorSource | None = None) -> None:
@@ -13,8 +14,6 @@ def require_runnable(path: str | Path, source: TensorSource | None = None) -> No
 
     Raises ModelError, naming the way out; GGUFError or OSError for what is no model.
     """
-    from quantmill.models.model import directory_family, facts_of, runnable_family  # brings torch
-
     path = Path(path)
     if source is not None:
         runnable_family(facts_of(source, path), path)

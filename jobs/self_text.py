@@ -15,7 +15,8 @@ from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.imatrix.chat import from_metadata
 from quantmill.imatrix.matrix import ImatrixError
 from quantmill.jobs.watcher import Watcher
-from quantmill.models.model import from_source, usable_device
+from quantmill.models.devices import usable_device
+from quantmill.models.model import from_source
 from quantmill.models.sampling import sample, text_of_tokens
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.models.workers import working

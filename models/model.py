@@ -20,9 +20,6 @@ from typing import Any, TypeVar
 import torch
 
 from quantmill.gguf_io.convert import is_packed
-from quantmill.gguf_io.convert.config import load_json
-from quantmill.gguf_io.convert.facts import Facts
-from quantmill.gguf_io.convert.families import RUNNABLE, family_of, family_of_gguf
 from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.source import TensorSource, open_source
@@ -30,14 +27,15 @@ from quantmill.models import tokenizer
 from quantmill.models.arithmetic import WHOLE, dtype_of, require_dtype
 from quantmill.models.attention import with_whole_attention
 from quantmill.models.capture import named_layers
+from quantmill.models.devices import usable_device
 from quantmill.models.errors import ModelError, said_of_transformers
+from quantmill.models.family import directory_family, facts_of, runnable_family
 from quantmill.models.fill import Filler, check_tensors, skeleton, stretch_rotation
 from quantmill.models.overflow import first_bad_module
 from quantmill.models.packed import n_bytes
 from quantmill.models.pipeline import spread, stages_for
 from quantmill.models.quiet import quiet_transformers
 from quantmill.models.tokenizer import Tokenizer
-from quantmill.qkernels import to_float32
 
 
 @dataclass
@@ -104,12 +102,6 @@ class LoadedModel:
 
 Loaded = TypeVar("Loaded", bound=LoadedModel)
 
-# What is left to do with a model that cannot be run here.
-_WITHOUT_RUNNING = (
-    "`quantmill quantize` takes it without these options, with --imatrix a file of llama-imatrix's; "
-    "llama.cpp's llama-imatrix and llama-perplexity may"
-)
-
 
 def load(
     path: str | Path,
@@ -120,7 +112,7 @@ def load(
 ) -> LoadedModel:
     """Load a GGUF (single or split) or a Hugging Face directory.
 
-    device: torch's name of one, or "auto" (see automatic_device).
+    device: torch's name of one, or "auto" (models.devices).
     dtype: of activations and decoded weights ("float32", "bfloat16", "float16"), or "int16": float32, but for products
     of a GGUF's matrices, which are of whole numbers; for processors that have them (automatic_dtype).
     tokenizer_path: a Hugging Face directory whose tokenizer is used instead of the model's own.
@@ -163,23 +155,6 @@ def asked(
     return target, compute, dtype == WHOLE, given
 
 
-def automatic_device() -> str:
-    """Where a model runs unless told otherwise: on CUDA, else on Apple's GPU, else on the CPU."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def usable_device(name: str) -> torch.device:
-    """torch's device of this name, or what "auto" means here. Raises ModelError when it cannot be used."""
-    try:
-        device = torch.device(automatic_device() if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def _load_directory(
     path: Path, device: torch.device, dtype: torch.dtype, given: Tokenizer | None
 ) -> LoadedModel:
@@ -202,17 +177,6 @@ def _load_directory(
         device=device,
         dtype=dtype,
     )
-
-
-def directory_family(path: Path) -> tuple[Family, Mapping[str, Any]]:
-    """Of a Hugging Face directory, with its config.json. Raises ModelError for one that cannot be run."""
-    raw = load_json(path / "config.json")
-    family = family_of(raw)
-    if not family.runs:
-        raise ModelError(
-            f"{path}: quantmill cannot run {family.name} in torch (docs/families.md says why); {_WITHOUT_RUNNING}"
-        )
-    return family, raw
 
 
 def from_source(
@@ -275,20 +239,6 @@ def built(
     )
 
 
-def facts_of(source: TensorSource, path: Path) -> Facts:
-    """Raises ModelError for a file that is no model."""
-    specs = {spec.name: spec for spec in source.specs()}
-    architecture = source.metadata.value("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelError(f"{path}: is no model: the key general.architecture is missing")
-    return Facts(
-        architecture,
-        source.metadata,
-        {name: spec.shape for name, spec in specs.items()},
-        lambda name: to_float32(source.read(name), specs[name].type),
-    )
-
-
 def table_of(source: TensorSource, path: Path, dtype: torch.dtype) -> tuple[Any, TensorTable]:
     """transformers' model of a GGUF, its parameters on the meta device, and where each of them is stored."""
     facts = facts_of(source, path)
@@ -300,26 +250,6 @@ def table_of(source: TensorSource, path: Path, dtype: torch.dtype) -> tuple[Any,
         settings = family.settings(facts)
         model = skeleton(family.model_type, settings, dtype)
         return model, _table(family, family.completed(settings), model)
-
-
-def runnable_family(facts: Facts, path: Path) -> Family:
-    """Raises ModelError for an architecture that no family here can run; jobs.runnable asks before the work."""
-    family = family_of_gguf(facts)
-    if family is None and facts.architecture in RUNNABLE:
-        raise ModelError(
-            f"{path}: general.architecture = {facts.architecture!r}: quantmill runs other models of it in torch, but "
-            f"none with these tensors (docs/families.md); {_WITHOUT_RUNNING}"
-        )
-    if family is None:
-        raise ModelError(
-            f"{path}: general.architecture = {facts.architecture!r}: quantmill cannot run it in torch "
-            f"(docs/families.md lists the {len(RUNNABLE)} that it runs); {_WITHOUT_RUNNING}"
-        )
-    if "token_embd.weight" not in facts.shapes:
-        raise ModelError(
-            "token_embd.weight is missing: this GGUF holds no whole model (an adapter or one shard?)"
-        )
-    return family
 
 
 def _table(family: Family, completed: Mapping[str, Any], model: Any) -> TensorTable:

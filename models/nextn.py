@@ -26,8 +26,9 @@ from quantmill.gguf_io.edited import EditedSource, Edits
 from quantmill.gguf_io.metadata import Metadata, MetaValue
 from quantmill.gguf_io.tensors import TensorSource
 from quantmill.models.errors import ModelError
+from quantmill.models.family import facts_of
 from quantmill.models.fill import held_blocks
-from quantmill.models.model import LoadedModel, facts_of, from_source
+from quantmill.models.model import LoadedModel, from_source
 from quantmill.models.packed import PackedLinear, PackedTensor, Piece
 
 Norm = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (values [..., n], weight [n])

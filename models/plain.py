@@ -10,8 +10,9 @@ import torch
 
 from quantmill.gguf_io import TensorSource
 from quantmill.models.errors import ModelError, said_of_transformers
+from quantmill.models.family import facts_of, runnable_family
 from quantmill.models.fill import check_tensors
-from quantmill.models.model import facts_of, runnable_family, table_of
+from quantmill.models.model import table_of
 from quantmill.models.quiet import quiet_transformers
 from quantmill.qkernels import to_float32
 

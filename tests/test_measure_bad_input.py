@@ -16,8 +16,9 @@ from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
 from quantmill.jobs.evaluate_request import Job
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.logits_file import LogitsFile
+from quantmill.models.devices import usable_device
 from quantmill.models.errors import ModelError
-from quantmill.models.model import load, usable_device
+from quantmill.models.model import load
 from quantmill.models.scoring import cut
 from tests.support.measure_models import DATA, EXAMPLE, tiny, written_again
 

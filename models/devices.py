@@ -1,0 +1,24 @@
+"""Which of torch's devices a model runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from quantmill.models.errors import ModelError
+
+
+def automatic_device() -> str:
+    """Where a model runs unless told otherwise: on CUDA, else on Apple's GPU, else on the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def usable_device(name: str) -> torch.device:
+    """torch's device of this name, or what "auto" means here. Raises ModelError when it cannot be used."""
+    try:
+        device = torch.device(automatic_device() if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+    return device
