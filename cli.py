@@ -20,6 +20,7 @@ from quantmill.commands.console import (
     prepare_streams,
     print_line,
     set_verbosity,
+    warnings_in_one_line,
 )
 from quantmill.commands.groups import CONTEXT, is_option, refuse_empty_words, write_commands
 from quantmill.commands.options import loudness
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `quantmill ARGUMENTS` (those of the process by default). 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     prepare_streams()
     try:
-        with fail_with_one_line(), stoppable():
+        with fail_with_one_line(), warnings_in_one_line(), stoppable():
             code = typer.main.get_command(app).main(arguments, prog_name="quantmill", standalone_mode=False)
             if code == _INTERRUPTED:  # typer's own answer where it has not called a command yet
                 raise KeyboardInterrupt

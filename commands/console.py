@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -66,6 +67,14 @@ def fail_with_one_line() -> Iterator[None]:
         raise SystemExit(1) from None
     except QuantmillError as error:
         _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Say what modules warn of, a kernel that is not used for one, as commands say their warnings."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where: print_line(f"warning: {message}")
+        yield
 
 
 def prepare_streams() -> None:
@@ -154,9 +163,9 @@ def detail(text: str) -> None:
         print_line(text)
 
 
-def print_warnings(warnings: Sequence[str]) -> None:
+def print_warnings(lines: Sequence[str]) -> None:
     """Alike ones as one line, unless --verbose wants each."""
-    for warning in warnings if is_verbose() else folded(warnings):
+    for warning in lines if is_verbose() else folded(lines):
         print_line(f"warning: {warning}")
 
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,15 @@ def test_types_lists_all(capsys):
     assert cli.main(["types", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert (len(listed["file_types"]), len(listed["tensor_types"])) == (35, 28)
+
+
+def test_what_a_module_warns_of_is_one_line(capsys, monkeypatch):
+    """Python's own form names a file of ours and shows a line of its source."""
+    monkeypatch.setattr(
+        cli, "flush_output", lambda: warnings.warn("slow,\nbut \x1b[1mright", RuntimeWarning, 1)
+    )
+    assert cli.main(["types"]) == 0
+    assert capsys.readouterr().err == "warning: slow, but \\x1b[1mright\n"
 
 
 def test_a_reader_that_leaves_is_no_error():
