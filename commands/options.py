@@ -45,7 +45,7 @@ def _known_dtype(value: str) -> str:
     return value
 
 
-_DTYPES = ("auto", "float32", "int16", "bfloat16", "float16")
+_DTYPES = ("auto", "float32", "bfloat16x3", "int16", "bfloat16", "float16")
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
@@ -181,8 +181,9 @@ Dtype = Annotated[
         "--dtype",
         metavar="NAME",
         callback=_known_dtype,
-        help="Of activations: float32, bfloat16, float16; int16: float32, but for products of 16-bit whole numbers, "
-        "twice as fast where the CPU has AVX512-VNNI. auto: int16 there, bfloat16 for imatrix on a GPU, else float32.",
+        help="Of activations: float32, bfloat16, float16; bfloat16x3 and int16: float32, but for products of numbers "
+        "of 16 bits, faster where the CPU has AMX, or AVX512-VNNI. auto: these there, bfloat16 for imatrix on a GPU, "
+        "else float32.",
     ),
 ]
 Ctx = Annotated[

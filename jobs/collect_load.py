@@ -23,8 +23,8 @@ from quantmill.models.streamed import load_streamed
 class Loading:
     """How the model is loaded; the fields are those of jobs.collect.Job.
 
-    dtype "auto": bfloat16 on a GPU; on a CPU products of whole numbers where it has them. These move the sums by some
-    2e-4 of themselves, and files made with them lose the same (bench/results/whole-products.md).
+    dtype "auto": bfloat16 on a GPU; on a CPU short products where it has them. These move the sums by at most
+    some 2e-4 of themselves, and files made with them lose the same (bench/results/whole-products.md).
     """
 
     model: Path

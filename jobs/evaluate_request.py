@@ -30,7 +30,7 @@ class Job:
     stream: read the models layer by layer, all of the text through each before the next is read.
     ray: the cluster whose workers run the batches of the text (jobs.cluster), None: this process.
     output: the record, a table where its name ends in .csv; what is finished is kept beside it until it is there, and
-    with `resume` not run again. dtype "auto": float32, with products of whole numbers where the processor has them
+    with `resume` not run again. dtype "auto": float32, with short products where the processor has them
     (models.arithmetic.automatic_dtype); differences between models are smaller than what a shorter type rounds away.
     command, version: as the record shall name them.
     """

@@ -1,4 +1,4 @@
-"""Causal attention by products of whole numbers, wherever a model's code asks torch for attention."""
+"""Causal attention by short products (qkernels.products), wherever a model's code asks torch for attention."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from torch.overrides import TorchFunctionMode
 from quantmill.qkernels import products
 
 
-class WholeAttention(TorchFunctionMode):
+class ShortAttention(TorchFunctionMode):
     """Inside, this thread's scaled_dot_product_attention is qkernels.products.attended where that can do it: causal
-    without another mask, all tokens at once, whole blocks; else it is torch's."""
+    without another mask, all tokens at once, whole blocks; else it is torch's. kind: of products."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
 
     def __torch_function__(
         self,
@@ -26,24 +30,25 @@ class WholeAttention(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            found = _attended(*args, **named)
+            found = _attended(self.kind, *args, **named)
             if found is not None:
                 return found
         return func(*args, **named)
 
 
-def with_whole_attention(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's forward, or a layer, with WholeAttention."""
+def with_short_attention(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """A model's forward, or a layer, with ShortAttention."""
 
     @functools.wraps(forward)
     def run(*inputs: Any, **named: Any) -> Any:
-        with WholeAttention():
+        with ShortAttention(kind):
             return forward(*inputs, **named)
 
     return run
 
 
 def _attended(
+    kind: str,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -68,5 +73,5 @@ def _attended(
     factor = width**-0.5 if scale is None else scale
     for one in zip(*(x.numpy() for x in given), out.numpy(), strict=True):
         q, k, v, into = one
-        products.attended(q, k, v, factor, into)
+        products.attended(q, k, v, factor, into, kind)
     return out

@@ -89,11 +89,11 @@ class Filler:
         specs: Mapping[str, TensorSpec],
         device: torch.device,
         dtype: torch.dtype,
-        whole: bool = False,
+        products: str | None = None,
         blocks_on: torch.device | None = None,
     ):
         self.model, self.table, self.source, self.specs = model, table, source, specs
-        self.device, self.dtype, self.whole = device, dtype, whole
+        self.device, self.dtype, self.products = device, dtype, products
         self.blocks_on = blocks_on or device
         self.packed: dict[str, PackedTensor] = {}
 
@@ -109,7 +109,7 @@ class Filler:
             elif isinstance(module, nn.Linear):
                 bias = self._dense(f"{name}.bias") if module.bias is not None else None
                 groups = getattr(module, "n_groups", 1)
-                self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias, self.whole, groups))
+                self._replace(name, PackedLinear(self._pack(f"{name}.weight"), bias, self.products, groups))
         for name, tensor in list(self.model.named_parameters()) + list(self.model.named_buffers()):
             if name not in self.table.uses or not is_wanted(name):
                 continue

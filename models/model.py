@@ -24,8 +24,8 @@ from quantmill.gguf_io.convert.family import Family
 from quantmill.gguf_io.convert.names import TensorTable, tensor_table
 from quantmill.gguf_io.source import TensorSource, open_source
 from quantmill.models import tokenizer
-from quantmill.models.arithmetic import WHOLE, dtype_of, require_dtype
-from quantmill.models.attention import with_whole_attention
+from quantmill.models.arithmetic import dtype_of, products_of, require_dtype
+from quantmill.models.attention import with_short_attention
 from quantmill.models.capture import named_layers
 from quantmill.models.devices import usable_device
 from quantmill.models.errors import ModelError, said_of_transformers
@@ -45,7 +45,7 @@ class LoadedModel:
     name_map: Hugging Face tensor name -> the GGUF tensors it is stored in (two for a fused gate and up).
     table: names, shapes and cuts of all tensors, both ways (gguf_io.convert.names).
     n_bytes: of the weights as they are held. source: the GGUF, kept open while its blocks are mapped.
-    whole: matrices are multiplied by whole numbers of 16 bits (qkernels.products); all else is of `dtype`.
+    products: the kind of qkernels.products that matrices are multiplied by; all else is of `dtype`.
     """
 
     path: Path
@@ -59,17 +59,17 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     source: TensorSource | None = None
-    whole: bool = False
+    products: str | None = None
 
     @property
     def computing(self) -> str:
         """What load() was given for dtype."""
-        return WHOLE if self.whole else str(self.dtype).removeprefix("torch.")
+        return self.products or str(self.dtype).removeprefix("torch.")
 
     @property
     def arithmetic(self) -> str:
         """For people: the type that is computed with, and where it is another for products."""
-        return f"float32, products {WHOLE}" if self.whole else self.computing
+        return f"float32, products {self.products}" if self.products else self.computing
 
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
@@ -113,21 +113,21 @@ def load(
     """Load a GGUF (single or split) or a Hugging Face directory.
 
     device: torch's name of one, or "auto" (models.devices).
-    dtype: of activations and decoded weights ("float32", "bfloat16", "float16"), or "int16": float32, but for products
-    of a GGUF's matrices, which are of whole numbers; for processors that have them (automatic_dtype).
+    dtype: of activations and decoded weights ("float32", "bfloat16", "float16"), or a kind of products ("int16",
+    "bfloat16x3"): float32, but for products of a GGUF's matrices; for processors that have them (automatic_dtype).
     tokenizer_path: a Hugging Face directory whose tokenizer is used instead of the model's own.
     converted: a directory too runs as the GGUF that it becomes, with all that this holds.
     Raises ModelError for a model that cannot be built, OSError for a path that cannot be read.
     """
     path = Path(path)
-    target, compute, whole, given = asked(device, dtype, tokenizer_path)
+    target, compute, products, given = asked(device, dtype, tokenizer_path)
     stages = stages_for(weight_bytes(path, compute), target) if target.type == "cuda" else []
     place = torch.device("cpu") if stages else target
     loaded: LoadedModel
     if path.is_dir() and not converted and not is_packed(path):
         loaded = _load_directory(path, place, compute, given)
     else:  # packed too: transformers needs a library or a GPU for each kind of packing
-        loaded = from_source(open_source(path), path, place, compute, given, whole)
+        loaded = from_source(open_source(path), path, place, compute, given, products)
     if stages:
         spread(loaded.model, stages)
         loaded.device = stages[0].device
@@ -145,14 +145,14 @@ def weight_bytes(path: Path, dtype: torch.dtype) -> int:
 
 def asked(
     device: str, dtype: str, tokenizer_path: str | Path | None
-) -> tuple[torch.device, torch.dtype, bool, Tokenizer | None]:
-    """What load() was asked for; the truth is LoadedModel.whole. Raises ModelError."""
+) -> tuple[torch.device, torch.dtype, str | None, Tokenizer | None]:
+    """What load() was asked for; the third is LoadedModel.products. Raises ModelError."""
     target, compute = usable_device(device), dtype_of(dtype)
     require_dtype(dtype, target)
     if tokenizer_path and not Path(tokenizer_path).is_dir():
         raise ModelError(f"{tokenizer_path}: is no directory; a tokenizer is a Hugging Face directory")
     given = tokenizer.from_directory(Path(tokenizer_path)) if tokenizer_path else None
-    return target, compute, dtype == WHOLE, given
+    return target, compute, products_of(dtype), given
 
 
 def _load_directory(
@@ -185,14 +185,14 @@ def from_source(
     device: torch.device,
     dtype: torch.dtype,
     given: Tokenizer | None = None,
-    whole: bool = False,
+    products: str | None = None,
     blocks_on: torch.device | None = None,
 ) -> LoadedModel:
     """The model of GGUF tensors and metadata, wherever they come from; `path` names it in messages.
 
     blocks_on: where the blocks of matrices lie, None: where the rest does.
     """
-    return built(LoadedModel, source, path, device, dtype, given, _everything, whole, blocks_on)
+    return built(LoadedModel, source, path, device, dtype, given, _everything, products, blocks_on)
 
 
 def _everything(model: Any) -> Callable[[str], bool]:
@@ -207,7 +207,7 @@ def built(
     dtype: torch.dtype,
     given: Tokenizer | None,
     is_held: Callable[[Any], Callable[[str], bool]],
-    whole: bool = False,
+    products: str | None = None,
     blocks_on: torch.device | None = None,
 ) -> Loaded:
     """from_source's. is_held: gives, for transformers' model, which of its modules get their weights now."""
@@ -215,13 +215,13 @@ def built(
     facts = facts_of(source, path)
     model, table = table_of(source, path, dtype)
     check_tensors(table, specs)
-    filler = Filler(model, table, source, specs, device, dtype, whole, blocks_on)
+    filler = Filler(model, table, source, specs, device, dtype, products, blocks_on)
     filler.fill_part(is_held(model))
     if "rope_freqs.weight" in specs:
         stretch_rotation(model, facts.read("rope_freqs.weight").ravel())
     model.eval()
-    if whole:
-        object.__setattr__(model, "forward", with_whole_attention(model.forward))
+    if products is not None:
+        object.__setattr__(model, "forward", with_short_attention(model.forward, products))
     vocabulary = given or tokenizer.from_metadata(source.metadata)
     return kind(
         path=path,
@@ -235,7 +235,7 @@ def built(
         device=device,
         dtype=dtype,
         source=source,
-        whole=whole,
+        products=products,
     )
 
 

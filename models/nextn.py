@@ -143,7 +143,7 @@ def _layer(
         loaded.device,
         loaded.dtype,
         loaded.tokenizer,
-        loaded.whole,
+        loaded.products,
     )
     if "token_embd.weight" not in own:
         inner.model.set_input_embeddings(loaded.model.get_input_embeddings())
@@ -159,7 +159,7 @@ def _layer(
     blocks, view = held_blocks(raw, _projection(name, facts))
     weight = PackedTensor(view.shape, [Piece(name, type, blocks.to(loaded.device), view, None)], loaded.dtype)
     layer = Further(
-        PackedLinear(weight, None, loaded.whole),
+        PackedLinear(weight, None, loaded.products),
         norm("enorm"),
         norm("hnorm"),
         _norm(facts),

@@ -144,19 +144,21 @@ def by_group(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor
 class PackedLinear(nn.Module):
     """x [..., in_features] -> [..., out_features]; drops in for nn.Linear.
 
-    whole: multiply by whole numbers of 16 bits (qkernels.products), where rows are whole blocks of them. groups: so
-    many parts of the rows have an input of their own, x [..., groups, in_features] →
+    kind: of qkernels.products, by which is multiplied where rows are whole blocks. groups: so many parts of the rows
+    have an input of their own, x [..., groups, in_features] →
     [..., groups, out_features / groups] (DeepSeek V4's output).
     """
 
     bias: torch.Tensor | None
 
-    def __init__(self, weight: PackedTensor, bias: torch.Tensor | None, whole: bool = False, groups: int = 1):
+    def __init__(
+        self, weight: PackedTensor, bias: torch.Tensor | None, kind: str | None = None, groups: int = 1
+    ):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.groups = groups
         self.weight = weight
-        self.whole = whole and self.in_features % products.BLOCK == 0
+        self.kind = None if self.in_features % products.BLOCK else kind
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -164,7 +166,10 @@ class PackedLinear(nn.Module):
             return by_group(x, self.weight.matrix(0, x.dtype), self.groups)
         rows = x.reshape(-1, self.in_features)
         out = rows.new_empty(rows.shape[0], self.out_features)
-        (self._multiply_whole if self.whole else self._multiply)(rows, out)
+        if self.kind is None:
+            self._multiply(rows, out)
+        else:
+            self._multiply_short(rows, out, self.kind)
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], self.out_features)
@@ -175,8 +180,8 @@ class PackedLinear(nn.Module):
             torch.mm(rows, slab.T, out=out[:, first : first + slab.shape[0]])
             first += slab.shape[0]
 
-    def _multiply_whole(self, rows: torch.Tensor, out: torch.Tensor) -> None:
-        entered, into, stored = products.entered(rows.numpy()), out.numpy(), self.weight.stored()
+    def _multiply_short(self, rows: torch.Tensor, out: torch.Tensor, kind: str) -> None:
+        entered, into, stored = products.entered(rows.numpy(), kind), out.numpy(), self.weight.stored()
         if stored is not None:
             blocks, type = stored
             products.multiplied_by_stored(entered, blocks.numpy(), type, into)

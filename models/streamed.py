@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from quantmill.gguf_io.source import TensorSource, open_source
-from quantmill.models.attention import with_whole_attention
+from quantmill.models.attention import with_short_attention
 from quantmill.models.capture import enter, named_layers
 from quantmill.models.doors import Doors
 from quantmill.models.errors import ModelError
@@ -77,7 +77,8 @@ class StreamedModel(LoadedModel):
 
                 @torch.inference_mode()
                 def take(number: int, index: int = index, layer: nn.Module = layer) -> torch.Tensor:
-                    run, course = with_whole_attention(layer) if self.whole else layer, courses[number]
+                    kind, course = self.products, courses[number]
+                    run = layer if kind is None else with_short_attention(layer, kind)
                     states[number] = run(first_of(states[number]), **course.arguments(index))
                     course.passed(index, states[number])
                     return first_of(states[number])
@@ -169,7 +170,9 @@ def _key(ids: torch.Tensor) -> bytes:
 def _filler(loaded: LoadedModel) -> Filler:
     assert loaded.source is not None
     specs = {spec.name: spec for spec in loaded.source.specs()}
-    return Filler(loaded.model, loaded.table, loaded.source, specs, loaded.device, loaded.dtype, loaded.whole)
+    return Filler(
+        loaded.model, loaded.table, loaded.source, specs, loaded.device, loaded.dtype, loaded.products
+    )
 
 
 def load_streamed(
@@ -179,8 +182,8 @@ def load_streamed(
 
     Raises ModelError also for a model that has no list of layers.
     """
-    target, compute, whole, given = asked(device, dtype, tokenizer_path)
-    return streamed_source(open_source(path), Path(path), target, compute, given, whole)
+    target, compute, products, given = asked(device, dtype, tokenizer_path)
+    return streamed_source(open_source(path), Path(path), target, compute, given, products)
 
 
 def streamed_source(
@@ -189,7 +192,7 @@ def streamed_source(
     device: torch.device,
     dtype: torch.dtype,
     given: Tokenizer | None = None,
-    whole: bool = False,
+    products: str | None = None,
 ) -> StreamedModel:
     """As models.model.from_source, without the layers."""
 
@@ -197,4 +200,4 @@ def streamed_source(
         prefix = f"{named_layers(model)[0]}."
         return lambda name: not name.startswith(prefix)
 
-    return built(StreamedModel, source, path, device, dtype, given, is_outside, whole)
+    return built(StreamedModel, source, path, device, dtype, given, is_outside, products)

@@ -1,12 +1,12 @@
-"""Causal attention by products of whole numbers, as LLVM IR: each token sees itself and those before it.
+"""Causal attention by short products, as LLVM IR: each token sees itself and those before it.
 
     i32 attend(q, k, turned_v, out, factor, k_codes, k_scales, v_codes, v_scales, codes, scales, scores, inverses,
                n_heads, n_shared, n_tokens, width, q_apart, q_head, k_apart, k_head, out_apart, out_head)
 
 q and out f32, `width` numbers of a token, `…_apart` from token to token and `…_head` from head to head; k and turned_v
-(f32 [heads, width, n_tokens]) have a head for n_shared of q's. The rest is memory for codes (cpu_product_driver), of
-QUERIES tokens at a time, and for their scores. factor: what scores are multiplied with, f32 [1]. Tokens and width are
-whole blocks.
+(f32 [heads, width, n_tokens]) have a head for n_shared of q's. The rest is memory: for codes, as
+cpu_product_driver or cpu_tile_driver has them, of QUERIES tokens at a time, and for their scores. factor: what scores
+are multiplied with, f32 [1]. Tokens and width are whole blocks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 import llvmlite.ir as ir
 
 from quantmill.qkernels.lanes.cpu_likelihood_driver import exp
-from quantmill.qkernels.lanes.cpu_product_driver import enter, multiply, pack
-from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, LANES, QUERIES
+from quantmill.qkernels.lanes.cpu_product_kinds import MAKERS
+from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, INT16, LANES, QUERIES
 from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.lanes.simd import (
     F32,
@@ -37,10 +37,12 @@ _FLOATS, _INTS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 _LOWEST = float("-inf")
 
 
-def text_of(processor: Processor) -> str:
-    """The module of attend and what it calls."""
-    module = ir.Module("quantmill")
-    entered, packed, multiplied = (make(module, processor) for make in (enter, pack, multiply))
+def text_of(kind: str, processor: Processor) -> str:
+    """The module of attend and what it calls, for one kind of products."""
+    module, makers = ir.Module("quantmill"), MAKERS[kind]
+    entered, packed, multiplied = (
+        make(module, processor) for make in (makers.enter, makers.pack, makers.multiply)
+    )
     b, given = function(module, "attend", processor, (*[F32] * 5, *[I16, F32] * 3, F32, F32), 10)
     q, k, turned, out, factor, k_codes, k_scales, v_codes, v_scales, codes, scales, scores, inverses = given[
         :13
@@ -69,10 +71,13 @@ def text_of(processor: Processor) -> str:
                 seen = b.add(b.add(first, row), I64(1))
                 b.store(_softmax(b, line, seen, end, b.load(factor)), b.gep(inverses, [row]))
             b.call(entered, [scores, codes, scales, n, end, n_tokens])
-            _divide(b, scales, inverses, n, b.sdiv(end, I64(BLOCK)))
+            if kind == INT16:
+                _divide(b, scales, inverses, n, b.sdiv(end, I64(BLOCK)))
             place = b.gep(out, [b.add(b.mul(head, out_head), b.mul(first, out_apart))])
             shares = [codes, scales, v_codes, v_scales, place, n, b.sdiv(end, I64(BLOCK)), token_blocks]
             b.call(multiplied, [*shares, width, out_apart])
+            if kind != INT16:
+                _divide_rows(b, place, inverses, n, width, out_apart)
     b.ret(I32(0))
     return str(module)
 
@@ -110,3 +115,13 @@ def _divide(b: LaneBuilder, scales: ir.Value, inverses: ir.Value, n: ir.Value, n
         with loop(b, I64(0), n_blocks) as block:
             place = b.gep(scales, [b.add(b.mul(row, n_blocks), block)])
             b.store(b.fmul(b.load(place), inverse), place)
+
+
+def _divide_rows(
+    b: LaneBuilder, rows: ir.Value, inverses: ir.Value, n: ir.Value, width: ir.Value, apart: ir.Value
+) -> None:
+    with loop(b, I64(0), n) as row:
+        inverse = splat(b, b.load(b.gep(inverses, [row])), LANES)
+        with loop(b, I64(0), width, I64(LANES)) as column:
+            place = b.add(b.mul(row, apart), column)
+            store_run(b, b.fmul(load_run(b, rows, place, _FLOATS, 4), inverse), rows, place, 4)

@@ -6,7 +6,8 @@
 
 source: n rows of row_bytes, of n_blocks blocks each. fill: the address of the function that packs as many rows as there
 are lanes (cpu_filling_driver's, or a `fill_…` of these), of which n is a multiple; it needs `own` and so many tables.
-packed and packed_scales of WIDE rows are memory to work in; the rest is as in cpu_product_driver.
+packed and packed_scales of WIDE rows are memory to work in; the rest is as in cpu_product_driver, or
+cpu_tile_driver.
 
     i32 fill_F32(source, codes, scales, n_cols, row_bytes, first, own)     and of F16 and BF16: the plain types
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 
-from quantmill.qkernels.lanes.cpu_product_driver import multiply, pack
+from quantmill.qkernels.lanes.cpu_product_kinds import MAKERS
 from quantmill.qkernels.lanes.cpu_product_shape import BLOCK, DECODER_TABLES, LANES, WIDE, WIDENED
 from quantmill.qkernels.lanes.native import Processor
 from quantmill.qkernels.lanes.simd import (
@@ -38,10 +39,10 @@ _BYTES, _FLOATS, _INTS = I8.as_pointer(), ir.VectorType(F32, LANES), ir.VectorTy
 _HALVES, _WORDS = ir.VectorType(ir.HalfType(), LANES), ir.VectorType(I16, LANES)
 
 
-def text_of(processor: Processor) -> str:
-    """The module of all of them."""
+def text_of(kind: str, processor: Processor) -> str:
+    """The module of all of them, for one kind of products."""
     module = ir.Module("quantmill")
-    packed, multiplied = (make(module, processor) for make in (pack, multiply))
+    packed, multiplied = (make(module, processor) for make in (MAKERS[kind].pack, MAKERS[kind].multiply))
     for n_tables in DECODER_TABLES:
         _multiply(module, processor, multiplied, n_tables)
     for type in WIDENED:

@@ -32,6 +32,7 @@ from quantmill.qkernels.lanes.simd import (
     I32,
     I64,
     ROUNDER,
+    LaneBuilder,
     call,
     function,
     interleave,
@@ -47,16 +48,8 @@ _PAIRS = BLOCK // 2
 _RUNS = BLOCK // LANES
 _FLOATS, _INTS, _WORDS = (ir.VectorType(F32, 16), ir.VectorType(I32, 16), ir.VectorType(I16, 32))
 _LEAST = 1e-30  # blocks whose largest number is smaller are zero
+_LOW = 0xFFFF
 _SIZE = 0x7FFFFFFF  # all bits of a float but its sign
-
-
-def text_of(processor: Processor) -> str:
-    """The module of all three."""
-    module = ir.Module("quantmill")
-    enter(module, processor)
-    pack(module, processor)
-    multiply(module, processor)
-    return str(module)
 
 
 def size(b: ir.IRBuilder, run: ir.Value) -> ir.Value:
@@ -164,6 +157,23 @@ def _one(b: ir.IRBuilder, lanes: ir.Value, which: int) -> ir.Value:
     return b.shuffle_vector(
         lanes, ir.Constant(lanes.type, ir.Undefined), repeated(which, ir.VectorType(I32, LANES))
     )
+
+
+def pack_lanes(
+    b: LaneBuilder, runs: list[ir.Value], codes: ir.Value, scales: ir.Value, block: ir.Value, first: ir.Value
+) -> None:
+    """A block of columns, runs of one column of all lanes, which are rows first, first + 1 … of WIDE."""
+    pairs = b.bitcast(codes, I32.as_pointer())
+    largest = size(b, runs[0])
+    for run in runs[1:]:
+        largest = larger(b, largest, size(b, run))
+    scale, factor = scales_of(b, b.bitcast(largest, b.floats), TOP_OF_MATRIX)
+    store_run(b, scale, scales, b.add(b.mul(block, I64(WIDE)), first), 4)
+    for k in range(_PAIRS):
+        low, high = (b.bitcast(rounded(b, runs[2 * k + i], factor), b.ints) for i in range(2))
+        pair = b.or_(b.and_(low, repeated(_LOW, b.ints)), b.shl(high, repeated(16, b.ints)))
+        place = b.add(b.mul(block, I64(_PAIRS)), I64(k))
+        store_run(b, pair, pairs, b.add(b.mul(place, I64(WIDE)), first), 4)
 
 
 def multiply(module: ir.Module, processor: Processor) -> ir.Function:
