@@ -23,10 +23,12 @@ import numpy as np
 import torch
 
 from bench import machine, process, tables
+from bench.contest import FLAGS
 from quantmill.imatrix import collect as collecting
 from quantmill.imatrix.text import Cutting, Text, chunks_of, read_text
 from quantmill.models.arithmetic import automatic_dtype
 from quantmill.models.model import LoadedModel, load
+from quantmill.models.workers import Workers, working
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,19 @@ _COLUMNS = (
 )
 
 
-def with_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:
-    for _ in collecting.collect(loaded.model, loaded.table, chunks, settings, collecting.Result()):
+def with_hooks(
+    loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings, workers: Workers
+) -> None:
+    for _ in collecting.collect(loaded.model, loaded.table, chunks, settings, collecting.Result(), workers):
         pass
 
 
-def without_hooks(loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings) -> None:
+def without_hooks(
+    loaded: LoadedModel, chunks: np.ndarray, settings: collecting.Settings, workers: Workers
+) -> None:
     step = collecting.together(loaded.model, len(chunks), chunks.shape[1], loaded.device)
-    for i in range(0, len(chunks), step):
-        collecting.run_batch(loaded.model, chunks[i : i + step], settings, loaded.device)
+    batches = [chunks[i : i + step] for i in range(0, len(chunks), step)]
+    workers.map(lambda batch: collecting.run_batch(loaded.model, batch, settings, loaded.device), batches)
 
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:
@@ -81,22 +87,21 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
+def measure(options: argparse.Namespace, folder: Path, workers: Workers) -> list[Row]:
     """A row for each contestant."""
-    torch.set_num_threads(options.threads)
     dtype = options.dtype or automatic_dtype(torch.device("cpu"))
     loaded = load(options.hf or options.model, dtype=dtype)
     tokens = loaded.tokenizer.encode(read_text(Path(options.text)))
     chunks = chunks_of([(Text(Path(options.text)), tokens)], Cutting(n_chunks=options.chunks))
     settings = collecting.Settings(bos=loaded.tokenizer.first)
-    without_hooks(loaded, chunks[:4], settings)
+    without_hooks(loaded, chunks[:4], settings, workers)
     runs: dict[str, Callable[[], object]] = {
-        "plain forward": functools.partial(without_hooks, loaded, chunks, settings),
-        "collect": functools.partial(with_hooks, loaded, chunks, settings),
+        "plain forward": functools.partial(without_hooks, loaded, chunks, settings, workers),
+        "collect": functools.partial(with_hooks, loaded, chunks, settings, workers),
     }
     if options.llama_imatrix:
         command = [str(options.llama_imatrix.absolute()), "-m", str(options.model), "-f", str(options.text)]
-        command += ["-o", str(folder / "o.gguf"), "-c", "512", "--chunks", str(options.chunks)]
+        command += [*FLAGS, "-o", str(folder / "o.gguf"), "--chunks", str(options.chunks)]
         command += ["-t", str(options.threads), "-tb", str(options.threads)]
         runs["llama-imatrix"] = functools.partial(process.run, command)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
@@ -149,8 +154,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
     facts = machine.describe("bench.imatrix", arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(options, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, working(options.threads, "cpu") as workers:
+        rows = measure(options, Path(folder), workers)
     tables.report(options.out, "Collecting importance", facts, _COLUMNS, rows)
     return 0
 
