@@ -14,9 +14,8 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from bench.compile_ahead import TARGETS, Kernel, compile_for, kernels_of, run_tool
+from bench.kernel_work import bytes_moved, longest_walk
 from bench.sass import Thread
 from quantmill.qkernels.codebooks import codebook
 from quantmill.qkernels.encoders import encoders
@@ -25,17 +24,6 @@ from quantmill.qkernels.types import TYPES
 
 # Loops whose count the machine code does not show: the sweeps of the searches for scales of scales.
 _SWEEPS = 5
-# Share of groups of Gaussian weights whose nearest code is off the grid (measured with the reference's searches).
-_OFF_GRID = {
-    "IQ2_XXS": 0.45,
-    "IQ2_XS": 0.66,
-    "IQ2_S": 0.58,
-    "IQ3_XXS": 0.81,
-    "IQ3_S": 0.72,
-    "IQ1_S": 0.54,
-    "IQ1_M": 0.54,
-}
-_ITEM = {"f32": 4, "i32": 4, "u8": 1}
 
 
 @dataclass(frozen=True)
@@ -72,15 +60,6 @@ class Estimate:
     bandwidth_bound: dict[str, float]
 
 
-def longest_walk(type: str) -> float:
-    """Rounds of a walk along neighbours that 32 threads wait for."""
-    lengths = np.diff(codebook(type).start)
-    lengths = lengths[lengths > 0]
-    walkers = max(1, round(32 * _OFF_GRID[type]))
-    draws = np.random.default_rng(0).choice(lengths, (4096, walkers))
-    return float(draws.max(1).mean())
-
-
 def _trips(kernel: Kernel, type: str) -> float:
     """How often loops of unknown length go round: sweeps, or a walk along neighbours to a warp's longest list.
 
@@ -98,16 +77,6 @@ def _kind(opcode: str) -> str:
     if name.startswith(("LD", "ST", "ULD", "BRA", "BSSY", "BSYNC", "EXIT", "CALL", "MUFU", "I2F", "F2", "U")):
         return "other"
     return "integer"
-
-
-def bytes_moved(encoder: Encoder, block: int, n_bytes: int) -> float:
-    """Bytes a weight: each phase's arrays once, the rows and blocks in and out of their transposed form."""
-    sizes = {name: count * _ITEM[kind] for name, (count, kind) in encoder.scratch.items()}
-    sizes |= {"x": 4 * block, "out": n_bytes, "importance": 0, "row_sigma": 0}
-    total = 2 * 4 * block + 2 * n_bytes
-    for phase in encoder.phases:
-        total += sum(sizes.get(a, 0) for a in {a for a in phase.arguments if isinstance(a, str)})
-    return total / block
 
 
 def estimate(type: str, weighted: bool, encoder: Encoder, known: dict[object, Counter[str]]) -> Estimate:

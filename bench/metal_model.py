@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.gpu_model import bytes_moved, longest_walk
+from bench.kernel_work import bytes_moved, longest_walk
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.lanes.encoder import Encoder
 from quantmill.qkernels.lanes.metal_source import encoder_source, phase_name

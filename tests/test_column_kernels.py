@@ -17,6 +17,7 @@ from quantmill.calibrate.rounding import State
 from quantmill.models.workers import working
 from quantmill.qkernels.lattices import LATTICES, lattice_of
 from tests.support.column_blocks import CPU, TILES, again, gone_through, metric, works
+from tests.support.in_triton import require_triton
 
 ROOT = Path(__file__).parent.parent
 # type, matrices, columns, rows: even levels without and with minimums, uneven ones, two levels, wide groups
@@ -44,6 +45,7 @@ def one_torch_thread():
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
     """(case, "feed" or "descend") → type, the work as it was, what the kernels made of it with each tile."""
+    require_triton()
     folder = tmp_path_factory.mktemp("columns")
     given = {
         (name, kind): (type, work)
@@ -200,6 +202,7 @@ def test_no_memory_is_no_fault_of_a_kernel():
 def test_who_serves_a_device(monkeypatch):
     assert columns_on(CPU) is columns
     assert columns_on(torch.device("mps")) is columns
+    require_triton()
     found = columns_on(torch.device("cuda:0"))
     assert isinstance(found, Guarded)
     assert columns_on(torch.device("cuda:0")) is found

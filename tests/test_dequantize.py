@@ -18,6 +18,7 @@ from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.encoder import constants
 from quantmill.qkernels.types import CHECKPOINT_TYPES, TYPES, QuantizeError, readable_type
 from tests.support import oracle
+from tests.support.in_triton import require_triton
 
 QUANTIZED = sorted(name for name, type in TYPES.items() if type.family != "plain")
 DECODED = [*QUANTIZED, *CHECKPOINT_TYPES]
@@ -116,6 +117,7 @@ def test_torch_operations(type, dtype):
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory) -> dict[str, np.ndarray]:
     """What Triton's interpreter makes of some blocks; triton.jit decides to interpret when it is imported."""
+    require_triton()
     folder = tmp_path_factory.mktemp("triton")
     blocks, results = folder / "blocks.npz", folder / "results.npz"
     np.savez(blocks, **{type: random_blocks(type, 1, 41).reshape(41, -1) for type in DECODED})

@@ -17,6 +17,7 @@ from quantmill.qkernels import rows as row_work
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.qkernels.types import NotFiniteError, QuantizeError, TooLargeError
 from tests.support import data_kinds, oracle
+from tests.support.in_triton import require_triton
 
 ON_CPU = Engine("torch", "cpu", "a test")
 
@@ -25,6 +26,7 @@ ON_CPU = Engine("torch", "cpu", "a test")
 def three_devices(monkeypatch):
     monkeypatch.setattr(engines, "torch_devices", lambda: ["cuda:0", "cuda:1", "mps"])
     monkeypatch.setattr(engines, "gpu_driver_present", lambda: True)
+    monkeypatch.setattr(engines, "_installed", lambda module: True)
     monkeypatch.setattr(sys, "platform", "linux")
 
 
@@ -133,6 +135,8 @@ def test_stored_rows_through_a_device(monkeypatch, source, type, weighted):
 )
 def test_two_quantizers_share_a_gpu(engine, count):
     """They are made when they are used, so no device is needed."""
+    if engine.name == "triton":
+        require_triton()
     assert len(row_work.row_quantizers(engine, 3)) == count
 
 
@@ -152,6 +156,8 @@ def test_engines_are_chosen_by_their_rows_only():
 
 @pytest.mark.parametrize("row", engines.ENGINES, ids=lambda row: row.name)
 def test_an_engine_module_offers_what_the_rows_promise(row):
+    if "triton" in row.needs:
+        require_triton()
     module = row.load()
     assert all(callable(getattr(module, name)) for name in ("quantize", "decode", "quantizers"))
     assert callable(row.lanes(row.encoder).encode)
@@ -215,6 +221,7 @@ def test_refuses_what_no_block_can_hold():
 
 
 def test_triton_without_a_gpu_says_so():
+    require_triton()
     if torch.accelerator.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(QuantizeError, match="needs a CUDA, ROCm or XPU device"):

@@ -8,6 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 NOT_INSTALLED = {"tests", "bench", "examples", "docs"}
@@ -69,3 +75,17 @@ def test_the_wheel_works_on_its_own(built, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path))
     assert "Q4_K_M" in done.stdout
+
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+
+
+def test_triton_is_asked_for_where_there_is_one_and_in_no_version_of_its_own():
+    """Its wheels are for Linux, and each torch for CUDA asks for one of them: a pin beside torch's installs nowhere."""
+    asked = {name: [r for r in map(Requirement, rows) if r.name == "triton"] for name, rows in EXTRAS.items()}
+    assert {name for name, found in asked.items() if found} == {"gpu", "test"}
+    for (triton,) in filter(None, asked.values()):
+        assert {one.operator for one in triton.specifier} == {">="}
+        assert triton.marker is not None
+        there = [s for s in ("linux", "darwin", "win32") if triton.marker.evaluate({"sys_platform": s})]
+        assert there == ["linux"]

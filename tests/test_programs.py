@@ -18,7 +18,7 @@ from quantmill.qkernels.engines import engine_row
 from quantmill.qkernels.lanes import torch as lane_words
 from quantmill.qkernels.types import TYPES, TooLargeError
 from tests.support import data_kinds, oracle
-from tests.support.in_triton import case_id, interpret
+from tests.support.in_triton import case_id, interpret, require_triton
 
 CASES = list(encoders())
 # Types whose Triton kernels the interpreter runs in every test run: each family, the cheapest of each search.
@@ -149,6 +149,7 @@ print(found.tolist(), halves.tolist(), limited.tolist())
 
 
 def test_tritons_nearest_integer_of_nan(tmp_path):
+    require_triton()
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, str(tmp_path / "script.py")]
