@@ -17,8 +17,8 @@ from quantmill.qkernels.lanes.program import LaneError, program
 from quantmill.qkernels.lanes.simd import F32, I32, I64, LaneBuilder, loop
 
 WIDTH = host().width
-any_, f2h, h2f, i2f, ld, st, where = (
-    WORDS[name] for name in ("any_", "f2h", "h2f", "i2f", "ld", "st", "where")
+any_, f2h, h2f, i2f, ld, neg, st, where = (
+    WORDS[name] for name in ("any_", "f2h", "h2f", "i2f", "ld", "neg", "st", "where")
 )
 
 
@@ -54,7 +54,7 @@ def _sums(X, OUT, N):
     for i in range(1, N):
         total = total + ld(X, i)
     if N > 3:
-        total = -total
+        total = neg(total)
     else:
         total = total * 2.0
     st(OUT, 0, total)
@@ -128,6 +128,11 @@ def _forgets_an_argument(X, OUT):
 
 
 @program
+def _turns_a_sign(X, OUT):
+    st(OUT, 0, -ld(X, 0))
+
+
+@program
 def _is_no_lane_program(X, OUT):
     while True:
         st(OUT, 0, ld(X, 0))
@@ -138,6 +143,7 @@ def _is_no_lane_program(X, OUT):
     [
         (_changes_kind, r"_changes_kind \(.*\): v was <.*float> and becomes <.*i1>"),
         (_forgets_an_argument, r"_pair \(.*\) takes 1 arguments, not 0"),
+        (_turns_a_sign, "- of a value: write neg"),
         (_is_no_lane_program, r"_is_no_lane_program \(.*\), line \d+: not in the lane language"),
     ],
 )

@@ -131,24 +131,28 @@ def test_no_byte_depends_on_the_bits_of_nan(monkeypatch):
 
 SCRIPT = """
 import torch, triton, triton.language as tl
-from quantmill.qkernels.lanes.triton_words import lev, nhalf, nint
+from quantmill.qkernels.lanes.triton_words import lev, neg, nhalf, nint
 
 @triton.jit
-def words(V, NINT, NHALF, LEV):
+def words(V, NINT, NHALF, LEV, NEG):
     at = tl.arange(0, 4)
     tl.store(NINT + at, nint(tl.load(V + at)))
     tl.store(NHALF + at, nhalf(tl.load(V + at)))
     tl.store(LEV + at, lev(tl.load(V + at), 0, 15))
+    tl.store(NEG + at, neg(tl.load(V + at)))
 
 bits = torch.tensor([0x7FFFFFFF, 0x7FC00000, -0x400000, 0x40400000], dtype=torch.int32)
 found, halves = torch.empty(2, 4, dtype=torch.int32)
-limited = torch.empty(4)
-words[(1,)](bits.view(torch.float32), found, halves, limited)
+limited, turned = torch.empty(2, 4)
+words[(1,)](bits.view(torch.float32), found, halves, limited, turned)
 print(found.tolist(), halves.tolist(), limited.tolist())
+zeros = torch.tensor([0.0, -0.0, 1e-45, -2.0])
+words[(1,)](zeros, found, halves, limited, turned)
+assert turned.view(torch.int32).tolist() == (-zeros).view(torch.int32).tolist(), turned
 """
 
 
-def test_tritons_nearest_integer_of_nan(tmp_path):
+def test_tritons_nearest_integer_of_nan_and_the_other_sign_of_zero(tmp_path):
     require_triton()
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -51,6 +51,24 @@ def test_programs_use_declared_words_only(folder):
                 assert {alias.name for alias in node.names} <= vocabulary.WORDS, file.name
 
 
+@pytest.mark.parametrize("folder", ["programs", "decode"])
+def test_the_sign_of_a_value_is_turned_by_its_word(folder):
+    """Of -v Triton made 0 - v before 3.8, which of +0 is +0. What has a minus is a number known to the compiler."""
+    for file in (PACKAGE / folder).glob("*.py"):
+        for program in ast.parse(file.read_text()).body:
+            if not isinstance(program, ast.FunctionDef) or not {a.arg for a in program.args.args} & {
+                "j",
+                "v",
+            }:
+                continue
+            for node in ast.walk(program):
+                if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+                    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+                    assert all(name.isupper() for name in names), (
+                        f"{file.name}, {program.name}: {ast.unparse(node)}"
+                    )
+
+
 def test_arrays_are_bound_by_name():
     """The order in which a phase lists them means nothing; a swap would have to be written out."""
     assert Phase(pack_q6_k).arguments == ("code", "alive", "out")

@@ -7,7 +7,7 @@ import numpy as np
 from quantmill.qkernels.codebooks import codebook
 from quantmill.qkernels.decode.fields import half_at, word_at
 from quantmill.qkernels.lanes.decoder import Decoder
-from quantmill.qkernels.lanes.vocabulary import full, h2f, i2f, ldb, number, st, take, where
+from quantmill.qkernels.lanes.vocabulary import full, h2f, i2f, ldb, neg, number, st, take, where
 
 
 def q1_0(j, BLOCKS, Y):
@@ -15,7 +15,7 @@ def q1_0(j, BLOCKS, Y):
     for k in range(4):
         byte = ldb(BLOCKS, 2 + 4 * j + k)
         for i in range(8):
-            st(Y, 8 * k + i, where(((byte >> i) & 1) != 0, d, -d))
+            st(Y, 8 * k + i, where(((byte >> i) & 1) != 0, d, neg(d)))
 
 
 def q2_0(j, BLOCKS, Y):

@@ -116,6 +116,6 @@ def unary(b: LaneBuilder, op: type[ast.unaryop], operand: Any) -> Any:
         return b.not_(operand) if isinstance(operand, ir.Value) else ~operand
     if op is not ast.USub:
         raise LaneError(f"{op.__name__} is not in the lane language")
-    if not isinstance(operand, ir.Value):
-        return -operand
-    return b.fneg(operand) if _is_float(operand) else b.neg(operand)
+    if isinstance(operand, ir.Value):
+        raise LaneError("- of a value: write neg")
+    return -operand

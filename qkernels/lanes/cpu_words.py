@@ -158,6 +158,7 @@ _BUILDERS: Mapping[str, Callable[..., Any]] = {
     "number": lambda b, like, j: as_lanes(b, j, b.ints),
     "izeros": lambda b, like: repeated(0, b.ints),
     "div": _div,
+    "neg": lambda b, v: b.fneg(as_lanes(b, v, b.floats)),
     "nint": _nint,
     "nhalf": lambda b, value: _nint(b, value, 2 * ROUNDER),
     "rnear": _rnear,

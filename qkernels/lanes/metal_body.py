@@ -123,11 +123,9 @@ class MetalBody(Body):
             return Value(f"(!{as_kind(operand, 'bool')})", "bool") if self.is_built(operand) else ~operand
         if op is not ast.USub:
             raise LaneError(f"{self.program}: {op.__name__} is not in the lane language")
-        if not self.is_built(operand):
-            return -operand
-        if operand.kind == "int":
-            return Value(f"isub(0, {operand.text})", "int")
-        return Value(f"(-{operand.text})", operand.kind)
+        if self.is_built(operand):
+            raise LaneError(f"{self.program}: - of {operand.text}: write neg")
+        return -operand
 
     def call(self, called: Any, given: Sequence[Any]) -> Any:
         if isinstance(called, Word):

@@ -249,6 +249,7 @@ _BUILDERS: Mapping[str, Callable[..., Any]] = {
     "div": _function("precise::divide", "float", "float"),
     "sqrt": _function("precise::sqrt", "float", "float"),
     "fabs": _function("fabs", "float", "float"),
+    "neg": lambda b, v: Value(f"(-{as_kind(v, 'float')})", "float"),
     "nint": _function("nearest_int", "float", "int"),
     "nhalf": _function("nearest_half", "float", "int"),
     "lev": _lev,

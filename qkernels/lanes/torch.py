@@ -213,6 +213,7 @@ WORDS: Mapping[str, Callable[..., Any]] = {
     "div": torch.div,
     "sqrt": _sqrt,
     "fabs": torch.abs,
+    "neg": torch.neg,
     "nint": _nint,
     "nhalf": lambda value: _nint(value, 25165824.0),
     "lev": _lev,

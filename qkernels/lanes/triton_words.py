@@ -85,6 +85,11 @@ def fabs(v):
 
 
 @triton.jit
+def neg(v):
+    return v * -1.0
+
+
+@triton.jit
 def nint(v):
     # a GPU's own NaN is 0x7fffffff: of its bits the trick would make a large number, of a processor's 0
     return tl.where(v == v, ((v + 12582912.0).to(tl.int32, bitcast=True) & 0x7FFFFF) - 0x400000, 0)
@@ -213,7 +218,7 @@ WORDS = {
     word.fn.__name__: word
     for word in (
         *(ld, st, ldb, stb, cst, take, pick, zeros, izeros, full, number, where),
-        *(div, sqrt, fabs, nint, nhalf, lev, rnear, trunc, i2f, f2h, h2f, bits, from_bits),
+        *(div, sqrt, fabs, neg, nint, nhalf, lev, rnear, trunc, i2f, f2h, h2f, bits, from_bits),
         *(imin, imax, any_, put, get, nearest, nearest_shifted),
     )
 }

@@ -37,6 +37,7 @@ where: Any = _declared  # where(m, a, b): a where m holds, else b
 div: Any = _declared  # div(a, b): correctly rounded quotient
 sqrt: Any = _declared  # sqrt(v): correctly rounded root
 fabs: Any = _declared  # fabs(v): magnitude
+neg: Any = _declared  # neg(v): of the other sign, zeros too; `-v` is for constants, Triton made 0 - v of it before 3.8
 nint: Any = _declared  # nint(v): ggml's nearest_int: half to even, of NaN 0; beyond 2^22 it wraps as the bit trick does
 nhalf: Any = _declared  # nhalf(v): nint(0.5 v), by 1.5·2^24, whose neighbours are two apart
 lev: Any = _declared  # lev(v, low, high): i2f of nint(v) limited to low … high; low and high are constants

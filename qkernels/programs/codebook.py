@@ -15,6 +15,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     imax,
     imin,
     ld,
+    neg,
     nint,
     pick,
     st,
@@ -63,7 +64,7 @@ def codebook_search(j, X, W, SCALE, CELLS, LADDER, N, TRIALS):
     largest, extreme = signed_extreme(X, first, N)
     live = largest >= 1e-15
     extreme = where(live, extreme, full(extreme, 1.0))
-    scale = div(-extreme, full(extreme, cst(LADDER, 0)))
+    scale = div(neg(extreme), full(extreme, cst(LADDER, 0)))
     sqx, sqq = weighted_sums(X, W, first, div(full(scale, cst(LADDER, 1)), scale), CELLS, N)
     scale = where(sqq > 0.0, div(sqx, sqq), zeros(scale))
     best = scale * sqx
@@ -95,7 +96,7 @@ def iq4_nl_scale(j, SCALE, INVERSE, LADDER, OUT):
 def iq4_xs_scales(j, SCALE, INVERSE, LADDER, OUT):
     """Six-bit scales: four low bits at 4, two high bits of each in the word at 2. Codes follow the unrounded d."""
     _, extreme = signed_extreme(SCALE, 0, 8)
-    d = -extreme * 0.03125
+    d = neg(extreme) * 0.03125
     store_half(OUT, 0, f2h(d))
     inverse = reciprocal(d, LADDER)
     for half in range(2):

@@ -12,6 +12,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     imin,
     izeros,
     ld,
+    neg,
     nint,
     st,
     stb,
@@ -28,7 +29,7 @@ def grid_entries(j, EXTENT, SCALE, CODE, SIGN, ENTRY, INDEX, N, DIM, MASK):
     live = ld(EXTENT, j) > 0.0
     scale = ld(SCALE, j)
     negative = scale < 0.0
-    st(SCALE, j, where(negative, -scale, scale))
+    st(SCALE, j, where(negative, neg(scale), scale))
     none = izeros(scale)
     for g in range(N // DIM):
         entry = take(INDEX, ld(CODE, j * (N // DIM) + g))

@@ -17,6 +17,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     izeros,
     ld,
     nearest,
+    neg,
     nhalf,
     sqrt,
     st,
@@ -45,7 +46,7 @@ def signs_and_magnitudes(j, X, WEIGHT, V, SIGN, PARITY):
         x = ld(X, 8 * j + i)
         negative = x < 0.0
         sign = sign | where(negative, izeros(x) + (1 << i), izeros(x))
-        st(V, 8 * j + i, where(negative, -x, x))
+        st(V, 8 * j + i, where(negative, neg(x), x))
     if PARITY:
         x = ld(X, 8 * j)
         least = ld(WEIGHT, 8 * j) * x * x
@@ -63,7 +64,7 @@ def signs_and_magnitudes(j, X, WEIGHT, V, SIGN, PARITY):
         sign = (sign ^ flip) & 127
         for i in range(8):
             v = ld(V, 8 * j + i)
-            st(V, 8 * j + i, where((flip & (1 << i)) != 0, -v, v))
+            st(V, 8 * j + i, where((flip & (1 << i)) != 0, neg(v), v))
     st(SIGN, j, sign)
 
 

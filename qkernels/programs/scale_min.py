@@ -17,6 +17,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     imin,
     izeros,
     ld,
+    neg,
     nint,
     st,
     stb,
@@ -148,7 +149,7 @@ def searched_codes(j, X, INVERSE, ORIGIN, CODE, N, NMAX):
 def pack_scale_min(j, SCALE, MIN, CODE, OUT, FIFTH):
     """Q4_1: d, m, nibbles. Q5_1: d, m, the fifth bits, nibbles."""
     store_half(OUT, 0, f2h(ld(SCALE, 0)))
-    store_half(OUT, 2, f2h(-ld(MIN, 0)))
+    store_half(OUT, 2, f2h(neg(ld(MIN, 0))))
     if FIFTH:
         pack_fifth_bits(CODE, OUT, 4)
         pack_nibbles(CODE, 0, OUT, 8, 16)

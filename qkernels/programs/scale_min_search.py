@@ -10,6 +10,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     get,
     ld,
     lev,
+    neg,
     put,
     sqrt,
     st,
@@ -105,7 +106,7 @@ def scale_min_search(j, X, W, LEVEL, SCALE, MIN, INVERSE, ORIGIN, LADDER, N, NMA
         origin = where(up, low, origin)
         low = where(up, trial_low, low)
     st(SCALE, j, where(live, scale, zeros(low)))
-    st(MIN, j, -where(live, low, floor))
+    st(MIN, j, neg(where(live, low, floor)))
     st(INVERSE, j, where(live, best_inverse, zeros(low)))
     st(ORIGIN, j, origin)
 

@@ -21,6 +21,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     izeros,
     ld,
     nearest_shifted,
+    neg,
     nint,
     st,
     stb,
@@ -61,7 +62,7 @@ def snap_to_grid(j, X, WEIGHT, SX, ORDER, SCALE, CHOICE, SIGNS, CODE, NOTES, LIS
     x1, order1 = place_of(SX, ORDER, base, choice >> 10, N)
     x2, order2 = place_of(SX, ORDER, base, (choice >> 4) & 63, N)
     turned = scale < 0.0
-    scale = where(turned, -scale, scale)
+    scale = where(turned, neg(scale), scale)
     signs = (choice & ((1 << groups) - 1)) ^ where(turned, (1 << groups) - 1, 0)
     off = izeros(scale)
     sqx = zeros(scale)

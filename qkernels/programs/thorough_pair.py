@@ -13,6 +13,7 @@ from quantmill.qkernels.lanes.vocabulary import (
     ld,
     ldb,
     lev,
+    neg,
     nint,
     st,
     stb,
@@ -87,7 +88,7 @@ def wanted_pair(j, X, H, SW, SX, WANTED, WANTED_MIN, NUMERATORS, N, NMAX, TRIALS
     for place in range(3):
         for t in range(TRIALS):
             inverse = div(full(sw, cst(NUMERATORS, t)), largest - smallest)
-            low = -smallest
+            low = neg(smallest)
             if place == 1:
                 low = div(full(sw, 0.5 * NMAX), inverse) - mean
             if place == 2:
@@ -112,7 +113,7 @@ def wanted_pair(j, X, H, SW, SX, WANTED, WANTED_MIN, NUMERATORS, N, NMAX, TRIALS
 def one_pair(j, X, H, SW, SX, WANTED, WANTED_MIN, D, DMIN, SCALES, MINS, OUT, N, NMAX, REFITS):
     """Q4_1, Q5_1: the default's halves, or the wanted pair moved REFITS times to where it fits the codes it gives."""
     d = half_at(OUT, 0)
-    dmin = -half_at(OUT, 2)
+    dmin = neg(half_at(OUT, 2))
     best, _, _, _ = fit_min(X, H, 0, d, inverse_or_zero(d), dmin, N, NMAX)
     scale = ld(WANTED, 0)
     low = ld(WANTED_MIN, 0)
@@ -130,7 +131,7 @@ def one_pair(j, X, H, SW, SX, WANTED, WANTED_MIN, D, DMIN, SCALES, MINS, OUT, N,
     st(SCALES, 0, full(d, 1.0))
     st(MINS, 0, full(d, 1.0))
     store_half(OUT, 0, f2h(d))
-    store_half(OUT, 2, f2h(-dmin))
+    store_half(OUT, 2, f2h(neg(dmin)))
 
 
 def read_scales_4bit(j, OUT, D, DMIN, SCALES, MINS):
@@ -158,7 +159,7 @@ def read_scales_6bit(j, OUT, D, DMIN, SCALES, MINS):
 def turned(j, X, TURNED, D, DMIN, SCALES, MINS, SUBS):
     """The weights with the other sign, and scales and minimums to begin with: none."""
     for i in range(256):
-        st(TURNED, i, -ld(X, i))
+        st(TURNED, i, neg(ld(X, i)))
     nothing = zeros(ld(X, 0))
     st(D, 0, nothing)
     st(DMIN, 0, nothing)
@@ -262,7 +263,7 @@ def refitted_pair(j, X, H, D, DMIN, SCALES, MINS, SW, SX, SQ, SQQ, SXQ, ERROR, S
         present = present + ld(ERROR, k)
     trial, low, _gain, sound = least_squares(mm, mx, mq, qq, xq)
     trial = h2f(f2h(where(sound, trial, div(xq, qq))))
-    trial_min = h2f(f2h(where(sound, -low, dmin)))
+    trial_min = h2f(f2h(where(sound, neg(low), dmin)))
     up = error_of(X, H, trial, trial_min, SCALES, MINS, SUBS, N, NMAX) < present
     st(D, 0, where(up, trial, d))
     st(DMIN, 0, where(up, trial_min, dmin))
@@ -276,8 +277,8 @@ def better_sign(j, X, H, D, DMIN, SCALES, MINS, TURNED, D2, DMIN2, SCALES2, MINS
     dmin2 = ld(DMIN2, 0)
     error = error_of(X, H, d, dmin, SCALES, MINS, SUBS, N, NMAX)
     up = error_of(TURNED, H, d2, dmin2, SCALES2, MINS2, SUBS, N, NMAX) < error
-    st(D, 0, where(up, -d2, d))
-    st(DMIN, 0, where(up, -dmin2, dmin))
+    st(D, 0, where(up, neg(d2), d))
+    st(DMIN, 0, where(up, neg(dmin2), dmin))
     for k in range(SUBS):
         st(SCALES, k, where(up, ld(SCALES2, k), ld(SCALES, k)))
         st(MINS, k, where(up, ld(MINS2, k), ld(MINS, k)))
