@@ -101,6 +101,22 @@ def smollm2(folder: Path, noise: float = 1.0) -> Path:
     return path
 
 
+def smollm2_checkpoint(folder: Path) -> Path:
+    """The same as a Hugging Face directory in BF16, by transformers' own reader of GGUFs; made if it is not there."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf, path = smollm2(folder), folder / "smollm2-noise-1.0"
+    if not path.exists():
+        read = {"gguf_file": gguf.name}
+        model = AutoModelForCausalLM.from_pretrained(folder, **read, dtype=torch.bfloat16)
+        model.hf_quantizer = None  # else the decoded weights count as quantized, which are not saved
+        del model.config.quantization_config
+        model.save_pretrained(path)
+        AutoTokenizer.from_pretrained(folder, **read).save_pretrained(path)
+    return path
+
+
 def _noise(name: str, raw: np.ndarray, type: str, noise: float) -> np.ndarray:
     """Uniform within ± noise / 2 of each block's step; a random stream of its own for every tensor."""
     blocks = raw.reshape(len(raw), -1, _BLOCK_BYTES[type])

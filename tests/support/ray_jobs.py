@@ -17,8 +17,36 @@ from quantmill.gguf_io import open_source
 from tests.support.measure_models import EXAMPLE, tiny
 
 TEXT = str(EXAMPLE / "calibration.txt")
-_FEW = ("--ctx", "64", "--chunks", "16")
-_SMALL = ("--max-buffer-size", "1")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model and texts. importance, tokenizer: of the model, where it has them; few: what runs over a text runs over;
+    buffer: MiB; learned: chunks of a compensation."""
+
+    checkpoint: str
+    f16: str
+    q8: str
+    q4: str
+    calibration: str
+    evaluation: str
+    importance: str
+    tokenizer: tuple[str, ...] = ()
+    few: tuple[str, ...] = ("--ctx", "64", "--chunks", "16")
+    buffer: str = "1"
+    learned: str = "10"
+
+
+def example() -> Given:
+    folder = str(EXAMPLE)
+    return Given(
+        folder,
+        *(str(tiny(kind)) for kind in ("F16", "Q8_0", "Q4_0")),
+        TEXT,
+        str(EXAMPLE / "evaluation.txt"),
+        str(EXAMPLE / "imatrix.gguf"),
+        ("--tokenizer", folder),
+    )
 
 
 @dataclass(frozen=True)
@@ -32,33 +60,37 @@ class Call:
     span: float = 3.0
 
 
-def calls() -> dict[str, Call]:
-    """Of all jobs that run on a cluster."""
-    f16, q8, q4 = str(tiny("F16")), str(tiny("Q8_0")), str(tiny("Q4_0"))
-    texts = ("--calibration", TEXT, "--evaluation", str(EXAMPLE / "evaluation.txt"))
+def calls(given: Given | None = None) -> dict[str, Call]:
+    """Of all jobs that run on a cluster. given: else the example."""
+    of = given or example()
+    small = ("--max-buffer-size", of.buffer)
+    texts = ("--calibration", of.calibration, "--evaluation", of.evaluation)
+    learned = ("--compensate", "--calibration", of.calibration, "--chunks", of.learned)
+    weighed = ("--imatrix", of.importance)
     return {
-        "quantize": Call(("quantize", f16, "{}/x.gguf", "Q4_K_M", *_SMALL), n_kills=12),
-        "convert": Call(("convert", str(EXAMPLE), "{}/x.gguf"), n_kills=8),
+        "quantize": Call(("quantize", of.f16, "{}/x.gguf", "Q4_K_M", *small), n_kills=12),
+        "several types": Call(("quantize", of.f16, "{}", "Q4_K_M,Q5_K_M,IQ3_M", *weighed, *small)),
+        "convert": Call(("convert", of.checkpoint, "{}/x.gguf"), n_kills=8),
         "splits": Call(
-            ("quantize", f16, "{}/x.gguf", "Q4_K_M", *_SMALL), ("--output-on", "workers"), n_kills=8
+            ("quantize", of.f16, "{}/x.gguf", "Q4_K_M", *small), ("--output-on", "workers"), n_kills=8
         ),
         "imatrix": Call(
-            ("imatrix", q8, "-f", TEXT, *_FEW, "--tokenizer", str(EXAMPLE), "-o", "{}/x.gguf"),
+            ("imatrix", of.q8, "-f", of.calibration, *of.few, *of.tokenizer, "-o", "{}/x.gguf"),
             n_kills=9,
             span=8,
         ),
         "evaluate": Call(
-            ("evaluate", q8, "--base", f16, "--text", TEXT, *_FEW, "-o", "{}/x.json"), n_kills=9, span=8
+            ("evaluate", of.q8, "--base", of.f16, "--text", of.calibration, *of.few, "-o", "{}/x.json"),
+            n_kills=9,
+            span=8,
         ),
-        "evaluate, no base": Call(("evaluate", q8, q4, "--text", TEXT, *_FEW, "-o", "{}/x.json")),
-        "compensate": Call(
-            ("quantize", f16, "{}/x.gguf", "Q4_K_M", "--compensate", "--calibration", TEXT, "--chunks", "10"),
-            n_kills=5,
-            span=40,
+        "evaluate, no base": Call(
+            ("evaluate", of.q8, of.q4, "--text", of.calibration, *of.few, "-o", "{}/x.json")
         ),
+        "compensate": Call(("quantize", of.f16, "{}/x.gguf", "Q4_K_M", *learned), n_kills=5, span=40),
         "squeeze": Call(
             (
-                *("squeeze", str(EXAMPLE), "-o", "{}", *texts, "--types", "Q4_K_M,Q8_0", "--plain"),
+                *("squeeze", of.checkpoint, "-o", "{}", *texts, "--types", "Q4_K_M,Q8_0", "--plain"),
                 *("--chunks", "2", "--imatrix-chunks", "2", "--no-speed"),
             ),
             n_kills=1,
@@ -68,10 +100,10 @@ def calls() -> dict[str, Call]:
 
 
 def words_of(call: Call, folder: Path) -> list[str]:
-    """With files named from this folder on, but for the text, whose name an importance matrix holds."""
+    """With files named from this folder on, but for texts, whose names an importance matrix holds."""
     return [
         os.path.relpath(word)
-        if Path(word).is_absolute() and word != TEXT
+        if Path(word).is_absolute() and not word.endswith(".txt")
         else word.format(os.path.relpath(folder))
         for word in call.words
     ]
