@@ -90,14 +90,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--jobs", nargs="+", metavar="NAME")
-    parser.add_argument("--ctx", default="256")
+    parser.add_argument("--ctx", default="128")
     parser.add_argument("--chunks", default="8")
+    parser.add_argument("--learned", default="4", help="chunks of 512 tokens of the compensation")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     here = machine.describe("bench.ray_jobs", sys.argv[1:])
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    every = calls(given(work, ("--ctx", options.ctx, "--chunks", options.chunks), options.chunks))
+    every = calls(given(work, ("--ctx", options.ctx, "--chunks", options.chunks), options.learned))
     jobs = {name: every[name] for name in options.jobs or every}
     rows, wanted = [], {}
     for name, call in jobs.items():
