@@ -32,6 +32,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def last_line(error: BaseException) -> str:
+    """What a traceback from elsewhere ends with."""
+    return (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
+
+
 def counted(n: int, thing: str, things: str = "") -> str:
     """`1 tensor`, `2 tensors`; things: where it is not `thing` and an s."""
     return f"{n} {thing if n == 1 else things or f'{thing}s'}"

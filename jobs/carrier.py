@@ -172,16 +172,14 @@ def told(work: Callable[[], Any], warnings: list[str], abroad: bool = False) -> 
     """What work finds, as an outcome. warnings: taken from there. abroad: errors are of this host, not of the model."""
     host = platform.node()
     try:
-        found, error, fault = work(), None, False
+        outcome = Outcome(host, work())
     except (QuantmillError, OSError) as wrong:
-        is_ours = abroad or not isinstance(wrong, JobError)
-        found, error, fault = (
-            None,
-            f"{host}: {wrong}" if is_ours else str(wrong),
-            isinstance(wrong, DeviceFault),
-        )
-    said, warnings[:] = tuple(warnings), []
-    return Outcome(host, found, said, error, fault)
+        is_ours, of_host = abroad or not isinstance(wrong, JobError), abroad or isinstance(wrong, OSError)
+        said = f"{host}: {wrong}" if is_ours else str(wrong)
+        outcome = Outcome(host, error=said, fault=isinstance(wrong, DeviceFault), of_host=of_host)
+    outcome = replace(outcome, warnings=tuple(warnings))
+    warnings.clear()
+    return outcome
 
 
 def require_like_head(version: str, inputs: Iterable[Input]) -> None:

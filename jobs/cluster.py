@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from quantmill.errors import MissingPackageError, one_line
-from quantmill.jobs.errors import JobError
-from quantmill.jobs.head import reached
+from quantmill.errors import MissingPackageError, last_line, one_line
+from quantmill.jobs.errors import ClusterError, HeadLost
+from quantmill.jobs.head import reached, require_head
 
 AUTO = "auto"  # the cluster that runs on this machine, else one that lives as long as the job
 _STORE_BYTES = 200 << 20  # what a cluster of our own keeps for objects: tasks and answers are small
@@ -25,6 +25,8 @@ _GREETING = 20.0  # the same, for a busy head
 _SETTINGS = b"\x04"  # the type of HTTP/2's first frame, behind three bytes of its length
 _EMPTY_SETTINGS = bytes(3) + _SETTINGS + bytes(5)
 _WHOSE = ("the cluster has", "this process has")  # versions, in the order in which Ray says them
+# Seconds without the head after which Ray ends this process, in which something may run that needs no cluster now.
+_RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s", str(10**6)
 _STARTS = 3  # of a cluster of our own: Ray waits half a minute for it, and does not let that be changed
 
 
@@ -54,14 +56,14 @@ def connected(address: str, threads: int | None) -> Iterator[Any]:
     """Ray, connected to the cluster at HOST:PORT, or AUTO; at the end the connection is closed, and with it a cluster
     that was started for it. threads: of such a cluster. Where quantmill is connected already, that is what is given.
 
-    Raises JobError: no cluster there, versions that differ.
+    Raises ClusterError: no cluster there, versions that differ.
     """
     ray = ray_module()
     if ray.is_initialized():
         if ray.get_runtime_context().namespace == _NAMESPACE:  # a job within a job
             yield ray
             return
-        raise JobError("this process is connected to a Ray cluster already; call ray.shutdown() first")
+        raise ClusterError("this process is connected to a Ray cluster already; call ray.shutdown() first")
     quiet = {"log_to_driver": False, "logging_level": "error", "include_dashboard": False}
     if address == AUTO:
         try:
@@ -72,10 +74,25 @@ def connected(address: str, threads: int | None) -> Iterator[Any]:
         require_listener(address)
         _connect(ray, address, {"log_to_driver": False, "logging_level": "error"})
     try:
-        with _hushed():
+        with _hushed(), _blaming_the_head(ray):
             yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _blaming_the_head(ray: Any) -> Iterator[None]:
+    """Whatever stage asks for something, and whatever it blames: where the head does not answer, that is why."""
+    address = head_of(ray)
+    try:
+        yield
+    except HeadLost:
+        raise
+    except (ClusterError, ray.exceptions.RayError) as error:
+        require_head(address)
+        if isinstance(error, ClusterError):
+            raise
+        raise ClusterError(f"the Ray cluster at {address}: {last_line(error)}") from error
 
 
 @contextmanager
@@ -104,7 +121,7 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
             if "timed out during startup" not in str(error):
                 raise
             if not left:
-                raise JobError(
+                raise ClusterError(
                     f"Ray did not start here in {_STARTS} times 30 s, for this machine is too busy; start it "
                     "beforehand (`ray start --head`), or give --ray the address of a cluster"
                 ) from error
@@ -112,29 +129,43 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
 
 def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
     try:
-        ray.init(address=address, namespace=_NAMESPACE, **options)
+        with _setting(*_RECONNECT):
+            ray.init(address=address, namespace=_NAMESPACE, **options)
     except (ConnectionError, _of_tokens(ray)) as error:
         if _asks_for_token(error):
-            raise JobError(
+            raise ClusterError(
                 f"--ray={address}: the cluster there asks for a token; set RAY_AUTH_MODE=token, and have the token of "
                 "its head here (`ray get-auth-token` prints it on the head)"
             ) from error
         if address == AUTO:
             raise
         if "No node info found" in f"{error} {error.__cause__}":
-            raise JobError(_no_host_of(ray, address)) from error
-        raise JobError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
+            raise ClusterError(_no_host_of(ray, address)) from error
+        raise ClusterError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
-            raise JobError(f"{address}: Ray cannot connect: {one_line(error)}") from error
+            raise ClusterError(f"{address}: Ray cannot connect: {one_line(error)}") from error
         found = re.findall(r"Ray: ?(\S+)\s+Python: ?(\S+)", str(error))
         both = [
             f"{whose} Ray {ray} and Python {python}"
             for whose, (ray, python) in zip(_WHOSE, found, strict=False)
         ]
-        raise JobError(
+        raise ClusterError(
             f"{address}: {', '.join(both) or one_line(error)}; install the same versions on both"
         ) from error
+
+
+@contextmanager
+def _setting(name: str, value: str) -> Iterator[None]:
+    """One of Ray's that it takes from nowhere else, unless it is set already."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _no_host_of(ray: Any, address: str) -> str:
@@ -167,26 +198,26 @@ def _asks_for_token(error: BaseException) -> bool:
 
 
 def require_listener(address: str) -> None:
-    """Raises JobError where nobody answers; Ray itself would ask for a minute."""
+    """Raises ClusterError where nobody answers; Ray itself would ask for a minute."""
     if address == AUTO:
         return
     _, separator, port = address.rpartition(":")
     if "://" in address:
-        raise JobError(
+        raise ClusterError(
             f"--ray={address}: give HOST:PORT of the cluster's head, as `ray start --head` prints it"
         )
     if not separator or not port.isdecimal():
-        raise JobError(f"--ray={address}: expected HOST:PORT, or nothing for the cluster of this machine")
+        raise ClusterError(f"--ray={address}: expected HOST:PORT, or nothing for the cluster of this machine")
     try:
         with reached(address, _PATIENCE) as there:
             is_ray = _speaks_grpc(there)
     except (OSError, OverflowError) as error:
-        raise JobError(
+        raise ClusterError(
             f"no Ray cluster answers at {address} ({one_line(error)}); start one with `ray start --head`, or leave the "
             "address out"
         ) from error
     if not is_ray:
-        raise JobError(
+        raise ClusterError(
             f"no Ray cluster answers at {address}, but another program; `ray start --head` prints the address, usually "
             "with port 6379"
         )
@@ -239,8 +270,21 @@ def nodes(ray: Any) -> list[Node]:
     return sorted(found, key=lambda node: (node.name, node.id))
 
 
+def actors(ray: Any, kind: type, node: Node, memory: int, at_once: int, only_there: bool) -> Any:
+    """What makes an actor of this kind on a host, with all of its processors, and answers so many calls at once."""
+    there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=not only_there)
+    return ray.remote(kind).options(
+        num_cpus=node.cpus,
+        num_gpus=node.gpus,
+        memory=memory,
+        max_restarts=0,
+        max_concurrency=at_once,
+        scheduling_strategy=there,
+    )
+
+
 def able(hosts: Sequence[Node], memory: int, warn: Callable[[str], None]) -> list[Node]:
-    """Those that offer so many bytes; the others are named. Raises JobError where none is left."""
+    """Those that offer so many bytes; the others are named. Raises ClusterError where none is left."""
     found = []
     for node in hosts:
         if node.memory >= memory:
@@ -252,5 +296,5 @@ def able(hosts: Sequence[Node], memory: int, warn: Callable[[str], None]) -> lis
             )
     if not found:
         what = "that has the memory for a worker" if hosts else "with a processor to spare"
-        raise JobError(f"the Ray cluster has no host {what}")
+        raise ClusterError(f"the Ray cluster has no host {what}")
     return found

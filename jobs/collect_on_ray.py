@@ -13,7 +13,7 @@ from quantmill.jobs.collect_carrier import CollectCarrier, Task, places_of
 from quantmill.jobs.collect_load import Loading
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.elsewhere import Elsewhere, Shares, files_of, memory_of
-from quantmill.jobs.errors import JobError
+from quantmill.jobs.errors import ClusterError
 from quantmill.jobs.watcher import Watcher
 from quantmill.models.model import LoadedModel
 from quantmill.models.workers import Workers
@@ -30,7 +30,7 @@ def workers_on_ray(
 ) -> Iterator[Workers]:
     """Workers for imatrix.collect. loaded: the same model here, of which nothing is run.
 
-    Raises JobError for a cluster that cannot be used, or whose hosts see another model.
+    Raises ClusterError for a cluster that cannot be used, or whose hosts see another model.
     """
     here = settings.recorder(loaded.table)
     here.attach(loaded.model)
@@ -50,7 +50,7 @@ def workers_on_ray(
         ) as crew,
     ):
         if any(found != places_of(here) for found in crew.found):
-            raise JobError(
+            raise ClusterError(
                 "the workers come to other matrices of the model than this process; install the same"
             )
         yield Elsewhere(crew, put_together=lambda batch, found: (batch, *found))

@@ -16,12 +16,12 @@ from contextlib import suppress
 from typing import Any
 
 from quantmill import __version__
-from quantmill.errors import QuantmillError, counted
-from quantmill.jobs.cluster import Node, able, got, head_of, nodes
-from quantmill.jobs.errors import HeadLost, JobError
-from quantmill.jobs.head import HeadWatch
+from quantmill.errors import QuantmillError, counted, last_line
+from quantmill.jobs.cluster import Node, able, actors, got, head_of, nodes
+from quantmill.jobs.errors import ClusterError, HeadLost
+from quantmill.jobs.head import HeadWatch, require_head, told_by_head
 from quantmill.jobs.inbox import Inbox
-from quantmill.jobs.pieces import PYTHON, USUAL, Hand, Outcome, Patience, Took, Work, last_line, sound
+from quantmill.jobs.pieces import PYTHON, USUAL, Hand, Outcome, Patience, Took, Work, sound
 from quantmill.jobs.watcher import Watcher
 
 _LOSSES = 50  # carriers that may be lost
@@ -55,25 +55,27 @@ class Crew:
         self._why = f"none in {patience.begin:.0f} s, as processors are taken (`ray status` shows by what)"
         self._coming: list[Hand] = []  # in place of lost ones; for the thread that reads
         self._inbox = Inbox(when_idle=self._double_slow)
-        self._head = HeadWatch(head_of(ray), self._without_head)
+        self._address = head_of(ray)
+        self._head = HeadWatch(self._address, self._without_head)
 
     @property
     def at_once(self) -> int:
         return max(1, sum(self._each(hand.node) for hand in self.hands))
 
     def __enter__(self) -> Crew:
-        """Raises JobError where a host cannot do the work, or none begins."""
-        hosts = able(nodes(self._ray), self._memory, self._watcher.warn)
+        """Raises ClusterError where a host cannot do the work, or none begins; HeadLost."""
+        hosts = able(told_by_head(self._address, lambda: nodes(self._ray)), self._memory, self._watcher.warn)
         self._inbox.start()
         self._head.start()
-        hands = [self._hand(node) for node in hosts]
-        answers = [hand.actor.ready.remote(__version__) for hand in hands]
+        hands: list[Hand] = []
         self.found: list[Any] = []  # what the carriers said when they were ready
         try:
+            hands = told_by_head(self._address, lambda: [self._hand(node) for node in hosts])
+            answers = [hand.actor.ready.remote(__version__) for hand in hands]
             for hand, answer in zip(hands, answers, strict=True):
                 self._begin(hand, answer)
             if not self.hands:
-                raise JobError(f"no worker has begun on {counted(len(hosts), 'host')}: {self._why}")
+                raise ClusterError(f"no worker has begun on {counted(len(hosts), 'host')}: {self._why}")
         except BaseException:
             self._kill([hand for hand in hands if not hand.is_lost])
             self._stop()
@@ -85,15 +87,17 @@ class Crew:
 
     def _begin(self, hand: Hand, answer: Any) -> None:
         try:
-            outcome = got(self._ray, answer, self._patience.begin, self._why_over)
+            outcome = got(self._ray, answer, self._patience.begin, lambda: self.error)
         except (self._ray.exceptions.GetTimeoutError, self._ray.exceptions.RayActorError) as error:
+            require_head(self._address)  # else it is the head that is to be blamed
             if isinstance(error, self._ray.exceptions.RayActorError):
                 self._why = last_line(error)
             self._watcher.warn(f"{hand.node.name}: no worker begins there; the others go on without it")
             self._kill([hand])
             return
         except self._ray.exceptions.RayTaskError as error:
-            raise JobError(f"{hand.node.name}: quantmill does not run there: {last_line(error)}") from error
+            why = f"{hand.node.name}: quantmill does not run there: {last_line(error)}"
+            raise ClusterError(why) from error
         self.found.append(sound(outcome, self._watcher.warn))
         self.hands.append(hand)
 
@@ -116,17 +120,7 @@ class Crew:
             self._ray.kill(hand.actor)
 
     def _hand(self, node: Node, only_there: bool = True) -> Hand:
-        strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            node.id, soft=not only_there
-        )
-        kind = self._ray.remote(self._kind).options(
-            num_cpus=node.cpus,
-            num_gpus=node.gpus,
-            memory=self._memory,
-            max_restarts=0,
-            max_concurrency=self._each(node) + 1,
-            scheduling_strategy=strategy,
-        )
+        kind = actors(self._ray, self._kind, node, self._memory, self._each(node) + 1, only_there)
         return Hand(node, kind.remote(self._task(node)))
 
     # Pieces
@@ -189,7 +183,7 @@ class Crew:
             self._under_way.pop(work, None)
         try:
             if error is not None:
-                raise JobError(f"{hand.node.name}: {last_line(error)}")
+                raise ClusterError(f"{hand.node.name}: {last_line(error)}")
             found = sound(answer.result(), self._watcher.warn)
         except QuantmillError as wrong:
             with self.lock:
@@ -226,16 +220,15 @@ class Crew:
         """What the carrier's `finish` finds; None where it was lost."""
         try:
             answer = hand.actor.finish.remote()
-            return sound(got(self._ray, answer, self._patience.finish, self._why_over), self._watcher.warn)
+            return sound(
+                got(self._ray, answer, self._patience.finish, lambda: self.error), self._watcher.warn
+            )
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
             self._ray.kill(hand.actor)  # one that does not answer must not write any more
             self._inbox.put(self._lost, hand)
             return None
 
     # Losses
-
-    def _why_over(self) -> Exception | None:
-        return self.error
 
     def _lost(self, hand: Hand) -> None:
         with self.lock:
@@ -244,9 +237,9 @@ class Crew:
             hand.is_lost = True
             self.hands = [other for other in self.hands if other is not hand]
             self._losses += 1
-            if self._losses > _LOSSES:
-                self._give_up(f"workers were lost {self._losses} times")
-                return
+        if self._losses > _LOSSES:
+            self._give_up_for(f"workers were lost {self._losses} times")
+            return
         self._watcher.warn(f"{hand.node.name}: a worker was lost; what it was doing is done again")
         replacement = self._hand(hand.node, only_there=False)
         self._coming.append(replacement)
@@ -276,9 +269,8 @@ class Crew:
         self._send_waiting()
 
     def _give_up_without_hands(self) -> None:
-        with self.lock:
-            if self.error is None and not self.hands:
-                self._give_up("all workers were lost, and none begins in their place")
+        if self.error is None and not self.hands:
+            self._give_up_for("all workers were lost, and none begins in their place")
 
     def _without_head(self, why: str) -> None:
         """Nothing is waited for: Ray tells nobody any more who is lost, and does not answer the thread that reads."""
@@ -293,8 +285,16 @@ class Crew:
             with suppress(InvalidStateError):
                 work.done.set_exception(self.error)
 
-    def _give_up(self, why: str, kind: type[JobError] = JobError) -> None:
+    def _give_up_for(self, losses: str) -> None:
+        """Or for the head's, where that is lost: then nobody tells who is."""
+        try:
+            require_head(self._address)
+        except HeadLost as error:
+            self._without_head(str(error))
+        with self.lock:
+            self._give_up(losses)
+
+    def _give_up(self, why: str, kind: type[ClusterError] = ClusterError) -> None:
         self.error = self.error or kind(why)
-        waiting, self._waiting = self._waiting, deque()
-        for work in waiting:
-            work.done.set_exception(self.error)
+        while self._waiting:
+            self._waiting.popleft().done.set_exception(self.error)

@@ -9,7 +9,11 @@ class JobError(QuantmillError):
     """A job that cannot be done; the message names the tensor and the way out."""
 
 
-class HeadLost(JobError):
+class ClusterError(JobError):
+    """A Ray cluster that cannot be used, or a host of it: nothing that is said of the model or of the job."""
+
+
+class HeadLost(ClusterError):
     """The head of a Ray cluster does not answer any more. What was finished stays, to be gone on with."""
 
 

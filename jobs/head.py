@@ -1,5 +1,5 @@
-"""Whether the head of a Ray cluster is there. Ray itself ends this process a minute after it has lost it, where it
-stands."""
+"""Whether the head of a Ray cluster is there. Ray itself waits for it without end, in calls that cannot be given up, or
+ends this process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,53 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
+from typing import TypeVar
+
+from quantmill.jobs.errors import HeadLost
 
 EVERY = 5.0  # seconds between two questions
 LOST = 30.0  # seconds without an answer
+
+Found = TypeVar("Found")
 
 
 def reached(address: str, seconds: float) -> socket.socket:
     """A connection to HOST:PORT. Raises OSError, OverflowError for a port that is none."""
     host, _, port = address.rpartition(":")
     return socket.create_connection((host.strip("[]"), int(port)), seconds)
+
+
+def require_head(address: str) -> None:
+    """Raises HeadLost where it does not answer now."""
+    try:
+        reached(address, EVERY).close()
+    except OSError as error:
+        raise HeadLost(_line(address, "does not answer", error)) from error
+
+
+def _line(address: str, what: str, error: OSError) -> str:
+    return (
+        f"the head of the Ray cluster at {address} {what} ({error.strerror or error}); start the cluster again, and "
+        "give the command again, with --resume where it has that"
+    )
+
+
+def told_by_head(address: str, ask: Callable[[], Found]) -> Found:
+    """What is asked of Ray that only the head knows. Raises HeadLost, before or meanwhile."""
+    require_head(address)
+    answer: futures.Future[Found] = futures.Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - for whoever waits
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while not futures.wait([answer], EVERY).done:
+        require_head(address)
+    return answer.result()
 
 
 class HeadWatch:
@@ -40,9 +78,5 @@ class HeadWatch:
                 answered = time.monotonic()
             except OSError as error:
                 if time.monotonic() - answered >= LOST:
-                    self._when_lost(
-                        f"the head of the Ray cluster at {self._address} has not answered for {LOST:.0f} s "
-                        f"({error.strerror or error}); start the cluster again, and give the command again, with "
-                        "--resume where it has that"
-                    )
+                    self._when_lost(_line(self._address, f"has not answered for {LOST:.0f} s", error))
                     return

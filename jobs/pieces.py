@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from quantmill.jobs.cluster import Node
-from quantmill.jobs.errors import JobError
+from quantmill.jobs.errors import ClusterError, JobError
 from quantmill.qkernels.types import DeviceFault
 
 _KNOWN = 3  # pieces of a kind that must be done before one is called slow
@@ -34,13 +34,15 @@ USUAL = Patience()
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a piece of work: what it found, what is to be said, and what went wrong (`fault`: of a device), in words."""
+    """Of a piece of work: what it found, what is to be said, and what went wrong, in words. fault: of a device;
+    of_host: of the host, which says nothing of the work."""
 
     host: str
     found: Any = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
     fault: bool = False
+    of_host: bool = False
 
 
 class Carrier(Protocol):
@@ -95,10 +97,7 @@ def sound(outcome: Outcome, warn: Callable[[str], None]) -> Any:
     for line in outcome.warnings:
         warn(f"{outcome.host}: {line}")
     if outcome.error is not None:
-        raise DeviceFault(outcome.error) if outcome.fault else JobError(outcome.error)
+        if outcome.fault:
+            raise DeviceFault(outcome.error)
+        raise (ClusterError if outcome.of_host else JobError)(outcome.error)
     return outcome.found
-
-
-def last_line(error: BaseException) -> str:
-    """What a traceback from elsewhere ends with."""
-    return (str(error).strip().splitlines() or ["no reason given"])[-1].strip()

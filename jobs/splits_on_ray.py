@@ -11,8 +11,9 @@ from typing import Any
 from quantmill.gguf_io import TensorSource, lay_out
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.jobs.carrier import as_workers_see
-from quantmill.jobs.cluster import Node, nodes
+from quantmill.jobs.cluster import Node, head_of, nodes
 from quantmill.jobs.crew import Crew
+from quantmill.jobs.head import told_by_head
 from quantmill.jobs.line import Clock
 from quantmill.jobs.pieces import PYTHON, Hand, Patience
 from quantmill.jobs.quantize_request import Job, Written
@@ -38,7 +39,7 @@ def split_on_ray(
     ray: connected. Where each file lies is noted. Raises JobError for a cluster that cannot be used, and what the work
     raises; then no host has kept anything, as far as it could be reached.
     """
-    first, n_hosts = jobs[0], len(nodes(ray))
+    first, n_hosts = jobs[0], len(told_by_head(head_of(ray), lambda: nodes(ray)))
     assert first.output_on is not None
     plans = split(plans, max(1, n_hosts))
     outputs = tuple(first.output_on / job.output.name for job in jobs)

@@ -12,6 +12,7 @@ from quantmill.errors import QuantmillError
 from quantmill.gguf_io import open_source
 from quantmill.gguf_io.outputs import check_output
 from quantmill.jobs import allocate, quantize
+from quantmill.jobs.errors import ClusterError
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, read_recipe, write_recipe
 from quantmill.jobs.squeeze_measure import Measuring, file_facts
@@ -289,8 +290,9 @@ class Candidates:
         return sum(len(tokenizer.encode(read_text(path))) // N_CTX for path in self._texts.calibration)
 
     def _without(self, label: str, insisted: bool, error: QuantmillError) -> Mapping[str, Any]:
-        """No file came of it: an error where it was insisted on, else a remark."""
-        if insisted:
+        """No file came of it: an error where it was insisted on, or is of a cluster, which may make it yet; else a
+        remark."""
+        if insisted or isinstance(error, ClusterError):
             raise error
         self._stages.watcher.note(f"{label}: left out, {error}")
         return {"label": label, "bytes": None, "why": str(error)}

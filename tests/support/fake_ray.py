@@ -13,19 +13,23 @@ from types import SimpleNamespace
 from quantmill.jobs.quantize_request import Job
 
 
-class RayActorError(Exception):
+class RayError(Exception):
     pass
 
 
-class ObjectLostError(Exception):
+class RayActorError(RayError):
     pass
 
 
-class GetTimeoutError(Exception):
+class ObjectLostError(RayError):
     pass
 
 
-class RayTaskError(Exception):
+class GetTimeoutError(RayError):
+    pass
+
+
+class RayTaskError(RayError):
     pass
 
 
@@ -138,26 +142,27 @@ class Cluster:
         self.n_nodes, self.cpus, self.slow, self.losses = n_nodes, cpus, slow or {}, set(losses)
         self.carried, self.lock, self.loading = 0, threading.Lock(), threading.Lock()
         self.actors = []
+        self.namespace = None  # of the connection
         self.head = socket.create_server(("127.0.0.1", 0))  # to be closed where it is lost
         self.address = "{}:{}".format(*self.head.getsockname())
-        names = (RayActorError, ObjectLostError, GetTimeoutError, RayTaskError)
+        names = (RayError, RayActorError, ObjectLostError, GetTimeoutError, RayTaskError)
         self.exceptions = SimpleNamespace(**{one.__name__: one for one in names})
         affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
         self.util = SimpleNamespace(scheduling_strategies=affinity)
 
     def is_initialized(self):
-        return False
+        return self.namespace is not None
 
     def get_runtime_context(self):
-        return SimpleNamespace(gcs_address=self.address)
+        return SimpleNamespace(gcs_address=self.address, namespace=self.namespace)
 
-    def init(self, **options):
-        pass
+    def init(self, namespace, **options):
+        self.namespace = namespace
 
     def shutdown(self):
         for actor in self.actors:
             actor.lose()
-        self.head.close()
+        self.namespace = None
 
     def nodes(self):
         return [
