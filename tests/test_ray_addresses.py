@@ -204,6 +204,7 @@ def test_ray_itself_writes_nothing_on_our_output(ray, monkeypatch, capsys):
     monkeypatch.setattr(ray, "init", lambda **options: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(cluster, "require_listener", lambda address: None)
+    monkeypatch.setattr(cluster, "head_of", lambda ray: "head:6379")
     with cluster.connected("head:6379", 1):
         say()
     assert capsys.readouterr().out == ""
