@@ -110,7 +110,9 @@ def smollm2_checkpoint(folder: Path) -> Path:
     if not path.exists():
         read = {"gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(folder, **read, dtype=torch.bfloat16)
-        model.hf_quantizer = None  # else the decoded weights count as quantized, which are not saved
+        model.__dict__["hf_quantizer"] = (
+            None  # else the decoded weights count as quantized, which are not saved
+        )
         del model.config.quantization_config
         model.save_pretrained(path)
         AutoTokenizer.from_pretrained(folder, **read).save_pretrained(path)

@@ -56,8 +56,18 @@ def given(work: Path, few: tuple[str, ...], learned: str) -> Given:
     importance = work / "smollm2-imatrix.gguf"
     if not importance.exists():
         _command("imatrix", str(f16), "-f", str(texts["calibration"]), *few, "-o", str(importance))
-    paths = (checkpoint, f16, *kinds.values(), texts["calibration"], texts["evaluation"], importance)
-    return Given(*map(str, paths), few=few, buffer="16", learned=learned)
+    return Given(
+        str(checkpoint),
+        f16=str(f16),
+        q8=str(kinds["Q8_0"]),
+        q4=str(kinds["Q4_0"]),
+        calibration=str(texts["calibration"]),
+        evaluation=str(texts["evaluation"]),
+        importance=str(importance),
+        few=few,
+        buffer="16",
+        learned=learned,
+    )
 
 
 def _command(*words: str) -> str:

@@ -41,11 +41,13 @@ def example() -> Given:
     folder = str(EXAMPLE)
     return Given(
         folder,
-        *(str(tiny(kind)) for kind in ("F16", "Q8_0", "Q4_0")),
-        TEXT,
-        str(EXAMPLE / "evaluation.txt"),
-        str(EXAMPLE / "imatrix.gguf"),
-        ("--tokenizer", folder),
+        f16=str(tiny("F16")),
+        q8=str(tiny("Q8_0")),
+        q4=str(tiny("Q4_0")),
+        calibration=TEXT,
+        evaluation=str(EXAMPLE / "evaluation.txt"),
+        importance=str(EXAMPLE / "imatrix.gguf"),
+        tokenizer=("--tokenizer", folder),
     )
 
 
