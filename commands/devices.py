@@ -85,7 +85,7 @@ def _wanted(types: str, known: Sequence[str]) -> list[str]:
     for name in names:
         if name.upper() not in known:
             raise UsageError(f"--types {types}: unknown type {name!r}; {choices(name, known)}")
-    return [name.upper() for name in names]
+    return list(dict.fromkeys(name.upper() for name in names))
 
 
 def _fields(row: Checked, measured: dict[str, Limits]) -> dict[str, object]:

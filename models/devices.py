@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from quantmill.models.errors import ModelError
+from quantmill.qkernels.drivers import torch_devices
 
 
 def automatic_device() -> str:
@@ -20,5 +21,8 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(automatic_device() if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+        # of an operator that a build lacks torch says much more, about other builds
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        found = ", ".join([*torch_devices(), "cpu"])
+        raise ModelError(f"device {name!r} is not available ({reason}); torch finds {found}") from error
     return device

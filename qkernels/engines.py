@@ -199,7 +199,11 @@ def choose_engines(
         if n_weights is not None and n_weights <= few and sys.platform != "darwin":
             return (_on("cpu", f"{n_weights / 1e6:.0f} Mweights are done before a GPU begins"),)
         return _automatic()
-    return tuple(_engine_for(one.strip()) for one in device.split(","))
+    chosen = tuple(_engine_for(one.strip()) for one in device.split(","))
+    names = [engine.device for engine in chosen]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise QuantizeError(f"device {device} names {twice} twice")
+    return chosen
 
 
 def available_engines() -> tuple[Engine, ...]:
@@ -251,6 +255,8 @@ def _engine_for(device: str) -> Engine:
     kind, _, number = device.partition(":")
     if device == "cpu":
         return _on("cpu")
+    if device == "auto":
+        raise QuantizeError("device auto takes all that there are: name it alone")
     if kind not in ("cuda", "mps", "xpu") or (number and not number.isdecimal()):
         raise QuantizeError(f"unknown device {device!r}; devices: auto, cpu, cuda, cuda:N, mps, xpu")
     if not _installed("torch"):

@@ -87,8 +87,9 @@ def test_the_commands(faults, monkeypatch, tmp_path, capsys):  # noqa: F811
     assert "identical, 512 blocks" in done.output
     assert "the judge" in done.output
     assert "To paste into a report:" in done.output
-    found = json.loads(CliRunner().invoke(app, ["--bench", "--types", "q8_0", "--json"]).stdout)
+    found = json.loads(CliRunner().invoke(app, ["--bench", "--types", "q8_0,Q8_0", "--json"]).stdout)
     assert found["about"][0].startswith("quantmill ")
+    assert len(found["types"]) == 2
     assert {row["limited_by"] for row in found["types"]} <= {"disk", "search"}
     assert limits(PLAIN).upload is None
     assert not list(tmp_path.glob("tmp*"))

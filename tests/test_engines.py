@@ -91,6 +91,9 @@ def test_without_a_package(three_devices, monkeypatch, missing, name, hint):
         ("gpu", "unknown device 'gpu'; devices: auto, cpu, cuda"),
         ("cuda:x", "unknown device 'cuda:x'"),
         ("cuda:0,", "unknown device ''"),
+        ("cuda,cuda:1,cuda:0", "names cuda:0 twice"),
+        ("cpu, cpu", "names cpu twice"),
+        ("auto,cpu", "auto takes all that there are"),
     ],
 )
 def test_refuses(three_devices, asked, message):

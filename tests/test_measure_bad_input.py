@@ -279,6 +279,7 @@ def test_the_record_names_the_device_that_ran(tmp_path: Path) -> None:
     ("option", "value", "message"),
     [
         ("--device", "cuda:77", "device 'cuda:77' is not available"),
+        ("--device", "xpu:77", "; torch finds"),
         ("--device", "tpu", "--device tpu: unknown device"),
         ("--tokenizer", "nodir", "nodir: is no directory"),
     ],
