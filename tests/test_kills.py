@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from quantmill.commands.console import fail_with_one_line
-from quantmill.commands.signals import stoppable, undisguised
 from tests.support.measure_models import EXAMPLE, directory, tiny
 
 # Runs the command as `python -m quantmill` does and tells when its first line comes.
@@ -213,77 +211,3 @@ def test_what_was_ignored_stays_ignored(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert process.returncode == 0
     assert _content(tmp_path / "run" / "out.gguf") == whole("quantize")[0]["out.gguf"]
-
-
-def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
-    cleaned = []
-
-    def clean_up() -> None:
-        try:
-            signal.raise_signal(signal.SIGHUP)
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGINT)
-            cleaned.append(True)
-
-    with stoppable(), pytest.raises(KeyboardInterrupt):
-        clean_up()
-    assert cleaned
-
-
-def test_an_interrupt_that_python_would_forget_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
-    class Dropped:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-    def work() -> None:
-        Dropped()
-        time.sleep(10)
-
-    with stoppable(), pytest.raises(KeyboardInterrupt):
-        work()
-    assert capsys.readouterr().err == ""
-
-
-def test_an_interrupt_while_a_class_is_made_is_an_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
-    class Named:
-        def __set_name__(self, owner: type, name: str) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(SystemExit) as ended, fail_with_one_line(), stoppable():
-        type("Made", (), {"field": Named()})
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted; nothing unfinished is left\n"
-
-
-def test_an_error_with_another_cause_stays_itself() -> None:
-    def work() -> None:
-        try:
-            raise ValueError("1")
-        except ValueError as error:
-            raise RuntimeError("2") from error
-
-    with pytest.raises(RuntimeError, match="2"), undisguised():
-        work()
-
-
-def test_an_interrupt_comes_again_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind that the signal has its own meaning, which is to end the process."""
-
-    class Dropped:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-    came: list[int] = []
-    monkeypatch.setattr(os, "kill", lambda process, number: came.append(number))
-    with stoppable():
-        Dropped()
-    time.sleep(0.3)
-    assert not came
-
-
-def test_handlers_are_given_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with stoppable():
-        assert signal.getsignal(signal.SIGHUP) not in before
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
