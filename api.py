@@ -127,6 +127,7 @@ def quantize_model(
     damping: float = 0.01,
     polish: bool = False,
     resume: bool = False,
+    keep_norms: bool = False,
     revision: str | None = None,
     device: str | torch.device = "auto",
     threads: int | None = None,
@@ -138,7 +139,8 @@ def quantize_model(
     wins. search: "thorough" finds better blocks of the same types than llama.cpp's quantizer, whose bytes "default"
     gives. type: a quantmill.recipe.Recipe instead says all that the command line can (then without the three above it).
     compensate: choose codes that undo each other's errors on the texts of `calibration`, needed then; effort ("fast",
-    "normal", "thorough"), chunks, alpha, damping, polish and resume are those of `quantmill quantize --compensate`.
+    "normal", "thorough"), chunks, alpha, damping, polish, resume and keep_norms are those of `quantmill quantize
+    --compensate`.
     Raises QuantmillError (jobs.errors.PlanError has all `problems`), OSError; then nothing has been written.
     """
     from quantmill.jobs.hub import local_model
@@ -154,10 +156,17 @@ def quantize_model(
         force=force,
     )
     if not compensate:
-        asked = (effort != "normal", chunks is not None, alpha is not None, damping != 0.01, resume)
+        asked = (
+            effort != "normal",
+            chunks is not None,
+            alpha is not None,
+            damping != 0.01,
+            resume,
+            keep_norms,
+        )
         if calibration or polish or any(asked):
             raise QuantmillError(
-                "calibration, effort, chunks, alpha, damping, polish and resume belong to compensate=True"
+                "calibration, effort, chunks, alpha, damping, polish, resume and keep_norms belong to compensate=True"
             )
         return run(job)
     from quantmill.jobs.compensate import run as compensated
@@ -166,7 +175,7 @@ def quantize_model(
     given = [calibration] if isinstance(calibration, str | PathLike) else calibration
     texts = tuple(str(text) for text in given)
     job = replace(job, inputs=texts)
-    return compensated(job, Calibration(texts, effort, chunks, alpha, damping, resume, polish))
+    return compensated(job, Calibration(texts, effort, chunks, alpha, damping, resume, polish, keep_norms))
 
 
 def _recipe(

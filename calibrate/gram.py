@@ -38,6 +38,10 @@ class Metric:
     def part(self, matrices: slice) -> Metric:
         return self if matrices == slice(0, len(self.moments)) else Metric(self.moments[matrices])
 
+    def between(self, factors: torch.Tensor) -> Metric:
+        """Of a matrix whose columns are multiplied with factors [n_cols] f32, and what enters divided by them."""
+        return Metric(self.moments / factors / factors[:, None])
+
     def error(self, difference: torch.Tensor) -> torch.Tensor:
         """difference [n_mat, n_rows, n_cols] f32 → tr(E H Eᵀ) [n_mat] f64."""
         return ((difference @ self.moments) * difference).sum((-2, -1), dtype=torch.float64)

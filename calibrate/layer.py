@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from quantmill.calibrate.balance import column_factors
 from quantmill.calibrate.errors import naming
 from quantmill.calibrate.gram import Metric, metric_of, shrunk
 from quantmill.calibrate.moments import FITTED, HELD, Moments, MomentsOf, is_held
@@ -37,9 +38,12 @@ class SeenLayer(Protocol):
     def walk(self) -> Walked: ...
     @property
     def places(self) -> tuple[Place, ...]: ...
+    def with_norms(self) -> tuple[Place, ...]: ...
     def weight(self, name: str) -> torch.Tensor: ...
     def visit(self, place: Place, make: MomentsOf) -> Moments: ...
-    def change_blocks(self, name: str, blocks: np.ndarray, type: str) -> None: ...
+    def change_blocks(
+        self, name: str, blocks: np.ndarray, type: str, factors: np.ndarray | None = None
+    ) -> None: ...
 
 
 class SeenOutput(Protocol):
@@ -75,6 +79,8 @@ class Made:
 
     fitted, held: Σ|error|² with these blocks over that with plain ones, on the fitted and the held-back chunks:
     (plain, made). compensated: False where the type, or the width, left only plain blocks.
+    factors: f32 [n_cols], what the columns in the blocks are multiplied with, and the weights of `norm` are to be
+    divided by; None: nothing.
     """
 
     name: str
@@ -84,6 +90,8 @@ class Made:
     shares: Shares = NO_SHARES
     fitted: tuple[float, float] = (0.0, 0.0)
     held: tuple[float, float] = (0.0, 0.0)
+    norm: str | None = None
+    factors: np.ndarray | None = None
 
 
 def held_back(n_batches: int) -> Callable[[int], bool]:
@@ -97,26 +105,36 @@ def moments_of(walk: Walked, place: Place, two_streams: bool, part: slice | None
 
 
 def quantize_layer(
-    layer: SeenLayer, types: Mapping[str, str], settings: Settings, workers: Workers, two_streams: bool
+    layer: SeenLayer,
+    types: Mapping[str, str],
+    settings: Settings,
+    workers: Workers,
+    two_streams: bool,
+    norms: Collection[str] = (),
 ) -> list[Made]:
-    """Blocks for every tensor of `types` (GGUF name → type) that the layer comes to; the changed stream follows."""
+    """Blocks for every tensor of `types` (GGUF name → type) that the layer comes to; the changed stream follows.
+
+    norms: whose weights may change.
+    """
     made: list[Made] = []
-    for place in layer.places:
+    for place in layer.with_norms() if norms else layer.places:
         parts = column_parts(place.n_cols, settings.widest)
         names = [name for name, _ in place.takers if name in types]
         if len(parts) > 1:  # a part of the columns must be a part of every row
             names = [name for name in names if _columns(layer, name) is None]
         if not names:
             continue
+        all_solved = all(solvable(types[name]) if name in types else False for name, _ in place.takers)
+        norm = place.norm if place.norm in norms and all_solved else None
         found = []
         for part in parts:
             only = None if len(parts) == 1 else part
             moments = layer.visit(place, moments_of(layer.walk, place, two_streams, only))
-            found.append(_at_place(layer, place, names, types, settings, moments, workers, part))
+            found.append(_at_place(layer, place, names, types, settings, moments, workers, part, norm))
         made += [side_by_side(of_one) for of_one in zip(*found, strict=True)]
         if two_streams:
             for one in made[-len(names) :]:
-                layer.change_blocks(one.name, one.blocks, one.type)
+                layer.change_blocks(one.name, one.blocks, one.type, one.factors)
     return made
 
 
@@ -145,6 +163,7 @@ def side_by_side(parts: Sequence[Made]) -> Made:
         shares=Shares(sum(one.shares.input for one in parts) / len(parts)),
         fitted=total([one.fitted for one in parts]),
         held=total([one.held for one in parts]),
+        factors=None if first.norm is None else np.concatenate([one.factors for one in parts]),  # type: ignore[misc]
     )
 
 
@@ -157,6 +176,7 @@ def _at_place(
     moments: Moments,
     workers: Workers,
     part: slice,
+    norm: str | None,
 ) -> list[Made]:
     """Tensors of one type that take the same columns are solved together: their rows are rows of one matrix."""
     groups: dict[tuple[str, bytes], list[str]] = {}
@@ -165,6 +185,7 @@ def _at_place(
         key = b"" if index is None else index.tobytes()
         groups.setdefault((types[name], key), []).append(name)
     found: dict[str, Made] = {}
+    factors = None if norm is None else column_factors(moments)
     for (type, key), members in groups.items():
         index = _columns(layer, members[0])
         own = moments if not key else moments.columns(torch.from_numpy(index).to(moments.square.device))
@@ -175,7 +196,7 @@ def _at_place(
             weights = [matrix[..., part] for matrix in weights]
         with naming(*members):
             metric = fitted_metric(own, settings)
-            made = solved(weights, members, type, settings, own, metric, workers)
+            made = solved(weights, members, type, settings, own, metric, workers, norm, factors)
         found |= {one.name: one for one in made}
     return [found[name] for name in names]
 
@@ -204,10 +225,13 @@ def solved(
     moments: Moments,
     metric: Metric,
     workers: Workers,
+    norm: str | None = None,
+    factors: torch.Tensor | None = None,
 ) -> list[Made]:
     """Tensors [n_mat, n_rows, n_cols] f32 of one type that take the same columns, solved as rows of one matrix.
 
-    metric: of the fitted part of `moments`, `fitted_metric`.
+    metric: of the fitted part of `moments`, `fitted_metric`. factors: [n_cols] f32, to be exchanged with the norm's
+    weights.
     """
     sizes = [matrix.shape[1] for matrix in weights]
     whole = torch.cat(weights, 1)
@@ -218,15 +242,23 @@ def solved(
             for name, part in zip(names, blocks.split(sizes, 1), strict=True)
         ]
     target, shares = target_of(whole, moments, metric, STRENGTH, settings.alpha)
-    start, blocks = solve(target, metric, type, settings.effort, workers.map)
+    if factors is None:
+        start, blocks = solve(target, metric, type, settings.effort, workers.map)
+    else:
+        start, blocks = solve(target * factors, metric.between(factors), type, settings.effort, workers.map)
     made = []
     for name, wanted, before, after in zip(
         names, target.split(sizes, 1), start.split(sizes, 1), blocks.split(sizes, 1), strict=True
     ):
-        differences = [dequantize(blocks, type).to(wanted) - wanted for blocks in (before, after)]
+        decoded = [dequantize(blocks, type).to(wanted) for blocks in (before, after)]
+        if factors is not None:
+            decoded = [values / factors for values in decoded]
+        differences = [values - wanted for values in decoded]
         fitted, held = (
             (moments.error(part, differences[0]), moments.error(part, differences[1]))
             for part in (FITTED, HELD)
         )
-        made.append(Made(name, after.contiguous().cpu().numpy(), type, True, shares, fitted, held))
+        own = None if factors is None else factors.cpu().numpy()
+        blocks_of = after.contiguous().cpu().numpy()
+        made.append(Made(name, blocks_of, type, True, shares, fitted, held, norm, own))
     return made

@@ -87,11 +87,12 @@ def ways(
     damping: float | None,
     resume: bool,
     polish: bool,
+    keep_norms: bool,
 ) -> tuple[Callable[..., None], Callable[[Job], Plan]]:
     """How a job is done with compensation, and how it is planned; None: as usual. Raises JobError."""
     damping = DAMPING if damping is None else damping
     with parsing():
-        calibration = Calibration(texts, effort or EFFORT, chunks, alpha, damping, resume, polish)
+        calibration = Calibration(texts, effort or EFFORT, chunks, alpha, damping, resume, polish, keep_norms)
     return partial(compensate_and_show, calibration=calibration), partial(
         plan_job, calibration=calibration, watcher=_Noting()
     )

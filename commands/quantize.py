@@ -95,6 +95,7 @@ def quantize(
     alpha: options.Alpha = None,
     damping: options.Damping = None,
     resume: options.GoOn = False,
+    keep_norms: options.KeepNorms = False,
     polish: options.Polish = False,
     dry_run: DryRun = False,
     force: Force = False,
@@ -138,9 +139,8 @@ def quantize(
         prune_layers, prune_experts, max_damage, merge, no_heal, expert_criterion, texts, others
     )
     rows_resume = resume and ray is not None and not (compensate or polish)
-    fitting = Fitting(
-        tuple(texts), compensate, polish, effort, chunks, alpha, damping, resume and not rows_resume
-    )
+    goes_on = resume and not rows_resume
+    fitting = Fitting(tuple(texts), compensate, polish, effort, chunks, alpha, damping, goes_on, keep_norms)
     fitting.check(target is not None, bool(pruning))
     if compensate:
         require_unhealed(pruning)

@@ -28,6 +28,7 @@ class Fitting:
     alpha: float | None
     damping: float | None
     resume: bool
+    keep_norms: bool
 
     def check(self, has_target: bool, prunes: bool) -> None:
         """Raises UsageError for a text that nothing wants, and for a wish without its text."""
@@ -60,6 +61,8 @@ class Fitting:
         for name, value in options.items():
             if value is not None:
                 raise UsageError(f"{name} belongs to --compensate; add it, or leave {name} out")
+        if self.keep_norms:
+            raise UsageError("--keep-norms belongs to --compensate; add it, or leave --keep-norms out")
         if self.resume and not self.polish:
             raise UsageError("--resume goes on with a stopped --compensate or --polish; add one of them")
 
@@ -95,7 +98,14 @@ class Fitting:
             from quantmill.commands.compensate import ways
 
             make, planned = ways(
-                self.texts, self.effort, self.chunks, self.alpha, self.damping, self.resume, self.polish
+                self.texts,
+                self.effort,
+                self.chunks,
+                self.alpha,
+                self.damping,
+                self.resume,
+                self.polish,
+                self.keep_norms,
             )
         return partial(make, as_json=as_json, further=further), planned
 

@@ -180,6 +180,13 @@ GoOn = Annotated[
     bool,
     typer.Option("--resume", help="Go on with a stopped --compensate or --polish, or a killed --ray."),
 ]
+KeepNorms = Annotated[
+    bool,
+    typer.Option(
+        "--keep-norms",
+        help="--compensate leaves the weights of norms as they are, so that adapters of the model fit the file.",
+    ),
+]
 Polish = Annotated[
     bool,
     typer.Option(

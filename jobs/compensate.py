@@ -34,9 +34,11 @@ from quantmill.jobs.importance import load_importance
 from quantmill.jobs.line import line_of
 from quantmill.jobs.quantize import Job, require_forgiven
 from quantmill.jobs.quantize_plan import check_outputs, require_sound, sink_of
+from quantmill.jobs.stored_made import arrays_of, made_of
 from quantmill.jobs.thorough import polish_fresh
 from quantmill.jobs.worker import carry
 from quantmill.models.memory import trim
+from quantmill.qkernels import to_float32
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.types import DeviceFault
 from quantmill.recipe import Plan, PlanEntry
@@ -162,6 +164,10 @@ def _walk(
     state.n_held = sum(len(batch) for i, batch in enumerate(walk.batches) if held(i))
     if calibration.resume:
         state.watcher.note(f"{kept.n_found} of {len(walk.modules)} layers were done before")
+    types = {name: entry.type for name, entry in entries.items()}
+    norms = {entry.source for entry in state.plan.entries if entry.type == "F32"}
+    if calibration.keep_norms:
+        norms.clear()
     for layer in walk.layers():
         if layer.index in state.job.recipe.prune_layers:
             layer.leave_out()
@@ -169,25 +175,25 @@ def _walk(
                 kept.write(layer.index, {})  # done as well: layers are counted up to the first gap
             continue
         if layer.index < kept.n_found:
-            made = _stored(kept.read(layer.index), entries)
+            made = made_of(kept.read(layer.index), types)
             for one in made:
-                layer.change_blocks(one.name, one.blocks, one.type)
+                layer.change_blocks(one.name, one.blocks, one.type, one.factors)
         else:
-            types = {name: entry.type for name, entry in entries.items()}
-            made = quantize_layer(layer, types, settings, workers, two_streams)
-            kept.write(layer.index, _arrays(made))
+            made = quantize_layer(layer, types, settings, workers, two_streams, norms)
+            kept.write(layer.index, arrays_of(made))
         _written(state, made, entries)
+        _write_norms(state, made, walk)
         trim()
         state.watcher.layer_done(layer.index + 1, len(walk.modules))
     output = walk.output()
     if output is not None and output.place.takers[0][0] in entries:
         behind = len(walk.modules)
         if behind < kept.n_found:
-            made = _stored(kept.read(behind), entries)
+            made = made_of(kept.read(behind), types)
         else:
             type = entries[output.place.takers[0][0]].type
             made = [quantize_output(output, type, settings, workers, two_streams)]
-            kept.write(behind, _arrays(made))
+            kept.write(behind, arrays_of(made))
         _written(state, made, entries)
 
 
@@ -198,6 +204,20 @@ def _written(state: _State, made: list[Made], entries: dict[str, PlanEntry]) -> 
         state.done.add(entry.name)
         state.watcher.progressed(entry.source_bytes, entry.name)
     state.made += made
+
+
+def _write_norms(state: _State, made: list[Made], walk: Walk | FarWalk) -> None:
+    """Weights of norms, divided by what the columns behind them hold."""
+    source, entries = walk.loaded.source, {entry.source: entry for entry in state.plan.entries}
+    assert source is not None
+    for name, factors in {one.norm: one.factors for one in made}.items():
+        if name is None or factors is None:
+            continue
+        entry = entries[name]
+        values = to_float32(source.read(name), entry.source_type).reshape(-1)
+        state.sink.write(entry.name, (values / factors).astype("<f4"))
+        state.done.add(entry.name)
+        state.watcher.progressed(entry.source_bytes, entry.name)
 
 
 def _identity(state: _State, loaded: LoadedModel) -> dict[str, str]:
@@ -220,29 +240,7 @@ def _identity(state: _State, loaded: LoadedModel) -> dict[str, str]:
         "effort": calibration.effort,
         "alpha": str(calibration.alpha),
         "damping": str(calibration.damping),
+        "norms": "kept" if calibration.keep_norms else "balanced",
         "device": loaded.device.type,
         "version": f"quantmill {__version__}, torch {torch.__version__}",
     }
-
-
-def _arrays(made: list[Made]) -> dict[str, np.ndarray]:
-    arrays = {}
-    for one in made:
-        arrays[one.name] = one.blocks
-        shares = (one.shares.input, one.shares.residual)
-        arrays[f"{one.name}?"] = np.array([float(one.compensated), *shares, *one.fitted, *one.held])
-    return arrays
-
-
-def _stored(arrays: dict[str, np.ndarray], entries: dict[str, PlanEntry]) -> list[Made]:
-    from quantmill.calibrate.layer import Made
-    from quantmill.calibrate.targets import Shares
-
-    made = []
-    for name, blocks in arrays.items():
-        if name.endswith("?"):
-            continue
-        compensated, a, b, *errors = arrays[f"{name}?"].tolist()
-        pairs = (errors[0], errors[1]), (errors[2], errors[3])
-        made.append(Made(name, blocks, entries[name].type, bool(compensated), Shares(a, b), *pairs))
-    return made

@@ -26,6 +26,7 @@ from quantmill.jobs.finished_layers import read_layer
 from quantmill.jobs.parcel import Parcel, packed, unpacked
 from quantmill.jobs.pieces import Outcome
 from quantmill.jobs.quantize_request import Job
+from quantmill.jobs.stored_made import made_of
 from quantmill.models.places import Place
 from quantmill.models.walk import Walk
 from quantmill.models.workers import Workers, threads_for
@@ -127,13 +128,13 @@ class CompensateCarrier:
             Walk(loaded, task.chunks, workers.map, task.two_streams, ()), self._changes_of
         )
 
-    def _changes_of(self, layer: int) -> dict[str, tuple[str, np.ndarray]] | None:
+    def _changes_of(self, layer: int) -> dict[str, tuple[str, np.ndarray, np.ndarray | None]] | None:
         """Of a layer that is finished."""
         task = self._task
         if layer in task.job.recipe.prune_layers:
             return None
-        found = read_layer(task.finished, layer)
-        return {name: (task.types[name], found[name]) for name in found if name in task.types}
+        made = made_of(read_layer(task.finished, layer), task.types)
+        return {one.name: (one.type, one.blocks, one.factors) for one in made}
 
     def carry(self, piece: Enter | Visit | Solve) -> Outcome:
         return told(lambda: piece.done_by(self), self._warnings)
@@ -145,7 +146,7 @@ class CompensateCarrier:
         with self._walking:
             self._stand(piece.share)
             return packed(
-                [replace(place, module=torch.nn.Identity()) for place in self._position.layer.places]
+                [replace(place, module=torch.nn.Identity()) for place in self._position.layer.with_norms()]
             )
 
     def moments(self, piece: Visit) -> bytes:

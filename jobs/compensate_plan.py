@@ -142,6 +142,7 @@ def _facts(calibration: Calibration, chunks: np.ndarray) -> list[Override]:
         "method": "compensate",
         "effort": calibration.effort,
         "tokens_sha256": digest(chunks),
+        "norms": "kept" if calibration.keep_norms else "balanced",
     }
     facts = [_fact(key, GGUFValueType.STRING, value) for key, value in text.items()]
     facts.append(_fact("chunks", GGUFValueType.UINT32, len(chunks)))

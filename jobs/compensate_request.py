@@ -20,6 +20,7 @@ class Calibration:
     alpha: share of what earlier layers lost that a matrix makes good, None: chosen for each on held-back chunks.
     damping: added to second moments, times their mean. polish: scales and norms afterwards, on chunks of the texts that
     codes were not fitted to (thorough effort always does). resume: go on from the layers that an interrupted run left.
+    keep_norms: nothing of the weights of norms goes into the matrices behind them, see calibrate/balance.py.
     """
 
     texts: tuple[str, ...]
@@ -29,6 +30,7 @@ class Calibration:
     damping: float = DAMPING
     resume: bool = False
     polish: bool = False
+    keep_norms: bool = False
 
     def __post_init__(self) -> None:
         if not self.texts:

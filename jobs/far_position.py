@@ -19,7 +19,7 @@ from quantmill.models.walked_layer import Layer
 
 @dataclass(frozen=True)
 class Change:
-    """Blocks u8 [n_mat, n_rows, row_bytes] that the changed stream takes for a tensor."""
+    """Blocks u8 [n_mat, n_rows, row_bytes] that the changed stream takes for a tensor, with the factors in them."""
 
     name: str
     type: str
@@ -27,11 +27,13 @@ class Change:
 
 
 class Position:
-    """Of a walk that has no batches yet. changes_of: what a finished layer was changed to, by tensor: type and blocks;
-    None for one that is left out."""
+    """Of a walk that has no batches yet. changes_of: what a finished layer was changed to, by tensor: type,
+    blocks, factors in them; None for one that is left out."""
 
     def __init__(
-        self, walk: Walk, changes_of: Callable[[int], Mapping[str, tuple[str, np.ndarray]] | None]
+        self,
+        walk: Walk,
+        changes_of: Callable[[int], Mapping[str, tuple[str, np.ndarray, np.ndarray | None]] | None],
     ) -> None:
         self._walk, self._changes_of = walk, changes_of
         self._at = 0  # layer that the walk stands before, or in
@@ -62,7 +64,8 @@ class Position:
         if self._layer is None and layer < len(walk.modules):
             self._layer = self._inside.enter_context(walk.inside(layer))
         for change in changes[len(self._changed) :]:
-            self.layer.change_blocks(change.name, change.blocks.open(torch.device("cpu")), change.type)
+            blocks, factors = change.blocks.open(torch.device("cpu"))
+            self.layer.change_blocks(change.name, blocks, change.type, factors)
             self._changed.append(change.name)
 
     def _pass_to(self, layer: int) -> None:
@@ -87,9 +90,9 @@ class Position:
         if changes is None:
             layer.leave_out()
         elif self._walk.two_streams:
-            for name, (type, blocks) in changes.items():
+            for name, (type, blocks, factors) in changes.items():
                 if name not in done:
-                    layer.change_blocks(name, blocks, type)
+                    layer.change_blocks(name, blocks, type, factors)
         layer.finish()
 
     def _leave(self) -> None:

@@ -23,10 +23,9 @@ from quantmill.jobs.parcel import Parcel, packed, unpacked
 from quantmill.jobs.pieces import Hand
 from quantmill.models.capture import named_layers
 from quantmill.models.model import LoadedModel
-from quantmill.models.places import Place
+from quantmill.models.places import Place, weight_of
 from quantmill.models.summing import MOST_GROUPS, groups_of
 from quantmill.models.walk import batches_of
-from quantmill.models.walked_layer import weight_of
 from quantmill.models.walked_output import output_names
 from quantmill.models.workers import Workers
 
@@ -150,8 +149,13 @@ class FarLayer:
         number = next(i for i, one in enumerate(self.places) if one is place)
         return self.walk.sums(self.index, self._changes, self.places, number, make)
 
-    def change_blocks(self, name: str, blocks: np.ndarray, type: str) -> None:
-        self._changes.append(Change(name, type, Parcel(self.walk.ray, blocks)))
+    def with_norms(self) -> tuple[Place, ...]:
+        return self.places
+
+    def change_blocks(
+        self, name: str, blocks: np.ndarray, type: str, factors: np.ndarray | None = None
+    ) -> None:
+        self._changes.append(Change(name, type, Parcel(self.walk.ray, (blocks, factors))))
 
     def leave_out(self) -> None:
         """The workers know it from the job."""

@@ -11,6 +11,7 @@ from torch import nn
 from quantmill.gguf_io.convert.names import Use
 from quantmill.models.held import HeldLayer, HeldLinear, HeldStack, first_of
 from quantmill.models.model import LoadedModel
+from quantmill.qkernels import to_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +19,8 @@ class Place:
     """Where activations enter matrices. takers: GGUF tensors that take from it, with the Hugging Face weight's name.
 
     n_mat: experts; down: the second matrix of experts. writes: the part of the layer whose output is this product,
-    of experts the sum of their products.
+    of experts the sum of their products. norm: GGUF tensor whose weights could be exchanged with factors of the takers'
+    columns, see norms.py.
     """
 
     takers: tuple[tuple[str, str], ...]
@@ -27,6 +29,7 @@ class Place:
     n_mat: int = 1
     down: bool = False
     writes: str | None = None
+    norm: str | None = None
 
 
 def find_places(
@@ -118,3 +121,12 @@ def taking(loaded: LoadedModel, hf_name: str) -> list[Use]:
         if len(view.shape) > 1 and of_layer and use.matrix is None and not turned_head:
             found.append(use)
     return found
+
+
+def weight_of(loaded: LoadedModel, name: str) -> torch.Tensor:
+    """A GGUF tensor as the model's file has it: [n_mat, n_rows, n_cols] f32 on the device."""
+    assert loaded.source is not None
+    view = loaded.table.views[name]
+    spec = next(spec for spec in loaded.source.specs() if spec.name == name)
+    values = torch.from_numpy(to_float32(loaded.source.read(name), spec.type).copy())
+    return values.view(view.matrices, -1, view.shape[-1]).to(loaded.device)

@@ -12,10 +12,10 @@ from quantmill.models.capture import Course, puts_out_more
 from quantmill.models.experts import by_expert, entering_down
 from quantmill.models.held import HeldLayer, Pass, Reached, first_of, hold
 from quantmill.models.memory import trim
-from quantmill.models.model import LoadedModel
-from quantmill.models.places import Place, find_places
+from quantmill.models.norms import with_norms
+from quantmill.models.places import Place, find_places, weight_of
 from quantmill.models.summing import Seen, Sum, added, require_finite, summed_up
-from quantmill.qkernels import dequantize, to_float32
+from quantmill.qkernels import dequantize
 
 if TYPE_CHECKING:
     from quantmill.models.walk import Walk
@@ -55,9 +55,14 @@ class Layer:
         """A GGUF tensor as it was: [n_mat, n_rows, n_cols] f32 on the device."""
         return weight_of(self.walk.loaded, name)
 
-    def change_blocks(self, name: str, blocks: np.ndarray, type: str) -> None:
-        """The same as `change` for blocks u8 [n_mat, n_rows, row_bytes]."""
-        self.change(name, dequantize(torch.from_numpy(blocks), type).to(self.walk.loaded.device))
+    def change_blocks(
+        self, name: str, blocks: np.ndarray, type: str, factors: np.ndarray | None = None
+    ) -> None:
+        """The same as `change` for blocks u8 [n_mat, n_rows, row_bytes]; factors: f32 [n_cols] that are in them."""
+        values = dequantize(torch.from_numpy(blocks), type)
+        if factors is not None:
+            values = values / torch.from_numpy(factors)
+        self.change(name, values.to(self.walk.loaded.device))
 
     def change(self, name: str, values: torch.Tensor) -> None:
         """The changed stream takes `values` [n_mat, n_rows, n_cols] f32 for the GGUF tensor `name` from now on."""
@@ -155,6 +160,12 @@ class Layer:
         return find_places(
             self.walk.loaded, self.held, self.walk.original[self.walk.own[0]], *self._observed(False)
         )
+
+    @torch.inference_mode()
+    def with_norms(self) -> tuple[Place, ...]:
+        """The places, now with the norms before them."""
+        self.places = with_norms(self, self.places)
+        return self.places
 
     @torch.inference_mode()
     def again(self) -> None:
@@ -286,12 +297,3 @@ class Layer:
     @property
     def _writers(self) -> set[str]:
         return {place.writes for place in self.places if place.writes is not None}
-
-
-def weight_of(loaded: LoadedModel, name: str) -> torch.Tensor:
-    """A GGUF tensor as the model's file has it: [n_mat, n_rows, n_cols] f32 on the device."""
-    assert loaded.source is not None
-    view = loaded.table.views[name]
-    spec = next(spec for spec in loaded.source.specs() if spec.name == name)
-    values = torch.from_numpy(to_float32(loaded.source.read(name), spec.type).copy())
-    return values.view(view.matrices, -1, view.shape[-1]).to(loaded.device)
