@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from quantmill.calibrate.balance import column_factors
+from quantmill.calibrate.balance import can_balance, column_factors
 from quantmill.calibrate.errors import naming
 from quantmill.calibrate.gram import Metric, metric_of, shrunk
 from quantmill.calibrate.moments import FITTED, HELD, Moments, MomentsOf, is_held
@@ -124,8 +124,8 @@ def quantize_layer(
             names = [name for name in names if _columns(layer, name) is None]
         if not names:
             continue
-        all_solved = all(solvable(types[name]) if name in types else False for name, _ in place.takers)
-        norm = place.norm if place.norm in norms and all_solved else None
+        balanced = place.norm in norms and can_balance(types.get(name) for name, _ in place.takers)
+        norm = place.norm if balanced else None
         found = []
         for part in parts:
             only = None if len(parts) == 1 else part

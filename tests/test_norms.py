@@ -114,9 +114,11 @@ def test_what_norm_and_columns_give_together_stays(tmp_path):
     assert kept["blk.1.attn_norm.weight"].data.tobytes() == given["blk.1.attn_norm.weight"].data.tobytes()
 
 
-def test_a_norm_stays_when_one_of_its_matrices_does(tmp_path):
+@pytest.mark.parametrize("type", ["F16", "IQ2_S"])
+def test_a_norm_stays_when_one_of_its_matrices_does(type, tmp_path):
+    """One that gets no codes, or codes of a codebook."""
     calibration = Calibration((str(EXAMPLE / "calibration.txt"),), n_chunks=4, effort="fast")
-    found = made(tmp_path / "part.gguf", "Q4_0", calibration, parse_rule(r"blk\.1\.attn_v=F16"))
+    found = made(tmp_path / "part.gguf", "Q4_0", calibration, parse_rule(rf"blk\.1\.attn_v={type}"))
     given = tensors(tiny("F16"))
     same = [found[f"blk.{i}.attn_norm.weight"].data.tobytes() for i in (0, 1)]
     before = [given[f"blk.{i}.attn_norm.weight"].data.tobytes() for i in (0, 1)]
