@@ -1,8 +1,8 @@
-"""How far work spreads over hosts: `python -m bench.scheduling MODEL TYPE --work DIR [--imatrix FILE]`.
+"""How far work spreads over hosts: `python -m bench.scheduling MODEL TYPE --work DIR --text FILE [--imatrix FILE]`.
 
-Measured here: what a slab's rows and a batch of chunks take, and what Ray adds to a piece (on the head, and on its way
-there and back) and to a run (until a worker begins). From these the scheduling of larger jobs is simulated, with the
-crew's own rules: a window of pieces in order, each to the host that has the least to do. The file system is left out.
+Measured here: what a slab's rows, a batch of chunks and the steps of a compensation's layers take, and what Ray adds to
+a piece (on the head, on its way there and back, for each byte of an answer) and to a run (until a worker begins). From
+these the scheduling of larger jobs is simulated (bench.simulated). The file system and the network are left out.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench import machine, tables
+from bench.simulated import COLUMNS, CORES, HOSTS, Large, Overhead, Phase, simulated
+from bench.trace import Step, traced
 from quantmill import __version__
+from quantmill.calibrate.solver import ROWS
 from quantmill.gguf_io import GGUFSink, open_source
 from quantmill.jobs.carrier import AT_ONCE, SlabCarrier, Task, inputs_of
 from quantmill.jobs.crew import Crew
@@ -30,78 +30,14 @@ from quantmill.jobs.importance import load_importance
 from quantmill.jobs.pieces import Outcome
 from quantmill.jobs.quantize import Job, plan_job
 from quantmill.jobs.watcher import Silent
+from quantmill.models.summing import MOST_GROUPS
 from quantmill.recipe import Recipe
 from quantmill.recipe.slabs import Slab, slabs
 
-CORES = 16  # of each simulated host
-HOSTS = (1, 4, 16, 64)
 _SLAB_BYTES = 32 << 20
 _PIECES = 300
-
-
-@dataclass(frozen=True)
-class Overhead:
-    """Seconds. head: of the head's processor, a piece; trip: there and back; start: until a worker begins."""
-
-    head: float
-    trip: float
-    start: float
-
-
-@dataclass(frozen=True)
-class Large:
-    """A job to simulate: seconds of each piece by itself, and how many a host does side by side, and has at hand."""
-
-    name: str
-    pieces: Sequence[float]
-    side_by_side: int
-    at_hand: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """efficiency: the time that the pieces take on all processors with nothing between them, over the simulated one."""
-
-    job: str
-    hosts: int
-    pieces: int
-    simulated_s: float
-    efficiency: float
-
-
-_COLUMNS = (
-    tables.Column("job", "job"),
-    tables.Column("hosts", "hosts", "{:d}"),
-    tables.Column("pieces", "pieces", "{:d}"),
-    tables.Column("simulated, s", "simulated_s", "{:.1f}"),
-    tables.Column("efficiency", "efficiency", "{:.0%}"),
-)
-
-
-def simulated(job: Large, n_hosts: int, overhead: Overhead) -> Row:
-    """One run of a job."""
-    slots = [[overhead.start] * job.side_by_side for _ in range(n_hosts)]  # when each is free
-    ends: list[deque[float]] = [
-        deque() for _ in range(n_hosts)
-    ]  # of what a host has, as the head will hear of it
-    heard: list[float] = []  # until when all pieces up to this one were heard of
-    head, window = overhead.start, n_hosts * job.at_hand
-    for number, seconds in enumerate(job.pieces):
-        if number >= window:
-            head = max(head, heard[number - window])
-        head += overhead.head
-        for waiting in ends:
-            while waiting and waiting[0] <= head:
-                waiting.popleft()
-        host = min(range(n_hosts), key=lambda i: len(ends[i]))
-        slot = int(np.argmin(slots[host]))
-        end = max(slots[host][slot], head + overhead.trip / 2) + seconds
-        slots[host][slot] = end
-        answered = end + overhead.trip / 2
-        ends[host] = deque(sorted((*ends[host], answered)))
-        heard.append(max(answered, heard[-1] if heard else 0.0))
-    ideal = sum(job.pieces) / (n_hosts * job.side_by_side)
-    return Row(job.name, n_hosts, len(job.pieces), heard[-1], ideal / heard[-1])
+_SENT = 64 << 20  # bytes of an answer whose way is timed
+_LAYERS = 6  # of a compensation that are traced
 
 
 class Nothing:
@@ -114,7 +50,7 @@ class Nothing:
         return Outcome("")
 
     def carry(self, piece: Any) -> Outcome:
-        return Outcome("")
+        return Outcome("", bytes(piece) if isinstance(piece, int) else None)
 
     def finish(self) -> Outcome:
         return Outcome("")
@@ -141,13 +77,15 @@ def overhead_of(piece: Slab) -> Overhead:
                 under_way.append(crew.submit(piece))
             for done in under_way:
                 done.result()
-            return Overhead((time.process_time() - cpu) / _PIECES, statistics.median(trips), start)
+            head = (time.process_time() - cpu) / _PIECES
+            sent = statistics.median(_trip(crew, _SENT) for _ in range(5))
+            return Overhead(head, statistics.median(trips), start, sent / _SENT)
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def _trip(crew: Crew, piece: Slab) -> float:
+def _trip(crew: Crew, piece: Any) -> float:
     began = time.perf_counter()
     crew.submit(piece).result()
     return time.perf_counter() - began
@@ -192,19 +130,77 @@ def batch_seconds(model: str) -> float:
     return min(times) / ids.numel() / n_weights
 
 
-def large_jobs(slabs_took: Sequence[tuple[int, float]], token_s: float, type: str) -> list[Large]:
-    """Larger models with these rates. The larger slabs vary as the measured ones do."""
+def quantizing(slabs_took: Sequence[tuple[int, float]], n_weights: float, buffer: int) -> Phase:
+    """Slabs of a larger model with these rates, of a buffer in MiB. The larger slabs vary as the measured ones do."""
     most = max(weights for weights, _ in slabs_took)
     rates = [seconds / weights for weights, seconds in slabs_took if weights > most / 4]
-    found = []
-    for buffer in (128, 4096):
-        weights = (buffer << 20) // AT_ONCE // 7  # 2 bytes a weight read, 4 as float32, the rest written
-        times = [rate * weights / CORES for rate in islice(cycle(rates), 70_000_000_000 // weights)]
-        found.append(Large(f"quantize, 70 G weights, {type}, --max-buffer-size {buffer}", times, 1, AT_ONCE))
-    for n_chunks in (512, 8192):
-        times = [token_s * 8e9 * 2048] * (n_chunks // 4)
-        found.append(Large(f"evaluate, 8 G weights, {n_chunks} chunks", times, CORES, CORES))
-    return found
+    weights = (buffer << 20) // AT_ONCE // 7  # 2 bytes a weight read, 4 as float32, the rest written
+    times = [rate * weights / CORES for rate in islice(cycle(rates), int(n_weights) // weights)]
+    return Phase(times, 1, AT_ONCE)
+
+
+def scoring(token_s: float, n_weights: float, n_chunks: int) -> Phase:
+    """A model over chunks of 512 tokens, four together, as many as there are in twelve batches."""
+    together = max(1, min(4, -(-n_chunks // 12)))
+    times = [token_s * n_weights * together * 512] * (n_chunks // together)
+    return Phase(times, CORES, CORES)
+
+
+def compensating(steps: Sequence[Step], grown: float, n_layers: float, n_chunks: int) -> list[Phase]:
+    """The steps of traced layers again, in a model that has `grown` times the weights in each layer, rows and columns
+    alike, with so many times the layers, over so many chunks. All of it is taken to grow as the weights do."""
+    side, found = math.sqrt(grown), []
+    for step in steps:
+        alone, seconds, moved = step.alone * grown, step.seconds * grown, int(step.n_bytes * grown)
+        if step.most:
+            pieces = [seconds * n_chunks / step.most] * step.most
+            found.append(Phase(pieces, CORES, CORES, alone, moved, most=MOST_GROUPS))
+        else:
+            n = math.ceil(step.rows * side / ROWS["cpu"])
+            found.append(Phase([seconds / n] * n, CORES, CORES, alone, moved))
+    return found * round(n_layers)
+
+
+def squeezing(
+    slabs_took: Sequence[tuple[int, float]], token_s: float, n_weights: float, n_types: int, n_chunks: int
+) -> list[Phase]:
+    """The original's predictions, importance, then each type made and measured whole by one host."""
+    quantized = sum(seconds for _, seconds in slabs_took) / sum(weights for weights, _ in slabs_took)
+    one = (quantized + token_s * n_chunks * 512) * n_weights / CORES
+    scored = scoring(token_s, n_weights, n_chunks)
+    return [scored, scored, Phase([one] * n_types, 1, 1)]
+
+
+def large_jobs(
+    slabs_took: Sequence[tuple[int, float]], token_s: float, steps: Sequence[Step], weights: int, type: str
+) -> list[Large]:
+    """Larger models with these rates. weights: in the traced layers."""
+    grown = 8e9 / 32 / (weights / _LAYERS)
+    return [
+        *(
+            Large(
+                f"quantize, 70 G weights, {type}, --max-buffer-size {buffer}",
+                [quantizing(slabs_took, 70e9, buffer)],
+            )
+            for buffer in (128, 4096)
+        ),
+        *(
+            Large(f"evaluate, 8 G weights, {n_chunks} chunks", [scoring(token_s, 8e9, n_chunks)])
+            for n_chunks in (512, 8192)
+        ),
+        Large(
+            f"compensation, 8 G weights, {type}, 128 chunks",
+            compensating(steps, grown, 32 / _LAYERS, 128),
+            one_crew=True,
+        ),
+        *(
+            Large(
+                f"squeeze, 8 G weights, {n_types} types, 128 chunks",
+                squeezing(slabs_took, token_s, 8e9, n_types, 128),
+            )
+            for n_types in (20, 128)
+        ),
+    ]
 
 
 def main() -> None:
@@ -212,6 +208,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("type")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--text", required=True)
     parser.add_argument("--imatrix")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -228,14 +225,17 @@ def main() -> None:
     took = slab_times(job)
     token_s = batch_seconds(options.model)
     overhead = overhead_of(next(slabs([plan_job(job).entries], _SLAB_BYTES)))
-    rows = [simulated(large, n, overhead) for large in large_jobs(took, token_s, options.type) for n in HOSTS]
+    steps, weights = traced(job, options.text, _LAYERS)
+    jobs = large_jobs(took, token_s, steps, weights, options.type)
+    rows = [simulated(large, n, overhead) for large in jobs for n in HOSTS]
     rate = sum(weights for weights, _ in took) / sum(seconds for _, seconds in took)
     title = (
         f"Scheduling on hosts of {CORES} cores, simulated. Measured: {rate / 1e6:.0f} M weights/s a core, "
         f"{token_s * 1e12:.0f} ps a token and weight; Ray: {overhead.head * 1e3:.2f} ms of the head a piece, "
-        f"{overhead.trip * 1e3:.1f} ms there and back, {overhead.start:.1f} s until a worker begins"
+        f"{overhead.trip * 1e3:.1f} ms there and back, {overhead.byte * 1e9:.2f} s a GB, "
+        f"{overhead.start:.1f} s until a worker begins"
     )
-    tables.report(options.out, title, here, _COLUMNS, rows)
+    tables.report(options.out, title, here, COLUMNS, rows)
 
 
 if __name__ == "__main__":

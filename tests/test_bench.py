@@ -203,13 +203,21 @@ def test_the_tools_commands() -> None:
 
 
 def test_scheduling_of_what_can_be_counted_by_hand() -> None:
-    from bench.scheduling import Large, Overhead, simulated
+    from bench.simulated import Large, Overhead, Phase, simulated
 
     free = Overhead(0.0, 0.0, 0.0)
-    assert simulated(Large("even", [1.0] * 12, 1, 4), 3, free).simulated_s == 4.0
-    assert simulated(Large("slots", [1.0] * 12, 2, 4), 3, free).efficiency == 1.0
-    assert simulated(Large("few", [1.0] * 2, 4, 4), 4, free).efficiency == 2 / 16
+    assert simulated(Large("even", [Phase([1.0] * 12, 1, 4)]), 3, free).simulated_s == 4.0
+    assert simulated(Large("slots", [Phase([1.0] * 12, 2, 4)]), 3, free).efficiency == 1.0
+    assert simulated(Large("few", [Phase([1.0] * 2, 4, 4)]), 4, free).efficiency == 2 / 16
     # the head sends a piece every second: four hosts are no faster than it
-    assert simulated(Large("head", [1.0] * 10, 1, 4), 4, Overhead(1.0, 0.0, 5.0)).simulated_s == 5 + 10 + 1
+    assert (
+        simulated(Large("head", [Phase([1.0] * 10, 1, 4)]), 4, Overhead(1.0, 0.0, 5.0)).simulated_s
+        == 5 + 10 + 1
+    )
     # there and back again, with one piece at hand, is time in which a host waits
-    assert simulated(Large("trip", [1.0] * 3, 1, 1), 1, Overhead(0.0, 2.0, 0.0)).simulated_s == 9.0
+    assert simulated(Large("trip", [Phase([1.0] * 3, 1, 1)]), 1, Overhead(0.0, 2.0, 0.0)).simulated_s == 9.0
+    # the head's own second goes before each phase, whose bytes go to every host that takes part
+    phases = [Phase([1.0] * 12, 1, 4, alone=1.0, n_bytes=10, most=2)] * 2
+    found = simulated(Large("phases", phases, one_crew=True), 3, Overhead(0.0, 0.0, 5.0, 0.1))
+    assert found.simulated_s == 5 + 2 * (1 + 2 * 10 * 0.1 + 6)
+    assert found.efficiency == 2 * 13 / 3 / found.simulated_s
