@@ -18,6 +18,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import machine, tables
 from bench.simulated import COLUMNS, CORES, HOSTS, Large, Overhead, Phase, simulated
 from bench.trace import Step, traced
@@ -27,6 +29,7 @@ from quantmill.gguf_io import GGUFSink, open_source
 from quantmill.jobs.carrier import AT_ONCE, SlabCarrier, Task, inputs_of
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.importance import load_importance
+from quantmill.jobs.parcel import Parcel, packed, unpacked
 from quantmill.jobs.pieces import Outcome
 from quantmill.jobs.quantize import Job, plan_job
 from quantmill.jobs.watcher import Silent
@@ -36,7 +39,7 @@ from quantmill.recipe.slabs import Slab, slabs
 
 _SLAB_BYTES = 32 << 20
 _PIECES = 300
-_SENT = 64 << 20  # bytes of an answer whose way is timed
+_SENT, _SENDINGS = 32 << 20, 5  # bytes of what is timed on its way, and how often
 _LAYERS = 6  # of a compensation that are traced
 
 
@@ -50,7 +53,9 @@ class Nothing:
         return Outcome("")
 
     def carry(self, piece: Any) -> Outcome:
-        return Outcome("", bytes(piece) if isinstance(piece, int) else None)
+        if isinstance(piece, Parcel):
+            piece.open(torch.device("cpu"))
+        return Outcome("", packed(torch.zeros(piece // 4)) if isinstance(piece, int) else None)
 
     def finish(self) -> Outcome:
         return Outcome("")
@@ -78,8 +83,17 @@ def overhead_of(piece: Slab) -> Overhead:
             for done in under_way:
                 done.result()
             head = (time.process_time() - cpu) / _PIECES
-            sent = statistics.median(_trip(crew, _SENT) for _ in range(5))
-            return Overhead(head, statistics.median(trips), start, sent / _SENT)
+            sent = statistics.median(_trip(crew, _SENT) for _ in range(_SENDINGS))
+            cpu = time.process_time()
+            for _ in range(_SENDINGS):
+                unpacked(crew.submit(_SENT).result()[1], torch.device("cpu"))
+            here = (time.process_time() - cpu) / _SENDINGS
+            began = time.perf_counter()
+            for _ in range(_SENDINGS):
+                crew.submit(Parcel(ray, torch.zeros(_SENT // 4))).result()
+            parcel = (time.perf_counter() - began) / _SENDINGS
+            bytes_s = [seconds / _SENT for seconds in (sent, here, parcel)]
+            return Overhead(head, statistics.median(trips), start, *bytes_s)
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -113,8 +127,6 @@ def slab_times(job: Job) -> list[tuple[int, float]]:
 
 def batch_seconds(model: str) -> float:
     """CPU seconds of a token and weight, of a batch of 4 x 512 tokens on one thread."""
-    import torch
-
     from quantmill.models.model import load
 
     torch.set_num_threads(1)
@@ -154,10 +166,10 @@ def compensating(steps: Sequence[Step], grown: float, n_layers: float, n_chunks:
         alone, seconds, moved = step.alone * grown, step.seconds * grown, int(step.n_bytes * grown)
         if step.most:
             pieces = [seconds * n_chunks / step.most] * step.most
-            found.append(Phase(pieces, CORES, CORES, alone, moved, most=MOST_GROUPS))
+            found.append(Phase(pieces, CORES, CORES, alone, answer=moved, most=MOST_GROUPS))
         else:
             n = math.ceil(step.rows * side / ROWS["cpu"])
-            found.append(Phase([seconds / n] * n, CORES, CORES, alone, moved))
+            found.append(Phase([seconds / n] * n, CORES, CORES, alone, parcel=moved))
     return found * round(n_layers)
 
 
@@ -232,7 +244,8 @@ def main() -> None:
     title = (
         f"Scheduling on hosts of {CORES} cores, simulated. Measured: {rate / 1e6:.0f} M weights/s a core, "
         f"{token_s * 1e12:.0f} ps a token and weight; Ray: {overhead.head * 1e3:.2f} ms of the head a piece, "
-        f"{overhead.trip * 1e3:.1f} ms there and back, {overhead.byte * 1e9:.2f} s a GB, "
+        f"{overhead.trip * 1e3:.1f} ms there and back, {overhead.byte * 1e9:.1f} s a GB of an answer, "
+        f"{overhead.head_byte * 1e9:.1f} of them the head's, {overhead.parcel_byte * 1e9:.1f} of a parcel, "
         f"{overhead.start:.1f} s until a worker begins"
     )
     tables.report(options.out, title, here, COLUMNS, rows)

@@ -18,24 +18,28 @@ HOSTS = (1, 4, 16, 64)
 @dataclass(frozen=True)
 class Overhead:
     """Seconds. head: of the head's processor, a piece; trip: there and back; start: until a worker begins; byte: of an
-    answer or a parcel, on its way."""
+    answer on its way, head_byte: of it those of the head's processor; parcel_byte: of what the head has for all."""
 
     head: float
     trip: float
     start: float
     byte: float = 0.0
+    head_byte: float = 0.0
+    parcel_byte: float = 0.0
 
 
 @dataclass(frozen=True)
 class Phase:
     """Seconds of each piece by itself, and how many a host does side by side, and has at hand. alone: seconds of the
-    head before it; n_bytes: that go between the head and each host; most: hosts that take part."""
+    head before it; parcel: bytes that all hosts get first; answer: that each of them gives; most: hosts that take
+    part."""
 
     pieces: Sequence[float]
     side_by_side: int
     at_hand: int
     alone: float = 0.0
-    n_bytes: int = 0
+    parcel: int = 0
+    answer: int = 0
     most: int = 1 << 30
 
 
@@ -74,9 +78,12 @@ def simulated(job: Large, n_hosts: int, overhead: Overhead) -> Row:
     now = ideal = 0.0
     for number, phase in enumerate(job.phases):
         hosts = min(n_hosts, phase.most)
-        now += phase.alone + phase.n_bytes * hosts * overhead.byte
+        now += phase.alone + phase.parcel * overhead.parcel_byte
         now += overhead.start if number == 0 or not job.one_crew else 0.0
         now = _end(phase, hosts, overhead, now)
+        now += phase.answer * (
+            overhead.byte + (hosts - 1) * overhead.head_byte
+        )  # hosts send theirs side by side
         ideal += (phase.alone + sum(phase.pieces)) / (n_hosts * phase.side_by_side)
     n_pieces = sum(len(phase.pieces) for phase in job.phases)
     return Row(job.name, n_hosts, n_pieces, now, ideal / now)

@@ -216,8 +216,8 @@ def test_scheduling_of_what_can_be_counted_by_hand() -> None:
     )
     # there and back again, with one piece at hand, is time in which a host waits
     assert simulated(Large("trip", [Phase([1.0] * 3, 1, 1)]), 1, Overhead(0.0, 2.0, 0.0)).simulated_s == 9.0
-    # the head's own second goes before each phase, whose bytes go to every host that takes part
-    phases = [Phase([1.0] * 12, 1, 4, alone=1.0, n_bytes=10, most=2)] * 2
-    found = simulated(Large("phases", phases, one_crew=True), 3, Overhead(0.0, 0.0, 5.0, 0.1))
-    assert found.simulated_s == 5 + 2 * (1 + 2 * 10 * 0.1 + 6)
+    # the head's own second goes before each phase; an answer comes from both hosts that take part, and a parcel once
+    phases = [Phase([1.0] * 12, 1, 4, alone=1.0, parcel=10, answer=20, most=2)] * 2
+    found = simulated(Large("phases", phases, one_crew=True), 3, Overhead(0.0, 0.0, 5.0, 0.1, 0.05, 0.2))
+    assert found.simulated_s == 5 + 2 * (1 + 10 * 0.2 + 6 + 20 * 0.1 + 20 * 0.05)
     assert found.efficiency == 2 * 13 / 3 / found.simulated_s
