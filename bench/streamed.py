@@ -2,18 +2,24 @@
 
 Makes a mixture of experts in F16, of any number of layers of 0.8 GB each (15 make 12 GB), all with the same random
 weights and with the example's vocabulary; evaluates it on a few chunks with `--stream`, once or with `--both` also as a
-whole, and says what each took: seconds of the processor, peak of resident memory, and the perplexity, which must agree.
+whole, and says what each took: seconds of the processor, peak of resident memory, and the perplexity. Both must come to
+the same one, and save the same predictions, byte for byte.
+
+`--filled N`: only the first N layers have weights, the others are holes in the file, which read as zeros and take no
+disk: for the memory and the time of a model that is larger than the disk (74 layers are 61 GB).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import filecmp
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -23,6 +29,7 @@ from quantmill.gguf_io.metadata import Metadata, MetaValue
 
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tiny-qwen3-moe"
 _HIDDEN, _EXPERT, _EXPERTS, _HEADS, _KEY_VALUE, _HEAD = 2048, 4096, 16, 16, 4, 128
+_WAYS = ("layer by layer", "as a whole")
 _KEYS = {
     "embedding_length": _HIDDEN,
     "expert_feed_forward_length": _EXPERT,
@@ -79,7 +86,7 @@ def tensors(layers: int, vocabulary: int) -> Iterator[OutputTensor]:
     yield OutputTensor("output_norm.weight", (_HIDDEN,), "F32")
 
 
-def write_model(path: Path, layers: int) -> None:
+def write_model(path: Path, layers: int, filled: int) -> None:
     with contextlib.closing(open_source(_EXAMPLE)) as source:
         keys = dict(source.metadata)
     arch = str(keys["general.architecture"].value)
@@ -91,10 +98,17 @@ def write_model(path: Path, layers: int) -> None:
         np.float16
     )  # taken again and again, from another place each time
     at = 0
-    with GGUFSink(path, Metadata(keys), list(tensors(layers, vocabulary)), force=True) as sink:
+    # holes take no disk, which the sink cannot know
+    with (
+        patch("quantmill.gguf_io.sink.require_space"),
+        GGUFSink(path, Metadata(keys), list(tensors(layers, vocabulary)), force=True) as sink,
+    ):
         for spec in sink.specs():
             if spec.type == "F32" and len(spec.shape) == 1:
                 sink.write(spec.name, np.ones(spec.n_cols, np.float32))
+                continue
+            if spec.name.startswith("blk.") and int(spec.name.split(".")[1]) >= filled:
+                sink.count_written(spec.name, spec.n_rows)
                 continue
             size = 4 if spec.type == "F32" else 2
             source_of = random if size == 4 else weights
@@ -108,31 +122,17 @@ def write_model(path: Path, layers: int) -> None:
         sink.commit()
 
 
+def _predictions(work: Path, way: str) -> Path:
+    return work / f"{way}.logits"
+
+
 def measured(model: Path, work: Path, way: str, options: list[str], chunks: int) -> Row:
     record = work / f"{way}.json"
-    command = [
-        sys.executable,
-        "-m",
-        "quantmill",
-        "evaluate",
-        str(model),
-        "--text",
-        str(_EXAMPLE / "evaluation.txt"),
-    ]
-    command += [
-        "--ctx",
-        "64",
-        "--chunks",
-        str(chunks),
-        "--threads",
-        "1",
-        "-o",
-        str(record),
-        "--force",
-        *options,
-    ]
-    used = process.run(command)
-    found = json.loads(record.read_text())["models"][0]["ppl"]["value"]
+    text = ("--text", str(_EXAMPLE / "evaluation.txt"), "--ctx", "64", "--chunks", str(chunks))
+    left = ("--save-logits", str(_predictions(work, way)), "-o", str(record), "--force")
+    command = ("evaluate", "--base", str(model), *text, "--threads", "1", *left, *options)
+    used = process.run([sys.executable, "-m", "quantmill", *command])
+    found = json.loads(record.read_text())["base"]["ppl"]["value"]
     own = None if used.own_bytes is None else used.own_bytes / 1e9
     return Row(way, model.stat().st_size, used.cpu_s, used.wall_s, used.peak_bytes / 1e9, own, found)
 
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=15)
     parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--filled", type=int, help="layers that have weights; all of them")
     parser.add_argument("--both", action="store_true", help="also as a whole, which needs the memory for it")
     parser.add_argument("--keep", action="store_true", help="leave the model there")
     parser.add_argument("--out", type=Path)
@@ -151,16 +152,19 @@ def main() -> None:
     model = options.work / f"streamed-{options.layers}.gguf"
     try:
         if not model.exists():
-            write_model(model, options.layers)
-        rows = [measured(model, options.work, "layer by layer", ["--stream"], options.chunks)]
+            write_model(model, options.layers, options.layers if options.filled is None else options.filled)
+        rows = [measured(model, options.work, _WAYS[0], ["--stream"], options.chunks)]
         if options.both:
-            rows.append(measured(model, options.work, "as a whole", [], options.chunks))
+            rows.append(measured(model, options.work, _WAYS[1], [], options.chunks))
     finally:
         if not options.keep:
             model.unlink(missing_ok=True)
     tables.report(options.out, "Evaluating layer by layer", here, _COLUMNS, rows)
-    if len({row.perplexity for row in rows}) > 1:
-        sys.exit("the two ways differ")
+    if options.both:
+        saved = [_predictions(options.work, way) for way in _WAYS]
+        if len({row.perplexity for row in rows}) > 1 or not filecmp.cmp(saved[0], saved[1], shallow=False):
+            sys.exit("the two ways differ")
+        print(f"The same predictions: {saved[0].stat().st_size} bytes each.")
 
 
 if __name__ == "__main__":
