@@ -91,10 +91,9 @@ def _engine(device: Any, array: Any) -> Engine:
     place = getattr(array, "device", "cpu")
     if name == "auto" and str(getattr(place, "type", place)) != "cpu":
         name = str(place)
-    engines = choose_engines(name)
-    if len(engines) > 1 and name != "auto":
+    if "," in name:
         raise QuantizeError(f"device {name!r}: arrays are quantized on one device")
-    return engines[0]
+    return choose_engines(name)[0]
 
 
 def _importance_of(importance: Any, outer: tuple[int, ...], n_cols: int) -> Iterator[np.ndarray | None]:
