@@ -42,6 +42,7 @@ from quantmill.qkernels.lanes.simd import (
     repeated,
     splat,
     store_run,
+    store_some,
 )
 
 _PAIRS = BLOCK // 2
@@ -252,12 +253,9 @@ def _store(
     n_out: ir.Value,
     apart: ir.Value,
 ) -> None:
-    numbers = ir.Constant(_INTS, list(range(LANES)))
     left = b.trunc(b.sub(n_out, column), I32)
     for row, line in zip(rows, totals, strict=True):
         with b.if_then(b.icmp_signed("<", row, n_rows)):
             for v, place in enumerate(line):
-                wanted = b.icmp_signed("<", b.add(numbers, repeated(LANES * v, _INTS)), splat(b, left, LANES))
-                start = b.gep(out, [b.add(b.mul(row, apart), b.add(column, I64(LANES * v)))])
-                pointer = b.bitcast(start, _FLOATS.as_pointer())
-                call(b, "llvm.masked.store.v16f32.p0", ir.VoidType(), b.load(place), pointer, I32(4), wanted)
+                start = b.add(b.mul(row, apart), b.add(column, I64(LANES * v)))
+                store_some(b, b.load(place), out, start, LANES * v, left)

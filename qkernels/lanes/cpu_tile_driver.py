@@ -32,8 +32,8 @@ from quantmill.qkernels.lanes.simd import (
     local,
     loop,
     repeated,
-    splat,
     store_run,
+    store_some,
 )
 
 _PAIRS = BLOCK // 2
@@ -59,6 +59,12 @@ def _words(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     return b.shuffle_vector(b.bitcast(low, _WORDS), b.bitcast(high, _WORDS), odd)
 
 
+def _block(b: ir.IRBuilder, source: ir.Value, start: ir.Value) -> list[ir.Value]:
+    """BLOCK numbers from `start` on → the words of each part."""
+    halves = [_parts(b, load_run(b, source, b.add(start, I64(i)), _FLOATS, 4)) for i in (0, LANES)]
+    return [_words(b, low, high) for low, high in zip(*halves, strict=True)]
+
+
 def enter(module: ir.Module, processor: Processor) -> ir.Function:
     b, given = function(module, "enter", processor, (F32, I16, F32), 3)
     source, codes, _, n_rows, n_cols, apart = given
@@ -67,11 +73,10 @@ def enter(module: ir.Module, processor: Processor) -> ir.Function:
         tile, in_tile = b.sdiv(row, I64(LANES)), b.srem(row, I64(LANES))
         with loop(b, I64(0), n_blocks) as block:
             start = b.add(b.mul(row, apart), b.mul(block, I64(BLOCK)))
-            halves = [_parts(b, load_run(b, source, b.add(start, I64(i)), _FLOATS, 4)) for i in (0, LANES)]
             place = b.mul(b.add(b.mul(tile, n_blocks), block), I64(2 * _CODES))
             place = b.add(place, b.mul(in_tile, I64(BLOCK)))
-            for part, (low, high) in enumerate(zip(*halves, strict=True)):
-                store_run(b, _words(b, low, high), codes, b.add(place, I64(part * _CODES)), 2)
+            for part, words in enumerate(_block(b, source, start)):
+                store_run(b, words, codes, b.add(place, I64(part * _CODES)), 2)
     b.ret(I32(0))
     return b.function
 
@@ -85,15 +90,10 @@ def pack(module: ir.Module, processor: Processor) -> ir.Function:
         tile, column = b.sdiv(begin, I64(WIDE)), b.srem(begin, I64(WIDE))
         with loop(b, I64(0), n_blocks) as block:
             above, across = b.sub(begin, first), b.mul(block, I64(BLOCK))
-            lines: list[tuple[ir.Value, ...]] = []
+            lines = []
             for row in range(LANES):
                 start = b.add(b.mul(b.add(above, I64(row)), apart), across)
-                halves = [
-                    _parts(b, load_run(b, source, b.add(start, I64(i)), _FLOATS, 4)) for i in (0, LANES)
-                ]
-                lines.append(
-                    tuple(b.bitcast(_words(b, *of_one), _INTS) for of_one in zip(*halves, strict=True))
-                )
+                lines.append([b.bitcast(words, _INTS) for words in _block(b, source, start)])
             place = _matrix_place(b, b.add(b.mul(tile, n_blocks), block), column)
             for part, words in enumerate(zip(*lines, strict=True)):
                 for k, lanes in enumerate(interleave(b, list(words))):
@@ -202,15 +202,11 @@ def _copy(
     b: LaneBuilder, source: ir.Value, out: ir.Value, n_rows: ir.Value, n_out: ir.Value, apart: ir.Value
 ) -> None:
     """The first n_rows rows, at most TILE_ROWS, of as many numbers, and of each the first n_out."""
-    numbers = ir.Constant(_INTS, list(range(LANES)))
-    left = splat(b, b.trunc(n_out, I32), LANES)
+    left = b.trunc(n_out, I32)
     with loop(b, I64(0), _least(b, n_rows, I64(TILE_ROWS))) as row:
         for first in range(0, TILE_ROWS, LANES):
             run = load_run(b, source, b.add(b.mul(row, I64(TILE_ROWS)), I64(first)), _FLOATS, 4)
-            wanted = b.icmp_signed("<", b.add(numbers, repeated(first, _INTS)), left)
-            start = b.gep(out, [b.add(b.mul(row, apart), I64(first))])
-            pointer = b.bitcast(start, _FLOATS.as_pointer())
-            call(b, "llvm.masked.store.v16f32.p0", ir.VoidType(), run, pointer, I32(4), wanted)
+            store_some(b, run, out, b.add(b.mul(row, apart), I64(first)), first, left)
 
 
 def _fits(b: LaneBuilder, first: ir.Value, count: ir.Value) -> ir.Value:

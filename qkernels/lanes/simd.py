@@ -215,6 +215,17 @@ def store_run(builder: ir.IRBuilder, run: ir.Value, array: ir.Value, place: ir.V
     builder.store(run, builder.bitcast(builder.gep(array, [place]), run.type.as_pointer()), align=align)
 
 
+def store_some(
+    builder: ir.IRBuilder, run: ir.Value, array: ir.Value, place: ir.Value, first: int, left: ir.Value
+) -> None:
+    """Those of 16 floats, the numbers `first` … first + 15 of a row of `left` i32, that the row has."""
+    ints = ir.VectorType(I32, 16)
+    numbers = ir.Constant(ints, list(range(first, first + 16)))
+    wanted = builder.icmp_signed("<", numbers, splat(builder, left, 16))
+    pointer = builder.bitcast(builder.gep(array, [place]), run.type.as_pointer())
+    call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), run, pointer, I32(4), wanted)
+
+
 def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
     """Ask for memory that will be read; nothing is wrong with an address behind the end."""
     place = builder.bitcast(address, I8.as_pointer())
