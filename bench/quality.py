@@ -129,7 +129,9 @@ def judged(bench: Bench, file: Path, text: Path, keep: bool = False) -> Judged:
         if all(pattern.search(said) for pattern in (_KLD, _PPL, _TOP)):
             break
     else:
-        raise RuntimeError(f"{file}: llama-perplexity ended {_TRIES} times without its last lines; call again")
+        raise RuntimeError(
+            f"{file}: llama-perplexity ended {_TRIES} times without its last lines; call again"
+        )
     if keep:
         kept.write_text(said, encoding="utf-8")
     return _heard(said)

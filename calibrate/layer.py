@@ -117,15 +117,15 @@ def quantize_layer(
     norms: whose weights may change.
     """
     made: list[Made] = []
-    for place in layer.with_norms() if norms else layer.places:
+    tried = norms and any(_can_balance(place, types) for place in layer.places)
+    for place in layer.with_norms() if tried else layer.places:
         parts = column_parts(place.n_cols, settings.widest)
         names = [name for name, _ in place.takers if name in types]
         if len(parts) > 1:  # a part of the columns must be a part of every row
             names = [name for name in names if _columns(layer, name) is None]
         if not names:
             continue
-        balanced = place.norm in norms and can_balance(types.get(name) for name, _ in place.takers)
-        norm = place.norm if balanced else None
+        norm = place.norm if place.norm in norms and _can_balance(place, types) else None
         found = []
         for part in parts:
             only = None if len(parts) == 1 else part
@@ -146,6 +146,10 @@ def column_parts(n_cols: int, widest: int) -> list[slice]:
     count = -(-n_cols // widest)
     step = -(-n_cols // (count * BLOCK)) * BLOCK if count > 1 else n_cols
     return [slice(first, min(first + step, n_cols)) for first in range(0, n_cols, step)]
+
+
+def _can_balance(place: Place, types: Mapping[str, str]) -> bool:
+    return can_balance(types.get(name) for name, _ in place.takers)
 
 
 def side_by_side(parts: Sequence[Made]) -> Made:

@@ -59,9 +59,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Enter:
-    """Finds the places of the layer, as the first of the batches has them, packed."""
+    """Finds the places of the layer, as the first of the batches has them, packed. norms: with those before them."""
 
     share: Share
+    norms: bool = False
 
     def done_by(self, carrier: CompensateCarrier) -> bytes:
         return carrier.places(self)
@@ -145,9 +146,9 @@ class CompensateCarrier:
     def places(self, piece: Enter) -> bytes:
         with self._walking:
             self._stand(piece.share)
-            return packed(
-                [replace(place, module=torch.nn.Identity()) for place in self._position.layer.with_norms()]
-            )
+            layer = self._position.layer
+            found = layer.with_norms() if piece.norms else layer.places
+            return packed([replace(place, module=torch.nn.Identity()) for place in found])
 
     def moments(self, piece: Visit) -> bytes:
         with self._walking:

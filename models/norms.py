@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from quantmill.models.held import HeldLinear, first_of
-from quantmill.models.places import Place
-from quantmill.qkernels import to_float32
+from quantmill.models.places import Place, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,11 +99,9 @@ def _takes_all(layer: Layer, place: Place) -> bool:
 def _exchanged(layer: Layer, place: Place, norm: str, module: Any) -> Iterator[None]:
     """Numbers between 1 and 2 multiplied into the norm and divided out of the changed stream's matrices."""
     loaded = layer.walk.loaded
-    assert loaded.source is not None
     table, before = loaded.table, module.weight
-    spec = next(spec for spec in loaded.source.specs() if spec.name == norm)
     factors = (1 + _GOLDEN * np.arange(place.n_cols) % 1).astype(np.float32)
-    stored = to_float32(loaded.source.read(norm), spec.type).reshape(-1) * factors
+    stored = weight_of(loaded, norm).cpu().numpy().reshape(-1) * factors
     hf_name = next(name for name, uses in table.uses.items() if any(use.name == norm for use in uses))
     made = table.to_hf(hf_name, lambda name: stored.reshape(table.views[name].shape)).astype(np.float32)
     columns = torch.from_numpy(factors).to(before)
