@@ -49,6 +49,9 @@ class _MappedFile:
                 raise GGUFError(f"{path}: not a GGUF file: it is empty")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._fd = os.dup(file.fileno()) if passes_by(file.fileno()) else -1
+        if self._fd >= 0 and hasattr(mmap, "MADV_SEQUENTIAL"):
+            # Or a page that is missing is read with as many before it as after: with those just given back.
+            self._map.madvise(mmap.MADV_SEQUENTIAL)
         self.header = parse_header(path, memoryview(self._map), shard)
 
     def bytes(self, start: int, size: int) -> np.ndarray:

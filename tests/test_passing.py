@@ -53,6 +53,21 @@ def test_a_source_that_was_not_in_memory_is_not_left_there(large: Path) -> None:
     assert left < 0.25
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says how a map is read")
+def test_what_is_missing_is_read_forwards(large: Path) -> None:
+    """Once in twenty times the last page of the file brought back megabytes before it."""
+
+    def flags() -> str:
+        maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split(str(large))[1]
+        return next(line for line in maps.splitlines() if line.startswith("VmFlags:"))
+
+    with GGUFSource(large):
+        assert " sr" in flags()
+    large.read_bytes()
+    with GGUFSource(large):
+        assert " sr" not in flags()
+
+
 def test_a_source_that_was_in_memory_stays_there(large: Path) -> None:
     large.read_bytes()
     read_through(large)
