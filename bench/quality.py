@@ -76,11 +76,10 @@ Method = Callable[[Bench, Path, str, Path], process.Usage | None]
 
 
 def polish(bench: Bench, plain: Path, type: str, output: Path) -> process.Usage | None:
-    """quantmill polish at its defaults."""
+    """quantmill polish at its defaults but for the chunks."""
     command = [sys.executable, "-m", "quantmill", "polish", str(plain), "--base", str(bench.base)]
-    command += ["--calibration", str(bench.calibration), "-o", str(output), "--threads", str(bench.threads)]
     try:
-        return process.run(command)
+        return process.run([*command, "-o", str(output), *bench.learning()])
     except RuntimeError as error:
         if f"ended with {_NOT_BETTER}:" in str(error):
             return None
@@ -88,15 +87,15 @@ def polish(bench: Bench, plain: Path, type: str, output: Path) -> process.Usage 
 
 
 def compensate(bench: Bench, plain: Path, type: str, output: Path) -> process.Usage | None:
-    """quantmill quantize --compensate at its defaults."""
-    calibration = ("--calibration", bench.calibration, "--threads", bench.threads)
-    return process.run(bench.quantize(type, output, "--compensate", *calibration))
+    """quantmill quantize --compensate, likewise."""
+    return process.run(bench.quantize(type, output, "--compensate", *bench.learning()))
 
 
 def thorough(bench: Bench, plain: Path, type: str, output: Path) -> process.Usage | None:
     """The same with more chunks, descent to convergence, and scales polished on fresh chunks afterwards."""
-    calibration = ("--calibration", bench.calibration, "--threads", bench.threads)
-    return process.run(bench.quantize(type, output, "--compensate", "--effort", "thorough", *calibration))
+    return process.run(
+        bench.quantize(type, output, "--compensate", "--effort", "thorough", *bench.learning())
+    )
 
 
 METHODS: dict[str, Method] = {"polish": polish, "compensate": compensate, "thorough": thorough}
@@ -169,11 +168,12 @@ def measure(bench: Bench, type: str, methods: list[str]) -> Iterator[Row]:
         None, None, None, None, None,
     )  # fmt: skip
     yield base
+    label = "" if bench.learn_chunks is None else f", {bench.learn_chunks} chunks"
     for name in methods:
         output = bench.work / f"{plain.stem}-{name}.gguf"
         used = METHODS[name](bench, plain, type, output)
         if used is None:
-            yield replace(base, method=f"{name}: nothing to gain")
+            yield replace(base, method=f"{name}{label}: nothing to gain")
             continue
         require_same_layout(plain, output)
         after = [judged(bench, output, text) for text in texts]
@@ -181,7 +181,9 @@ def measure(bench: Bench, type: str, methods: list[str]) -> Iterator[Row]:
         found += [] if bench.other else [(None, None)]  # type: ignore[list-item]
         size, now = output.stat().st_size, after[0]
         cost = (used.cpu_s / 60, used.wall_s / 60, used.peak_bytes / 1e6)
-        yield Row(bench.name, type, name, size, now.kld, *found[0], now.ppl, now.same_top, *found[1], *cost)
+        yield Row(
+            bench.name, type, name + label, size, now.kld, *found[0], now.ppl, now.same_top, *found[1], *cost
+        )
         output.unlink()
 
 
@@ -197,6 +199,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", choices=tuple(MODELS), default="smollm2")
     parser.add_argument("--types", nargs="+", metavar="TYPE", help="of SmolLM2 file types, else tensor types")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--learn-chunks", type=int, metavar="N", help="of 512 tokens, of the calibration text"
+    )
     return parser.parse_args(arguments)
 
 
@@ -205,7 +210,7 @@ def main(arguments: list[str]) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     facts = machine.describe("bench.quality", [Path(one).name if os.sep in one else one for one in arguments])
     make, usual_types = MODELS[options.model]
-    bench = make(options)
+    bench = replace(make(options), learn_chunks=options.learn_chunks)
     results: list[Row] = []
     if options.out and options.out.with_suffix(".json").exists():
         found = json.loads(options.out.with_suffix(".json").read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ class Bench:
     """A model with its texts, and where the work lies. base: what methods learn from; f16: the same for llama.cpp.
 
     presets: types are file types, which llama-quantize makes; otherwise one type for all matrices of the layers.
+    learn_chunks: what a method learns from; None: as many as it does by default.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Bench:
     work: Path
     n_chunks: int
     threads: int
+    learn_chunks: int | None = None
 
     def tool(self, name: str, *arguments: object) -> str:
         """Run one of llama.cpp's programs; what it wrote to both streams. Raises RuntimeError when it fails."""
@@ -53,6 +55,11 @@ class Bench:
         if done.returncode:
             raise RuntimeError(f"{name} ended with {done.returncode}: {text[-2000:]}")
         return text
+
+    def learning(self) -> list[str]:
+        """The options of every method: the text, how much of it, with how many threads."""
+        chunks = [] if self.learn_chunks is None else ["--chunks", str(self.learn_chunks)]
+        return ["--calibration", str(self.calibration), *chunks, "--threads", str(self.threads)]
 
     def quantize(self, type: str, output: Path, *options: object) -> list[str]:
         """The command by which quantmill writes a file of the layout that `type` stands for."""
