@@ -1,11 +1,11 @@
 """What it costs not to believe a device: `python -m bench.trust [--types Q4_K IQ3_S] [--out bench/results/trust]`.
 
 For each search: seconds of the question that a device is asked when it first meets a type (once, the answer is kept),
-without what the device itself needs for its half million weights, and beside it what the torch engine needs on this
-CPU, which stands for a slow device. Then the samples of a run on a pretended device that works `--rate` Gweights a
-second: milliseconds for a type's first slab, after it microseconds a slab, their share of the device's time, how many
-slabs they were of, and the rate at which a hundredth of the time is just enough for all slabs. Processor time of all
-threads, so that whatever else runs here counts little. No GPU takes part.
+without what the device itself needs for its half million weights, and beside it what the torch engine needs on one
+thread of this CPU, which stands for a slow device. Then the samples of a run on a pretended device that works `--rate`
+Gweights a second: milliseconds for a type's first slab, after it microseconds a slab, their share of the device's time,
+how many slabs they were of, and the rate at which a hundredth of the time is just enough for all slabs. Processor time
+of all threads, so that whatever else runs here counts little. No GPU takes part.
 """
 
 from __future__ import annotations
@@ -108,7 +108,11 @@ def _asked(type: str, weighted: bool) -> tuple[float, np.ndarray]:
 
 
 def _by_torch(type: str, weighted: bool, expected: np.ndarray) -> float:
-    """Raises SystemExit where the bytes differ."""
+    """On one thread: several wait for each other by spinning, minutes of processor time where they are disturbed.
+    Raises SystemExit where the bytes differ."""
+    import torch
+
+    torch.set_num_threads(1)
     rows, importance = hard_rows().view(np.uint8), hard_importance() if weighted else None
     device = DeviceQuantizer(_PRETENDED)
     device.quantize(rows[:1], "F32", type, importance)
