@@ -17,8 +17,8 @@ import torch
 from quantmill.calibrate import columns
 from quantmill.calibrate.column_check import wrong_descent, wrong_feeding
 from quantmill.calibrate.columns import Descending, Feeding, Levels
+from quantmill.qkernels.device_faults import FAULTS, reason_of
 from quantmill.qkernels.engines import serving
-from quantmill.qkernels.guarded import FAULTS, first_line
 from quantmill.qkernels.memory_faults import is_out_of_memory
 
 
@@ -40,7 +40,7 @@ def _guarded(device: str) -> Columns:
     try:
         return Guarded(device, importlib.import_module("quantmill.calibrate.column_kernels"))
     except FAULTS as error:  # a Triton that is there, but broken
-        _tell(device, f"{error.__class__.__name__}: {first_line(error)}")
+        _tell(device, reason_of(error))
         return columns
 
 
@@ -79,7 +79,7 @@ class Guarded:
             except (*FAULTS, *self.kernels.FAULTS) as error:
                 if is_out_of_memory(error):
                     raise
-                self._refuse(f"{error.__class__.__name__}: {first_line(error)}")
+                self._refuse(reason_of(error))
             else:
                 if not n:
                     self.believed.add(kind)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from quantmill.jobs.watcher import Silent, Watcher
+from quantmill.qkernels.device_faults import objections_of, reason_of
 from quantmill.qkernels.drivers import describe
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, serving
-from quantmill.qkernels.guarded import Guard, first_line, objections_of, within
+from quantmill.qkernels.guarded import Guard, within
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trial import speed, speed_alone
 from quantmill.qkernels.trust import Answers, ask, case_of, identity
@@ -79,6 +80,7 @@ def _checked(engine: Engine, type: QuantType, seconds: float) -> Checked:
     if engine.row is not serving("cpu"):
         verdicts = [_asked(engine, type, importance, faults) for importance in _importances(type)]
         blocks, different = (sum(v[i] for v in verdicts) for i in range(2))
+        faults += _decoding_faults(engine, type)
         identical = not different and not faults
     fault = "; ".join(faults)
     row = Checked(engine.device, engine.name, type.name, identical, blocks, different, fault=fault)
@@ -119,9 +121,19 @@ def _asked(engine: Engine, type: QuantType, weighted: bool, faults: list[str]) -
             lambda: ask(answers, case, type.name, weighted, device.quantize, cpu.quantize),
         )
     except objections_of(engine) as error:
-        faults.append(f"{error.__class__.__name__}: {first_line(error)}")
+        faults.append(reason_of(error))
         return 0, 0
     return verdict.blocks, verdict.different
+
+
+def _decoding_faults(engine: Engine, type: QuantType) -> list[str]:
+    """Of numbers of each type; what the device raises is one as well."""
+    from quantmill.qkernels.device_decode import DTYPES, decoding_fault
+
+    try:
+        return [fault for to in DTYPES if (fault := decoding_fault(engine, type, to))]
+    except objections_of(engine) as error:
+        return [reason_of(error)]
 
 
 def _registers(engine: Engine, type: QuantType, weighted: bool) -> int | None:

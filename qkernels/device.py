@@ -11,10 +11,11 @@ import torch
 from quantmill.qkernels.api import dequantize, to_float32
 from quantmill.qkernels.checks import checked_importance, require_finite, require_finite_scales
 from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.device_faults import faults_of
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow, RowQuantizer
 from quantmill.qkernels.flushing import FLUSHING, bounds, risky_blocks
-from quantmill.qkernels.guarded import Guard, GuardedQuantizer, Shared, faults_of
+from quantmill.qkernels.guarded import Guard, GuardedQuantizer, Shared
 from quantmill.qkernels.lanes.tensors import bytes_per_block
 from quantmill.qkernels.memory_faults import in_slabs
 from quantmill.qkernels.travel import Arriving, travel_to

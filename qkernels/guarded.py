@@ -7,7 +7,6 @@ all the same.
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import warnings
 from collections.abc import Callable
@@ -20,15 +19,13 @@ import numpy as np
 from quantmill.qkernels.api import quantize
 from quantmill.qkernels.checks import checked_importance
 from quantmill.qkernels.cpu_engine import blocks_of, quantize_stored
+from quantmill.qkernels.device_faults import FAULTS, faults_of, objections, reason_of
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
 from quantmill.qkernels.memory_faults import is_out_of_memory
 from quantmill.qkernels.samples import FIRST_BLOCKS, ROWS, Kind, Parts, Samples, Slab, spread
 from quantmill.qkernels.trust import Answers, Verdict, ask, case_of, compared, is_weighted
 from quantmill.qkernels.types import DeviceFault, QuantizeError, QuantType, Search, get_type, readable_type
-
-# What torch, Triton's and Metal's compilers and their tools raise.
-FAULTS = (RuntimeError, OSError, SyntaxError, AttributeError, ImportError, subprocess.SubprocessError)
 
 
 def _warn(line: str) -> None:
@@ -91,21 +88,6 @@ class Shared:
             told, self.lost = self.lost, self.lost or reason
         if not told:
             self.fault(f"{self.engine.device} is given up: {reason}; the CPU goes on")
-
-
-def faults_of(engine: Engine) -> tuple[type[Exception], ...]:
-    """What an engine may raise that is the device's fault."""
-    row = engine.row
-    return (*FAULTS, *getattr(row.lanes(row.encoder), "FAULTS", ()))
-
-
-def objections_of(engine: Engine) -> tuple[type[Exception], ...]:
-    """What the first work on a type may raise: the device's faults, and engines that refuse it."""
-    return _objections(faults_of(engine))
-
-
-def _objections(faults: tuple[type[Exception], ...]) -> tuple[type[Exception], ...]:
-    return (QuantizeError, *faults)
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
@@ -197,7 +179,7 @@ class GuardedQuantizer:
             if is_out_of_memory(error):
                 shared.fault(f"{shared.engine.device} has no memory for a row of {n_cols}; the CPU does it")
             else:
-                shared.lose(f"{error.__class__.__name__}: {first_line(error)}")
+                shared.lose(reason_of(error))
         return None
 
     def _by_device(
@@ -234,9 +216,8 @@ class GuardedQuantizer:
                     shared.guard.first_seconds,
                     lambda: ask(shared.answers, case, type, weighted, self._by_device, self._by_cpu),
                 )
-        except _objections(shared.faults) as error:
-            reason = f"{error.__class__.__name__}: {first_line(error)}"
-            return f"{type} does not run on {shared.engine.device} ({reason}); the CPU does it"
+        except objections(shared.faults) as error:
+            return f"{type} does not run on {shared.engine.device} ({reason_of(error)}); the CPU does it"
         if not verdict.different:
             return ""
         return f"{_differs(verdict, type, shared.engine, 'blocks compared')}; the CPU does this type"
@@ -274,8 +255,7 @@ def quantize_there(rows: Any, type: str, importance: Any | None = None, search: 
     except QuantizeError:
         raise
     except faults_of(engine) as error:
-        reason = f"{error.__class__.__name__}: {first_line(error)}"
-        raise DeviceFault(f"{type} does not run on {engine.device} ({reason})") from error
+        raise DeviceFault(f"{type} does not run on {engine.device} ({reason_of(error)})") from error
     check_rows(rows, blocks, type, importance, search)
     return blocks
 
@@ -294,7 +274,3 @@ def check_rows(rows: Any, blocks: Any, type: str, importance: Any | None, search
         raise DeviceFault(
             f"{type} on {rows.device}: {differ.sum()} of {len(differ)} blocks of the model are not the CPU's"
         )
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or "no reason given").splitlines()[0][:200]

@@ -49,7 +49,7 @@ def speed_alone(engine: Engine, type: str, seconds: float = _SECONDS) -> float |
     import torch
 
     from quantmill.qkernels.device import encode_rows
-    from quantmill.qkernels.guarded import objections_of
+    from quantmill.qkernels.device_faults import objections_of
 
     stored, importance = trial_rows(type)
     module: Any = getattr(torch, engine.kind)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantmill.qkernels import device, engines, flushing
+from quantmill.qkernels import device, device_decode, engines, flushing
 from quantmill.qkernels.cpu_engine import quantize_stored
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.encoders import encoder_of, encoders
@@ -115,6 +115,30 @@ def test_numbers(type, exactly):
 @pytest.mark.parametrize("type", [type for type in decoders() if type not in QUICK_DECODED])
 def test_numbers_of_all(type, exactly):
     assert_decoded(type)
+
+
+def assert_believed(type: str, monkeypatch) -> None:
+    """By those who ask a device that makes zero of sub-normal numbers."""
+    monkeypatch.setattr(device_decode, "FLUSHING", frozenset({"cpu"}))
+    engine = Engine("metal", "cpu", "a test")
+    for to in device_decode.DTYPES:
+        assert not device_decode.decoding_fault(engine, readable_type(type), to)
+
+
+@pytest.mark.parametrize("type", QUICK_DECODED)
+def test_numbers_are_believed(type, zeroing, monkeypatch):
+    assert_believed(type, monkeypatch)
+    if type == "MXFP4":
+        monkeypatch.setattr(device_decode, "FLUSHING", frozenset())
+        assert "decoded to F32" in device_decode.decoding_fault(
+            Engine("metal", "cpu", ""), TYPES[type], "F32"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("type", [type for type in decoders() if type not in QUICK_DECODED])
+def test_numbers_of_all_are_believed(type, zeroing, monkeypatch):
+    assert_believed(type, monkeypatch)
 
 
 def sources(search: str) -> dict[str, str]:
