@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from bench.kernel_work import bytes_moved, longest_walk
@@ -98,15 +98,12 @@ def of_encoder(type: str, encoder: Encoder) -> float:
     return total
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("types", nargs="*", metavar="TYPE", help="all types by default")
-    chosen = {name.upper() for name in parser.parse_args().types}
-    print("ESTIMATED upper limits in Mweights a second: operations / memory, the lower of them counts\n")
-    print(
-        f"| type | importance | operations a weight | bytes a weight | {' | '.join(g.name for g in GPUS)} |"
-    )
-    print("|---|---|--:|--:|" + "--:|" * len(GPUS))
+def table(chosen: Collection[str] = ()) -> Iterator[str]:
+    """Lines; of all types where none are chosen."""
+    yield "ESTIMATED upper limits in Mweights a second: operations / memory, the lower of them counts"
+    yield ""
+    yield f"| type | importance | operations a weight | bytes a weight | {' | '.join(g.name for g in GPUS)} |"
+    yield "|---|---|--:|--:|" + "--:|" * len(GPUS)
     for (type, weighted), encoder in encoders().items():
         if chosen and type not in chosen:
             continue
@@ -116,7 +113,14 @@ def main() -> None:
             f"{g.cores * _LANES * g.ghz * 1000 / count:.0f} / {g.gigabytes_per_second * 1000 / moved:.0f}"
             for g in GPUS
         )
-        print(f"| {type} | {'yes' if weighted else 'no'} | {count:.0f} | {moved:.0f} | {limits} |")
+        yield f"| {type} | {'yes' if weighted else 'no'} | {count:.0f} | {moved:.0f} | {limits} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("types", nargs="*", metavar="TYPE", help="all types by default")
+    for line in table({name.upper() for name in parser.parse_args().types}):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import gpu, gpu_pack, gpu_sections
-from bench.metal_model import operations
+from bench.metal_model import operations, table
 from quantmill.qkernels.engines import Engine, engine_row
 from tests.test_guarded import ENGINE, faults, spoiled  # noqa: F401
 
@@ -152,3 +152,9 @@ def test_operations_are_counted_by_loops():
 """
     # eight rounds: two of the loop, an offset and a load, an addition and a multiplication
     assert operations(text, lambda: 0.0) == 8 * (2 + 2 + 2)
+
+
+def test_the_page_of_apples_gpus_is_of_these_kernels():
+    """After a change of programs that is meant: python -m bench.metal_model, behind the page's first line."""
+    page = gpu_pack.ROOT / "bench" / "results" / "metal_model.md"
+    assert page.read_text("utf-8").splitlines() == ["<!-- python -m bench.metal_model -->", *table()]
