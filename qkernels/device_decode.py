@@ -52,7 +52,7 @@ def _decode(engine: Engine, type: QuantType, blocks: torch.Tensor, numbers: torc
 
 def _by_cpu(type: QuantType, blocks: torch.Tensor, to: str) -> torch.Tensor:
     """[n_blocks, block] of the type `to`, in the host's memory."""
-    numbers = torch.empty((blocks.numel() // type.bytes, type.block), dtype=DTYPES[to])
+    numbers = torch.empty((blocks.numel() // type.bytes, type.block), dtype=DTYPES[to], device="cpu")
     _decode(_JUDGE, type, blocks, numbers, to)
     return numbers
 
