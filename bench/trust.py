@@ -28,7 +28,8 @@ from quantmill.qkernels.cpu_engine import quantize_stored
 from quantmill.qkernels.device import DeviceQuantizer
 from quantmill.qkernels.encoders import encoders
 from quantmill.qkernels.engines import Engine
-from quantmill.qkernels.guarded import Guard, GuardedQuantizer, Shared
+from quantmill.qkernels.guard import Guard
+from quantmill.qkernels.guarded import GuardedQuantizer, Shared
 from quantmill.qkernels.hard_blocks import hard_importance, hard_rows
 from quantmill.qkernels.samples import SHARE
 

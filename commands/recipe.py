@@ -23,7 +23,8 @@ def recipe(
     quantmill recipe theirs.gguf > theirs.toml; quantmill quantize --recipe theirs.toml model-f16.gguf ours.gguf
     """
     from quantmill.gguf_io import open_source
-    from quantmill.recipe import lift, recipe_text
+    from quantmill.recipe import lift
+    from quantmill.recipe.recipe_file import recipe_text
 
     source = open_source(model)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import select
 import stat
@@ -82,6 +81,8 @@ def _read_pipe(path: Path) -> bytes:
 
 def digest(paths: Sequence[Path]) -> str:
     """sha256 of files, one after the other. Raises GGUFError for what can be read once only or never ends."""
+    import hashlib  # loads OpenSSL, which takes longer than all else here
+
     found = hashlib.sha256()
     for path in paths:
         with open_regular(path) as file:
@@ -95,12 +96,19 @@ def bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def short_hash(name: str | Path) -> str:
+    """Tells names apart, in twelve characters."""
+    import hashlib  # as in digest
+
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+
+
 def beside(final: Path, suffix: str) -> Path:
     """`<final name><suffix>`; where that is longer than a name may be, the name is cut and told apart by its hash."""
     name = final.name + suffix
     limit = _longest_name(final.parent)
     if len(os.fsencode(name)) > limit:
-        suffix = f"-{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:12]}{suffix}"
+        suffix = f"-{short_hash(final.name)}{suffix}"
         name = final.name
         while len(os.fsencode(name)) + len(suffix) > limit:
             name = name[:-1]

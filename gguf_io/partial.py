@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from contextlib import suppress
@@ -16,6 +15,7 @@ from quantmill.gguf_io.filesystem import (
     UNKNOWN,
     beside,
     copy_content,
+    short_hash,
     sync,
     sync_directory,
 )
@@ -62,8 +62,7 @@ def companion(final: Path, suffix: str) -> Path:
     """A further file of the work on `final`: beside it, or among the temporary files where nothing can be put there."""
     if not completed_elsewhere(final):
         return beside(final, suffix)
-    told_apart = hashlib.sha256(os.fsencode(final)).hexdigest()[:12]
-    return beside(Path(tempfile.gettempdir()) / f"{final.name}-{told_apart}", suffix)
+    return beside(Path(tempfile.gettempdir()) / f"{final.name}-{short_hash(final)}", suffix)
 
 
 class PartialFile:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantmill.gguf_io.errors import GGUFError, shown
 from quantmill.gguf_io.kinds import MODEL, Kind
@@ -15,8 +15,10 @@ from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.outputs import check_output, require_space
 from quantmill.gguf_io.partial import PartialFile, sync_directory
 from quantmill.gguf_io.renaming import rename_all
-from quantmill.gguf_io.shared import Place, Places, SharedFile, header_hash
 from quantmill.gguf_io.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from quantmill.gguf_io.shared import Places
 
 __all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
 
@@ -127,6 +129,8 @@ class GGUFSink:
 
     def places(self) -> Places:
         """For other processes, which write into the files themselves (gguf_io.shared)."""
+        from quantmill.gguf_io.shared import Place, Places, SharedFile, header_hash  # of a cluster only
+
         files = tuple(
             SharedFile(
                 file.path, final, layout.file_bytes, len(layout.header), header_hash(bytes(layout.header))

@@ -22,7 +22,8 @@ from quantmill.gguf_io.filesystem import digest
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.store import ImportanceMatrix
 from quantmill.imatrix.text import Cutting, Text
-from quantmill.jobs.edits import NO_EDITS, open_model, pruned_model
+from quantmill.jobs.edited import pruned_model
+from quantmill.jobs.edits import NO_EDITS, open_model
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.held_predictions import predictions_note
 from quantmill.jobs.importance import importance_index, load_importance

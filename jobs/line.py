@@ -9,13 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from quantmill.gguf_io import TensorSource
-from quantmill.imatrix.store import ImportanceMatrix
-from quantmill.jobs.advice import unfit_row
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.quantize_request import Job, way_out
 from quantmill.qkernels import QuantizeError, to_float32
@@ -26,6 +24,9 @@ from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.types import TYPES, DeviceFault, NotFiniteError, TooLargeError
 from quantmill.recipe import PlanEntry
 from quantmill.recipe.slabs import Slab
+
+if TYPE_CHECKING:
+    from quantmill.imatrix.store import ImportanceMatrix
 
 # Slabs under way beside those being quantized: one read, one waiting, one written.
 _SLABS_IN_TRANSIT = 3
@@ -170,6 +171,8 @@ class Line:
         if isinstance(error, NotFiniteError):
             return _damaged(error, slab)
         if isinstance(error, TooLargeError):
+            from quantmill.jobs.advice import unfit_row  # said to few
+
             weights = to_float32(read.loaded[error.row : error.row + 1], read.type)[0]
             importance = None if entry.importance_name is None else read.importance
             return unfit_row(entry, slab.first_row + error.row, weights, importance, self._way_out(entry))

@@ -24,7 +24,8 @@ from quantmill.gguf_io import TensorSource, open_source
 from quantmill.gguf_io.convert.config import EXPERT_COUNTS, load_json
 from quantmill.gguf_io.filesystem import beside
 from quantmill.gguf_io.outputs import require_space
-from quantmill.jobs.edits import NO_EDITS, Edits, pruned_model
+from quantmill.jobs.edited import pruned_model
+from quantmill.jobs.edits import NO_EDITS, Edits
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.prune import run as prune
 from quantmill.jobs.prune_facts import PREFIX, facts_of, facts_of_weights

@@ -15,7 +15,8 @@ from quantmill.calibrate.prune_influence import Influence, influence_of
 from quantmill.gguf_io import TensorSource, open_source
 from quantmill.imatrix import chat
 from quantmill.jobs.compensate_plan import digest
-from quantmill.jobs.edits import NO_EDITS, Edits, pruned_model
+from quantmill.jobs.edited import pruned_model
+from quantmill.jobs.edits import NO_EDITS, Edits
 from quantmill.jobs.held_predictions import predictions_note
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.polish_checks import Chunks, chunks_of

@@ -10,10 +10,9 @@ from quantmill.gguf_io.outputs import Output, check_output
 from quantmill.gguf_io.partial import write_whole
 from quantmill.jobs.allocate import Allocated, Request
 from quantmill.jobs.errors import JobError
-from quantmill.recipe import RecipeFile, parse_recipe, recipe_text
 from quantmill.recipe.lift import rules_for
 from quantmill.recipe.names import may_be_quantized
-from quantmill.recipe.recipe_file import Value
+from quantmill.recipe.recipe_file import RecipeFile, Value, parse_recipe, recipe_text
 
 RECIPE = containing("a recipe", b"file_type", b"[types]")
 _KLD = "KL divergence from the original over held-back chunks of the text, nats a token"

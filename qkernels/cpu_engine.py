@@ -10,7 +10,7 @@ import numpy as np
 
 from quantmill.qkernels import plain
 from quantmill.qkernels.checks import checked_importance, require_finite, require_finite_scales
-from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.decoders import decoder_of
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow, RowQuantizer
 from quantmill.qkernels.types import QuantType, Search, get_type, readable_type
@@ -126,7 +126,7 @@ def _requantized(
         from quantmill.qkernels.lanes.cpu_requantize import requantize
         from quantmill.qkernels.lanes.native import host
 
-        steps = decoders()[source.name], encoder_of(type.name, importance is not None, search)
+        steps = decoder_of(source.name), encoder_of(type.name, importance is not None, search)
         done = requantize(source, steps[0], type, steps[1], raw, importance, _count(threads), host())
     if done is None:
         rows = dequantize(raw, source, "F32", None, threads)
@@ -154,7 +154,7 @@ def dequantize(
 
     raw = np.ascontiguousarray(blocks).reshape(math.prod(blocks.shape) // type.bytes, type.bytes)
     numbers = out.reshape(len(raw), type.block)
-    cpu_decode.decode(type, decoders()[type.name], raw, numbers, to, _count(threads), native.host())
+    cpu_decode.decode(type, decoder_of(type.name), raw, numbers, to, _count(threads), native.host())
     return out
 
 
@@ -166,7 +166,7 @@ def decode(engine: EngineRow, type: QuantType, raw: Any, numbers: Any, to: str) 
 
     words = (numbers.view(torch.int16) if to == "BF16" else numbers).detach().numpy()
     cpu_decode.decode(
-        type, decoders()[type.name], raw.numpy(), words, to, torch.get_num_threads(), native.host()
+        type, decoder_of(type.name), raw.numpy(), words, to, torch.get_num_threads(), native.host()
     )
 
 

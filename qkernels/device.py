@@ -10,12 +10,13 @@ import torch
 
 from quantmill.qkernels.api import dequantize, to_float32
 from quantmill.qkernels.checks import checked_importance, require_finite, require_finite_scales
-from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.decoders import decoder_of
 from quantmill.qkernels.device_faults import faults_of
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, EngineRow, RowQuantizer
 from quantmill.qkernels.flushing import FLUSHING, bounds, risky_blocks
-from quantmill.qkernels.guarded import Guard, GuardedQuantizer, Shared
+from quantmill.qkernels.guard import Guard
+from quantmill.qkernels.guarded import GuardedQuantizer, Shared
 from quantmill.qkernels.lanes.tensors import bytes_per_block
 from quantmill.qkernels.memory_faults import in_slabs
 from quantmill.qkernels.travel import Arriving, travel_to
@@ -45,7 +46,7 @@ def encode_rows(
 
 def decode(engine: EngineRow, type: QuantType, raw: torch.Tensor, numbers: torch.Tensor, to: str) -> None:
     """raw u8 [n, bytes] → numbers [n, block] of the type `to`, on one device."""
-    engine.lanes(engine.decoder).decode(type, decoders()[type.name], raw, numbers)
+    engine.lanes(engine.decoder).decode(type, decoder_of(type.name), raw, numbers)
 
 
 def _narrow(rows: torch.Tensor, type: QuantType) -> torch.Tensor:

@@ -8,7 +8,6 @@ all the same.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -22,27 +21,11 @@ from quantmill.qkernels.cpu_engine import blocks_of, quantize_stored
 from quantmill.qkernels.device_faults import FAULTS, faults_of, objections, reason_of
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
+from quantmill.qkernels.guard import Guard
 from quantmill.qkernels.memory_faults import is_out_of_memory
 from quantmill.qkernels.samples import FIRST_BLOCKS, ROWS, Kind, Parts, Samples, Slab, spread
 from quantmill.qkernels.trust import Answers, Verdict, ask, case_of, compared, is_weighted
 from quantmill.qkernels.types import DeviceFault, QuantizeError, QuantType, Search, get_type, readable_type
-
-
-def _warn(line: str) -> None:
-    warnings.warn(line, RuntimeWarning, stacklevel=2)
-
-
-@dataclass(frozen=True)
-class Guard:
-    """How faults are dealt with: who is told, whether one is an error, how long a device may take.
-
-    `first_seconds` for the first work on a type, which compiles its kernels; `seconds` for each slab after it.
-    """
-
-    tell: Callable[[str], None] = _warn
-    strict: bool = False
-    first_seconds: float = 600
-    seconds: float = 60
 
 
 @dataclass

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantmill.qkernels.api import dequantize
-from quantmill.qkernels.decoders import decoders
+from quantmill.qkernels.decoders import decoder_of
 from quantmill.qkernels.lanes import cpu_matrix, cpu_products, native
 from quantmill.qkernels.lanes.cpu_product_shape import BFLOAT16X3, BLOCK, INT16
 from quantmill.qkernels.lanes.cpu_products import Rows
@@ -73,7 +73,7 @@ def multiplied_by_stored(rows: Rows, stored: np.ndarray, type: str, out: np.ndar
     assert out.flags.c_contiguous
     assert stored.shape[1] // kind.bytes * kind.block == rows.n_cols
     assert out.shape == (rows.n_rows, len(stored))
-    decoder = None if kind.family == "plain" else decoders()[kind.name]
+    decoder = None if kind.family == "plain" else decoder_of(kind.name)
     done = cpu_matrix.multiplied(rows, stored, kind, decoder, out, native.host())
     if done < len(stored):
         rest = dequantize(stored[done:], kind.name, threads=1)

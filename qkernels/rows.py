@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from quantmill.qkernels.engines import Engine, RowQuantizer
-from quantmill.qkernels.guarded import Guard
+from quantmill.qkernels.guard import Guard
 from quantmill.qkernels.types import Search
 
 

@@ -7,7 +7,6 @@ from quantmill.recipe.patterns import TypeRule, parse_rule, parse_rules, parse_t
 from quantmill.recipe.plan import ImportanceIndex, Plan, PlanEntry, Recipe, build_plan
 from quantmill.recipe.presets import COPY, FILE_TYPES, FileType, find_file_type, get_file_type
 from quantmill.recipe.prune import parse_layers
-from quantmill.recipe.recipe_file import RecipeFile, parse_recipe, recipe_text
 from quantmill.recipe.sizes import parse_size
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "PlanEntry",
     "Recipe",
     "RecipeError",
-    "RecipeFile",
     "TypeRule",
     "build_plan",
     "find_file_type",
@@ -28,10 +26,8 @@ __all__ = [
     "get_search",
     "parse_layers",
     "parse_override",
-    "parse_recipe",
     "parse_rule",
     "parse_rules",
     "parse_size",
     "parse_type",
-    "recipe_text",
 ]

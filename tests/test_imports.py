@@ -110,7 +110,7 @@ def test_a_plan_of_a_gguf_needs_no_numpy(tmp_path):
         "import contextlib, io; from quantmill import cli\n"
         f"with contextlib.redirect_stdout(io.StringIO()): assert cli.main({words!r}) == 0"
     )
-    assert loaded(statement, ("numpy", "gguf", "concurrent.futures")) == ["typer"]
+    assert loaded(statement, ("numpy", "gguf", "concurrent.futures", "hashlib", "tomllib")) == ["typer"]
 
 
 def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):
@@ -122,7 +122,9 @@ def test_quantizing_on_the_cpu_needs_no_torch(tmp_path):
         f"again = Recipe('Q8_0', allow_requantize=True);"
         f"run(Job({str(tmp_path / 'out.gguf')!r}, Path({str(tmp_path / 'again.gguf')!r}), again, device='cpu'))"
     )
-    assert loaded(statement) == ["llvmlite"]
+    of_others = ("guarded", "samples", "trust", "programs.grid", "programs.codebook", "decode.grid")
+    ours = [f"quantmill.qkernels.{name}" for name in of_others]
+    assert loaded(statement, (*ours, "quantmill.jobs.edited", "quantmill.imatrix.store")) == ["llvmlite"]
 
 
 def dotted(file):

@@ -220,7 +220,7 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
 
 
 IN_PLACE = """
-import os, sys
+import hashlib, os, sys  # all that is needed, for nobody may not read where Python lies
 from pathlib import Path
 from quantmill.gguf_io.outputs import check_output
 from quantmill.gguf_io.partial import write_whole

@@ -15,7 +15,8 @@ from quantmill.calibrate.prune_influence import influence_of
 from quantmill.cli import main
 from quantmill.gguf_io import open_source
 from quantmill.imatrix.text import Text
-from quantmill.jobs.edits import NO_EDITS, pruned_model
+from quantmill.jobs.edited import pruned_model
+from quantmill.jobs.edits import NO_EDITS
 from quantmill.jobs.prune import run, scan
 from quantmill.jobs.prune_request import Request
 from quantmill.jobs.watcher import Silent

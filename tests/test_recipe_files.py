@@ -11,14 +11,12 @@ from quantmill.gguf_io import TensorSpec
 from quantmill.recipe import (
     Recipe,
     RecipeError,
-    RecipeFile,
     build_plan,
-    parse_recipe,
     parse_size,
-    recipe_text,
 )
 from quantmill.recipe.lift import recipe_of, rules_for
 from quantmill.recipe.patterns import type_rule
+from quantmill.recipe.recipe_file import RecipeFile, parse_recipe, recipe_text
 from tests.support.measure_models import EXAMPLE, tiny
 from tests.support.recipe_models import dense, experts, importance, metadata, specs
 
