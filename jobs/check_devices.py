@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, serving
 from quantmill.qkernels.guard import Guard
 from quantmill.qkernels.guarded import within
+from quantmill.qkernels.lanes.native import host
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trial import speed, speed_alone
 from quantmill.qkernels.trust import Answers, ask, case_of, identity
@@ -204,6 +207,11 @@ def slowest(row: Checked, found: Limits) -> tuple[str, float]:
 def described(engines: Sequence[Engine]) -> Iterator[str]:
     """A line for each thing that numbers may depend on, for reports."""
     for engine in engines:
-        judge = engine.row is serving("cpu")
-        facts = {"device": describe("cpu"), "system": sys.platform} if judge else identity(engine)
+        facts = _judge() if engine.row is serving("cpu") else identity(engine)
         yield ", ".join(f"{name} {value[:60]}" for name, value in facts.items() if value)
+
+
+def _judge() -> dict[str, str]:
+    packages = {name: version(name) for name in ("numpy", "llvmlite")}
+    here = {"device": describe("cpu"), "processor": host().name, "floats in a vector": str(host().register)}
+    return {**here, "system": sys.platform, "python": platform.python_version(), **packages}

@@ -88,7 +88,12 @@ def test_the_commands(faults, monkeypatch, tmp_path, capsys):  # noqa: F811
     assert "the judge" in done.output
     assert "To paste into a report:" in done.output
     found = json.loads(CliRunner().invoke(app, ["--bench", "--types", "q8_0,Q8_0", "--json"]).stdout)
-    assert found["about"][0].startswith("quantmill ")
+    about, *devices = found["about"]
+    assert about.startswith("quantmill ")
+    for line, facts in zip(
+        devices, (("engine torch", "torch ", "programs "), ("python ", "llvmlite ")), strict=True
+    ):
+        assert all(fact in line for fact in facts)
     assert len(found["types"]) == 2
     assert {row["limited_by"] for row in found["types"]} <= {"disk", "search"}
     assert limits(PLAIN).upload is None
