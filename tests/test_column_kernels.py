@@ -1,10 +1,5 @@
 """Kernels for blocks of columns, interpreted, against torch's operations; and that they are not believed unseen."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,9 +12,8 @@ from quantmill.calibrate.rounding import State
 from quantmill.models.workers import working
 from quantmill.qkernels.lattices import LATTICES, lattice_of
 from tests.support.column_blocks import CPU, TILES, again, gone_through, metric, works
-from tests.support.in_triton import require_triton
+from tests.support.in_triton import interpreted, require_triton
 
-ROOT = Path(__file__).parent.parent
 # type, matrices, columns, rows: even levels without and with minimums, uneven ones, two levels, wide groups
 SHAPES = (
     ("Q4_0", 1, 96, 20),
@@ -43,9 +37,8 @@ def one_torch_thread():
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory):
+def by_triton(tmp_path_factory):
     """(case, "feed" or "descend") → type, the work as it was, what the kernels made of it with each tile."""
-    require_triton()
     folder = tmp_path_factory.mktemp("columns")
     given = {
         (name, kind): (type, work)
@@ -54,11 +47,7 @@ def interpreted(tmp_path_factory):
     }
     asked = [(*given[key], TILES if key[0] in TILED else TILES[:1]) for key in given]
     torch.save(asked, folder / "given")
-    command = [sys.executable, "-m", "tests.support.interpret_columns"]
-    command += [str(folder / "given"), str(folder / "results")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    interpreted("-m", "tests.support.interpret_columns", str(folder / "given"), str(folder / "results"))
     made = torch.load(folder / "results", weights_only=False)
     return {key: (*given[key], found) for key, found in zip(given, made, strict=True)}
 
@@ -70,8 +59,8 @@ def same(one, other):
 
 @pytest.mark.parametrize("kind", ["feed", "descend"])
 @pytest.mark.parametrize("case", [case[0] for case in CASES])
-def test_kernels_do_what_torch_does(interpreted, case, kind):
-    type, work, made = interpreted[case, kind]
+def test_kernels_do_what_torch_does(by_triton, case, kind):
+    type, work, made = by_triton[case, kind]
     expected = gone_through(columns, type, work)
     found = made[0]
     which = 1 if kind == "feed" else 0  # what is not a level follows
@@ -90,8 +79,8 @@ def test_kernels_do_what_torch_does(interpreted, case, kind):
 
 @pytest.mark.parametrize("kind", ["feed", "descend"])
 @pytest.mark.parametrize("case", TILED)
-def test_bytes_do_not_depend_on_rows_of_a_program(interpreted, case, kind):
-    _, _, made = interpreted[case, kind]
+def test_bytes_do_not_depend_on_rows_of_a_program(by_triton, case, kind):
+    _, _, made = by_triton[case, kind]
     assert len(made) == len(TILES)
     for other in made[1:]:
         assert same(made[0].given, other.given)
@@ -111,9 +100,9 @@ def checked(work, type, made, block=0):
 
 @pytest.mark.parametrize("kind", ["feed", "descend"])
 @pytest.mark.parametrize("case", [case[0] for case in CASES])
-def test_the_check_believes_both_and_finds_one_wrong_number(interpreted, case, kind):
+def test_the_check_believes_both_and_finds_one_wrong_number(by_triton, case, kind):
     """A level, an error or a slope that is off by little is one wrong weight at least."""
-    type, work, made = interpreted[case, kind]
+    type, work, made = by_triton[case, kind]
     by_torch = gone_through(columns, type, work)
     for one in (made[0], by_torch):
         for block in range(len(one.given)):

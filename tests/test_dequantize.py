@@ -1,6 +1,5 @@
 """Decoded values against llama.cpp's and gguf's own decoders, bit for bit, on random bytes, on all engines."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.encoder import constants
 from quantmill.qkernels.types import CHECKPOINT_TYPES, TYPES, QuantizeError, readable_type
 from tests.support import oracle
-from tests.support.in_triton import require_triton
+from tests.support.in_triton import interpreted
 
 QUANTIZED = sorted(name for name, type in TYPES.items() if type.family != "plain")
 DECODED = [*QUANTIZED, *CHECKPOINT_TYPES]
@@ -115,26 +114,22 @@ def test_torch_operations(type, dtype):
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory) -> dict[str, np.ndarray]:
+def by_triton(tmp_path_factory) -> dict[str, np.ndarray]:
     """What Triton's interpreter makes of some blocks; triton.jit decides to interpret when it is imported."""
-    require_triton()
     folder = tmp_path_factory.mktemp("triton")
     blocks, results = folder / "blocks.npz", folder / "results.npz"
     np.savez(blocks, **{type: random_blocks(type, 1, 41).reshape(41, -1) for type in DECODED})
-    command = [sys.executable, str(INTERPRETER), str(blocks), str(results)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    interpreted(str(INTERPRETER), str(blocks), str(results))
     with np.load(results) as stored:
         return dict(stored)
 
 
 @pytest.mark.parametrize("type", DECODED)
-def test_triton(type, interpreted):
+def test_triton(type, by_triton):
     """bfloat16 is left to the compiled kernel (test_triton_compile.py): the interpreter cuts it off."""
     expected = exact(random_blocks(type, 1, 41).reshape(41, -1), type)
-    assert_same_bits(interpreted[f"{type}-float32"], expected)
-    assert_same_bits(interpreted[f"{type}-float16"], halves(expected))
+    assert_same_bits(by_triton[f"{type}-float32"], expected)
+    assert_same_bits(by_triton[f"{type}-float16"], halves(expected))
 
 
 def test_every_quantized_type_has_a_decoder():

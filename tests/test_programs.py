@@ -3,10 +3,7 @@
 The CPU engine, being fast, goes through far more data in test_programs_cpu.py.
 """
 
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from quantmill.qkernels.engines import engine_row
 from quantmill.qkernels.lanes import torch as lane_words
 from quantmill.qkernels.types import TYPES, TooLargeError
 from tests.support import data_kinds, oracle
-from tests.support.in_triton import case_id, interpret, require_triton
+from tests.support.in_triton import case_id, interpret, interpreted
 
 CASES = list(encoders())
 # Types whose Triton kernels the interpreter runs in every test run: each family, the cheapest of each search.
@@ -153,12 +150,9 @@ assert turned.view(torch.int32).tolist() == (-zeros).view(torch.int32).tolist(),
 
 
 def test_tritons_nearest_integer_of_nan_and_the_other_sign_of_zero(tmp_path):
-    require_triton()
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(tmp_path / "script.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "[0, 0, 0, 3] [0, 0, 0, 2] [0.0, 0.0, 0.0, 3.0]\n", done.stderr
+    said = interpreted(str(tmp_path / "script.py"))
+    assert said == "[0, 0, 0, 3] [0, 0, 0, 2] [0.0, 0.0, 0.0, 3.0]\n"
 
 
 @pytest.mark.parametrize("engine", ["torch", "triton", "metal"])
