@@ -39,7 +39,7 @@ def interpreted(*arguments: str) -> str:
         [sys.executable, *arguments], env=environment, cwd=_ROOT, capture_output=True, text=True, check=False
     )
     if "int(self.handle.data)" in done.stderr and "only 0-dimensional arrays" in done.stderr:
-        pytest.skip(f"the interpreter of Triton {version('triton')} wants a NumPy before {np.__version__}")
+        pytest.skip(f"the interpreter of Triton {version('triton')} wants a NumPy before 2.4")
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
