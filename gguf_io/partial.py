@@ -6,7 +6,6 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import (
@@ -19,14 +18,8 @@ from quantmill.gguf_io.filesystem import (
     sync,
     sync_directory,
 )
+from quantmill.gguf_io.locks import is_at, is_locked
 from quantmill.gguf_io.passing import WriteBehind
-
-try:
-    import fcntl as _fcntl
-except ImportError:  # Windows has no flock; there two runs to one name are not told apart
-    fcntl: ModuleType | None = None
-else:
-    fcntl = _fcntl
 
 SUFFIX = ".quantmill-partial"
 ROWS_SUFFIX = ".quantmill-rows"  # notes what is complete in a partial file
@@ -73,9 +66,11 @@ class PartialFile:
     permitted, its owner. final: as resolved() gives it.
     """
 
-    def __init__(self, final: Path, file_bytes: int, keep: bool = False) -> None:
-        """keep: what a killed run has left stays in it, where its length is the same (`was_kept`)."""
+    def __init__(self, final: Path, file_bytes: int, keep: bool = False, patience: float = 0.0) -> None:
+        """keep: what a killed run has left stays in it, where its length is the same (`was_kept`). patience: seconds in
+        which whoever writes it now may end."""
         self.final = final
+        self._patience = patience
         self._file_bytes = file_bytes
         self._fd = -1
         self._path: Path | None = None  # where the file is now
@@ -111,8 +106,8 @@ class PartialFile:
             try:
                 self._fd = os.open(path, flags, 0o666)
                 self._lock()
-                # Between open and lock the other run may have finished: then this is its result, not a leftover.
-                if _is_at(self._fd, path):
+                # Else the other run has finished: then this is its result, not a leftover.
+                if is_at(self._fd, path):
                     self._path = path
                 else:
                     self._close()
@@ -122,15 +117,8 @@ class PartialFile:
                 raise
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GGUFError(f"{self.final}: another run is writing it now; wait or stop it") from None
-        except OSError as error:
-            if error.errno not in UNKNOWN:
-                raise
+        if not is_locked(self._fd, self._patience):
+            raise GGUFError(f"{self.final}: another run is writing it now; wait or stop it")
 
     def _take_mode(self) -> None:
         """Of the file that will be replaced, from the start: what others could not read they shall not read now."""
@@ -284,10 +272,3 @@ def write_whole(final: Path, content: bytes) -> None:
     with PartialFile(final, len(content)) as file:
         file.write_at(0, memoryview(content))
         file.finish()
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False

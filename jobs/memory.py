@@ -9,23 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from quantmill.gguf_io.locks import is_locked
 from quantmill.gguf_io.partial import write_whole
 from quantmill.jobs.errors import JobError
 
-try:
-    import fcntl as _fcntl
-except ImportError:  # Windows has no flock; there two runs in one folder are not told apart
-    fcntl: ModuleType | None = None
-else:
-    fcntl = _fcntl
-
+_ASIDE = "aside-"
 VERSION = 1  # of what the facts mean; with another one everything is done anew
+
+
+def aside(path: Path) -> Path:
+    """A name beside `path` in a memory's directory, for a file that several may make at once: the first to be done
+    renames it."""
+    return path.with_name(f"{_ASIDE}{uuid.uuid4().hex}-{path.name}")
 
 
 class Memory:
@@ -57,10 +58,11 @@ class Memory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """For one run at a time. Raises JobError where another one has it."""
+        """For one run at a time, without what a killed one has laid aside. Raises JobError where another one has it."""
         with self._lock() as free:
             if not free:
                 raise JobError(f"{self.directory.parent}: another run is at work there; wait or stop it")
+            self.remove_aside()
             yield
 
     @property
@@ -73,21 +75,16 @@ class Memory:
     @contextmanager
     def _lock(self) -> Iterator[bool]:
         """The lock goes with the process, however that ends."""
-        if fcntl is None:
-            yield True
-            return
         fd = os.open(self.file("lock", ""), os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            except OSError:  # a file system without locks
-                yield True
-            else:
-                yield True
+            yield is_locked(fd)
         finally:
             os.close(fd)
+
+    def remove_aside(self) -> None:
+        """What was begun under names that `aside` gave."""
+        for path in self.directory.glob(f"{_ASIDE}*"):
+            path.unlink(missing_ok=True)
 
     def keys(self) -> list[str]:
         """All stages that are finished, by name."""

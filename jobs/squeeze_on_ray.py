@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from quantmill.jobs.carrier import (
 from quantmill.jobs.cluster import Node
 from quantmill.jobs.crew import Crew
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.memory import aside
 from quantmill.jobs.pieces import Hand, Outcome
 from quantmill.jobs.squeeze_measure import file_facts
 from quantmill.jobs.squeeze_request import Asked, Candidate
@@ -63,23 +63,19 @@ class CandidateCarrier:
     def _made(self, piece: Asked) -> Mapping[str, Any] | None:
         facts = None
         if piece.file is not None:
-            own = _aside(piece.file.output)
+            own = aside(piece.file.output)
             result = quantize.run(replace(piece.file, output=own, threads=self._task.threads), Silent())
             os.replace(own, piece.file.output)
             facts = file_facts(piece.label, result)
         record = piece.evaluation.output
         assert record is not None
-        own = _aside(record)
+        own = aside(record)
         evaluate.run(replace(piece.evaluation, output=own, threads=self._task.threads), Silent())
         os.replace(own, record)
         return facts
 
     def finish(self) -> Outcome:
         return told(lambda: None, self._warnings)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f"aside-{uuid.uuid4().hex}-{path.name}")
 
 
 def _from_root(piece: Asked) -> Asked:
@@ -96,7 +92,7 @@ def made_on_ray(
     stages: Stages,
 ) -> None:
     """Plain candidates and their evaluations, as finished stages. asked: see Candidates."""
-    found, mark = inputs_of(inputs), _aside(stages.memory.file("seen", "").absolute())
+    found, mark = inputs_of(inputs), aside(stages.memory.file("seen", "").absolute())
 
     def for_host(node: Node) -> Task:
         return Task(found, min(threads or node.cpus, node.cpus), mark)
@@ -113,8 +109,7 @@ def made_on_ray(
             for piece, done in under_way:
                 _note(stages, piece, done)
     finally:  # the mark, and what lost workers have left
-        for path in stages.memory.directory.glob("aside-*"):
-            path.unlink(missing_ok=True)
+        stages.memory.remove_aside()
 
 
 def _note(stages: Stages, piece: Asked, done: Future[tuple[Hand, Any]]) -> None:

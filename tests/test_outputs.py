@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from quantmill.gguf_io import GGUFError, partial
+from quantmill.gguf_io import GGUFError, locks, partial
 from quantmill.gguf_io.kinds import IMATRIX, LOGITS, MODEL, containing, content_of, json_object, starting_with
 from quantmill.gguf_io.outputs import check_directory, check_output
 from quantmill.gguf_io.partial import PartialFile, partial_path, write_whole
@@ -175,7 +175,7 @@ def test_file_systems_that_know_fewer_calls(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", unknown)
     monkeypatch.setattr(os, "fchmod", unknown)
     monkeypatch.setattr(os, "ftruncate", only_shorter)
-    monkeypatch.setattr(partial.fcntl, "flock", unknown)
+    monkeypatch.setattr(locks.fcntl, "flock", unknown)
     (tmp_path / "x").write_bytes(b"old")
     with PartialFile(tmp_path / "x", 10) as file:
         file.write_at(0, memoryview(b"new"))

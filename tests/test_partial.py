@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def test_an_interrupt_at_any_step_of_its_making_leaves_nothing(
     """Where a signal comes during a call, Python raises right behind it, before the result is kept."""
     import quantmill.gguf_io.partial as module
 
-    for owner, name in ((os, "open"), (os, "ftruncate"), (module.fcntl, "flock"), (module, "_is_at")):
+    for owner, name in ((os, "open"), (os, "ftruncate"), (fcntl, "flock"), (module, "is_at")):
         real = getattr(owner, name)
 
         def interrupted(*arguments: object, real: object = real) -> object:

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from quantmill.commands.squeeze_view import Events, Lines, Live
 from quantmill.gguf_io import GGUFValueType, Metadata, MetaValue
+from quantmill.gguf_io.partial import partial_path
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.memory import Memory, fingerprint
+from quantmill.jobs.memory import Memory, aside, fingerprint
 from quantmill.jobs.source_card import SourceCard, source_card
 from quantmill.jobs.squeeze_choice import best_of, candidates_of, compared
 from quantmill.jobs.squeeze_request import Candidate, Job, Measured, Wish, size_label, wishes_of
@@ -48,6 +49,16 @@ def test_facts_that_were_cut_off_are_no_facts(tmp_path: Path, content: bytes) ->
     key = memory.key("base", {})
     memory.file(key, ".json").write_bytes(content)
     assert memory.facts(key) is None
+
+
+def test_what_a_killed_run_laid_aside_goes_with_the_next(tmp_path: Path) -> None:
+    """Files of gigabytes, under names that nobody asks for again."""
+    memory = Memory(tmp_path)
+    kept = memory.file("candidate", ".gguf")
+    for path in (kept, aside(kept), partial_path(aside(kept))):
+        path.write_bytes(b"x")
+    with memory.held():
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["candidate.gguf", "lock"]
 
 
 def test_a_changed_file_has_another_fingerprint(tmp_path: Path) -> None:
