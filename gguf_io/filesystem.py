@@ -19,6 +19,7 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EPERM}
 # What they answer where a file can be written but not renamed onto its name: mount points, foreign files in /tmp.
 NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EXDEV, *UNKNOWN}
+KEPT_SUFFIX = ".quantmill-replaced"  # of the second name of a file while it is replaced together with others
 _NAME_BYTES = 255  # the longest name where the file system does not say
 _COPY_BYTES = 4 << 20
 _PATIENCE_S = 10.0  # for somebody to write into a pipe

@@ -8,10 +8,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
-from quantmill.gguf_io.filesystem import beside, sync_directory
+from quantmill.gguf_io.filesystem import KEPT_SUFFIX, beside, sync_directory
 from quantmill.gguf_io.partial import PartialFile
-
-KEPT_SUFFIX = ".quantmill-replaced"
 
 
 class Complete(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantmill.gguf_io.errors import GGUFError, shown
 from quantmill.gguf_io.kinds import MODEL, Kind
 from quantmill.gguf_io.layout import FileLayout, OutputTensor, lay_out
+from quantmill.gguf_io.leftovers import Mark, mark_of
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.outputs import check_output, require_space
 from quantmill.gguf_io.partial import PartialFile, sync_directory
@@ -28,9 +29,9 @@ class GGUFSink:
 
     Creating it checks everything that can be known: names, shapes and the output rule (gguf_io.outputs, with
     `inputs`, `kind` and `force`; `kept_bytes` lie beside the files until they are done; `keep`: rows that a killed run
-    has left stay; `only`: of several files this one, from 0, for others write the rest). Entering creates temporary
-    files beside the final names; commit() renames them; leaving without commit, by an error or an interrupt, removes
-    them. How tensors become files: lay_out.
+    has left stay; `only`: of several files this one, from 0, for others write the rest; `patience`: seconds in which
+    another run that writes them may end). Entering creates temporary files beside the final names; commit() renames
+    them; leaving without commit, by an error or an interrupt, removes them. How tensors become files: lay_out.
 
     Raises GGUFError; a full disk while writing is one too.
     """
@@ -49,8 +50,9 @@ class GGUFSink:
         kept_bytes: int = 0,
         keep: bool = False,
         only: int | None = None,
+        patience: float = 0.0,
     ) -> None:
-        self._keep = keep
+        self._keep, self._patience = keep, patience
         self._layouts = lay_out(
             path, metadata, tensors, keep_split=keep_split, split_max_bytes=split_max_bytes
         )
@@ -98,7 +100,7 @@ class GGUFSink:
     def __enter__(self) -> GGUFSink:
         try:
             for final, layout in zip(self._finals, self._layouts, strict=True):
-                self._files.append(PartialFile(final, layout.file_bytes, self._keep))
+                self._files.append(PartialFile(final, layout.file_bytes, self._keep, self._patience))
                 self._files[-1].write_at(0, memoryview(layout.header))
         except BaseException:
             self._discard()
@@ -173,6 +175,10 @@ class GGUFSink:
                 raise GGUFError(f"{shown(name)}: {done} bytes written, {self._specs[name].n_bytes} declared")
         for file in self._files:
             file.sync()
+
+    def marks(self) -> tuple[Mark, ...]:
+        """Of all files, complete but without their names yet."""
+        return tuple(mark_of(file.path) for file in self._files)
 
     def commit(self) -> None:
         """Complete, and give the files their names, all or none. Raises GGUFError as `complete` does."""

@@ -17,9 +17,10 @@ from typing import Any
 
 from quantmill import __version__
 from quantmill.errors import QuantmillError, counted, last_line
-from quantmill.jobs.cluster import Node, able, actors, got, head_of, nodes
+from quantmill.jobs.cluster import Node, able, actors, got, head_of
 from quantmill.jobs.errors import ClusterError, HeadLost
 from quantmill.jobs.head import HeadWatch, require_head, told_by_head
+from quantmill.jobs.hosts import living, place_of
 from quantmill.jobs.inbox import Inbox
 from quantmill.jobs.pieces import PYTHON, USUAL, Hand, Outcome, Patience, Took, Work, sound
 from quantmill.jobs.watcher import Watcher
@@ -45,13 +46,13 @@ class Crew:
         self.lock = threading.RLock()
         self.hands: list[Hand] = []  # that are there now
         self.begun: tuple[Hand, ...] = ()  # when the crew began, lost by now or not
+        self.when_given: Callable[[Hand, Any], None] = lambda hand, piece: None
         self.when_lost: Callable[[Hand], None] = lambda hand: None
         self.error: Exception | None = None
         self._patience, self._memory = patience, memory
         self._waiting: deque[Work] = deque()  # for a hand
         self._under_way: dict[Work, None] = {}  # in the order in which it was sent
-        self._took = Took()
-        self._losses = 0
+        self._took, self._losses = Took(), 0
         self._why = f"none in {patience.begin:.0f} s, as processors are taken (`ray status` shows by what)"
         self._coming: list[Hand] = []  # in place of lost ones; for the thread that reads
         self._inbox = Inbox(when_idle=self._double_slow)
@@ -64,15 +65,13 @@ class Crew:
 
     def __enter__(self) -> Crew:
         """Raises ClusterError where a host cannot do the work, or none begins; HeadLost."""
-        hosts = able(told_by_head(self._address, lambda: nodes(self._ray)), self._memory, self._watcher.warn)
+        hosts = able(living(self._ray), self._memory, self._watcher.warn)
         self._inbox.start()
         self._head.start()
-        hands: list[Hand] = []
-        self.found: list[Any] = []  # what the carriers said when they were ready
+        hands, self.found = list[Hand](), list[Any]()  # the latter: what carriers said when they were ready
         try:
             hands = told_by_head(self._address, lambda: [self._hand(node) for node in hosts])
-            answers = [hand.actor.ready.remote(__version__) for hand in hands]
-            for hand, answer in zip(hands, answers, strict=True):
+            for hand, answer in [(hand, hand.actor.ready.remote(__version__)) for hand in hands]:
                 self._begin(hand, answer)
             if not self.hands:
                 raise ClusterError(f"no worker has begun on {counted(len(hosts), 'host')}: {self._why}")
@@ -155,6 +154,7 @@ class Crew:
             hand.busy += 1
             work.sent[hand] = time.monotonic()
             self._under_way[work] = None
+            self.when_given(hand, work.piece)
             answer = hand.actor.carry.remote(work.piece).future()
         self._inbox.when_answered(answer, self._answered, hand, work)
 
@@ -220,9 +220,8 @@ class Crew:
         """What the carrier's `finish` finds; None where it was lost."""
         try:
             answer = hand.actor.finish.remote()
-            return sound(
-                got(self._ray, answer, self._patience.finish, lambda: self.error), self._watcher.warn
-            )
+            outcome = got(self._ray, answer, self._patience.finish, lambda: self.error)
+            return sound(outcome, self._watcher.warn)
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
             self._ray.kill(hand.actor)  # one that does not answer must not write any more
             self._inbox.put(self._lost, hand)
@@ -256,6 +255,7 @@ class Crew:
             self._coming.remove(hand)
             self._lost(hand)
             return
+        hand.node = place_of(self._ray, hand.node, answer.result().host)
         with self.lock:
             if self.error is not None or hand.is_lost:
                 return

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from quantmill.gguf_io import GGUFSink, commit_all
+from quantmill.gguf_io.leftovers import Mark
 from quantmill.imatrix.matrix import ImportanceMatrix
 from quantmill.jobs.carrier import Input, require_like_head, told
 from quantmill.jobs.edits import open_model
@@ -21,6 +23,8 @@ from quantmill.jobs.watcher import Silent
 from quantmill.jobs.worker import carry
 from quantmill.qkernels.engines import Engine, choose_engines
 from quantmill.recipe import Plan
+
+DYING = 10.0  # seconds in which a lost worker must have ended, and given up its locks
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Make:
-    """Finds the seconds of each step. What was made lies under a temporary name."""
+    """Finds Made. What was made lies under temporary names."""
 
     number: int
 
@@ -45,8 +49,16 @@ class Make:
 
 
 @dataclass(frozen=True)
+class Made:
+    """seconds: of each step; marks: of the split's file of each output."""
+
+    seconds: Mapping[str, float]
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
 class Name:
-    """Gives what was made its final names."""
+    """Gives what was made its final names. Finds whether it has them: not where another one had made it."""
 
     number: int
 
@@ -72,7 +84,7 @@ class SplitCarrier(Silent):
         self._opened = ExitStack()
         self._warnings: list[str] = []
         self._made: dict[int, list[GGUFSink]] = {}
-        self._named: list[Path] = []
+        self._named: dict[int, list[Path]] = {}
         self._making, self._counting = Lock(), Lock()
         self._done, self._is_over = 0, False
 
@@ -103,7 +115,7 @@ class SplitCarrier(Silent):
         if self._is_over:
             raise JobError("the run is over")
 
-    def make(self, number: int) -> dict[str, float]:
+    def make(self, number: int) -> Made:
         task = self._task
         with self._making, ExitStack() as opened:
             self._drop(number)
@@ -118,24 +130,26 @@ class SplitCarrier(Silent):
                 carry(line, entries, task.job.max_buffer_bytes, self)
             for sink in sinks:
                 sink.complete()
+            made = Made(line.clock.taken(), tuple(mark for sink in sinks for mark in sink.marks()))
             self._made[number] = sinks
             opened.pop_all()
-            return line.clock.taken()
+            return made
 
-    def name(self, number: int) -> None:
+    def name(self, number: int) -> bool:
         with self._making:
-            if number not in self._made:
-                raise JobError(f"split {number + 1} was lost with its worker; give the command again")
-            sinks = self._made.pop(number)
-            commit_all(sinks)
-            self._named.extend(final for sink in sinks for final in sink.finals)
+            if number in self._made:
+                sinks = self._made[number]
+                commit_all(sinks)
+                self._named[number] = [final for sink in sinks for final in sink.finals]
+                del self._made[number]
+            return number in self._named
 
     def forget(self, also_named: bool) -> None:
         self._is_over = True
         with self._making:
             for number in list(self._made):
                 self._drop(number)
-            for path in self._named if also_named else ():
+            for path in chain(*self._named.values()) if also_named else ():
                 path.unlink(missing_ok=True)
 
     def _drop(self, number: int) -> None:
@@ -154,6 +168,7 @@ class SplitCarrier(Silent):
                 inputs=[one.path for one in task.inputs],
                 force=task.job.force,
                 only=number,
+                patience=DYING,
             )
             for output, plan in zip(task.outputs, task.plans, strict=True)
         ]

@@ -2,7 +2,9 @@
 an address, a name and a disk of its own."""
 
 import contextlib
+import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -166,6 +168,35 @@ def test_own_copies_and_own_disks(tmp_path, hosts, expected):
         f"error: qm1: {hosts.own / tiny('F16').name}: is another file here than on the head ("
     )
     assert not carriers(hosts)
+
+
+def test_what_a_killed_worker_leaves_on_its_disk_goes(tmp_path, expected):
+    """Its split is made by another, on whose disk it is then."""
+    ray_or_skip()
+    wanted = expected("splits")["x.gguf"]
+    with made_hosts(2) as hosts:
+        words = ["quantize", str(tiny("F16")), str(tmp_path / "x.gguf"), "Q4_K_M", "--max-buffer-size", "1"]
+        process = given(hosts, *words, "--output-on", f"workers:{hosts.own}")
+        disk = hosts.all[1].path(hosts.own)
+        while not (begun := list(disk.glob("*.quantmill-partial"))):
+            assert process.poll() is None, process.communicate()
+        there = set(hosts.all[1].pids())
+        (worker,) = there.intersection(carriers(hosts))
+        os.kill(worker, signal.SIGKILL)
+        assert begun
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors
+        assert "qm1: a worker was lost" in errors
+        assert "may be left" not in errors
+        collected = tmp_path / "collected"
+        collected.mkdir()
+        for host in hosts.all:
+            for path in host.path(hosts.own).iterdir():
+                assert path.suffix == ".gguf"
+                assert not (collected / path.name).exists()
+                shutil.copyfile(path, collected / path.name)
+        assert found(collected)["x.gguf"] == wanted
+        assert not carriers(hosts)
 
 
 def test_a_full_disk_of_one_host(tmp_path, hosts):

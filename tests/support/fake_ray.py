@@ -47,6 +47,7 @@ def require_from_root(sent):
 
 
 STORE = {}
+HERE = threading.local()  # node: of the actor whose thread this is
 
 
 class Ref:
@@ -74,11 +75,11 @@ class Actor:
 
     def __init__(self, cluster, node, kind, task, at_once):
         self.cluster, self.node = cluster, node
-        self.pool = ThreadPoolExecutor(at_once)
         self.dead = threading.Event()
         self.unanswered = set()
         self.n_pieces = 0
         require_from_root(task)
+        self.pool = ThreadPoolExecutor(at_once, initializer=lambda: setattr(HERE, "node", node))
         self.made = self.pool.submit(lambda: kind(pickle.loads(pickle.dumps(task))))
         for name in ("ready", "carry", "finish"):
             setattr(self, name, SimpleNamespace(remote=lambda *given, name=name: self.call(name, given)))
@@ -135,19 +136,19 @@ class Actor:
 
 class Cluster:
     """Stands for the module `ray`. slow: seconds by node; losses: numbers of pieces at which their actor is lost;
-    memory: bytes by node, where it is not 4 GiB."""
+    memory: bytes by node, where it is not 4 GiB; gone: nodes that are lost."""
 
     def __init__(self, n_nodes, cpus=1, slow=None, losses=(), memory=None):
         self.memory = memory or {}
         self.n_nodes, self.cpus, self.slow, self.losses = n_nodes, cpus, slow or {}, set(losses)
         self.carried, self.lock, self.loading = 0, threading.Lock(), threading.Lock()
-        self.actors = []
+        self.actors, self.gone = [], set()
         self.namespace = None  # of the connection
         self.head = socket.create_server(("127.0.0.1", 0))  # to be closed where it is lost
         self.address = "{}:{}".format(*self.head.getsockname())
         names = (RayError, RayActorError, ObjectLostError, GetTimeoutError, RayTaskError)
         self.exceptions = SimpleNamespace(**{one.__name__: one for one in names})
-        affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
+        affinity = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *given, **more: (given, more))
         self.util = SimpleNamespace(scheduling_strategies=affinity)
 
     def is_initialized(self):
@@ -169,7 +170,7 @@ class Cluster:
             {
                 "NodeID": f"n{i}",
                 "NodeManagerHostname": f"host{i}",
-                "Alive": True,
+                "Alive": f"n{i}" not in self.gone,
                 "Resources": {"CPU": self.cpus, "memory": self.memory.get(f"n{i}", 4 << 30)},
             }
             for i in range(self.n_nodes)
@@ -177,10 +178,16 @@ class Cluster:
 
     def remote(self, kind):
         def options(scheduling_strategy, max_concurrency, memory, **others):
-            assert memory <= self.memory.get(scheduling_strategy, 4 << 30)  # Ray would wait for it for ever
+            (node,), more = scheduling_strategy
+            assert memory <= self.memory.get(node, 4 << 30)  # Ray would wait for it for ever
 
             def make(task):
-                self.actors.append(Actor(self, scheduling_strategy, kind, task, max_concurrency))
+                there = node
+                if node in self.gone and more["soft"]:
+                    there = next(one["NodeID"] for one in self.nodes() if one["Alive"])
+                self.actors.append(Actor(self, there, kind, task, max_concurrency))
+                if there in self.gone:
+                    self.actors[-1].lose()
                 return self.actors[-1]
 
             return SimpleNamespace(remote=make)
