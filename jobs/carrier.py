@@ -131,7 +131,7 @@ class SlabCarrier:
     def carry(self, piece: Slab) -> Outcome:
         assert self._line is not None
         line = self._line
-        return told(lambda: line.submit(piece).result(), self._warnings)
+        return told(lambda: line.submit([piece]).result(), self._warnings)
 
     def finish(self) -> Outcome:
         """All rows are on the disk. Finds the seconds of each step since this was asked last."""

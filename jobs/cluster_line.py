@@ -45,7 +45,7 @@ class ClusterLine:
         watcher: Watcher,
     ) -> None:
         self.clock = Clock()
-        self.in_one_memory = AT_ONCE
+        self.in_one_memory, self.handful = AT_ONCE, 0  # each slab is noted by itself
         self._sinks = sinks
         job, inputs = as_workers_see(job, source)
         places = tuple(sink.places() for sink in sinks)
@@ -81,7 +81,8 @@ class ClusterLine:
         self._crew.__exit__(*exception)
         self._saving.join()  # it must not note rows when they are forgotten
 
-    def submit(self, slab: Slab) -> Future[None]:
+    def submit(self, slabs: Sequence[Slab]) -> Future[None]:
+        (slab,) = slabs
         done: Future[None] = Future()
         if where(slab) in self._rows.found:
             self._count(slab)

@@ -28,8 +28,11 @@ from quantmill.recipe.slabs import Slab
 if TYPE_CHECKING:
     from quantmill.imatrix.store import ImportanceMatrix
 
-# Slabs under way beside those being quantized: one read, one waiting, one written.
-_SLABS_IN_TRANSIT = 3
+# Handfuls of slabs under way beside those being quantized: one read, one waiting, one written.
+_IN_TRANSIT = 3
+# Bytes of the source that go from thread to thread at once: a tensor of a small model is read in less time than it
+# takes to hand it on.
+_HANDFUL = 8 << 20
 
 
 class Clock:
@@ -84,6 +87,8 @@ class Line:
     way_out: how to give a tensor another type.
     """
 
+    handful = _HANDFUL
+
     def __init__(
         self,
         source: TensorSource,
@@ -104,7 +109,7 @@ class Line:
             self._pools.callback(pool.shutdown, cancel_futures=True)
         self._quantizers = quantizers
         self._devices = cycle(zip(workers, quantizers, strict=True))
-        self.at_once = self.in_one_memory = _SLABS_IN_TRANSIT + len(quantizers)
+        self.at_once = self.in_one_memory = _IN_TRANSIT + len(quantizers)
 
     def __enter__(self) -> Line:
         return self
@@ -112,27 +117,30 @@ class Line:
     def __exit__(self, *exception: object) -> None:
         self._pools.close()
 
-    def submit(self, slab: Slab) -> Future[None]:
+    def submit(self, slabs: Sequence[Slab]) -> Future[None]:
         worker, quantizer = next(self._devices)
-        read = self._reader.submit(self._read, slab, quantizer)
-        made = worker.submit(self._make, slab, quantizer, read)
-        return self._writer.submit(self._write, slab, made)
+        read = self._reader.submit(self._read_all, slabs, quantizer)
+        made = worker.submit(self._make_all, slabs, quantizer, read)
+        return self._writer.submit(self._write_all, slabs, made)
 
     def finish(self) -> None:
         for quantizer in self._quantizers:
             quantizer.finish()
 
+    def _read_all(self, slabs: Sequence[Slab], quantizer: RowQuantizer) -> list[Read]:
+        with self.clock("read"):
+            return [self._read(slab, quantizer) for slab in slabs]
+
     def _read(self, slab: Slab, quantizer: RowQuantizer) -> Read:
         """The rows as the next step wants them, and their importance."""
-        with self.clock("read"):
-            place = slab.source, slab.first_row, slab.n_rows
-            copied = None
-            if not all(entry.converted for entry in slab.entries):
-                copied = self._source.read(*place)
-            if copied is not None and not any(entry.converted for entry in slab.entries):
-                return Read(read_in(copied), slab.entries[0].source_type, copied)
-            raw, type = self._source.fetch(*place)
-            return Read(quantizer.load(raw, type), type, copied, self._importance_of(slab))
+        place = slab.source, slab.first_row, slab.n_rows
+        copied = None
+        if not all(entry.converted for entry in slab.entries):
+            copied = self._source.read(*place)
+        if copied is not None and not any(entry.converted for entry in slab.entries):
+            return Read(read_in(copied), slab.entries[0].source_type, copied)
+        raw, type = self._source.fetch(*place)
+        return Read(quantizer.load(raw, type), type, copied, self._importance_of(slab))
 
     def _importance_of(self, slab: Slab) -> np.ndarray | None:
         entry = next((entry for entry in slab.entries if entry.importance_name is not None), None)
@@ -144,16 +152,21 @@ class Line:
         columns = self._columns[1]
         return None if columns is None else columns[slab.matrix]
 
-    def _make(self, slab: Slab, quantizer: RowQuantizer, read: Future[Read]) -> list[np.ndarray]:
+    def _make_all(
+        self, slabs: Sequence[Slab], quantizer: RowQuantizer, read: Future[list[Read]]
+    ) -> list[list[np.ndarray]]:
         found = read.result()
-        made: dict[tuple[str, bool], np.ndarray] = {}
         with self.clock("quantize"):
-            if found.copied is not None:
-                _require_sound(slab, found.copied)
-            for entry in slab.entries:
-                kind = _kind(entry)
-                if entry.converted and kind not in made:
-                    made[kind] = self._quantized(slab, entry, quantizer, found)
+            return [self._make(slab, quantizer, one) for slab, one in zip(slabs, found, strict=True)]
+
+    def _make(self, slab: Slab, quantizer: RowQuantizer, found: Read) -> list[np.ndarray]:
+        made: dict[tuple[str, bool], np.ndarray] = {}
+        if found.copied is not None:
+            _require_sound(slab, found.copied)
+        for entry in slab.entries:
+            kind = _kind(entry)
+            if entry.converted and kind not in made:
+                made[kind] = self._quantized(slab, entry, quantizer, found)
         copied = found.loaded if found.copied is None else found.copied
         return [made[_kind(entry)] if entry.converted else copied for entry in slab.entries]
 
@@ -178,12 +191,13 @@ class Line:
             return unfit_row(entry, slab.first_row + error.row, weights, importance, self._way_out(entry))
         return JobError(f"{entry.name}: {error}")
 
-    def _write(self, slab: Slab, made: Future[list[np.ndarray]]) -> None:
-        parts = made.result()
+    def _write_all(self, slabs: Sequence[Slab], made: Future[list[list[np.ndarray]]]) -> None:
+        found = made.result()
         with self.clock("write"):
-            for sink, entry, part in zip(self._sinks, slab.entries, parts, strict=True):
-                sink.write_rows(entry.name, slab.first_row, part)
-            self._source.release(slab.source, slab.first_row, slab.n_rows)
+            for slab, parts in zip(slabs, found, strict=True):
+                for sink, entry, part in zip(self._sinks, slab.entries, parts, strict=True):
+                    sink.write_rows(entry.name, slab.first_row, part)
+                self._source.release(slab.source, slab.first_row, slab.n_rows)
 
 
 def line_of(

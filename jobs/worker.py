@@ -9,7 +9,7 @@ from typing import Protocol
 
 from quantmill.jobs.watcher import Watcher
 from quantmill.recipe import PlanEntry
-from quantmill.recipe.slabs import Slab, slabs
+from quantmill.recipe.slabs import Slab, handfuls, slabs
 
 
 class Worker(Protocol):
@@ -17,14 +17,18 @@ class Worker(Protocol):
 
     @property
     def at_once(self) -> int:
-        """How many slabs may be under way, so that nothing of it waits for work."""
+        """How many handfuls of slabs may be under way, so that nothing of it waits for work."""
 
     @property
     def in_one_memory(self) -> int:
-        """How many of them share one memory."""
+        """How many of these share one memory."""
 
-    def submit(self, slab: Slab) -> Future[None]:
-        """Done when the slab's rows are in all outputs. Raises, there, what the work raises."""
+    @property
+    def handful(self) -> int:
+        """Bytes of the source that it takes at a time, in several slabs where these are small; 0: one slab."""
+
+    def submit(self, slabs: Sequence[Slab]) -> Future[None]:
+        """Done when the slabs' rows are in all outputs. Raises, there, what the work raises."""
 
     def finish(self) -> None:
         """After the last slab: all is in the outputs, and right. Raises what the work raises."""
@@ -33,17 +37,19 @@ class Worker(Protocol):
 def carry(worker: Worker, outputs: Sequence[Sequence[PlanEntry]], max_bytes: int, watcher: Watcher) -> None:
     """All rows of all entries of each output, in slabs of which `max_bytes` are in one memory.
 
-    Raises the first error, in the order of the slabs; then nothing more is started.
+    Raises the error of the first handful that has one; then nothing more is started.
     """
-    under_way: deque[tuple[Slab, Future[None]]] = deque()
+    under_way: deque[tuple[Sequence[Slab], Future[None]]] = deque()
+    budget = max_bytes // worker.in_one_memory
 
     def finish() -> None:
-        slab, done = under_way.popleft()
+        some, done = under_way.popleft()
         done.result()
-        watcher.progressed(slab.source_bytes, slab.entries[0].name)
+        for slab in some:
+            watcher.progressed(slab.source_bytes, slab.entries[0].name)
 
-    for slab in slabs(outputs, max_bytes // worker.in_one_memory):
-        under_way.append((slab, worker.submit(slab)))
+    for some in handfuls(slabs(outputs, budget), worker.handful, budget):
+        under_way.append((some, worker.submit(some)))
         while len(under_way) >= worker.at_once:  # fewer than before where a worker was lost
             finish()
     while under_way:
