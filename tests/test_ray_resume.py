@@ -126,15 +126,19 @@ def test_damaged_notes_count_for_nothing(tmp_path, monkeypatch, noted):
 
 
 class Losing(Listening):
-    """Loses the head when some of the work is done."""
+    """Loses the head when some of the work is done, and noted."""
 
-    def __init__(self, fake, pieces):
+    def __init__(self, fake, pieces, rows):
         super().__init__()
-        self.fake, self.left = fake, pieces
+        self.fake, self.left, self.rows = fake, pieces, rows
 
     def progressed(self, amount, what=""):
         self.left -= 1
         if self.left == 0:
+            until = time.monotonic() + 30
+            while "[[" not in self.rows.read_text():
+                assert time.monotonic() < until
+                time.sleep(0.01)
             self.fake.head.close()
             for actor in self.fake.actors:  # its host and all that was there is gone, and nobody says so
                 actor.dead.set()
@@ -151,7 +155,7 @@ def test_a_cluster_whose_head_is_lost(tmp_path, monkeypatch):
     with pytest.raises(
         HeadLost, match=rf"the head of the Ray cluster at {fake.address} has not answered for"
     ):
-        run(job(tmp_path / "x.gguf"), Losing(fake, 4))
+        run(job(tmp_path / "x.gguf"), Losing(fake, 4, tmp_path / "x.gguf.quantmill-rows"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "whole.gguf",
         "x.gguf.quantmill-partial",
