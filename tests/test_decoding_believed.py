@@ -8,9 +8,10 @@ import torch
 
 from quantmill.jobs import check_devices
 from quantmill.qkernels import dequantize, device_decode
+from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.lanes import torch_decode
-from quantmill.qkernels.types import TYPES
+from quantmill.qkernels.types import TYPES, readable_type
 from tests.test_dequantize import assert_same_bits, random_blocks
 
 ENGINE = Engine("torch", "cpu", "a test")
@@ -91,3 +92,11 @@ def test_a_check_of_devices_decodes_too(device, monkeypatch):
     monkeypatch.setattr(Device, "changes", fail)
     (row,) = check_devices.check([ENGINE], ["Q4_0"])
     assert (row.identical, row.fault) == (False, "OutOfMemoryError: CUDA out of memory")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no GPU here")
+def test_the_gpu_is_believed():
+    engine = device_decode._engine_at(str(torch.accelerator.current_accelerator()))
+    cases = [(readable_type(type), to) for type in decoders() for to in device_decode.DTYPES]
+    assert not [fault for case in cases if (fault := device_decode.decoding_fault(engine, *case))]
