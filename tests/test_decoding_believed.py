@@ -38,6 +38,7 @@ def numbers_of(type: str, to: str) -> tuple[np.ndarray, list[str]]:
     blocks = torch.from_numpy(random_blocks(type, 96, 2))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what other tests have left to the collector
         found = dequantize(blocks, type, to=to)
     expected = device_decode._by_cpu(TYPES[type], blocks, to).view(96, -1)
     assert_same_bits(found.float().numpy(), expected.float().numpy())
