@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import KEPT_SUFFIX, beside
-from quantmill.gguf_io.locks import is_at, is_locked
+from quantmill.gguf_io.locks import is_at, lock
 from quantmill.gguf_io.partial import completed_elsewhere, partial_path, resolved
 
 
@@ -67,7 +67,7 @@ def _remove_partial(path: Path, patience: float) -> Found:
     except FileNotFoundError:
         return Found.NOTHING
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode) or not is_locked(fd, patience):
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or not lock(fd, patience):
             return Found.STAYS
         if not is_at(fd, path):  # whoever had it has ended, and removed it or given it its name
             return Found.NOTHING

@@ -19,8 +19,8 @@ else:
 _EVERY = 0.1  # seconds between two attempts
 
 
-def is_locked(fd: int, patience: float = 0.0) -> bool:
-    """Whether this process has an open file for itself now, until it closes it; so also where there are no locks.
+def lock(fd: int, patience: float = 0.0) -> bool:
+    """Have an open file for this process alone, until it closes it. Whether it does; so also where there are no locks.
 
     patience: seconds in which whoever has it may give it up. Raises OSError.
     """

@@ -18,7 +18,7 @@ from quantmill.gguf_io.filesystem import (
     sync,
     sync_directory,
 )
-from quantmill.gguf_io.locks import is_at, is_locked
+from quantmill.gguf_io.locks import is_at, lock
 from quantmill.gguf_io.passing import WriteBehind
 
 SUFFIX = ".quantmill-partial"
@@ -117,7 +117,7 @@ class PartialFile:
                 raise
 
     def _lock(self) -> None:
-        if not is_locked(self._fd, self._patience):
+        if not lock(self._fd, self._patience):
             raise GGUFError(f"{self.final}: another run is writing it now; wait or stop it")
 
     def _take_mode(self) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from quantmill.gguf_io.errors import GGUFError, shown
 from quantmill.gguf_io.kinds import MODEL, Kind
 from quantmill.gguf_io.layout import FileLayout, OutputTensor, lay_out
-from quantmill.gguf_io.leftovers import Mark, mark_of
 from quantmill.gguf_io.metadata import Metadata
 from quantmill.gguf_io.outputs import check_output, require_space
 from quantmill.gguf_io.partial import PartialFile, sync_directory
@@ -19,6 +18,7 @@ from quantmill.gguf_io.renaming import rename_all
 from quantmill.gguf_io.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    from quantmill.gguf_io.leftovers import Mark
     from quantmill.gguf_io.shared import Places
 
 __all__ = ["FileLayout", "GGUFSink", "OutputTensor", "lay_out"]
@@ -178,6 +178,8 @@ class GGUFSink:
 
     def marks(self) -> tuple[Mark, ...]:
         """Of all files, complete but without their names yet."""
+        from quantmill.gguf_io.leftovers import mark_of  # of a cluster only
+
         return tuple(mark_of(file.path) for file in self._files)
 
     def commit(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quantmill.gguf_io.locks import is_locked
+from quantmill.gguf_io.locks import lock
 from quantmill.gguf_io.partial import write_whole
 from quantmill.jobs.errors import JobError
 
@@ -77,7 +77,7 @@ class Memory:
         """The lock goes with the process, however that ends."""
         fd = os.open(self.file("lock", ""), os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            yield is_locked(fd)
+            yield lock(fd)
         finally:
             os.close(fd)
 

@@ -88,7 +88,7 @@ def _make_and_name(
     """hosts: where each split has its name, as far as it came. One that is lost before is made again."""
     owners: dict[int, Hand] = {}
     while missing := [number for number in reversed(numbers) if number not in hosts]:
-        _make(crew, kept, owners, [number for number in numbers if number in missing], clock, watcher)
+        _make(crew, kept, owners, sorted(missing), clock, watcher)
         for number in missing:  # the first comes last: without it the others are no model yet
             hand, is_named = crew.submit(Name(number), owners[number]).result()
             if not is_named:

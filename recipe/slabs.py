@@ -66,13 +66,10 @@ def handfuls(slabs: Iterable[Slab], source_bytes: int, memory: int) -> Iterator[
     some: list[Slab] = []
     taken = needed = 0
     for slab in slabs:
-        if some and needed + slab.memory > memory:
+        if some and (taken >= source_bytes or needed + slab.memory > memory):
             yield tuple(some)
             some, taken, needed = [], 0, 0
         some.append(slab)
         taken, needed = taken + slab.source_bytes, needed + slab.memory
-        if taken >= source_bytes:
-            yield tuple(some)
-            some, taken, needed = [], 0, 0
     if some:
         yield tuple(some)

@@ -4,6 +4,7 @@ import pickle
 import socket
 import threading
 import time
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
@@ -145,6 +146,7 @@ class Cluster:
         self.actors, self.gone = [], set()
         self.namespace = None  # of the connection
         self.head = socket.create_server(("127.0.0.1", 0))  # to be closed where it is lost
+        weakref.finalize(self, self.head.close)
         self.address = "{}:{}".format(*self.head.getsockname())
         names = (RayError, RayActorError, ObjectLostError, GetTimeoutError, RayTaskError)
         self.exceptions = SimpleNamespace(**{one.__name__: one for one in names})
