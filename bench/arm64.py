@@ -58,14 +58,11 @@ def _run(
     options: argparse.Namespace,
 ) -> np.ndarray:
     parts = cpu.parts_of(type, encoder, _PLAIN)
-    sigma = columns = np.zeros(0, np.float32)
-    if importance is not None:
-        columns = importance
-    if encoder.uses_row_sigma:
-        with np.errstate(all="ignore"):
-            sigma = np.add.accumulate(rows * rows, axis=1, dtype=np.float32)[:, -1] / np.float32(_COLUMNS)
+    sigma = np.zeros(0, np.float32)  # of blocks that are apart only
+    columns = sigma if importance is None else importance
     tiles = cpu.tiles_of(encoder, len(rows), _COLUMNS // type.block, _PLAIN)
-    facts = (len(rows), _COLUMNS, tiles, parts.layout.n_bytes)
+    own = parts.layout.n_bytes + _COLUMNS * cpu.column_bytes(encoder, _PLAIN)
+    facts = (len(rows), _COLUMNS, tiles, own)
     given, found = program.with_name("given"), program.with_name("found")
     with open(given, "wb") as file:
         n_bytes = len(rows) * type.row_bytes(_COLUMNS)

@@ -6,8 +6,8 @@ Blocks are independent, so neither tiles nor threads can change a byte.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from quantmill.qkernels.lanes.cpu_function import Compiled, Shape, compiled, tab
 from quantmill.qkernels.lanes.cpu_layout import Layout, layout_of
 from quantmill.qkernels.lanes.cpu_threads import spread
 from quantmill.qkernels.lanes.encoder import Encoder
-from quantmill.qkernels.lanes.native import Processor
+from quantmill.qkernels.lanes.native import ELEMENT_BYTES, Processor
 from quantmill.qkernels.plain import widen
 from quantmill.qkernels.types import TYPES, QuantType
 
@@ -44,8 +44,16 @@ def parts_of(type: QuantType, encoder: Encoder, processor: Processor, apart: boo
     return Parts(layout_of(arrays, processor), tables, table_kinds(tables))
 
 
+def column_bytes(encoder: Encoder, processor: Processor) -> int:
+    """What a thread needs to itself for each column: a tile's rows are kept where their mean square counts."""
+    return processor.width * ELEMENT_BYTES["f32"] if encoder.uses_row_sigma else 0
+
+
 def tiles_of(encoder: Encoder, n_rows: int, per_row: int, processor: Processor) -> int:
-    """How many tiles n_rows rows of per_row blocks are: across the rows with importance, else along them."""
+    """How many tiles n_rows rows of per_row blocks are: across the rows with importance, whole rows where their mean
+    square counts, else along them."""
+    if encoder.uses_row_sigma:
+        return -(-n_rows // processor.width)
     if encoder.uses_importance:
         return -(-n_rows // processor.width) * per_row
     return -(-n_rows * per_row // processor.width)
@@ -67,13 +75,16 @@ def compiled_encoder(
     name = f"{type.name}{weighted}-from-{source}{'-apart' if apart else ''}"
     phases = tuple((phase.function, phase.arguments, phase.lanes) for phase in encoder.phases)
     facts = (type.block, type.bytes, phases, parts.layout, parts.kinds)
-    return compiled(name, facts, encoder.module, _SHAPE, parts.layout.n_bytes, parts.tables, text, processor)
+    function = compiled(
+        name, facts, encoder.module, _SHAPE, parts.layout.n_bytes, parts.tables, text, processor
+    )
+    return function if apart else replace(function, column_bytes=column_bytes(encoder, processor))
 
 
 @functools.cache
 def compiled_row_sigma(source: str, processor: Processor) -> Compiled:
     """The mean square of each row of the type `source`."""
-    layout = layout_of({"x": (32, "f32")}, processor)
+    layout = layout_of({"row_sigma": (1, "f32")}, processor)
 
     def text() -> str:
         from quantmill.qkernels.lanes.cpu_driver import text_of_row_sigma
@@ -81,7 +92,8 @@ def compiled_row_sigma(source: str, processor: Processor) -> Compiled:
         return text_of_row_sigma(source, layout, processor)
 
     name = f"row-sigma-from-{source}"
-    return compiled(name, layout, "programs.common", _SHAPE, layout.n_bytes, (), text, processor)
+    function = compiled(name, layout, "programs.common", _SHAPE, layout.n_bytes, (), text, processor)
+    return replace(function, column_bytes=processor.width * ELEMENT_BYTES["f32"])
 
 
 def encode(
@@ -107,34 +119,17 @@ def encode(
     source = np.pad(rows, ((0, missing), (0, 0)), "edge") if missing > 0 else np.ascontiguousarray(rows)
     n_rows, n_cols = shape = source.shape
     out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
-    columns = sigma = np.empty(0, np.float32)
+    columns = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance)
+    function = compiled_encoder(type, encoder, stored, processor)
 
-    def work(function: Compiled) -> Callable[[Iterator[tuple[int, int]]], None]:
-        def some(bounds: Iterator[tuple[int, int]]) -> None:
-            own = function.memory()
-            for begin, end in bounds:
-                if not function((source, columns, sigma, out), (*shape, begin, end), own):
-                    require_finite(widen(source.view(np.uint8), TYPES[stored]))
+    def some(bounds: Iterator[tuple[int, int]]) -> None:
+        own = function.memory(n_cols)
+        for begin, end in bounds:
+            if not function((source, columns, columns, out), (*shape, begin, end), own):
+                require_finite(widen(source.view(np.uint8), TYPES[stored]))
 
-        return some
-
-    if importance is not None:
-        columns = np.ascontiguousarray(importance)
-    if encoder.uses_row_sigma:
-        sigma = np.empty(n_rows, np.float32)
-        spread(
-            n_threads,
-            work(compiled_row_sigma(stored, processor)),
-            -(-n_rows // processor.width),
-            n_cols * processor.width,
-        )
     tiles = tiles_of(encoder, n_rows, per_row, processor)
-    spread(
-        n_threads,
-        work(compiled_encoder(type, encoder, stored, processor)),
-        tiles,
-        type.block * processor.width,
-    )
+    spread(n_threads, some, tiles, source.size // tiles)
     return out[: len(rows)]
 
 
@@ -173,5 +168,5 @@ def row_sigmas(rows: np.ndarray, stored: str, processor: Processor) -> np.ndarra
     unused = np.empty(0, np.float32)
     function = compiled_row_sigma(stored, processor)
     tiles = -(-len(source) // processor.width)
-    function((source, unused, sigma, unused), (*source.shape, 0, tiles), function.memory())
+    function((source, unused, sigma, unused), (*source.shape, 0, tiles), function.memory(source.shape[1]))
     return sigma[: len(rows)]

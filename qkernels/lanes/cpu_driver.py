@@ -2,15 +2,16 @@
 
     i32 drive(source, columns, sigma, target, n_rows, n_cols, begin, end, own, tables…)
 
-source [n_rows, n_cols] in F32, F16 or BF16, columns f32 [n_cols] the importance, sigma f32 [n_rows] the rows' mean
-squares, target the blocks; tiles begin … end-1; own: memory as its Layout says. The result is 1 if a weight is not
-finite, else 0.
+source [n_rows, n_cols] in F32, F16 or BF16, columns f32 [n_cols] the importance, target the blocks; tiles begin …
+end-1; own: memory as its Layout says. The result is 1 if a weight is not finite, else 0.
 
 A tile is loaded transposed (`[element][lane]`), taken through the phases and written back block by block. With
 importance its lanes are blocks of different rows at the same columns, so that all share the importance of a column;
-else they are blocks in a row, which reads memory in its order. Blocks that are `apart`, a row each, have their own
-importance, columns f32 [n_rows, n_cols], and the mean squares of the rows that they come from. The last tile ends with
-the last block and does again what the tile before it did: blocks are independent, so the bytes are the same.
+else they are blocks in a row, which reads memory in its order. Where the mean square of a row counts, a tile is whole
+rows: all of them are loaded and summed, behind the Layout in own, before the first of their blocks is searched. Blocks
+that are `apart`, a row each, have their own importance, columns f32 [n_rows, n_cols], and sigma f32 [n_rows], the mean
+squares of the rows that they come from. The last tile ends with the last block and does again what the tile before it
+did: blocks are independent, so the bytes are the same.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ from quantmill.qkernels.types import QuantType
 _SIDE = 16
 _FLOAT_RUN, _INT_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I32, I8))
 _LARGEST_FINITE = 0x7F7FFFFF
-_AHEAD = 8  # runs of a row that are asked for before they are summed
+# Weights of a row that are loaded and summed at a time, and how many such runs before that they are asked for.
+_RUN, _AHEAD = 32, 8
 # Sixteen weights as they are stored.
 _HALF_RUN = ir.VectorType(I16, _SIDE)
 _STORED = {"F32": _FLOAT_RUN, "F16": _HALF_RUN, "BF16": _HALF_RUN}
@@ -71,49 +73,54 @@ def text_of(
     modules = dict.fromkeys(encoder.module_of(phase) for phase in encoder.phases)
     programs = {module: load(module, WORDS, Program) for module in modules}
     arrays = {**driver.arrays, **dict(zip(encoder.tables, driver.tables, strict=True))}
-    b, block = driver.b, I64(type.block)
+    b, block, size = driver.b, I64(type.block), I64(type.bytes)
     per_row = b.udiv(driver.n_cols, block)
-    with loop(b, driver.begin, driver.end) as tile:
-        if encoder.uses_importance and not apart:
-            row = first_of(b, b.udiv(tile, per_row), driver.n_rows)
-            column = b.urem(tile, per_row)
-            first, step, ahead = b.add(b.mul(row, per_row), column), per_row, block
-            arrays["importance"] = b.gep(driver.columns, [b.mul(column, block)])
-        else:
-            row = first = first_of(b, tile, b.mul(driver.n_rows, per_row))
-            step, ahead = I64(1), b.mul(I64(b.width), block)
-            if apart:
-                driver.load_importance(b.mul(first, block), block, type.block)
-        if encoder.uses_row_sigma:
-            given = b.bitcast(b.gep(driver.sigma, [row]), b.floats.as_pointer())
-            b.store(b.load(given, align=4), arrays["row_sigma"])
-        driver.load_tile(b.mul(first, block), b.mul(step, block), type.block, ahead)
+
+    def search(first: ir.Value, step: ir.Value) -> None:
+        """Blocks first, first + step …, one a lane, of what was loaded."""
         for phase in encoder.phases:
             arguments = [arrays[a] if isinstance(a, str) else a for a in phase.arguments]
             with loop(b, I64(0), I64(phase.lanes)) as j:
                 unit.call(b, programs[encoder.module_of(phase)][phase.function], [j, *arguments])
-        size = I64(type.bytes)
         driver.store_tile(b.mul(first, size), b.mul(step, size), type.bytes)
+
+    with loop(b, driver.begin, driver.end) as tile:
+        if encoder.uses_row_sigma and not apart:
+            row = first_of(b, tile, driver.n_rows)
+            rows = driver.load_rows(row, unit, layout.n_bytes)
+            with loop(b, I64(0), per_row) as column:
+                start = b.mul(column, block)
+                arrays["x"], arrays["importance"] = b.gep(rows, [start]), b.gep(driver.columns, [start])
+                search(b.add(b.mul(row, per_row), column), per_row)
+        elif encoder.uses_importance and not apart:
+            row = first_of(b, b.udiv(tile, per_row), driver.n_rows)
+            column = b.urem(tile, per_row)
+            arrays["importance"] = b.gep(driver.columns, [b.mul(column, block)])
+            first = b.add(b.mul(row, per_row), column)
+            driver.load_tile(arrays["x"], b.mul(first, block), driver.n_cols, type.block, block)
+            search(first, per_row)
+        else:
+            first = first_of(b, tile, b.mul(driver.n_rows, per_row))
+            if apart:
+                driver.load_importance(b.mul(first, block), block, type.block)
+            if encoder.uses_row_sigma:
+                given = b.bitcast(b.gep(driver.sigma, [first]), b.floats.as_pointer())
+                b.store(b.load(given, align=4), arrays["row_sigma"])
+            ahead = b.mul(I64(b.width), block)
+            driver.load_tile(arrays["x"], b.mul(first, block), block, type.block, ahead)
+            search(first, I64(1))
     return driver.finish()
 
 
 def text_of_row_sigma(source: str, layout: Layout, processor: Processor) -> str:
     """sigma[row] becomes the mean square of the row, summed from left to right as the reference does."""
     driver = _Driver(source, layout, [], processor)
-    b, run = driver.b, 32
-    unit = Unit(b.module)
-    add_squares = load("programs.common", WORDS, Program)["add_squares"]
-    total = local(b, b.floats)
-    count = b.sitofp(driver.n_cols, F32)
+    b, unit = driver.b, Unit(driver.b.module)
     with loop(b, driver.begin, driver.end) as tile:
         row = first_of(b, tile, driver.n_rows)
-        b.store(repeated(0.0, b.floats), total)
-        with loop(b, I64(0), driver.n_cols, I64(run)) as column:
-            start = b.add(b.mul(row, driver.n_cols), column)
-            driver.load_tile(start, driver.n_cols, run, I64(_AHEAD * run))
-            b.store(unit.call(b, add_squares, [b.load(total), driver.arrays["x"], 0, run]), total)
+        driver.load_rows(row, unit, layout.n_bytes)
         place = b.bitcast(b.gep(driver.sigma, [row]), b.floats.as_pointer())
-        b.store(WORDS["div"].build(b, b.load(total), count), place, align=4)
+        b.store(b.load(driver.arrays["row_sigma"]), place, align=4)
     return driver.finish()
 
 
@@ -131,6 +138,7 @@ class _Driver:
         self.source, self.columns, self.sigma, self.target, *numbers, own = function.args[:9]
         self.n_rows, self.n_cols, self.begin, self.end = numbers
         self.tables = function.args[9:]
+        self.own = own
         self.arrays: dict[str, ir.Value] = {
             name: b.bitcast(b.gep(own, [I64(offset)]), b.lanes(kind).as_pointer())
             for name, (offset, kind) in layout.places.items()
@@ -138,13 +146,30 @@ class _Driver:
         self.largest = local(b, _INT_RUN)
         b.store(repeated(0, _INT_RUN), self.largest)
 
-    def load_tile(self, start: ir.Value, stride: ir.Value, n: int, ahead: ir.Value) -> None:
-        """A run of n weights a lane, from element `start` on, become x; the bits of the largest magnitude are kept.
+    def load_rows(self, row: ir.Value, unit: Unit, place: int) -> ir.Value:
+        """Whole rows, one a lane, from `row` on, are loaded to own[place]; row_sigma becomes their mean squares, summed
+        from left to right as the reference does."""
+        b = self.b
+        rows = b.bitcast(b.gep(self.own, [I64(place)]), b.lanes("f32").as_pointer())
+        add_squares = load("programs.common", WORDS, Program)["add_squares"]
+        total = local(b, b.floats)
+        b.store(repeated(0.0, b.floats), total)
+        with loop(b, I64(0), self.n_cols, I64(_RUN)) as column:
+            start, x = b.add(b.mul(row, self.n_cols), column), b.gep(rows, [column])
+            self.load_tile(x, start, self.n_cols, _RUN, I64(_AHEAD * _RUN))
+            b.store(unit.call(b, add_squares, [b.load(total), x, 0, _RUN]), total)
+        mean = WORDS["div"].build(b, b.load(total), b.sitofp(self.n_cols, F32))
+        b.store(mean, self.arrays["row_sigma"])
+        return rows
+
+    def load_tile(self, to: ir.Value, start: ir.Value, stride: ir.Value, n: int, ahead: ir.Value) -> None:
+        """A run of n weights a lane, from element `start` on, become those at `to`; the bits of the largest magnitude
+        are kept.
 
         Those `ahead` of them, which come later, are asked for: the lanes are more streams than a processor foresees.
         """
         b = self.b
-        x = b.bitcast(self.arrays["x"], F32.as_pointer())
+        x = b.bitcast(to, F32.as_pointer())
         with loop(b, I64(0), I64(n), I64(_SIDE)) as i:
             highest = b.load(self.largest)
             for lane in range(0, b.width, _SIDE):

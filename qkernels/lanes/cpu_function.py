@@ -15,15 +15,17 @@ from quantmill.qkernels.lanes.native import ALIGNMENT, Processor, compile_module
 
 @dataclass(frozen=True)
 class Compiled:
-    """i32 drive(arrays…, numbers…, own, tables…); `own` is memory that a thread has to itself."""
+    """i32 drive(arrays…, numbers…, own, tables…); `own` is memory that a thread has to itself, column_bytes of it for
+    each column of the rows."""
 
     drive: Callable[..., int]
     own_bytes: int
     tables: tuple[np.ndarray, ...]
+    column_bytes: int = 0
 
-    def memory(self) -> np.ndarray:
-        """What a thread needs to itself, aligned."""
-        own = np.empty(self.own_bytes + ALIGNMENT, np.uint8)
+    def memory(self, n_cols: int = 0) -> np.ndarray:
+        """What a thread needs to itself for rows of n_cols, aligned."""
+        own = np.empty(self.own_bytes + n_cols * self.column_bytes + ALIGNMENT, np.uint8)
         return own[-own.ctypes.data % ALIGNMENT :]
 
     @functools.cached_property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantmill.qkernels.lanes.cpu import compiled_encoder, compiled_row_sigma, tiles_of
+from quantmill.qkernels.lanes.cpu import compiled_encoder, tiles_of
 from quantmill.qkernels.lanes.cpu_decode import compiled_decoder
 from quantmill.qkernels.lanes.cpu_threads import spread
 from quantmill.qkernels.lanes.decoder import Decoder
@@ -55,25 +55,20 @@ class _Work:
         """What one thread does. Raises FloatingPointError for a decoded weight that is not finite."""
         read = compiled_decoder(self.source, self.decoder, "F32", self.processor)
         search = compiled_encoder(self.type, self.encoder, "F32", self.processor)
-        mean = compiled_row_sigma("F32", self.processor) if self.encoder.uses_row_sigma else None
         rows = np.empty((self.step, self.n_cols), np.float32)
-        sigma = np.empty(self.step, np.float32)
-        memories = [function.memory() for function in (read, search, mean or search)]
+        memories = read.memory(), search.memory(self.n_cols)
         # A call costs less than asking an array for its address.
-        raw, decoded, columns, sigmas, out = (
-            array.ctypes.data for array in (self.raw, rows, self.importance, sigma, self.out)
+        raw, decoded, columns, out = (
+            array.ctypes.data for array in (self.raw, rows, self.importance, self.out)
         )
-        reading, searching, summing = (memory.ctypes.data for memory in memories)
+        reading, searching = (memory.ctypes.data for memory in memories)
         for begin, end in bounds:
             for first, n in map(self.place, range(begin, end)):
                 n_blocks = n * self.n_cols // self.source.block
                 stored = raw + first * self.raw.shape[1]
                 read.at((stored, decoded), (n_blocks, 0, -(-n_blocks // self.processor.width)), reading)
-                if mean is not None:
-                    tiles = -(-n // self.processor.width)
-                    mean.at((decoded, sigmas, sigmas, sigmas), (n, self.n_cols, 0, tiles), summing)
                 tiles = tiles_of(self.encoder, n, self.n_cols // self.type.block, self.processor)
-                given = (decoded, columns, sigmas, out + first * self.out.shape[1])
+                given = (decoded, columns, columns, out + first * self.out.shape[1])
                 if not search.at(given, (n, self.n_cols, 0, tiles), searching):
                     raise FloatingPointError
 
