@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from quantmill.gguf_io.filesystem import beside
-from quantmill.gguf_io.partial import resolved, write_whole
+from quantmill.gguf_io.partial import partial_path, resolved, write_whole
 from quantmill.jobs.errors import JobError
 
 SUFFIX = ".quantmill-layers"
@@ -20,6 +21,11 @@ SUFFIX = ".quantmill-layers"
 def finished_path(output: Path) -> Path:
     """Where the finished layers of `output` lie until it is there."""
     return beside(output, SUFFIX)
+
+
+def is_unsaid(note: Path) -> bool:
+    """Whether a run was killed before it had said in `note` which one it is; then nothing else is in its folder."""
+    return not note.exists() and all(path == partial_path(note) for path in note.parent.iterdir())
 
 
 class FinishedLayers:
@@ -31,9 +37,11 @@ class FinishedLayers:
 
     def __init__(self, output: Path, run: Mapping[str, str], resume: bool) -> None:
         self.path = finished_path(output)
-        self._output, self._run = output, dict(run)
+        self._run = dict(run)
         self.n_found = 0
-        if not self.path.exists():
+        if self.path.exists() and not self.path.is_dir():
+            raise JobError(f"{self.path}: finished layers would be kept in a folder of this name; remove it")
+        if not self.path.exists() or is_unsaid(self._note):
             return
         if not resume:
             raise JobError(
@@ -45,9 +53,11 @@ class FinishedLayers:
 
     def _require_same(self) -> None:
         try:
-            found = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            found = {}
+            found = dict(json.loads(self._note.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            raise JobError(
+                f"{self._note}: does not say of which run the layers are; remove {self.path} to begin anew"
+            ) from None
         different = [key for key, value in self._run.items() if found.get(key) != value]
         if different:
             raise JobError(
@@ -56,14 +66,17 @@ class FinishedLayers:
             )
 
     def read(self, layer: int) -> dict[str, np.ndarray]:
-        """Tensor name → blocks u8 [n_mat, n_rows, row_bytes], and the run's numbers under other names."""
+        """Tensor name → blocks u8 [n_mat, n_rows, row_bytes], and the run's numbers under other names.
+
+        Raises JobError for a file that is damaged.
+        """
         return read_layer(self.path, layer)
 
     def write(self, layer: int, arrays: Mapping[str, np.ndarray]) -> None:
         """All of a layer or nothing. Raises GGUFError when the disk is full."""
-        if not self.path.exists():
-            self.path.mkdir()
-            write_whole(resolved(self.path / "run.json"), json.dumps(self._run, indent=1).encode())
+        if not self._note.exists():
+            self.path.mkdir(exist_ok=True)
+            write_whole(resolved(self._note), json.dumps(self._run, indent=1).encode())
         buffer = io.BytesIO()
         np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
         write_whole(resolved(self._file(layer)), buffer.getvalue())
@@ -71,14 +84,22 @@ class FinishedLayers:
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
+    @property
+    def _note(self) -> Path:
+        return self.path / "run.json"
+
     def _file(self, layer: int) -> Path:
         return _file(self.path, layer)
 
 
 def read_layer(directory: Path, layer: int) -> dict[str, np.ndarray]:
     """See FinishedLayers.read."""
-    with np.load(_file(directory, layer), allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    file = _file(directory, layer)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile):
+        raise JobError(f"{file}: is damaged; remove it, and --resume makes the layer again") from None
 
 
 def _file(directory: Path, layer: int) -> Path:

@@ -19,6 +19,7 @@ from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside
 from quantmill.gguf_io.partial import PartialFile, resolved, write_whole
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.finished_layers import is_unsaid
 
 SUFFIX = ".quantmill-polish"
 _EVERY_S = 30.0
@@ -42,7 +43,7 @@ class Kept:
         self._warn = warn
         self._saved, self._took = time.monotonic(), 0.0
         mark = self.directory / "run.json"
-        if self.directory.exists():
+        if self.directory.exists() and not is_unsaid(mark):
             if not resume:
                 raise JobError(
                     f"{self.directory}: a run that was stopped left this; go on with --resume, or remove it to "
