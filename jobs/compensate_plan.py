@@ -20,7 +20,7 @@ from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.text import N_CTX, Cutting, Text, text_argument
 from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.compensate_needs import needs_of
-from quantmill.jobs.compensate_request import CHUNKS, Calibration
+from quantmill.jobs.compensate_request import CHUNKS, FEWEST_CHUNKS, Calibration
 from quantmill.jobs.compensated import compensated_entries
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.errors import JobError
@@ -91,10 +91,10 @@ def chunks_of(found: Texts, calibration: Calibration, loaded: LoadedModel) -> tu
         there = read_chunks(texts, plain, Cutting(N_CTX), loaded)
         chunks = there[: calibration.cutting.n_chunks]
         n_fresh = len(there) - len(chunks)
-    if len(chunks) < 4:
+    if len(chunks) < FEWEST_CHUNKS:
         raise JobError(
             f"the calibration text has {counted(len(chunks), 'chunk')} of {chunks.shape[1]} tokens; compensation needs "
-            f"at least 4, and {CHUNKS['normal']} to serve well: give a longer text, or raise --chunks"
+            f"at least {FEWEST_CHUNKS}, and {CHUNKS['normal']} to serve well: give a longer text"
         )
     return chunks, n_fresh
 

@@ -11,6 +11,7 @@ from quantmill.jobs.watcher import PlanWatcher, Silent
 
 CHUNKS = {"fast": 32, "normal": 96, "thorough": 128}
 EFFORT, DAMPING = "normal", 0.01  # where nothing else is asked for
+FEWEST_CHUNKS = 4  # one is held back to judge by
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,15 @@ class Calibration:
             raise JobError("compensation needs a calibration text (--calibration FILE)")
         if self.effort not in CHUNKS:
             raise JobError(f"--effort {self.effort}: choose one of {', '.join(CHUNKS)}")
+        if self.n_chunks is not None and self.n_chunks < FEWEST_CHUNKS:
+            raise JobError(f"--chunks {self.n_chunks}: compensation needs at least {FEWEST_CHUNKS}")
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise JobError(f"--alpha {self.alpha}: a share lies between 0 and 1")
+        if self.alpha and self.effort == "fast":
+            raise JobError(
+                f"--alpha {self.alpha}: fast effort does not look at what earlier layers lost; leave --alpha out, or "
+                "take --effort normal"
+            )
         if not 1e-6 <= self.damping <= 10:
             raise JobError(f"--damping {self.damping}: between 0.000001 and 10 (0.01 is usual)")
 

@@ -29,7 +29,11 @@ from tests.test_compensate import SHORT, TEXT, Watching, job_to
         (lambda: Calibration(()), "needs a calibration text"),
         (lambda: Calibration((TEXT,), "slow"), "--effort slow"),
         (lambda: Calibration((TEXT,), alpha=1.5), "--alpha 1.5"),
+        (lambda: Calibration((TEXT,), alpha=float("nan")), "--alpha nan"),
+        (lambda: Calibration((TEXT,), "fast", alpha=0.5), "--alpha 0.5: fast effort does not look"),
         (lambda: Calibration((TEXT,), damping=0.0), "--damping 0.0"),
+        (lambda: Calibration((TEXT,), n_chunks=3), "--chunks 3: .* at least 4"),
+        (lambda: Calibration((TEXT,), n_chunks=-1), "--chunks -1: .* at least 4"),
     ],
 )
 def test_wishes_that_cannot_be_fulfilled(wish, message):
