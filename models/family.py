@@ -63,4 +63,16 @@ def runnable_family(facts: Facts, path: Path) -> Family:
         raise ModelError(
             "token_embd.weight is missing: this GGUF holds no whole model (an adapter or one shard?)"
         )
+    _require_routing(facts, path)
     return family
+
+
+def _require_routing(facts: Facts, path: Path) -> None:
+    """A token goes to one expert at least and to no more than there are; a pass would end in the middle of it."""
+    key = f"{facts.architecture}.expert_used_count"
+    n_experts, used = facts.get("expert_count"), facts.get("expert_used_count")
+    if isinstance(n_experts, int) and n_experts and isinstance(used, int) and not 1 <= used <= n_experts:
+        raise ModelError(
+            f"{path}: {key} is {used}, and {n_experts} experts are there; set it to one of 1 to {n_experts}: "
+            f"quantmill quantize --override-kv {key}=int:N MODEL OUT COPY"
+        )

@@ -24,6 +24,8 @@ OF_MODELS = [
     ("attention.head_count", U32, 0, "transformers cannot build what its metadata describes"),
     ("attention.head_count", U32, 7, "metadata asks for"),
     ("expert_count", U32, 7, "metadata asks for"),
+    ("expert_used_count", U32, 9, "qwen3moe.expert_used_count is 9, and 8 experts are there"),
+    ("expert_used_count", U32, 0, "qwen3moe.expert_used_count is 0, and 8 experts are there"),
     ("context_length", F32, float("nan"), "qwen3moe.context_length is nan"),
     ("rope.freq_base", STR, "x", "transformers cannot build what its metadata describes"),
     ("attention.layer_norm_rms_epsilon", STR, "x", "transformers cannot build what its metadata describes"),
