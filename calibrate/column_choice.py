@@ -19,7 +19,7 @@ from quantmill.calibrate.column_check import wrong_descent, wrong_feeding
 from quantmill.calibrate.columns import Descending, Feeding, Levels
 from quantmill.qkernels.device_faults import FAULTS, reason_of
 from quantmill.qkernels.engines import serving
-from quantmill.qkernels.memory_faults import is_out_of_memory
+from quantmill.qkernels.torch_errors import is_out_of_memory
 
 
 class Columns(Protocol):

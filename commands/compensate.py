@@ -12,7 +12,6 @@ from typing import Any
 
 from quantmill.commands.console import (
     parsing,
-    print_line,
     print_warnings,
     remark,
     show,
@@ -27,7 +26,6 @@ from quantmill.jobs.compensate import run
 from quantmill.jobs.compensate_plan import plan_job
 from quantmill.jobs.compensate_request import DAMPING, EFFORT, Calibration
 from quantmill.jobs.compensated import Compensated
-from quantmill.jobs.finished_layers import finished_path
 from quantmill.jobs.quantize import Job
 from quantmill.jobs.watcher import Silent
 from quantmill.plain_json import json_text
@@ -106,16 +104,8 @@ def compensate_and_show(
     further: Callable[[Sequence[Path]], Added] | None = None,
 ) -> None:
     """further: what is done to the finished files, and what it adds to the result; extra: goes into the JSON object."""
-    try:
-        with ExitStack() as stack:
-            result = run(job, calibration, _Shown(job, stack))
-    except KeyboardInterrupt as interrupt:
-        left = finished_path(job.output)
-        kept = f"finished layers are in {left}: go on with --resume"
-        print_line(
-            f"interrupted; {str(interrupt) or (kept if left.exists() else 'no layer was finished yet')}"
-        )
-        raise SystemExit(130) from None
+    with ExitStack() as stack:
+        result = run(job, calibration, _Shown(job, stack))
     added, below = further(result.paths) if further else ({}, "")
     if as_json:
         parts = (plan_object(result.plan), result_object(result), _object(result), extra or {}, added)

@@ -53,9 +53,9 @@ def fail_with_one_line() -> Iterator[None]:
     except MemoryError:
         _fail("not enough memory", 1)
     except RuntimeError as error:  # torch's own, whatever was being done
-        from quantmill.qkernels.memory_faults import out_of_memory
+        from quantmill.qkernels.torch_errors import in_words
 
-        said = out_of_memory(error)
+        said = in_words(error)
         if not said:
             raise
         _fail(said, 1)

@@ -21,6 +21,7 @@ from quantmill.imatrix.streamed import collect_streamed
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.cluster import require_listener
 from quantmill.jobs.collect_load import Loading, loaded_model
+from quantmill.jobs.going_on import telling
 from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models.model import LoadedModel
@@ -120,16 +121,14 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             watcher.warn(warning)
         progress = _Progress(watcher, job.stream)
         model, collecting = _way(job, loaded, len(chunks), watcher)
-        try:
-            with (
-                _workers(job, settings, loaded, watcher) as workers,
-                workers.ending(loaded.model),
-            ):
-                matrix, found = run_saving(
-                    model, loaded.table, chunks, settings, saving, progress, watcher.warn, workers, collecting
-                )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(saving.advice) from None
+        with (
+            telling(lambda: saving.advice),
+            _workers(job, settings, loaded, watcher) as workers,
+            workers.ending(loaded.model),
+        ):
+            matrix, found = run_saving(
+                model, loaded.table, chunks, settings, saving, progress, watcher.warn, workers, collecting
+            )
         missed = coverage.uncollected(matrix, _tensors(loaded))
     matrix = coverage.shrunk(matrix, job.shrink)
     store.save(output.final, matrix, job.format or store.format_of(job.output))

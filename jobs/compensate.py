@@ -29,7 +29,8 @@ from quantmill.jobs.compensated import (
     plainly,
 )
 from quantmill.jobs.edits import open_model
-from quantmill.jobs.finished_layers import FinishedLayers, finished_path
+from quantmill.jobs.finished_layers import FinishedLayers, advice_of, finished_path
+from quantmill.jobs.going_on import telling
 from quantmill.jobs.importance import load_importance
 from quantmill.jobs.line import line_of
 from quantmill.jobs.quantize import Job, require_forgiven
@@ -74,12 +75,13 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
     activations that are not finite, naming layer and chunk), ImatrixError (texts), and what jobs.quantize raises.
     """
     watcher = watcher or SilentLayers()
-    try:
-        return _run(job, calibration, watcher)
-    except DeviceFault as fault:
-        require_forgiven(fault, job, watcher)
-        shutil.rmtree(finished_path(job.output), ignore_errors=True)
-        return _run(replace(job, device="cpu"), replace(calibration, resume=False), watcher)
+    with telling(lambda: advice_of(job.output)):
+        try:
+            return _run(job, calibration, watcher)
+        except DeviceFault as fault:
+            require_forgiven(fault, job, watcher)
+            shutil.rmtree(finished_path(job.output), ignore_errors=True)
+            return _run(replace(job, device="cpu"), replace(calibration, resume=False), watcher)
 
 
 def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Compensated:

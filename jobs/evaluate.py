@@ -14,6 +14,7 @@ from quantmill.gguf_io.outputs import Output, check_output
 from quantmill.jobs.cluster import require_listener
 from quantmill.jobs.comparisons import divergence_tests, task_tests
 from quantmill.jobs.evaluate_request import Job, TaskJob
+from quantmill.jobs.going_on import telling
 from quantmill.jobs.machine import machine, now
 from quantmill.jobs.passes import alone, divergences, harness_metrics, task_results
 from quantmill.jobs.runnable import require_runnable
@@ -59,10 +60,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     if job.lm_eval:
         require_harness()
     saved = Saved(saved_path(output.final) if output else None, _identity(job), job.resume, watcher.warn)
-    try:
+    with telling(lambda: saved.advice):
         record = _measured(job, output, saves, saved, watcher)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(saved.advice) from None
     if output is not None:
         write_record(record, output)
     saved.remove()

@@ -28,6 +28,16 @@ def is_unsaid(note: Path) -> bool:
     return not note.exists() and all(path == partial_path(note) for path in note.parent.iterdir())
 
 
+def advice_of(output: Path) -> str:
+    """What somebody can do whose run was stopped."""
+    path = finished_path(output)
+    return (
+        f"finished layers are in {path}: go on with --resume"
+        if path.exists()
+        else "no layer was finished yet"
+    )
+
+
 class FinishedLayers:
     """A directory `<output>.quantmill-layers`: run.json says of which run, one file a layer.
 

@@ -26,6 +26,7 @@ from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside, bytes_in
 from quantmill.gguf_io.renaming import FinishedFile, rename_all
 from quantmill.imatrix import chat
+from quantmill.jobs.going_on import telling
 from quantmill.jobs.polish_checks import (
     TRAINED_CTX,
     Chunks,
@@ -80,16 +81,15 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         kind = usable_device(job.device).type
         workers = stack.enter_context(working(job.threads, kind))
         keepers = stack.enter_context(working(job.threads, "cpu")) if job.stream else workers
-        try:
-            return _polished(ready, kept, workers, keepers, watcher)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(kept.advice) from None
-        except GGUFError:  # a full disk: what was trained is not lost
-            watcher.warn(kept.advice)
-            raise
-        except QuantmillError:
-            kept.remove()  # it would fail again
-            raise
+        with telling(lambda: kept.advice):
+            try:
+                return _polished(ready, kept, workers, keepers, watcher)
+            except GGUFError:  # a full disk: what was trained is not lost
+                watcher.warn(kept.advice)
+                raise
+            except QuantmillError:
+                kept.remove()  # it would fail again
+                raise
 
 
 def polish_in_place(job: Job, watcher: Watcher | None = None) -> Result:

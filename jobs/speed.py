@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quantmill.errors import counted
 from quantmill.gguf_io.outputs import check_output
+from quantmill.jobs.going_on import telling
 from quantmill.jobs.machine import machine, now
 from quantmill.jobs.saved import SAVED, Saved, identity_of, saved_path
 from quantmill.jobs.watcher import Silent, Watcher
@@ -55,11 +56,10 @@ def run(job: Job, watcher: Watcher | None = None) -> Run:
     watcher.began("speed", len(job.models), "models")
     for i, (path, file) in enumerate(zip(job.models, files, strict=True)):
         try:
-            results.append(ModelResult(file, speed=_timed(f"speed {i}", path, job.options, saved)))
+            with telling(lambda: saved.advice):
+                results.append(ModelResult(file, speed=_timed(f"speed {i}", path, job.options, saved)))
         except MeasureError as error:
             notes.append(str(error))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(saved.advice) from None
         watcher.progressed(1, path.name)
     if not results:
         raise MeasureError(notes[0])

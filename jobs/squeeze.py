@@ -22,6 +22,7 @@ from quantmill.gguf_io.partial import resolved, write_whole
 from quantmill.jobs import squeeze_card, squeeze_measure, squeeze_texts
 from quantmill.jobs.cluster import connected
 from quantmill.jobs.errors import JobError
+from quantmill.jobs.going_on import telling
 from quantmill.jobs.memory import Memory, fingerprint
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, recipe_path
@@ -50,12 +51,9 @@ def run(job: Job, watcher: SqueezeWatcher | None = None) -> Result:
     squeeze.require_room()
     cluster = nullcontext() if job.ray is None else connected(job.ray, job.threads)
     with cluster as ray, squeeze.memory.held():
-        try:
+        advice = f"the same call goes on from what is in {squeeze.memory.directory}"
+        with telling(lambda: advice):
             return squeeze.run(ray)
-        except KeyboardInterrupt:  # a stage's own advice is about its own options
-            raise KeyboardInterrupt(
-                f"the same call goes on from what is in {squeeze.memory.directory}"
-            ) from None
 
 
 def plan_job(job: Job) -> Outlook:

@@ -13,6 +13,7 @@ from quantmill.gguf_io import open_source
 from quantmill.gguf_io.outputs import check_output
 from quantmill.jobs import allocate, quantize
 from quantmill.jobs.errors import ClusterError
+from quantmill.jobs.going_on import StoppedError
 from quantmill.jobs.published import Published
 from quantmill.jobs.recipe import RECIPE, read_recipe, write_recipe
 from quantmill.jobs.squeeze_measure import Measuring, file_facts
@@ -236,6 +237,8 @@ class Candidates:
         watcher = InsideLayers(self._stages.watcher, candidate.label)
         try:
             result = compensate.run(job, calibration, watcher)
+        except StoppedError:  # by a device: not this candidate's fault
+            raise
         except QuantmillError as error:
             return self._without(candidate.label, insisted, error)
         return {**file_facts(candidate.label, result), "chunks": result.n_chunks}
@@ -249,6 +252,8 @@ class Candidates:
                 self._polish(facts.get("chunks", 0), self.file(before), self._memory.file(key, ".gguf")),
                 Inside(self._stages.watcher, label),
             )
+        except StoppedError:
+            raise
         except QuantmillError as error:
             return self._without(label, insisted, error)
         n_bytes = sum(path.stat().st_size for path in result.paths) if result.helped else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quantmill.errors import QuantmillError
-from quantmill.qkernels.memory_faults import out_of_memory
+from quantmill.qkernels.torch_errors import in_words
 
 
 class ModelError(QuantmillError):
@@ -17,7 +17,7 @@ class ModelError(QuantmillError):
 def said_of_transformers(words: str) -> Iterator[None]:
     """Raises ModelError with these words in place of what transformers and torch raise for files that make no model.
 
-    A want of memory is not the files' fault, and goes on as it is.
+    Want of memory and a device that fails are not the files' fault, and go on as they are.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -35,7 +35,7 @@ def said_of_transformers(words: str) -> Iterator[None]:
         AttributeError,
         RuntimeError,
     ) as error:
-        if out_of_memory(error):
+        if in_words(error):
             raise
         line = " ".join((str(error) or error.__class__.__name__).split())
         raise ModelError(f"{words} ({line[:300]})") from error

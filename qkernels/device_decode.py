@@ -12,7 +12,7 @@ import torch
 from quantmill.qkernels.device_faults import objections_of, reason_of
 from quantmill.qkernels.engines import Engine, serving
 from quantmill.qkernels.flushing import FLUSHING, risky_blocks
-from quantmill.qkernels.memory_faults import is_out_of_memory
+from quantmill.qkernels.torch_errors import is_out_of_memory
 from quantmill.qkernels.types import QuantType
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

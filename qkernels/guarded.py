@@ -22,8 +22,8 @@ from quantmill.qkernels.device_faults import FAULTS, faults_of, objections, reas
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
 from quantmill.qkernels.guard import Guard
-from quantmill.qkernels.memory_faults import is_out_of_memory
 from quantmill.qkernels.samples import FIRST_BLOCKS, ROWS, Kind, Parts, Samples, Slab, spread
+from quantmill.qkernels.torch_errors import is_out_of_memory
 from quantmill.qkernels.trust import Answers, Verdict, ask, case_of, compared, is_weighted
 from quantmill.qkernels.types import DeviceFault, QuantizeError, QuantType, Search, get_type, readable_type
 

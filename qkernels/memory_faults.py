@@ -1,32 +1,14 @@
-"""When a device has no memory left: what its errors look like, and smaller slabs."""
+"""When a device has no memory left: smaller slabs."""
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from quantmill.qkernels.torch_errors import is_out_of_memory
+
 Sent = TypeVar("Sent")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch's own error is one of CUDA and XPU; on MPS it is a RuntimeError that says so."""
-    return error.__class__.__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower()
-
-
-_ASKED = re.compile(r"ried to allocate ([\d.]+ ?\w+)")
-
-
-def out_of_memory(error: BaseException) -> str:
-    """Whose memory is not enough and what helps, where that is what an error of torch says; "" for another error."""
-    on_device = is_out_of_memory(error)
-    if not on_device and "DefaultCPUAllocator" not in str(error):
-        return ""
-    asked = _ASKED.search(str(error))
-    more = f": {asked[1]} more were asked for" if asked else ""
-    owner, first = ("the device", "--device cpu, ") if on_device else ("this machine", "fewer --threads, ")
-    return f"{owner} has not enough memory{more}; {first}a smaller --ctx, or --stream where there is one, may help"
 
 
 def in_slabs(
