@@ -22,6 +22,7 @@ from quantmill.qkernels.device_faults import FAULTS, faults_of, objections, reas
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
 from quantmill.qkernels.guard import Guard
+from quantmill.qkernels.patience import within
 from quantmill.qkernels.samples import FIRST_BLOCKS, ROWS, Kind, Parts, Samples, Slab, spread
 from quantmill.qkernels.torch_errors import is_out_of_memory
 from quantmill.qkernels.trust import Answers, Verdict, ask, case_of, compared, is_weighted
@@ -71,27 +72,6 @@ class Shared:
             told, self.lost = self.lost, self.lost or reason
         if not told:
             self.fault(f"{self.engine.device} is given up: {reason}; the CPU goes on")
-
-
-def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work` gives or raises. Raises DeviceFault when that takes too long; the thread is then left to itself."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((work(), None))
-        except Exception as error:  # noqa: BLE001 - raised again, in the thread that waits
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise DeviceFault(f"no answer for {seconds:.0f} s")
-    ((value, error),) = outcome
-    if error is not None:
-        raise error
-    return value
 
 
 class GuardedQuantizer:

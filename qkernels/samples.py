@@ -25,6 +25,7 @@ SHARE = 0.01
 # Parts of rows that are taken of one slab at most, and that are laid aside before they are compared.
 MOST, ENOUGH = 64, 64
 _FAR_LONGER = 4  # times what was expected: then something else had the processor
+_COLD = 2  # times what the same takes right after another comparison, when nothing has to be fetched
 _TURN = (5**0.5 - 1) / 2  # slab after slab other parts, evenly
 
 
@@ -129,7 +130,9 @@ class Samples:
     compared: float = 0.0
     slabs: int = 0
     sampled: int = 0
-    _each: dict[str, float] = field(default_factory=dict)  # of a case, seconds in which a part is compared
+    # Of a case, seconds in which a part is compared, and those that comparing few takes at all.
+    _each: dict[str, float] = field(default_factory=dict)
+    _least: dict[str, float] = field(default_factory=dict)
     _aside: dict[Kind, Parts] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.Lock)
 
@@ -143,13 +146,17 @@ class Samples:
 
     def begin(self, kind: Kind, slab: Slab, compare: Compare) -> None:
         """Compare parts of a case's first slab, and learn what that takes when all is compiled."""
-        parts = Parts(kind)
+        parts, few = Parts(kind), Parts(kind)
         parts.add(slab, self._choice(kind, len(slab.raw), MOST))
+        few.add(slab, [0])
         compare(parts)
         began = perf_counter()
         compare(parts)
+        between = perf_counter()
+        compare(few)
         with self._lock:
-            self._each[kind.case] = (perf_counter() - began) / len(parts)
+            self._each[kind.case] = (between - began) / len(parts)
+            self._least[kind.case] = _COLD * (perf_counter() - between)
 
     def take(self, kind: Kind, slab: Slab, seconds: float, compare: Compare) -> None:
         """Lay parts of a slab aside: one, unless a hundredth of the time that the device has worked is used up, with
@@ -159,18 +166,21 @@ class Samples:
             self.worked += seconds
             self.slabs += 1
             left, each = SHARE * self.worked - self.compared, self._each[kind.case]
-            if left < each:
+            # a run may end after this slab, and then these few are compared by themselves
+            least = 0.0 if kind in self._aside else self._least.get(kind.case, 0.0)
+            if left < each + least:
                 return
             self.sampled += 1
             parts = self._aside.get(kind) or self._aside.setdefault(kind, Parts(kind))
+            left -= least
             spare = left / each - ENOUGH if each else 0
             count = int(min(MOST, 1 + max(0, spare / 2)))
             parts.add(slab, self._choice(kind, len(slab.raw), count))
-            parts.expected += count * each
+            parts.expected += least + count * each
             is_enough = len(parts) >= ENOUGH
             if is_enough:
                 del self._aside[kind]
-            self.compared += perf_counter() - began + count * each
+            self.compared += perf_counter() - began + least + count * each
         if is_enough:
             self._compare(parts, compare)
 

@@ -1,5 +1,6 @@
 """Numbers of blocks on a device other than the CPU: compared before they are believed; where they differ, the CPU's."""
 
+import threading
 import warnings
 
 import numpy as np
@@ -11,7 +12,7 @@ from quantmill.qkernels import dequantize, device_decode
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.engines import Engine
 from quantmill.qkernels.lanes import torch_decode
-from quantmill.qkernels.types import TYPES, readable_type
+from quantmill.qkernels.types import TYPES, DeviceFault, readable_type
 from tests.test_dequantize import assert_same_bits, random_blocks
 
 ENGINE = Engine("torch", "cpu", "a test")
@@ -101,3 +102,23 @@ def test_the_gpu_is_believed():
     engine = device_decode._engine_at(str(torch.accelerator.current_accelerator()))
     cases = [(readable_type(type), to) for type in decoders() for to in device_decode.DTYPES]
     assert not [fault for case in cases if (fault := device_decode.decoding_fault(engine, *case))]
+
+
+def test_a_device_that_does_not_answer_ends_the_work(device, monkeypatch):
+    """Whatever it is asked next would wait as well, so the CPU does not go on."""
+    monkeypatch.setattr(device_decode, "_SECONDS", 0.2)
+    released = threading.Event()
+    monkeypatch.setattr(Device, "changes", lambda given: released.wait(60))
+    with pytest.raises(
+        DeviceFault, match=r"Q4_K is not decoded on cpu \(no answer for 0 s\); --device cpu does"
+    ):
+        numbers_of("Q4_K", "F16")
+    (fault,) = check_devices._decoding_faults(ENGINE, TYPES["Q4_K"])
+    assert "no answer for 0 s" in fault
+    released.set()
+
+
+def test_a_device_is_asked_where_nothing_is_to_be_learned(device):
+    """A thread of its own does not know of torch.inference_mode around a model."""
+    with torch.inference_mode():
+        assert numbers_of("Q4_K", "F16")[1] == []

@@ -66,7 +66,29 @@ def test_samples_cost_a_hundredth_of_the_device_s_time(monkeypatch, a_part, a_ca
     found.finish(compare)
     assert found.slabs == 10_000
     assert share_of_slabs - 0.02 < found.sampled / found.slabs <= share_of_slabs
-    assert 0.004 < found.compared / found.worked <= 0.0101
+    assert 0.004 < found.compared / found.worked <= 0.01
+
+
+@pytest.mark.parametrize("n_slabs", [5, 100, 1000, 1001, 1030])
+def test_the_last_comparison_is_within_the_hundredth(monkeypatch, n_slabs):
+    """That of the few blocks that are laid aside when a run ends takes as long as half a millisecond for the call."""
+    now = [0.0]
+    monkeypatch.setattr(samples, "perf_counter", lambda: now[0])
+    found = samples.Samples()
+
+    def compare(parts):
+        now[0] += 5e-4 + 2e-5 * len(parts)
+
+    kind = a_kind("Q4_K-importance")
+    slab = a_slab(kind, 1200)
+    assert found.is_first(kind.case)
+    found.begin(kind, slab, compare)
+    before = now[0]
+    for _ in range(n_slabs):
+        found.take(kind, slab, 0.002, compare)
+    found.finish(compare)
+    assert now[0] - before <= 0.01 * 0.002 * n_slabs * (1 + 1e-9)
+    assert found.sampled or n_slabs < 30
 
 
 def test_what_was_laid_aside_is_compared_in_the_end():
