@@ -19,8 +19,7 @@ from quantmill.qkernels.device_faults import objections_of, reason_of
 from quantmill.qkernels.drivers import describe
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, serving
-from quantmill.qkernels.guard import Guard
-from quantmill.qkernels.guarded import within
+from quantmill.qkernels.guard import Guard, within
 from quantmill.qkernels.lanes.native import host
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.trial import speed, speed_alone

@@ -12,15 +12,13 @@ import torch
 from quantmill.qkernels.device_faults import objections_of, reason_of
 from quantmill.qkernels.engines import Engine, serving
 from quantmill.qkernels.flushing import FLUSHING, risky_blocks
-from quantmill.qkernels.guard import Guard
-from quantmill.qkernels.patience import within
-from quantmill.qkernels.torch_errors import is_out_of_memory
-from quantmill.qkernels.types import DeviceFault, QuantType
+from quantmill.qkernels.guard import first_answer
+from quantmill.qkernels.torch_errors import SilentDeviceError, is_out_of_memory
+from quantmill.qkernels.types import QuantType
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Blocks of random bytes that are decoded on both.
 _BLOCKS = 512
-_SECONDS = Guard().first_seconds
 _JUDGE = Engine("cpu", "cpu", "the judge")
 _BITS = {4: torch.int32, 2: torch.int16}
 
@@ -74,24 +72,22 @@ def decoding_fault(engine: Engine, type: QuantType, to: str) -> str:
     """What is wrong with an engine's numbers of the type `to`, of some blocks; "" where they are the CPU's to the bit.
 
     Blocks of which a device makes zeros because it has no sub-normal numbers do not count. Raises a device's want of
-    memory, and DeviceFault where it does not answer: nothing else would be answered then.
+    memory, and SilentDeviceError for one that hangs: what the CPU decodes could not reach it either.
     """
     rng = np.random.default_rng(type.bytes)
     blocks = torch.from_numpy(rng.integers(0, 256, (_BLOCKS, type.bytes), np.uint8))
     flushed = risky_blocks(blocks, type) if engine.kind in FLUSHING else None
     expected = _by_cpu(type, blocks, to)
 
-    def there() -> torch.Tensor:
-        numbers = torch.empty_like(expected, device=engine.device)
-        _decode(engine, type, blocks, numbers, to)
-        return numbers.cpu()
+    def decoded() -> torch.Tensor:
+        there = torch.empty_like(expected, device=engine.device)
+        _decode(engine, type, blocks, there, to)
+        return there.cpu()
 
     try:
-        found = within(_SECONDS, there)
-    except DeviceFault as error:
-        raise DeviceFault(
-            f"{type.name} is not decoded on {engine.device} ({error}); --device cpu does the work without it"
-        ) from error
+        found = first_answer(engine.device, f"which was to decode {type.name}", decoded)
+    except SilentDeviceError:
+        raise
     except objections_of(engine) as error:
         if is_out_of_memory(error):
             raise

@@ -21,8 +21,7 @@ from quantmill.qkernels.cpu_engine import blocks_of, quantize_stored
 from quantmill.qkernels.device_faults import FAULTS, faults_of, objections, reason_of
 from quantmill.qkernels.encoders import encoder_of
 from quantmill.qkernels.engines import Engine, RowQuantizer, serving
-from quantmill.qkernels.guard import Guard
-from quantmill.qkernels.patience import within
+from quantmill.qkernels.guard import Guard, within
 from quantmill.qkernels.samples import FIRST_BLOCKS, ROWS, Kind, Parts, Samples, Slab, spread
 from quantmill.qkernels.torch_errors import is_out_of_memory
 from quantmill.qkernels.trust import Answers, Verdict, ask, case_of, compared, is_weighted

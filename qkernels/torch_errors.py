@@ -14,6 +14,10 @@ _OF_A_DEVICE = re.compile(
 )
 
 
+class SilentDeviceError(RuntimeError):
+    """A device that gives no answer in time: lost, as torch's errors say it of others."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """torch's own error is one of CUDA and XPU; on MPS it is a RuntimeError that says so."""
     return error.__class__.__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower()
@@ -36,7 +40,8 @@ def device_failed(error: BaseException) -> str:
     What such a device held is gone, and the process cannot use it again.
     """
     text = str(error)
-    if error.__class__.__name__ != "AcceleratorError" and not _OF_A_DEVICE.search(text):
+    known = isinstance(error, SilentDeviceError) or error.__class__.__name__ == "AcceleratorError"
+    if not known and not _OF_A_DEVICE.search(text):
         return ""
     line = (text.strip() or error.__class__.__name__).splitlines()[0][:200].rstrip(".")
     return f"the device failed ({line}); --device cpu does the work without it"

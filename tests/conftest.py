@@ -60,3 +60,17 @@ def opened(packed: Callable[[str], Path]) -> Callable[[str], Any]:
         return sources[name]
 
     return open_once
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has not begun to answer in 0.3 seconds hangs."""
+    from quantmill.qkernels.guard import Guard
+
+    start = Guard.__init__
+
+    def begin(self: Guard, *given: Any, **named: Any) -> None:
+        start(self, *given, **named)
+        object.__setattr__(self, "first_seconds", 0.3)
+
+    monkeypatch.setattr(Guard, "__init__", begin)

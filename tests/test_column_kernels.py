@@ -1,5 +1,7 @@
 """Kernels for blocks of columns, interpreted, against torch's operations; and that they are not believed unseen."""
 
+import threading
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,6 +13,7 @@ from quantmill.calibrate.columns import COLUMNS, Feeding, Levels
 from quantmill.calibrate.rounding import State
 from quantmill.models.workers import working
 from quantmill.qkernels.lattices import LATTICES, lattice_of
+from quantmill.qkernels.torch_errors import SilentDeviceError
 from tests.support.column_blocks import CPU, TILES, again, gone_through, metric, works
 from tests.support.in_triton import interpreted, require_triton
 
@@ -186,6 +189,16 @@ def test_no_memory_is_no_fault_of_a_kernel():
     with pytest.raises(RuntimeError, match="out of memory"):
         gone_through(guarded, "Q4_0", works("Q4_0", 1, 96, 37)[1])
     assert not guarded.refused
+
+
+def test_kernels_that_hang_end_the_work(impatient):
+    """torch's operations would wait behind them."""
+    released = threading.Event()
+    guarded = Guarded("cuda:0", Stub(fault=lambda *given: released.wait(30)))
+    words = r"^no answer for 0 s from cuda:0, which was to compensate a first block$"
+    with pytest.raises(SilentDeviceError, match=words):
+        gone_through(guarded, "Q4_0", works("Q4_0", 1, 96, 37)[1])
+    released.set()
 
 
 def test_who_serves_a_device(monkeypatch):

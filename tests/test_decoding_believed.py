@@ -1,20 +1,26 @@
 """Numbers of blocks on a device other than the CPU: compared before they are believed; where they differ, the CPU's."""
 
 import threading
+import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
 
+from quantmill import cli
 from quantmill.jobs import check_devices
 from quantmill.qkernels import dequantize, device_decode
 from quantmill.qkernels.decoders import decoders
 from quantmill.qkernels.engines import Engine
+from quantmill.qkernels.guard import first_answer
 from quantmill.qkernels.lanes import torch_decode
-from quantmill.qkernels.types import TYPES, DeviceFault, readable_type
+from quantmill.qkernels.torch_errors import SilentDeviceError, in_words
+from quantmill.qkernels.types import TYPES, readable_type
+from tests.support.measure_models import EXAMPLE, tiny
 from tests.test_dequantize import assert_same_bits, random_blocks
 
+TEXT = EXAMPLE / "evaluation.txt"
 ENGINE = Engine("torch", "cpu", "a test")
 
 
@@ -82,6 +88,45 @@ def test_want_of_memory_is_no_wrong_number(device, monkeypatch):
         numbers_of("Q6_K", "F32")
 
 
+@pytest.fixture
+def hanging(device, monkeypatch, impatient):
+    """The same device, which hangs at its first work, for longer than is waited."""
+    released = threading.Event()
+    monkeypatch.setattr(Device, "changes", lambda given: released.wait(30))
+    yield device
+    released.set()
+
+
+def test_a_device_that_hangs_is_not_waited_for(hanging):
+    """The CPU cannot hand its numbers to it either."""
+    with pytest.raises(SilentDeviceError) as raised:
+        numbers_of("Q6_K", "F32")
+    why = "no answer for 0 s from cpu, which was to decode Q6_K"
+    assert in_words(raised.value) == f"the device failed ({why}); --device cpu does the work without it"
+    assert device_decode._is_believed.cache_info().currsize == 0
+
+
+def test_a_job_on_a_device_that_hangs_ends_with_one_line(hanging, tmp_path, capsys):
+    record = tmp_path / "r.json"
+    words = f"evaluate {tiny('Q8_0')} -f {TEXT} -c 64 --chunks 2 -t 1 -o {record}"
+    began = time.perf_counter()
+    assert cli.main(words.split()) == 1
+    assert time.perf_counter() - began < 25
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: the device failed (no answer for 0 s from cpu, ")
+    assert "Traceback" not in said
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_the_first_work_has_the_modes_of_its_thread(device, inference):
+    with torch.inference_mode(inference), torch.set_grad_enabled(False):
+        modes = first_answer(
+            "cpu", "here", lambda: (torch.is_inference_mode_enabled(), torch.is_grad_enabled())
+        )
+    assert modes == (inference, False)
+
+
 def test_a_check_of_devices_decodes_too(device, monkeypatch):
     monkeypatch.setattr(check_devices, "_asked", lambda *given: (512, 0))
     monkeypatch.setattr(check_devices, "timed", lambda engine, row, seconds: row)
@@ -102,23 +147,3 @@ def test_the_gpu_is_believed():
     engine = device_decode._engine_at(str(torch.accelerator.current_accelerator()))
     cases = [(readable_type(type), to) for type in decoders() for to in device_decode.DTYPES]
     assert not [fault for case in cases if (fault := device_decode.decoding_fault(engine, *case))]
-
-
-def test_a_device_that_does_not_answer_ends_the_work(device, monkeypatch):
-    """Whatever it is asked next would wait as well, so the CPU does not go on."""
-    monkeypatch.setattr(device_decode, "_SECONDS", 0.2)
-    released = threading.Event()
-    monkeypatch.setattr(Device, "changes", lambda given: released.wait(60))
-    with pytest.raises(
-        DeviceFault, match=r"Q4_K is not decoded on cpu \(no answer for 0 s\); --device cpu does"
-    ):
-        numbers_of("Q4_K", "F16")
-    (fault,) = check_devices._decoding_faults(ENGINE, TYPES["Q4_K"])
-    assert "no answer for 0 s" in fault
-    released.set()
-
-
-def test_a_device_is_asked_where_nothing_is_to_be_learned(device):
-    """A thread of its own does not know of torch.inference_mode around a model."""
-    with torch.inference_mode():
-        assert numbers_of("Q4_K", "F16")[1] == []

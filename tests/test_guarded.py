@@ -16,8 +16,8 @@ from quantmill.jobs.quantize import Job, run
 from quantmill.jobs.watcher import Silent
 from quantmill.qkernels import arrays, cpu_engine, device, guarded, samples, travel, trust
 from quantmill.qkernels.engines import Engine
-from quantmill.qkernels.guard import Guard
-from quantmill.qkernels.guarded import check_rows, within
+from quantmill.qkernels.guard import Guard, within
+from quantmill.qkernels.guarded import check_rows
 from quantmill.qkernels.hard_blocks import hard_rows
 from quantmill.qkernels.rows import row_quantizers
 from quantmill.qkernels.types import DeviceFault, QuantizeError
