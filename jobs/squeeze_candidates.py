@@ -237,8 +237,6 @@ class Candidates:
         watcher = InsideLayers(self._stages.watcher, candidate.label)
         try:
             result = compensate.run(job, calibration, watcher)
-        except StoppedError:  # by a device: not this candidate's fault
-            raise
         except QuantmillError as error:
             return self._without(candidate.label, insisted, error)
         return {**file_facts(candidate.label, result), "chunks": result.n_chunks}
@@ -252,8 +250,6 @@ class Candidates:
                 self._polish(facts.get("chunks", 0), self.file(before), self._memory.file(key, ".gguf")),
                 Inside(self._stages.watcher, label),
             )
-        except StoppedError:
-            raise
         except QuantmillError as error:
             return self._without(label, insisted, error)
         n_bytes = sum(path.stat().st_size for path in result.paths) if result.helped else None
@@ -295,9 +291,9 @@ class Candidates:
         return sum(len(tokenizer.encode(read_text(path))) // N_CTX for path in self._texts.calibration)
 
     def _without(self, label: str, insisted: bool, error: QuantmillError) -> Mapping[str, Any]:
-        """No file came of it: an error where it was insisted on, or is of a cluster, which may make it yet; else a
-        remark."""
-        if insisted or isinstance(error, ClusterError):
+        """No file came of it: an error where it was insisted on, or is a cluster's or a device's, which may make it;
+        else a remark."""
+        if insisted or isinstance(error, ClusterError | StoppedError):
             raise error
         self._stages.watcher.note(f"{label}: left out, {error}")
         return {"label": label, "bytes": None, "why": str(error)}
