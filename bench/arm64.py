@@ -61,7 +61,7 @@ def _run(
     sigma = np.zeros(0, np.float32)  # of blocks that are apart only
     columns = sigma if importance is None else importance
     tiles = cpu.tiles_of(encoder, len(rows), _COLUMNS // type.block, _PLAIN)
-    own = parts.layout.n_bytes + _COLUMNS * cpu.column_bytes(encoder, _PLAIN)
+    own = parts.layout.n_bytes + _COLUMNS * parts.column_bytes
     facts = (len(rows), _COLUMNS, tiles, own)
     given, found = program.with_name("given"), program.with_name("found")
     with open(given, "wb") as file:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,11 +26,13 @@ _SHAPE = Shape(arrays=4, numbers=4)
 
 @dataclass(frozen=True)
 class Parts:
-    """What the function of one encoder works with; `kinds` are those of the tables, "f32" or "i32"."""
+    """What the function of one encoder works with; `kinds` are those of the tables, "f32" or "i32"; column_bytes: of
+    memory behind the layout for each column of the rows."""
 
     layout: Layout
     tables: tuple[np.ndarray, ...]
     kinds: tuple[str, ...]
+    column_bytes: int
 
 
 def parts_of(type: QuantType, encoder: Encoder, processor: Processor, apart: bool = False) -> Parts:
@@ -41,12 +43,13 @@ def parts_of(type: QuantType, encoder: Encoder, processor: Processor, apart: boo
     if encoder.uses_row_sigma:
         arrays["row_sigma"] = (1, "f32")
     tables = tuple(np.ascontiguousarray(make()) for make in encoder.tables.values())
-    return Parts(layout_of(arrays, processor), tables, table_kinds(tables))
+    column_bytes = _column_bytes(processor) if encoder.uses_row_sigma and not apart else 0
+    return Parts(layout_of(arrays, processor), tables, table_kinds(tables), column_bytes)
 
 
-def column_bytes(encoder: Encoder, processor: Processor) -> int:
-    """What a thread needs to itself for each column: a tile's rows are kept where their mean square counts."""
-    return processor.width * ELEMENT_BYTES["f32"] if encoder.uses_row_sigma else 0
+def _column_bytes(processor: Processor) -> int:
+    """Of the whole rows of a tile, which are kept where their mean square counts."""
+    return processor.width * ELEMENT_BYTES["f32"]
 
 
 def tiles_of(encoder: Encoder, n_rows: int, per_row: int, processor: Processor) -> int:
@@ -75,10 +78,10 @@ def compiled_encoder(
     name = f"{type.name}{weighted}-from-{source}{'-apart' if apart else ''}"
     phases = tuple((phase.function, phase.arguments, phase.lanes) for phase in encoder.phases)
     facts = (type.block, type.bytes, phases, parts.layout, parts.kinds)
-    function = compiled(
-        name, facts, encoder.module, _SHAPE, parts.layout.n_bytes, parts.tables, text, processor
+    own_bytes = parts.layout.n_bytes
+    return compiled(
+        name, facts, encoder.module, _SHAPE, own_bytes, parts.tables, text, processor, parts.column_bytes
     )
-    return function if apart else replace(function, column_bytes=column_bytes(encoder, processor))
 
 
 @functools.cache
@@ -92,8 +95,8 @@ def compiled_row_sigma(source: str, processor: Processor) -> Compiled:
         return text_of_row_sigma(source, layout, processor)
 
     name = f"row-sigma-from-{source}"
-    function = compiled(name, layout, "programs.common", _SHAPE, layout.n_bytes, (), text, processor)
-    return replace(function, column_bytes=processor.width * ELEMENT_BYTES["f32"])
+    per_column = _column_bytes(processor)
+    return compiled(name, layout, "programs.common", _SHAPE, layout.n_bytes, (), text, processor, per_column)
 
 
 def encode(
@@ -123,9 +126,12 @@ def encode(
     function = compiled_encoder(type, encoder, stored, processor)
 
     def some(bounds: Iterator[tuple[int, int]]) -> None:
-        own = function.memory(n_cols)
+        own, sigma = (
+            function.memory(n_cols),
+            columns,
+        )  # blocks that are apart are given one; nobody reads it here
         for begin, end in bounds:
-            if not function((source, columns, columns, out), (*shape, begin, end), own):
+            if not function((source, columns, sigma, out), (*shape, begin, end), own):
                 require_finite(widen(source.view(np.uint8), TYPES[stored]))
 
     tiles = tiles_of(encoder, n_rows, per_row, processor)

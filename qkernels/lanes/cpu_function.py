@@ -57,6 +57,7 @@ def compiled(
     tables: tuple[np.ndarray, ...],
     text: Callable[[], str],
     processor: Processor,
+    column_bytes: int = 0,
 ) -> Compiled:
     """The function that `text` makes from a module of lane programs, from the cache where it is there.
 
@@ -66,7 +67,7 @@ def compiled(
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     parameters = [*[pointer] * shape.arrays, *[number] * shape.numbers, *[pointer] * (1 + len(tables))]
     code = kept(name, key, lambda: compile_module(text(), processor))
-    return Compiled(load(code, "drive", parameters, processor), own_bytes, tables)
+    return Compiled(load(code, "drive", parameters, processor), own_bytes, tables, column_bytes)
 
 
 def table_kinds(tables: Sequence[np.ndarray]) -> tuple[str, ...]:
