@@ -84,4 +84,4 @@ def dequantize(
 def to_float32(raw: np.ndarray, type: str) -> np.ndarray:
     """Stored rows u8 [n_rows, row_bytes] of any type → f32 [n_rows, n_cols]; rows in F32 are seen, not copied."""
     row = readable_type(type)
-    return plain.widen(raw, row) if row.family == "plain" else dequantize(raw, type)
+    return raw.view(plain.ELEMENTS["F32"]) if row.name == "F32" else dequantize(raw, type)

@@ -47,15 +47,34 @@ def _quantized(
 ) -> np.ndarray:
     """`stored`: the type of the rows: F32 as float32, F16 or BF16 as uint16."""
     if type.family == "plain":
-        require_finite(rows)
-        out = plain.narrow(np.ascontiguousarray(rows), type)
-    else:
-        from quantmill.qkernels.lanes import cpu, native
+        return _converted(np.ascontiguousarray(rows).view(np.uint8), get_type(stored), type, threads)
+    from quantmill.qkernels.lanes import cpu, native
 
-        encoder = encoder_of(type.name, importance is not None, search)
-        out = cpu.encode(type, encoder, rows, importance, _count(threads), native.host(), stored)
+    encoder = encoder_of(type.name, importance is not None, search)
+    out = cpu.encode(type, encoder, rows, importance, _count(threads), native.host(), stored)
     require_finite_scales(out, type)
     return out
+
+
+def _converted(raw: np.ndarray, source: QuantType, type: QuantType, threads: int | None) -> np.ndarray:
+    """Rows u8 [n_rows, row_bytes] of any type as those of a plain one.
+
+    Raises NotFiniteError for the first number that is not finite, TooLargeError where `type` cannot hold one.
+    """
+    if source.family == "plain":
+        from quantmill.qkernels.lanes.cpu_plain import convert
+        from quantmill.qkernels.lanes.native import host
+
+        done = np.empty((len(raw), type.row_bytes(raw.shape[1] // source.bytes)), np.uint8)
+        whole = np.ascontiguousarray(raw)
+        finite = convert(whole, source.name, done, type.name, _count(threads), host())
+    else:
+        done = dequantize(raw, source, type.name, None, threads).view(np.uint8)
+        finite = plain.all_finite(done, type)
+    if not finite:
+        require_finite(dequantize(raw, source, "F32", None, threads))
+        require_finite_scales(done, type)
+    return done
 
 
 def quantize_stored(
@@ -73,11 +92,12 @@ def quantize_stored(
     """
     source, target = readable_type(source_type), get_type(type)
     weights = checked_importance(importance, raw.shape[1] // source.bytes * source.block, target, search)
+    if target.family == "plain":
+        return _converted(raw, source, target, threads)
     if source.family != "plain":
         return _requantized(raw, source, target, weights, threads, search)
-    if source.name == "F32" or target.family == "plain":
-        return _quantized(plain.widen(raw, source), "F32", target, weights, threads, search)
-    return _quantized(raw.view("<u2"), source.name, target, weights, threads, search)
+    words = raw.view("<f4" if source.name == "F32" else "<u2")
+    return _quantized(words, source.name, target, weights, threads, search)
 
 
 def blocks_of(
@@ -97,8 +117,6 @@ def blocks_of(
     from quantmill.qkernels.lanes.native import host
 
     def numbers(stored: np.ndarray) -> np.ndarray:
-        if source.family == "plain":
-            return plain.widen(stored, source)
         return dequantize(stored, source, "F32", None, 1)
 
     x, sigma = numbers(parts), None
@@ -118,20 +136,14 @@ def _requantized(
     threads: int | None,
     search: Search,
 ) -> np.ndarray:
-    done: np.ndarray | None
-    if type.family == "plain":
-        decoded = dequantize(raw, source, type.name, None, threads).view(np.uint8)
-        done = decoded if plain.all_finite(decoded, type) else None
-    else:
-        from quantmill.qkernels.lanes.cpu_requantize import requantize
-        from quantmill.qkernels.lanes.native import host
+    from quantmill.qkernels.lanes.cpu_requantize import requantize
+    from quantmill.qkernels.lanes.native import host
 
-        steps = decoder_of(source.name), encoder_of(type.name, importance is not None, search)
-        done = requantize(source, steps[0], type, steps[1], raw, importance, _count(threads), host())
+    steps = decoder_of(source.name), encoder_of(type.name, importance is not None, search)
+    done = requantize(source, steps[0], type, steps[1], raw, importance, _count(threads), host())
     if done is None:
-        rows = dequantize(raw, source, "F32", None, threads)
-        require_finite(rows)
-        done = plain.narrow(rows, type)  # finite, but too large for halves
+        require_finite(dequantize(raw, source, "F32", None, threads))
+    assert done is not None
     require_finite_scales(done, type)
     return done
 
@@ -146,13 +158,13 @@ def dequantize(
         out = np.empty(shape, plain.ELEMENTS[to])
     assert (out.shape, out.dtype) == (shape, plain.ELEMENTS[to])
     assert out.flags.c_contiguous
-    if type.family == "plain":
-        numbers = plain.widen(np.ascontiguousarray(blocks), type)
-        out[...] = plain.narrow(numbers, get_type(to)).view(out.dtype)
-        return out
-    from quantmill.qkernels.lanes import cpu_decode, native
+    from quantmill.qkernels.lanes import cpu_decode, cpu_plain, native
 
-    raw = np.ascontiguousarray(blocks).reshape(math.prod(blocks.shape) // type.bytes, type.bytes)
+    whole = np.ascontiguousarray(blocks)
+    if type.family == "plain":
+        cpu_plain.convert(whole, type.name, out, to, _count(threads), native.host())
+        return out
+    raw = whole.reshape(math.prod(blocks.shape) // type.bytes, type.bytes)
     numbers = out.reshape(len(raw), type.block)
     cpu_decode.decode(type, decoder_of(type.name), raw, numbers, to, _count(threads), native.host())
     return out

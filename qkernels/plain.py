@@ -1,4 +1,4 @@
-"""F32, F16 and BF16 rows to and from float32. numpy only."""
+"""F32, F16 and BF16 rows as they are stored. numpy only."""
 
 from __future__ import annotations
 
@@ -12,26 +12,6 @@ ELEMENTS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _INFINITIES = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 _PIECE = 1 << 17  # words that stay in a cache between two steps
 _PAGE = 4096  # no more bytes than a page of memory has
-
-
-def widen(raw: np.ndarray, type: QuantType) -> np.ndarray:
-    """raw u8 [n_rows, row_bytes] of a plain type → f32 [n_rows, n_cols], exactly."""
-    if type.name == "F32":
-        return raw.view("<f4")
-    if type.name == "F16":
-        return raw.view("<f2").astype(np.float32)
-    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def narrow(rows: np.ndarray, type: QuantType) -> np.ndarray:
-    """f32 [n_rows, n_cols] → u8 [n_rows, row_bytes], to the nearest, ties to even, sub-normals kept."""
-    if type.name == "F32":
-        return rows.astype("<f4").view(np.uint8)
-    if type.name == "F16":
-        with np.errstate(over="ignore"):
-            return rows.astype("<f2").view(np.uint8)
-    bits = rows.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").view(np.uint8)
 
 
 def all_finite(raw: np.ndarray, type: QuantType) -> bool:

@@ -14,11 +14,11 @@ import numpy as np
 from quantmill.qkernels.checks import require_finite
 from quantmill.qkernels.lanes.cpu_function import Compiled, Shape, compiled, table_kinds
 from quantmill.qkernels.lanes.cpu_layout import Layout, layout_of
+from quantmill.qkernels.lanes.cpu_plain import convert
 from quantmill.qkernels.lanes.cpu_threads import spread
 from quantmill.qkernels.lanes.encoder import Encoder
 from quantmill.qkernels.lanes.native import ELEMENT_BYTES, Processor
-from quantmill.qkernels.plain import widen
-from quantmill.qkernels.types import TYPES, QuantType
+from quantmill.qkernels.types import QuantType
 
 # source, columns, sigma, target; rows, columns, first and last tile
 _SHAPE = Shape(arrays=4, numbers=4)
@@ -132,7 +132,9 @@ def encode(
         )  # blocks that are apart are given one; nobody reads it here
         for begin, end in bounds:
             if not function((source, columns, sigma, out), (*shape, begin, end), own):
-                require_finite(widen(source.view(np.uint8), TYPES[stored]))
+                numbers = np.empty(shape, np.float32)
+                convert(source, stored, numbers, "F32", 1, processor)
+                require_finite(numbers)
 
     tiles = tiles_of(encoder, n_rows, per_row, processor)
     spread(n_threads, some, tiles, source.size // tiles)
