@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from quantmill.calibrate.gram import Metric, metric_of, shrunk
 from quantmill.calibrate.moments import FITTED, HELD, Moments, MomentsOf, is_held
 from quantmill.calibrate.solver import Effort, plain, solvable, solve
 from quantmill.calibrate.targets import NO_SHARES, Shares, target_of
+from quantmill.calibrate.tensor_scales import divided, tensor_scale
 from quantmill.models.model import LoadedModel
 from quantmill.models.places import Place
 from quantmill.models.workers import Workers
@@ -59,6 +61,7 @@ class SeenOutput(Protocol):
 BLOCK = 256  # columns of the largest block of any type
 EVERY = 6  # of the batches, one is held back
 WIDEST = 16384  # columns; sums of their square, of two parts and two products, take 4 GiB
+NO_SCALES: Mapping[str, torch.Tensor] = MappingProxyType({})
 STRENGTH = 256  # tokens of the whole layer that every expert's moments are drawn by
 
 
@@ -80,7 +83,7 @@ class Made:
     fitted, held: Σ|error|² with these blocks over that with plain ones, on the fitted and the held-back chunks:
     (plain, made). compensated: False where the type, or the width, left only plain blocks.
     factors: f32 [n_cols], what the columns in the blocks are multiplied with, and the weights of `norm` are to be
-    divided by; None: nothing.
+    divided by; scales: f32 [n_mat], what decoded blocks are to be multiplied with; None: nothing.
     """
 
     name: str
@@ -92,6 +95,15 @@ class Made:
     held: tuple[float, float] = (0.0, 0.0)
     norm: str | None = None
     factors: np.ndarray | None = None
+    scales: np.ndarray | None = None
+
+    @property
+    def in_blocks(self) -> np.ndarray | None:
+        """f32, to be spread over [n_mat, n_rows, n_cols]: what the weights are multiplied with in the blocks."""
+        if self.scales is None:
+            return self.factors
+        stretched = 1 / self.scales[:, None, None]
+        return stretched if self.factors is None else stretched * self.factors
 
 
 def held_back(n_batches: int) -> Callable[[int], bool]:
@@ -111,10 +123,11 @@ def quantize_layer(
     workers: Workers,
     two_streams: bool,
     norms: Collection[str] = (),
+    scaled: Collection[str] = (),
 ) -> list[Made]:
     """Blocks for every tensor of `types` (GGUF name → type) that the layer comes to; the changed stream follows.
 
-    norms: whose weights may change.
+    norms: whose weights may change; scaled: tensors with a factor of their own for every matrix.
     """
     made: list[Made] = []
     tried = norms and any(_can_balance(place, types) for place in layer.places)
@@ -126,15 +139,18 @@ def quantize_layer(
         if not names:
             continue
         norm = place.norm if place.norm in norms and _can_balance(place, types) else None
+        scales = {name: tensor_scale(layer.weight(name)) for name in names if name in scaled}
         found = []
         for part in parts:
             only = None if len(parts) == 1 else part
             moments = layer.visit(place, moments_of(layer.walk, place, two_streams, only))
-            found.append(_at_place(layer, place, names, types, settings, moments, workers, part, norm))
+            found.append(
+                _at_place(layer, place, names, types, settings, moments, workers, part, norm, scales)
+            )
         made += [side_by_side(of_one) for of_one in zip(*found, strict=True)]
         if two_streams:
             for one in made[-len(names) :]:
-                layer.change_blocks(one.name, one.blocks, one.type, one.factors)
+                layer.change_blocks(one.name, one.blocks, one.type, one.in_blocks)
     return made
 
 
@@ -181,6 +197,7 @@ def _at_place(
     workers: Workers,
     part: slice,
     norm: str | None,
+    scales: Mapping[str, torch.Tensor],
 ) -> list[Made]:
     """Tensors of one type that take the same columns are solved together: their rows are rows of one matrix."""
     groups: dict[tuple[str, bytes], list[str]] = {}
@@ -200,7 +217,7 @@ def _at_place(
             weights = [matrix[..., part] for matrix in weights]
         with naming(*members):
             metric = fitted_metric(own, settings)
-            made = solved(weights, members, type, settings, own, metric, workers, norm, factors)
+            made = solved(weights, members, type, settings, own, metric, workers, norm, factors, scales)
         found |= {one.name: one for one in made}
     return [found[name] for name in names]
 
@@ -231,11 +248,12 @@ def solved(
     workers: Workers,
     norm: str | None = None,
     factors: torch.Tensor | None = None,
+    scales: Mapping[str, torch.Tensor] = NO_SCALES,
 ) -> list[Made]:
     """Tensors [n_mat, n_rows, n_cols] f32 of one type that take the same columns, solved as rows of one matrix.
 
     metric: of the fitted part of `moments`, `fitted_metric`. factors: [n_cols] f32, to be exchanged with the norm's
-    weights.
+    weights; scales: [n_mat] f32 of the tensors that have them.
     """
     sizes = [matrix.shape[1] for matrix in weights]
     whole = torch.cat(weights, 1)
@@ -246,23 +264,31 @@ def solved(
             for name, part in zip(names, blocks.split(sizes, 1), strict=True)
         ]
     target, shares = target_of(whole, moments, metric, STRENGTH, settings.alpha)
-    if factors is None:
-        start, blocks = solve(target, metric, type, settings.effort, workers.map)
-    else:
-        start, blocks = solve(target * factors, metric.between(factors), type, settings.effort, workers.map)
+    inside = target if factors is None else target * factors
+    inside = divided(inside, [scales.get(name) for name in names], sizes)
+    within = metric if factors is None else metric.between(factors)
+    start, blocks = solve(inside, within, type, settings.effort, workers.map)
     made = []
     for name, wanted, before, after in zip(
         names, target.split(sizes, 1), start.split(sizes, 1), blocks.split(sizes, 1), strict=True
     ):
-        decoded = [dequantize(blocks, type).to(wanted) for blocks in (before, after)]
-        if factors is not None:
-            decoded = [values / factors for values in decoded]
-        differences = [values - wanted for values in decoded]
+        one = Made(
+            name,
+            after.contiguous().cpu().numpy(),
+            type,
+            True,
+            shares,
+            norm=norm,
+            factors=None if factors is None else factors.cpu().numpy(),
+            scales=scales[name].cpu().numpy() if name in scales else None,
+        )
+        stretched = None if one.in_blocks is None else torch.from_numpy(one.in_blocks).to(wanted)
+        differences = []
+        for values in (dequantize(found, type).to(wanted) for found in (before, after)):
+            differences.append((values if stretched is None else values / stretched) - wanted)
         fitted, held = (
             (moments.error(part, differences[0]), moments.error(part, differences[1]))
             for part in (FITTED, HELD)
         )
-        own = None if factors is None else factors.cpu().numpy()
-        blocks_of = after.contiguous().cpu().numpy()
-        made.append(Made(name, blocks_of, type, True, shares, fitted, held, norm, own))
+        made.append(replace(one, fitted=fitted, held=held))
     return made

@@ -43,6 +43,7 @@ from quantmill.qkernels import to_float32
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.types import DeviceFault
 from quantmill.recipe import Plan, PlanEntry
+from quantmill.recipe.tensor_scales import scale_name
 
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
@@ -161,7 +162,8 @@ def _walk(
 
     calibration = state.calibration
     settings = Settings(EFFORTS[calibration.effort], calibration.alpha, calibration.damping)
-    entries = {entry.source: entry for entry in state.plan.entries if is_searched(entry)}
+    by_source = {entry.source: entry for entry in state.plan.entries}
+    entries = {source: entry for source, entry in by_source.items() if is_searched(entry)}
     held = held_back(len(walk.batches))
     state.n_held = sum(len(batch) for i, batch in enumerate(walk.batches) if held(i))
     if calibration.resume:
@@ -170,6 +172,7 @@ def _walk(
     norms = {entry.source for entry in state.plan.entries if entry.type == "F32"}
     if calibration.keep_norms:
         norms.clear()
+    scaled = {source for source in entries if scale_name(source) in by_source}
     for layer in walk.layers():
         if layer.index in state.job.recipe.prune_layers:
             layer.leave_out()
@@ -179,12 +182,15 @@ def _walk(
         if layer.index < kept.n_found:
             made = made_of(kept.read(layer.index), types)
             for one in made:
-                layer.change_blocks(one.name, one.blocks, one.type, one.factors)
+                layer.change_blocks(one.name, one.blocks, one.type, one.in_blocks)
         else:
-            made = quantize_layer(layer, types, settings, workers, two_streams, norms)
+            made = quantize_layer(layer, types, settings, workers, two_streams, norms, scaled)
             kept.write(layer.index, arrays_of(made))
         _written(state, made, entries)
         _write_norms(state, made, walk)
+        for one in made:
+            if one.scales is not None:
+                _write(state, by_source[scale_name(one.name)], one.scales.astype("<f4"))
         trim()
         state.watcher.layer_done(layer.index + 1, len(walk.modules))
     output = walk.output()
@@ -201,10 +207,7 @@ def _walk(
 
 def _written(state: _State, made: list[Made], entries: dict[str, PlanEntry]) -> None:
     for one in made:
-        entry = entries[one.name]
-        state.sink.write(entry.name, one.blocks)
-        state.done.add(entry.name)
-        state.watcher.progressed(entry.source_bytes, entry.name)
+        _write(state, entries[one.name], one.blocks)
     state.made += made
 
 
@@ -217,9 +220,13 @@ def _write_norms(state: _State, made: list[Made], walk: Walk | FarWalk) -> None:
             continue
         entry = entries[name]
         values = to_float32(source.read(name), entry.source_type).reshape(-1)
-        state.sink.write(entry.name, (values / factors).astype("<f4"))
-        state.done.add(entry.name)
-        state.watcher.progressed(entry.source_bytes, entry.name)
+        _write(state, entry, (values / factors).astype("<f4"))
+
+
+def _write(state: _State, entry: PlanEntry, data: np.ndarray) -> None:
+    state.sink.write(entry.name, data)
+    state.done.add(entry.name)
+    state.watcher.progressed(entry.source_bytes, entry.name)
 
 
 def _identity(state: _State, loaded: LoadedModel) -> dict[str, str]:

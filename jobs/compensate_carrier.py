@@ -135,7 +135,7 @@ class CompensateCarrier:
         if layer in task.job.recipe.prune_layers:
             return None
         made = made_of(read_layer(task.finished, layer), task.types)
-        return {one.name: (one.type, one.blocks, one.factors) for one in made}
+        return {one.name: (one.type, one.blocks, one.in_blocks) for one in made}
 
     def carry(self, piece: Enter | Visit | Solve) -> Outcome:
         return told(lambda: piece.done_by(self), self._warnings)

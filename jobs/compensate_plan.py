@@ -32,6 +32,7 @@ from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.engines import choose_engines
 from quantmill.recipe import ImportanceIndex, Override, Plan, build_plan
+from quantmill.recipe.tensor_scales import scales_of
 
 if TYPE_CHECKING:
     from quantmill.imatrix.store import ImportanceMatrix
@@ -118,9 +119,14 @@ def plan_of(
         values = {name: specs[name].n_cols * n_mat for name, n_mat in walked_names(loaded).items()}
         index = ImportanceIndex(calibration.texts[0], values, calibration.texts, len(chunks))
     overrides = (*job.recipe.overrides, *_facts(calibration, chunks))
-    plan = build_plan(source.specs(), source.metadata, replace(job.recipe, overrides=overrides), index)
+    recipe, tensors = replace(job.recipe, overrides=overrides), source.specs()
+    plan = build_plan(tensors, source.metadata, recipe, index)
+    written = {entry.source for entry in compensated_entries(plan, loaded)}
+    scales = scales_of(tensors, str(source.metadata["general.architecture"].value), plan.entries, written)
+    if scales:
+        plan = build_plan((*tensors, *scales), source.metadata, recipe, index)
     problems = plan.problems
-    if not compensated_entries(plan, loaded):
+    if not written:
         problems += (
             f"{job.recipe.file_type}: no matrix gets codes here that compensation could choose; "
             "leave out --compensate, or name a quantized type",

@@ -10,7 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from quantmill.calibrate.layer import Made
 
-_NUMBERS, _FACTORS = "?", ":"  # behind the tensor's name; the second is followed by the norm's
+# Behind the tensor's name; the second is followed by the norm's.
+_NUMBERS, _FACTORS, _SCALES = "?", ":", "*"
 
 
 def arrays_of(made: Sequence[Made]) -> dict[str, np.ndarray]:
@@ -22,6 +23,8 @@ def arrays_of(made: Sequence[Made]) -> dict[str, np.ndarray]:
         arrays[one.name + _NUMBERS] = np.array([float(one.compensated), *shares, *one.fitted, *one.held])
         if one.factors is not None:
             arrays[f"{one.name}{_FACTORS}{one.norm}"] = one.factors
+        if one.scales is not None:
+            arrays[one.name + _SCALES] = one.scales
     return arrays
 
 
@@ -37,14 +40,22 @@ def made_of(arrays: Mapping[str, np.ndarray], types: Mapping[str, str]) -> list[
     }
     made = []
     for name, blocks in arrays.items():
-        if name.endswith(_NUMBERS) or _FACTORS in name:
+        if name.endswith((_NUMBERS, _SCALES)) or _FACTORS in name:
             continue
         compensated, a, b, *errors = arrays[name + _NUMBERS].tolist()
         pairs = (errors[0], errors[1]), (errors[2], errors[3])
         norm, factors = balanced.get(name, (None, None))
         made.append(
             Made(
-                name, blocks, types[name], bool(compensated), Shares(a, b), *pairs, norm=norm, factors=factors
+                name,
+                blocks,
+                types[name],
+                bool(compensated),
+                Shares(a, b),
+                *pairs,
+                norm=norm,
+                factors=factors,
+                scales=arrays.get(name + _SCALES),
             )
         )
     return made

@@ -58,7 +58,7 @@ class Layer:
     def change_blocks(
         self, name: str, blocks: np.ndarray, type: str, factors: np.ndarray | None = None
     ) -> None:
-        """The same as `change` for blocks u8 [n_mat, n_rows, row_bytes]; factors: f32 [n_cols] that are in them."""
+        """The same as `change` for blocks u8 [n_mat, n_rows, row_bytes]; factors: f32 that are in them."""
         values = dequantize(torch.from_numpy(blocks), type)
         if factors is not None:
             values = values / torch.from_numpy(factors)
