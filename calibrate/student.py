@@ -15,6 +15,7 @@ from quantmill.calibrate.scales import FEW_TOKENS, Factors, ScaledPiece, Way
 from quantmill.calibrate.strands import Strands
 from quantmill.calibrate.vectors import Vector, stored_vectors, vectors_of
 from quantmill.gguf_io import TensorSource
+from quantmill.models.fill import matrix_factors
 from quantmill.models.model import LoadedModel
 from quantmill.models.workers import ALONE, Workers
 from quantmill.qkernels import to_float32
@@ -61,15 +62,26 @@ class Student:
             if piece.codes is not None
             for matrix in range(len(piece.tokens))
         ]
-        self.workers.map(lambda one: one[1].begin(one[2], self._original(*one[::2], original)), work)
+        factors = matrix_factors(original, self.loaded.table) if work and original is not None else {}
+        self.workers.map(
+            lambda one: one[1].begin(one[2], self._original(*one[::2], original, factors.get(one[0].name))),
+            work,
+        )
         if rates.vectors > 0:
             types = (
                 {spec.name: spec.type for spec in self.loaded.source.specs()} if self.loaded.source else {}
             )
             self.vectors = vectors_of(self.loaded.model, self.loaded.table, lambda name: types[name] == "F32")
 
-    def _original(self, piece: ScaledPiece, matrix: int, original: TensorSource | None) -> torch.Tensor:
-        """The rows of a matrix as the piece has them, of the original: [n_rows, n_cols] f32."""
+    def _original(
+        self,
+        piece: ScaledPiece,
+        matrix: int,
+        original: TensorSource | None,
+        factors: tuple[float, ...] | None,
+    ) -> torch.Tensor:
+        """The rows of a matrix as the piece has them, of the original, whose matrices `factors` multiply: [n_rows,
+        n_cols] f32."""
         assert original is not None
         n_rows = piece.piece.blocks.shape[1]
         raw, type = original.fetch(piece.name, matrix * n_rows, n_rows)
@@ -78,6 +90,8 @@ class Student:
         rows = piece.sorted_rows(self.loaded.table.views[piece.name].rows)
         if rows is not None:
             values = values[torch.from_numpy(np.argsort(rows))]
+        if factors is not None:
+            values = values * factors[matrix]
         return values if piece.piece.factors is None else values / piece.piece.factors[matrix]
 
     def apply(self) -> None:

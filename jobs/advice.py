@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
-from quantmill.gguf_io import TensorSpec
 from quantmill.jobs.errors import JobError
 from quantmill.qkernels import QuantizeError, quantize
 from quantmill.qkernels.types import TYPES
 from quantmill.recipe import PlanEntry
-
-
-def require_no_factors(specs: Iterable[TensorSpec], work: str) -> None:
-    """Raises JobError for weights with a factor beside them (NVFP4's `.scale`): `work` would leave the factors out."""
-    specs = tuple(specs)
-    names = {spec.name for spec in specs}
-    for spec in specs:
-        if spec.name.endswith(".scale") and f"{spec.name.removesuffix('scale')}weight" in names:
-            raise JobError(
-                f"{spec.name}: {work} does not know the factors of NVFP4 weights; quantize this model plainly"
-            )
 
 
 def unfit_row(

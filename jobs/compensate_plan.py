@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from quantmill.gguf_io.filesystem import bytes_in
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.text import N_CTX, Cutting, Text, text_argument
-from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_request import CHUNKS, FEWEST_CHUNKS, Calibration
 from quantmill.jobs.compensated import compensated_entries
@@ -112,7 +111,7 @@ def plan_of(
     from quantmill.models.walk import walked_names
 
     specs = {spec.name: spec for spec in source.specs()}
-    require_no_factors(specs.values(), "compensation")
+    _require_no_factors(specs)
     index = importance_index(job, importance)
     if index is None:
         # what the walk collects on its way
@@ -132,6 +131,15 @@ def plan_of(
             "leave out --compensate, or name a quantized type",
         )
     return replace(plan, warnings=(*source.warnings, *plan.warnings), problems=problems)
+
+
+def _require_no_factors(names: Collection[str]) -> None:
+    """Raises JobError for weights with a factor beside them, as a model that was published in NVFP4 has."""
+    for name in names:
+        if name.endswith(".scale") and f"{name.removesuffix('scale')}weight" in names:
+            raise JobError(
+                f"{name}: compensation does not know the factors of NVFP4 weights; quantize this model plainly"
+            )
 
 
 def kept_bytes(job: Job, plan: Plan, loaded: LoadedModel) -> int:

@@ -13,7 +13,6 @@ from quantmill.gguf_io.filesystem import open_regular
 from quantmill.imatrix.reading import read_texts, read_tokens
 from quantmill.imatrix.text import N_CTX, Cutting, Render, Text
 from quantmill.imatrix.text import chunks_of as by_weight
-from quantmill.jobs.advice import require_no_factors
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.runnable import require_runnable
 from quantmill.models.tokenizer import Tokenizer
@@ -118,7 +117,6 @@ def check_trainable(path: Path, source: TensorSource) -> None:
 
 def check_base(quant: TensorSource, base: TensorSource) -> None:
     """Raises JobError, naming the first tensor that differs, unless `base` is a finer copy of the model of `quant`."""
-    require_no_factors(quant.specs(), "polish")
     names = f"{quant.paths[0]} and the base {base.paths[0]}"
     ours, theirs = (source.metadata.value("general.architecture") for source in (quant, base))
     if ours != theirs:

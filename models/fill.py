@@ -51,6 +51,18 @@ def stretch_rotation(model: nn.Module, factors: np.ndarray) -> None:
             module.inv_freq = frequencies / torch.tensor(factors, device=frequencies.device)
 
 
+def matrix_factors(source: TensorSource, table: TensorTable) -> dict[str, tuple[float, ...]]:
+    """What matrices of a GGUF are multiplied with (NVFP4's `.scale`), a number for each of a stack, by the name of the
+    matrices; not what a model has for itself and multiplies with."""
+    names = {spec.name for spec in source.specs()}
+    found = {}
+    for spec in source.specs():
+        weight = f"{spec.name.removesuffix('scale')}weight"
+        if spec.name.endswith(".scale") and weight in names and spec.name not in table.views:
+            found[weight] = tuple(to_float32(source.read(spec.name), spec.type)[0].tolist())
+    return found
+
+
 def held_blocks(raw: np.ndarray, view: View) -> tuple[torch.Tensor, View]:
     """Stored rows u8 [n_rows, row_bytes] of a GGUF tensor -> blocks [n_matrices, n_rows, row_bytes] as a Piece holds
     them, and the view that is left: reordered rows are put back as blocks, once, and not at every use."""
@@ -93,6 +105,7 @@ class Filler:
         blocks_on: torch.device | None = None,
     ):
         self.model, self.table, self.source, self.specs = model, table, source, specs
+        self.factors = matrix_factors(source, table)
         self.device, self.dtype, self.products = device, dtype, products
         self.blocks_on = blocks_on or device
         self.packed: dict[str, PackedTensor] = {}
@@ -139,14 +152,7 @@ class Filler:
     def _piece(self, name: str, matrix: int | None) -> Piece:
         raw, type = self.source.fetch(name)
         blocks, view = held_blocks(raw, self.table.views[name])
-        return Piece(name, type, blocks.to(self.blocks_on), view, matrix, self._factors(name))
-
-    def _factors(self, name: str) -> tuple[float, ...] | None:
-        scale = name.removesuffix("weight") + "scale"
-        if scale in self.table.views:  # a tensor that the model has and multiplies with
-            return None
-        spec = self.specs.get(scale)
-        return None if spec is None else tuple(to_float32(self.source.read(spec.name), spec.type)[0].tolist())
+        return Piece(name, type, blocks.to(self.blocks_on), view, matrix, self.factors.get(name))
 
     def _dense(self, name: str) -> torch.Tensor:
         views = [self.table.views[use.name] for use in self.table.uses[name]]

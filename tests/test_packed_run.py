@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from quantmill.cli import main
+from quantmill.gguf_io import open_source
 from quantmill.gguf_io.convert import open_checkpoint
 from quantmill.imatrix.store import load as load_imatrix
 from quantmill.jobs import convert, quantize
@@ -90,16 +91,25 @@ def test_imatrix_and_evaluate_take_a_packed_directory(tmp_path, capsys):
     assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-6)
 
 
-def test_what_learns_refuses_factors(tmp_path, capsys):
-    """Rather than leave them out."""
+def test_compensation_refuses_factors_and_polish_moves_them(tmp_path, capsys):
+    """Both the file and what it was made from have them."""
     directory = write_packed("nvfp4-modelopt", tmp_path / "packed")
     convert.run(convert.Conversion(directory, tmp_path / "base.gguf"))
     quantize.run(quantize.Job(str(directory), tmp_path / "small.gguf", Recipe("Q4_0")))
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 900)
     learn = ["--calibration", str(text)]
+    assert main(["quantize", str(directory), str(tmp_path / "out.gguf"), "Q4_0", "--compensate", *learn]) == 1
+    assert "does not know the factors of NVFP4 weights" in capsys.readouterr().err
     polish = ["polish", str(tmp_path / "small.gguf"), "--base", str(tmp_path / "base.gguf"), *learn]
-    compensate = ["quantize", str(directory), str(tmp_path / "out.gguf"), "Q4_0", "--compensate", *learn]
-    for words in (polish, compensate):
-        assert main(words) == 1
-        assert "does not know the factors of NVFP4 weights" in capsys.readouterr().err
+    assert main([*polish, "-o", str(tmp_path / "polished.gguf")]) == 0
+    values = [
+        {
+            spec.name: source.read(spec.name).view("<f4")[0]
+            for spec in source.specs()
+            if spec.name.endswith(".scale")
+        }
+        for source in map(open_source, (tmp_path / "small.gguf", tmp_path / "polished.gguf"))
+    ]
+    assert values[0].keys() == values[1].keys()
+    assert any((values[0][name] != values[1][name]).any() for name in values[0])

@@ -14,8 +14,10 @@ from quantmill.calibrate.student import Student
 from quantmill.gguf_io import open_source
 from quantmill.imatrix.text import Text
 from quantmill.jobs import convert, polish, quantize
+from quantmill.models.fill import matrix_factors
 from quantmill.models.model import load
 from quantmill.models.workers import working
+from quantmill.qkernels import dequantize
 from quantmill.qkernels.scales import read_scales
 from quantmill.qkernels.types import TYPES
 from quantmill.recipe import Recipe, parse_rule
@@ -66,6 +68,24 @@ def test_llama_cpp_runs_a_polished_file(type: str, tmp_path: Path, monkeypatch: 
             logits = model.logits(said)[-1]
         assert np.isfinite(logits).all()
         said = [*said, int(logits.argmax())]
+
+
+def test_codes_begin_at_the_original_times_its_own_factors(tmp_path: Path) -> None:
+    """Over the file's: a file is its own original here, so that they begin at its decoded blocks."""
+    convert.run(
+        convert.Conversion(write_packed("nvfp4-modelopt", tmp_path / "packed"), tmp_path / "out.gguf")
+    )
+    loaded = load(tmp_path / "out.gguf", device="cpu")
+    source = open_source(tmp_path / "out.gguf")
+    factors = matrix_factors(source, loaded.table)
+    with working(1, "cpu") as workers:
+        student = Student(loaded, torch.float32, workers)
+        pieces = [piece for piece in student.pieces.values() if piece.piece.factors is not None]
+        assert {piece.name for piece in pieces} == set(factors)
+        for piece in pieces:
+            found = student._original(piece, 0, source, factors[piece.name])
+            expected = dequantize(piece.piece.blocks[0], piece.type)
+            assert float((found - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
 
 def test_a_factor_grows_with_all_scales_of_its_matrix(tmp_path: Path) -> None:
