@@ -38,6 +38,6 @@ int main(int count, char **names) {
                                         tables[0], tables[1], tables[2], tables[3], tables[4], tables[5],
                                         tables[6], tables[7]);
     FILE *result = fopen(names[2], "wb");
-    if (unsound || !result || fwrite(target, 1, facts[4], result) != (size_t)facts[4]) return 5;
+    if ((unsound & 1) || !result || fwrite(target, 1, facts[4], result) != (size_t)facts[4]) return 5;
     return fclose(result) ? 6 : 0;
 }

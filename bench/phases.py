@@ -67,7 +67,7 @@ def measure(name: str, weighted: bool, rounds: int) -> list[Row]:
 
     calls = [with_phases(n) for n in range(len(encoder.phases) + 1)]
     calls.append(lambda: oracle.quantize(rows[:_ROWS_OF_GGML], name, importance))
-    ours = cpu.encode(type, encoder, rows, importance, 1, native.host())
+    ours, _ = cpu.encode(type, encoder, rows, importance, 1, native.host())
     difference = oracle.first_difference(ours, oracle.quantize(rows, name, importance), name)
     if difference:
         raise RuntimeError(difference)

@@ -6,6 +6,16 @@ import numpy as np
 
 from quantmill.qkernels.types import NotFiniteError, QuantizeError, QuantType, Search, TooLargeError
 
+# The bytes of a scale, counted from its first, and their bits: where all are set it is NaN or infinite. Every byte of
+# ue4m3 is a number: what would be NaN is read as zero. IQ1_M keeps its half in the high nibbles of four words.
+_NOT_FINITE = {
+    "f16": ((1, 0x7C),),
+    "bf16": ((1, 0x7F), (0, 0x80)),
+    "e8m0": ((0, 0xFF),),
+    "ue4m3": (),
+    "f16 in nibbles": ((7, 0x70), (5, 0xC0)),
+}
+
 
 def checked_importance(
     importance: np.ndarray | None, n_cols: int, type: QuantType, search: Search = "default"
@@ -43,19 +53,17 @@ def require_finite(rows: np.ndarray, first_row: int = 0) -> None:
         raise NotFiniteError(float(rows[row, column]), first_row + row, column)
 
 
+def scales_not_finite(type: QuantType) -> list[list[tuple[int, int]]]:
+    """For each scale of a block of the type: bytes of the block, and bits of them that are all set where the scale is
+    NaN or infinite."""
+    found = [[(place + byte, bits) for byte, bits in _NOT_FINITE[format]] for format, place in type.scales]
+    return [one for one in found if one]
+
+
 def require_finite_scales(rows: np.ndarray, type: QuantType) -> None:
     """Raises TooLargeError naming the first row of u8 [n_rows, row_bytes] with a scale beyond its format."""
     blocks = rows.reshape(-1, type.bytes)
-    for format, place in type.scales:
-        if format == "f16":
-            bad = (blocks[:, place + 1] & 0x7C) == 0x7C
-        elif format == "bf16":
-            bad = (blocks[:, place + 1] & 0x7F == 0x7F) & (blocks[:, place] & 0x80 == 0x80)
-        elif format == "e8m0":
-            bad = blocks[:, place] == 0xFF
-        elif format == "ue4m3":  # every byte is a number: what would be NaN is read as zero
-            continue
-        else:  # the four high nibbles of four words, as IQ1_M keeps its half
-            bad = (blocks[:, place + 7] & 0x70 == 0x70) & (blocks[:, place + 5] & 0xC0 == 0xC0)
+    for scale in scales_not_finite(type):
+        bad = np.logical_and.reduce([blocks[:, place] & bits == bits for place, bits in scale])
         if bad.any():
             raise TooLargeError(int(bad.argmax()) // (rows.shape[1] // type.bytes), type.name)

@@ -51,8 +51,9 @@ def _quantized(
     from quantmill.qkernels.lanes import cpu, native
 
     encoder = encoder_of(type.name, importance is not None, search)
-    out = cpu.encode(type, encoder, rows, importance, _count(threads), native.host(), stored)
-    require_finite_scales(out, type)
+    out, finite = cpu.encode(type, encoder, rows, importance, _count(threads), native.host(), stored)
+    if not finite:
+        require_finite_scales(out, type)
     return out
 
 
@@ -144,8 +145,10 @@ def _requantized(
     if done is None:
         require_finite(dequantize(raw, source, "F32", None, threads))
     assert done is not None
-    require_finite_scales(done, type)
-    return done
+    out, finite = done
+    if not finite:
+        require_finite_scales(out, type)
+    return out
 
 
 def dequantize(

@@ -29,7 +29,9 @@ def compare(type: str, weighted: bool, n_rows: int, n_cols: int) -> None:
             if importance_kind is not None:
                 importance = data_kinds.importance(importance_kind, n_cols, seed=i)
             # the engine itself: quantize() refuses rows whose scales overflow, the oracle's chunk function does not
-            ours = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1, host())
+            ours, _ = cpu.encode(
+                qkernels.TYPES[type], encoder_of(type, weighted), rows, importance, 1, host()
+            )
             bad = differing_blocks(ours, oracle.quantize(rows, type, importance), type)
             if bad:
                 wrong[kind, importance_kind] = bad
@@ -42,6 +44,25 @@ def compare(type: str, weighted: bool, n_rows: int, n_cols: int) -> None:
 def test_bytes_are_llama_cpps(type: str, weighted: bool) -> None:
     # 19 rows of 3 super-blocks: tiles that are not full, blocks of several rows in one tile
     compare(type, weighted, 19, 768)
+
+
+@pytest.mark.parametrize(
+    ("type", "weighted"), CASES, ids=lambda v: {True: "importance", False: "plain"}.get(v, v)
+)
+def test_scales_that_are_not_finite_are_seen(type: str, weighted: bool) -> None:
+    """In any lane of any tile; they are where ggml decodes blocks to numbers that are not."""
+    rows = data_kinds.rows("normal", 70, 768)
+    importance = data_kinds.importance("cubed", 768) if weighted else None
+    seen = set()
+    for row, block, size in ((0, 0, 1.0), (0, 0, 1e9), (37, 1, 1e9), (69, 2, 1e10), (69, 2, 1e20)):
+        large = rows.copy()
+        large[row, 256 * block : 256 * block + 256] *= np.float32(size)
+        given = large, importance, 2, host()
+        found, finite = cpu.encode(qkernels.TYPES[type], encoder_of(type, weighted), *given)
+        assert finite == np.isfinite(oracle.dequantize(found, type)).all()
+        seen.add(finite)
+    holds_them = type in ("MXFP4", "NVFP4")  # powers of two; eight bits that are all numbers
+    assert seen == ({True} if holds_them else {True, False})
 
 
 @pytest.mark.slow

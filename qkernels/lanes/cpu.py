@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantmill.qkernels.checks import require_finite
+from quantmill.qkernels.checks import require_finite, scales_not_finite
+from quantmill.qkernels.lanes.cpu_encoder_shape import BAD_SCALE, BAD_WEIGHT
 from quantmill.qkernels.lanes.cpu_function import Compiled, Shape, compiled, table_kinds
 from quantmill.qkernels.lanes.cpu_layout import Layout, layout_of
 from quantmill.qkernels.lanes.cpu_plain import convert
@@ -77,7 +78,7 @@ def compiled_encoder(
     weighted = "-importance" if encoder.uses_importance else ""
     name = f"{type.name}{weighted}-from-{source}{'-apart' if apart else ''}"
     phases = tuple((phase.function, phase.arguments, phase.lanes) for phase in encoder.phases)
-    facts = (type.block, type.bytes, phases, parts.layout, parts.kinds)
+    facts = (type.block, type.bytes, scales_not_finite(type), phases, parts.layout, parts.kinds)
     own_bytes = parts.layout.n_bytes
     return compiled(
         name, facts, encoder.module, _SHAPE, own_bytes, parts.tables, text, processor, parts.column_bytes
@@ -107,8 +108,9 @@ def encode(
     n_threads: int,
     processor: Processor,
     stored: str = "F32",
-) -> np.ndarray:
-    """rows [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes].
+) -> tuple[np.ndarray, bool]:
+    """rows [n_rows, n_cols], importance f32 [n_cols] or None → uint8 [n_rows, row_bytes], and whether all scales of it
+    are finite.
 
     `stored`: the type of the rows: F32 as float32, F16 or BF16 as uint16.
     Raises NotFiniteError for weights that are not.
@@ -116,7 +118,7 @@ def encode(
     assert (importance is not None) == encoder.uses_importance
     per_row = rows.shape[1] // type.block
     if not len(rows):
-        return np.empty((0, type.row_bytes(rows.shape[1])), np.uint8)
+        return np.empty((0, type.row_bytes(rows.shape[1])), np.uint8), True
     # A tile is full: of few rows the last is repeated, and what becomes of that is dropped.
     missing = (processor.width if encoder.uses_importance else -(-processor.width // per_row)) - len(rows)
     source = np.pad(rows, ((0, missing), (0, 0)), "edge") if missing > 0 else np.ascontiguousarray(rows)
@@ -124,21 +126,24 @@ def encode(
     out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
     columns = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance)
     function = compiled_encoder(type, encoder, stored, processor)
+    # A call costs less than asking an array for its address. No sigma is read of blocks that are not apart.
+    given = [array.ctypes.data for array in (source, columns, columns, out)]
+    found: list[int] = []
 
     def some(bounds: Iterator[tuple[int, int]]) -> None:
-        own, sigma = (
-            function.memory(n_cols),
-            columns,
-        )  # blocks that are apart are given one; nobody reads it here
+        own = function.memory(n_cols)
+        place = own.ctypes.data
         for begin, end in bounds:
-            if not function((source, columns, sigma, out), (*shape, begin, end), own):
+            said = function.at(given, (*shape, begin, end), place)
+            found.append(said)
+            if said & BAD_WEIGHT:
                 numbers = np.empty(shape, np.float32)
                 convert(source, stored, numbers, "F32", 1, processor)
                 require_finite(numbers)
 
     tiles = tiles_of(encoder, n_rows, per_row, processor)
     spread(n_threads, some, tiles, source.size // tiles)
-    return out[: len(rows)]
+    return out[: len(rows)], not any(one & BAD_SCALE for one in found)
 
 
 def encode_apart(
@@ -154,7 +159,7 @@ def encode_apart(
     assert (importance is not None) == encoder.uses_importance
     assert (sigma is not None) == encoder.uses_row_sigma
     if importance is None:
-        return encode(type, encoder, blocks, None, 1, processor)
+        return encode(type, encoder, blocks, None, 1, processor)[0]
     n = len(blocks)
     missing = max(0, processor.width - n)  # a tile is full: the last block is repeated
     given = [np.pad(one, ((0, missing), (0, 0)), "edge") if missing else one for one in (blocks, importance)]
@@ -163,8 +168,8 @@ def encode_apart(
     out = np.empty((len(source), type.bytes), np.uint8)
     function = compiled_encoder(type, encoder, "F32", processor, apart=True)
     tiles = -(-len(source) // processor.width)
-    finite = function((source, columns, sigma, out), (*source.shape, 0, tiles), function.memory())
-    assert finite
+    found = function((source, columns, sigma, out), (*source.shape, 0, tiles), function.memory())
+    assert not found & BAD_WEIGHT
     return out[:n]
 
 

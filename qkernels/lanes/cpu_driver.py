@@ -3,7 +3,7 @@
     i32 drive(source, columns, sigma, target, n_rows, n_cols, begin, end, own, tables…)
 
 source [n_rows, n_cols] in F32, F16 or BF16, columns f32 [n_cols] the importance, target the blocks; tiles begin …
-end-1; own: memory as its Layout says. The result is 1 if a weight is not finite, else 0.
+end-1; own: memory as its Layout says. The result is of the bits in cpu_encoder_shape.
 
 A tile is loaded transposed (`[element][lane]`), taken through the phases and written back block by block. With
 importance its lanes are blocks of different rows at the same columns, so that all share the importance of a column;
@@ -16,11 +16,14 @@ did: blocks are independent, so the bytes are the same.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import llvmlite.ir as ir
 
+from quantmill.qkernels.checks import scales_not_finite
 from quantmill.qkernels.lanes.cpu_compiler import Unit
+from quantmill.qkernels.lanes.cpu_encoder_shape import BAD_SCALE, BAD_WEIGHT
 from quantmill.qkernels.lanes.cpu_layout import Layout
 from quantmill.qkernels.lanes.cpu_snap import WORDS
 from quantmill.qkernels.lanes.encoder import Encoder
@@ -34,6 +37,7 @@ from quantmill.qkernels.lanes.simd import (
     I32,
     I64,
     LaneBuilder,
+    any_of,
     first_of,
     from_brain,
     from_half,
@@ -82,6 +86,7 @@ def text_of(
             arguments = [arrays[a] if isinstance(a, str) else a for a in phase.arguments]
             with loop(b, I64(0), I64(phase.lanes)) as j:
                 unit.call(b, programs[encoder.module_of(phase)][phase.function], [j, *arguments])
+        driver.see_scales(type)
         driver.store_tile(b.mul(first, size), b.mul(step, size), type.bytes)
 
     with loop(b, driver.begin, driver.end) as tile:
@@ -145,6 +150,8 @@ class _Driver:
         }
         self.largest = local(b, _INT_RUN)
         b.store(repeated(0, _INT_RUN), self.largest)
+        self.beyond = local(b, b.truths)
+        b.store(repeated(0, b.truths), self.beyond)
 
     def load_rows(self, row: ir.Value, unit: Unit, place: int) -> ir.Value:
         """Whole rows, one a lane, from `row` on, are loaded to own[place]; row_sigma becomes their mean squares, summed
@@ -205,6 +212,16 @@ class _Driver:
             return from_half(b, words)
         return from_brain(b, words)
 
+    def see_scales(self, type: QuantType) -> None:
+        """Lanes whose block has a scale that is not finite are kept in mind."""
+        b, out = self.b, self.arrays["out"]
+        for scale in scales_not_finite(type):
+            hits = []
+            for place, bits in scale:
+                wanted = repeated(bits, b.bytes)
+                hits.append(b.icmp_unsigned("==", b.and_(b.load(b.gep(out, [I64(place)])), wanted), wanted))
+            b.store(b.or_(b.load(self.beyond), functools.reduce(b.and_, hits)), self.beyond)
+
     def store_tile(self, start: ir.Value, stride: ir.Value, n: int) -> None:
         """out becomes a run of n ≥ 16 bytes a lane; the last 16 bytes of a run overlap the 16 before them."""
         assert n >= _SIDE
@@ -226,6 +243,6 @@ class _Driver:
     def finish(self) -> str:
         b = self.b
         worst = b.icmp_unsigned(">", b.load(self.largest), repeated(_LARGEST_FINITE, _INT_RUN))
-        flags = b.bitcast(worst, ir.IntType(_SIDE))
-        b.ret(b.zext(b.icmp_unsigned("!=", flags, flags.type(0)), I32))
+        found = [(worst, BAD_WEIGHT), (b.load(self.beyond), BAD_SCALE)]
+        b.ret(b.or_(*(b.select(any_of(b, lanes), I32(bit), I32(0)) for lanes, bit in found)))
         return str(b.module)

@@ -32,11 +32,11 @@ class Compiled:
     def _tables(self) -> tuple[int, ...]:
         return tuple(table.ctypes.data for table in self.tables)
 
-    def at(self, addresses: Sequence[int], numbers: Sequence[int], own: int) -> bool:
-        """Whether the function returned 0, called with the addresses of memory that the caller keeps."""
-        return self.drive(*addresses, *numbers, own, *self._tables) == 0
+    def at(self, addresses: Sequence[int], numbers: Sequence[int], own: int) -> int:
+        """What the function returns, called with the addresses of memory that the caller keeps."""
+        return self.drive(*addresses, *numbers, own, *self._tables)
 
-    def __call__(self, arrays: Sequence[np.ndarray], numbers: Sequence[int], own: np.ndarray) -> bool:
+    def __call__(self, arrays: Sequence[np.ndarray], numbers: Sequence[int], own: np.ndarray) -> int:
         return self.at([array.ctypes.data for array in arrays], numbers, own.ctypes.data)
 
 

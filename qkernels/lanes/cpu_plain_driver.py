@@ -18,6 +18,7 @@ from quantmill.qkernels.lanes.simd import (
     I32,
     I64,
     LaneBuilder,
+    any_of,
     from_brain,
     from_half,
     function,
@@ -84,9 +85,7 @@ def _walked(
         b.store(b.select(b.icmp_unsigned(">", size, highest), size, highest), largest)
         made = made if written == ints else b.trunc(made, written)
         store_run(b, made, result, place, 1)
-    flags = b.icmp_unsigned(">", b.load(largest), repeated(_LARGEST[target], ints))
-    bits = b.bitcast(flags, ir.IntType(count))
-    return b.icmp_unsigned("!=", bits, bits.type(0))
+    return any_of(b, b.icmp_unsigned(">", b.load(largest), repeated(_LARGEST[target], ints)))
 
 
 def _widened(b: LaneBuilder, words: ir.Value, source: str) -> ir.Value:

@@ -12,6 +12,7 @@ import numpy as np
 
 from quantmill.qkernels.lanes.cpu import compiled_encoder, tiles_of
 from quantmill.qkernels.lanes.cpu_decode import compiled_decoder
+from quantmill.qkernels.lanes.cpu_encoder_shape import BAD_SCALE, BAD_WEIGHT
 from quantmill.qkernels.lanes.cpu_threads import spread
 from quantmill.qkernels.lanes.decoder import Decoder
 from quantmill.qkernels.lanes.encoder import Encoder
@@ -36,6 +37,7 @@ class _Work:
     n_cols: int
     step: int
     processor: Processor
+    found: list[int]  # what the searches say of their pieces
 
     @property
     def n_pieces(self) -> int:
@@ -69,7 +71,9 @@ class _Work:
                 read.at((stored, decoded), (n_blocks, 0, -(-n_blocks // self.processor.width)), reading)
                 tiles = tiles_of(self.encoder, n, self.n_cols // self.type.block, self.processor)
                 given = (decoded, columns, columns, out + first * self.out.shape[1])
-                if not search.at(given, (n, self.n_cols, 0, tiles), searching):
+                said = search.at(given, (n, self.n_cols, 0, tiles), searching)
+                self.found.append(said)
+                if said & BAD_WEIGHT:
                     raise FloatingPointError
 
 
@@ -82,8 +86,9 @@ def requantize(
     importance: np.ndarray | None,
     n_threads: int,
     processor: Processor,
-) -> np.ndarray | None:
-    """raw u8 [n_rows, row_bytes] of `source`, importance f32 [n_cols] or None → u8 [n_rows, row_bytes] of `type`.
+) -> tuple[np.ndarray, bool] | None:
+    """raw u8 [n_rows, row_bytes] of `source`, importance f32 [n_cols] or None → u8 [n_rows, row_bytes] of `type`, and
+    whether all scales of it are finite.
 
     The bytes are those of quantizing the decoded rows. None: a weight is not finite.
     """
@@ -91,7 +96,7 @@ def requantize(
     n_rows, n_cols = len(raw), raw.shape[1] // source.bytes * source.block
     out = np.empty((n_rows, type.row_bytes(n_cols)), np.uint8)
     if not out.size:
-        return out
+        return out, True
     whole = np.ascontiguousarray(raw)
     columns, step = importance, processor.width
     if importance is None:  # all blocks are alike, so the rows may be cut where blocks of both types begin
@@ -113,9 +118,11 @@ def requantize(
         n_cols,
         min(step, len(whole)),
         processor,
+        [],
     )
     try:
         spread(n_threads, work.some, work.n_pieces, work.step * n_cols)
     except FloatingPointError:
         return None
-    return blocks.reshape(-1)[: out.size].reshape(out.shape)
+    done = blocks.reshape(-1)[: out.size].reshape(out.shape)
+    return done, not any(one & BAD_SCALE for one in work.found)

@@ -75,6 +75,12 @@ def call(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value
     return builder.call(known or ir.Function(builder.module, signature, name), arguments)
 
 
+def any_of(builder: ir.IRBuilder, truths: ir.Value) -> ir.Value:
+    """Whether one of a vector's is."""
+    flags = builder.bitcast(truths, ir.IntType(truths.type.count))
+    return builder.icmp_unsigned("!=", flags, flags.type(0))
+
+
 def part(builder: ir.IRBuilder, value: ir.Value, first: int, count: int) -> ir.Value:
     mask = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
