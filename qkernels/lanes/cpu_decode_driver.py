@@ -30,11 +30,13 @@ from quantmill.qkernels.lanes.simd import (
     LaneBuilder,
     first_of,
     interleave,
+    joined,
     load_run,
     loop,
     store_run,
     to_brain,
     to_half,
+    zipped,
 )
 from quantmill.qkernels.types import QuantType
 
@@ -103,11 +105,14 @@ def load_blocks(
     flat = b.bitcast(blocks, I8.as_pointer())
 
     def square(i: ir.Value) -> None:
-        for lane in range(0, b.width, _SIDE):
-            places = [b.add(b.add(start, b.mul(apart, I64(lane + k))), i) for k in range(_SIDE)]
-            runs = interleave(b, [load_run(b, source, place, _BYTE_RUN, 1) for place in places])
-            for k, run in enumerate(runs):
-                store_run(b, run, flat, b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)), _SIDE)
+        rows = []
+        for k in range(_SIDE):
+            places = [
+                b.add(b.add(start, b.mul(apart, I64(lane + k))), i) for lane in range(0, b.width, _SIDE)
+            ]
+            rows.append(joined(b, [load_run(b, source, place, _BYTE_RUN, 1) for place in places]))
+        for k, run in enumerate(zipped(b, rows)):
+            store_run(b, run, flat, b.mul(b.add(i, I64(k)), I64(b.width)), b.width)
 
     with loop(b, I64(0), I64(n - _SIDE + 1), I64(_SIDE)) as i:
         square(i)

@@ -45,15 +45,17 @@ from quantmill.qkernels.lanes.simd import (
     load_run,
     local,
     loop,
+    part,
     prefetch,
     repeated,
     store_run,
+    zipped,
 )
 from quantmill.qkernels.types import QuantType
 
 # Elements of a side of the squares that are transposed.
 _SIDE = 16
-_FLOAT_RUN, _INT_RUN, _BYTE_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I32, I8))
+_FLOAT_RUN, _INT_RUN = (ir.VectorType(kind, _SIDE) for kind in (F32, I32))
 _LARGEST_FINITE = 0x7F7FFFFF
 # Weights of a row that are loaded and summed at a time, and how many such runs before that they are asked for.
 _RUN, _AHEAD = 32, 8
@@ -234,11 +236,12 @@ class _Driver:
     def _store_square(self, start: ir.Value, stride: ir.Value, i: ir.Value) -> None:
         b = self.b
         out = b.bitcast(self.arrays["out"], I8.as_pointer())
-        for lane in range(0, b.width, _SIDE):
-            places = [b.add(b.mul(b.add(i, I64(k)), I64(b.width)), I64(lane)) for k in range(_SIDE)]
-            columns = [load_run(b, out, place, _BYTE_RUN, _SIDE) for place in places]
-            for k, run in enumerate(interleave(b, columns)):
-                store_run(b, run, self.target, b.add(b.add(start, b.mul(stride, I64(lane + k))), i), 1)
+        places = [b.mul(b.add(i, I64(k)), I64(b.width)) for k in range(_SIDE)]
+        columns = [load_run(b, out, place, b.bytes, b.width) for place in places]
+        for k, runs in enumerate(zipped(b, columns)):
+            for lane in range(0, b.width, _SIDE):
+                place = b.add(b.add(start, b.mul(stride, I64(lane + k))), i)
+                store_run(b, part(b, runs, lane, _SIDE), self.target, place, 1)
 
     def finish(self) -> str:
         b = self.b

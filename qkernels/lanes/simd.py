@@ -144,6 +144,30 @@ def interleave(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     return rows
 
 
+def zipped(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Squares of 16 bytes side by side, each transposed: 16 vectors of 16 or 32 bytes.
+
+    Four rounds of what x86 calls unpack and AArch64 zip: the top bit of a row's number becomes the lowest of its bytes'
+    places, theirs the lowest of the rows' numbers.
+    """
+    n = rows[0].type.count
+    half = len(rows) // 2
+    low, high = (
+        [
+            square + place + i + other
+            for square in range(0, n, 2 * half)
+            for i in range(half)
+            for other in (0, n)
+        ]
+        for place in (0, half)
+    )
+    masks = [ir.Constant(ir.VectorType(I32, n), mask) for mask in (low, high)]
+    for _ in range(4):
+        pairs = zip(rows[:half], rows[half:], strict=True)
+        rows = [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in masks]
+    return rows
+
+
 def from_half(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
     """Floats of the low sixteen bits of integers, which are halves (ggml-impl.h: ggml_compute_fp16_to_fp32)."""
     kind = halves.type
