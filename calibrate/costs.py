@@ -172,18 +172,27 @@ def _turns(one: Entrance, n_cols: int, device: str) -> int:
 
 def memory_of(layer: Sequence[Entrance], setting: Setting, two_streams: bool = True) -> int:
     """Bytes that a layer holds at most, beside the model: hidden states, sums, the solver's arrays, decoded weights."""
+    return kept_of(layer, setting, two_streams) + used_of(layer, setting)
+
+
+def kept_of(layer: Sequence[Entrance], setting: Setting, two_streams: bool = True) -> int:
+    """Those of what is kept of all tokens: hidden states, what enters matrices."""
     states = 4 * setting.n_tokens * (setting.states or setting.hidden) * (6 if two_streams else 3)
     states += setting.n_tokens * setting.beside
     dense = [one for one in layer if one.n_mat == 1]
-    batch = min(BATCH_TOKENS.get(setting.device, BATCH_TOKENS_ON_DEVICE), setting.n_tokens)
-    widest = max((one.n_rows * one.used for one in layer), default=0)
-    passing = 4 * batch * (10 * setting.hidden + 2 * widest) * setting.threads
     entering = 4 * setting.n_tokens * sum(one.n_cols for one in layer if one.n_mat == 1 or not one.is_down)
     if two_streams and dense:
         entering += 4 * setting.n_tokens * max(one.n_cols for one in dense)
+    return int((states + entering) * (_FRAGMENTED if setting.device == "cpu" else 1))
+
+
+def used_of(layer: Sequence[Entrance], setting: Setting) -> int:
+    """Those of the rest: a batch that passes, sums, the solver's arrays, decoded weights."""
+    batch = min(BATCH_TOKENS.get(setting.device, BATCH_TOKENS_ON_DEVICE), setting.n_tokens)
+    widest = max((one.n_rows * one.used for one in layer), default=0)
+    passing = 4 * batch * (10 * setting.hidden + 2 * widest) * setting.threads
     decoded = 8 * sum(one.weights for one in layer)
-    resident = (states + entering) * (_FRAGMENTED if setting.device == "cpu" else 1)
-    return int(resident) + passing + decoded + max(_solving(one, setting) for one in layer)
+    return passing + decoded + max(_solving(one, setting) for one in layer)
 
 
 def _solving(one: Entrance, setting: Setting) -> int:

@@ -46,10 +46,10 @@ class _Wanted:
     """What the original has, batch by batch: before and behind the layer itself, what its parts put out, and what it
     has before the next layer that stays."""
 
-    entering: Sequence[torch.Tensor]
-    behind: Sequence[torch.Tensor]
+    entering: Mapping[int, torch.Tensor]
+    behind: Mapping[int, torch.Tensor]
     parts: Sequence[Mapping[str, Any]]
-    next: Sequence[torch.Tensor]
+    next: Mapping[int, torch.Tensor]
 
 
 def heal(
@@ -63,13 +63,13 @@ def heal(
     for index in range(layers[first]):
         original.pass_layer(index)
     if layers[first] == first:  # else layers are gone before it, and its stream is its own from the beginning
-        pruned.original[:] = original.original
+        pruned.original.put(original.original)
     for layer in pruned.layers(first):
         old = layers[layer.index]
         following = layers[layer.index + 1] if layer.index + 1 < len(layers) else len(original.modules)
-        entering = list(original.original)
+        entering = dict(original.original)
         parts = original.pass_layer(old)
-        behind = list(original.original)
+        behind = dict(original.original)
         for index in range(old + 1, following):
             original.pass_layer(index)
         wanted = _Wanted(entering, behind, parts, original.original)
@@ -88,7 +88,8 @@ class _LayerHealing:
         self.held = [batch for batch in batches if held(batch)]
         # The scale at which a hidden state is seen: √ω of each token.
         self.scale = [
-            _flat(found).norm(dim=-1, keepdim=True).clamp_min(1e-6).reciprocal() for found in wanted.next
+            _flat(wanted.next[batch]).norm(dim=-1, keepdim=True).clamp_min(1e-6).reciprocal()
+            for batch in batches
         ]
 
     @torch.inference_mode()

@@ -110,13 +110,14 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         workers = opened.enter_context(working(job.threads, loaded.device.type))
         state = _State(job, calibration, watcher, plan, sink, chunks)
         watcher.planned(plan)
-        watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
+        needs = needs_of(job, calibration, plan, loaded, chunks)
+        watcher.note(needs.text)
         kept = FinishedLayers(job.output, _identity(state, loaded), calibration.resume)
         two_streams = calibration.effort != "fast"
         with ExitStack() as walking:
             walk: Walk | FarWalk
             if ray is None:
-                walk = Walk(loaded, chunks, workers.map, two_streams)
+                walk = Walk(loaded, chunks, workers.map, two_streams, in_main_memory=needs.main_bytes > 0)
             else:
                 from quantmill.jobs.compensate_on_ray import walking_on_ray  # nobody else needs it
 

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from quantmill.calibrate.costs import Work
     from quantmill.models.model import LoadedModel
 
+# Of a device's memory, what a run plans with: of the rest torch and the driver need some.
+SHARE = 0.9
+
 
 @dataclass(frozen=True)
 class Needs:
     """n_tokens: of the text; square: columns of the largest second moments, n_mat: matrices that have such ones.
 
     layer_bytes: what a layer takes beside the model, at most; total_bytes: with the model and, where the CPU computes,
-    what is held already. place: whose memory it is.
+    what is held already. place: whose memory it is. main_bytes: what of it lies in main memory, the device being too
+    small; then it is not in the others.
     work: operations of all layers. cut: tensors whose columns are treated in parts, being more than `widest`.
     """
 
@@ -34,6 +38,7 @@ class Needs:
     total_bytes: int
     work: Work
     place: str = ""
+    main_bytes: int = 0
     cut: tuple[str, ...] = ()
 
     @property
@@ -49,6 +54,8 @@ class Needs:
             f"{self.work.operations / 1e12:.1f} T operations (one {H100.name} by formula: {seconds / 60:.1f} minutes, "
             f"{H100.matmuls_s(self.work) / seconds:.0%} of them matmuls)",
         ]
+        if self.main_bytes:
+            parts.append(f"{text_of(self.main_bytes)} of what is kept of all tokens in main memory")
         if self.cut:
             more = f" and {len(self.cut) - 1} more" if len(self.cut) > 1 else ""
             parts.append(f"columns of {self.cut[0]}{more} are treated in parts of at most {self.widest}")
@@ -61,11 +68,12 @@ def needs_of(
     """Of a run that has its model loaded and its text read."""
     import torch
 
-    from quantmill.calibrate.costs import Setting, layer_of, memory_of, total, work_of
+    from quantmill.calibrate.costs import Setting, kept_of, layer_of, memory_of, total, used_of, work_of
     from quantmill.calibrate.layer import WIDEST
     from quantmill.calibrate.output import rows_together
     from quantmill.calibrate.solver import EFFORTS
     from quantmill.models.capture import named_layers, widths
+    from quantmill.models.memory import device_bytes
     from quantmill.models.packed import n_bytes
     from quantmill.models.scoring import input_ids
     from quantmill.models.walked_output import output_names
@@ -102,7 +110,10 @@ def needs_of(
         shapes.append(layer_of({entry.source: (n_cols, min(n_rows, rows_together(n_cols)))}, 1))
     square, n_mat = max(((min(e.n_cols, WIDEST), e.n_matrices) for e in entries), default=(0, 1))
     layer_bytes = max((memory_of(layer, setting, two_streams) for layer in shapes), default=0)
-    by_cpu = loaded.device.type == "cpu"
+    by_cpu, whole, main_bytes = loaded.device.type == "cpu", device_bytes(loaded.device), 0
+    if whole is not None and layer_bytes + n_bytes(loaded.model) > SHARE * whole:
+        main_bytes = max(kept_of(layer, setting, two_streams) for layer in shapes)
+        layer_bytes = max(used_of(layer, setting) for layer in shapes)
     return Needs(
         n_tokens=chunks.size,
         square=square,
@@ -112,5 +123,6 @@ def needs_of(
         total_bytes=layer_bytes + n_bytes(loaded.model) + (resident_bytes() if by_cpu else 0),
         work=total(works),
         place="" if by_cpu else f" on {loaded.device}",
+        main_bytes=main_bytes,
         cut=tuple(entry.name for entry in entries if entry.n_cols > WIDEST),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
+import torch
+
 _ARENA_MAX = -8  # mallopt's number of it
 
 
@@ -14,6 +16,13 @@ def share_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """All memory that a device has to itself, whoever uses it; None where it is the processor's, as Apple's is."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    return int(getattr(torch, device.type).get_device_properties(device).total_memory)
 
 
 def trim() -> None:

@@ -27,6 +27,7 @@ from quantmill.models.model import LoadedModel
 from quantmill.models.packed import is_grouped
 from quantmill.models.places import taking
 from quantmill.models.scoring import input_ids
+from quantmill.models.shelf import Shelf
 from quantmill.models.walked_layer import Layer
 from quantmill.models.walked_output import Output, output_names
 
@@ -40,7 +41,8 @@ class Walk:
     """chunks [n_chunk, n_ctx] i32. two_streams: False runs the original only (both streams of Seen are it).
 
     share_out: a map, perhaps in threads; each item is computed by one torch thread. own: numbers of the batches that
-    are run here, None: all; of others there are no streams.
+    are run here, None: all; of others there are no streams. in_main_memory: what is kept of batches lies there, and
+    comes to the device for its use; for a device that has not so much.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Walk:
         share_out: ShareOut,
         two_streams: bool = True,
         own: Sequence[int] | None = None,
+        in_main_memory: bool = False,
     ) -> None:
         self.loaded, self.chunks, self.share_out, self.two_streams = loaded, chunks, share_out, two_streams
         self.modules = named_layers(loaded.model)[1]
@@ -58,21 +61,28 @@ class Walk:
         self.batches = batches_of(loaded, chunks)
         self.own = list(range(len(self.batches)) if own is None else own)
         self.first_chunks = np.cumsum([0, *(len(batch) for batch in self.batches)])[:-1]
-        hidden, self.courses = self._enter()
-        self.original = hidden
-        self.changed = list(hidden) if two_streams else hidden
+        self._away = loaded.device if in_main_memory else None
+        self.original: Shelf[int, torch.Tensor] = self.shelf()
+        self.courses = self._enter()
+        self.changed = self.original
+        if two_streams:
+            self.changed = self.shelf()
+            self.changed.put(self.original)
         self.changed_courses = {batch: course.again() for batch, course in self.courses.items()}
         self.layers_give_tuples = False  # known when one was run
 
+    def shelf(self) -> Shelf[Any, Any]:
+        """For what is kept of batches."""
+        return Shelf(self._away)
+
     @torch.inference_mode()
-    def _enter(self) -> tuple[list[torch.Tensor], dict[int, Course]]:
-        """What enters the first layer, and what the model gives each layer beside it."""
-        own = [self.batches[batch] for batch in self.own]
-        entering, courses = enter(self.loaded.model, self.modules, own)
-        hidden = [torch.empty(0)] * len(self.batches)
-        for batch, one in zip(self.own, entering, strict=True):
-            hidden[batch] = one
-        return hidden, dict(zip(self.own, courses, strict=True))
+    def _enter(self) -> dict[int, Course]:
+        """Let all batches stand before the first layer; what the model gives each layer beside them."""
+        entering, courses = enter(
+            self.loaded.model, self.modules, [self.batches[batch] for batch in self.own]
+        )
+        self.original.put(dict(zip(self.own, entering, strict=True)))
+        return dict(zip(self.own, courses, strict=True))
 
     def adopt(self, other: Walk) -> None:
         """Run the batches of another walk, which stands before the same layer, from now on; not within a layer."""

@@ -14,6 +14,7 @@ from quantmill.models.held import HeldLayer, Pass, Reached, first_of, hold
 from quantmill.models.memory import trim
 from quantmill.models.norms import with_norms
 from quantmill.models.places import Place, find_places, weight_of
+from quantmill.models.shelf import Shelf
 from quantmill.models.summing import Seen, Sum, added, require_finite, summed_up
 from quantmill.qkernels import dequantize
 
@@ -38,14 +39,14 @@ class Layer:
         loaded = walk.loaded
         self.held: HeldLayer = hold(walk.modules[index], walk.prefixes[index], self.run, loaded.dtype)
         self._hands_on = puts_out_more(walk.modules[index])
-        # of the original stream, by batch
-        self._outputs: dict[int, Any] = {}
-        self._original_inputs: dict[int, dict[int, tuple[torch.Tensor, ...]]] = {}
-        self._original_outputs: dict[int, dict[str, Any]] = {}
+        # of the original stream, by batch, and by module or part of the layer
+        self._outputs: Shelf[int, Any] = walk.shelf()
+        self._original_inputs: Shelf[tuple[int, int], tuple[torch.Tensor, ...]] = walk.shelf()
+        self._original_outputs: Shelf[tuple[int, str], Any] = walk.shelf()
         # of the changed stream, batch by batch: what parts of the layer are known to put out, and what enters the
         # matrix that was visited last, if its product is what a part puts out
-        self._given: list[dict[str, Any]] = [{} for _ in walk.batches]
-        self._entering: dict[int, torch.Tensor] = {}
+        self._given: Shelf[int, dict[str, Any]] = walk.shelf()
+        self._entering: Shelf[int, torch.Tensor] = walk.shelf()
         self._visited: Place | None = None
         self._left_out = False
         self._weights: dict[str, torch.Tensor] = {}  # changed GGUF tensors, [n_mat, n_rows, n_cols]
@@ -87,19 +88,19 @@ class Layer:
     def _part_changed(self, hf_name: str) -> None:
         """What the part of the layer put out so far counts no more, nor what followed; its product is taken anew."""
         part = hf_name.removeprefix(f"{self.walk.prefixes[self.index]}.").partition(".")[0]
-        for given in self._given:
+        for batch, given in self._given.items():
             if part in given:
-                later = list(given)
-                for name in later[later.index(part) :]:
-                    del given[name]
+                names = list(given)
+                self._given[batch] = {name: given[name] for name in names[: names.index(part)]}
         visited, self._visited = self._visited, None
         if visited is None or visited.writes != part or visited.takers[0][1] != hf_name:
             return
 
         def one(batch: int) -> None:
             self.run.begin(changed=True)
-            product, like = visited.module(self._entering.pop(batch)), self._original_outputs[batch][part]
-            self._given[batch][part] = (product, *like[1:]) if isinstance(like, tuple) else product
+            product, like = visited.module(self._entering.pop(batch)), self._original_outputs[batch, part]
+            put_out = (product, *like[1:]) if isinstance(like, tuple) else product
+            self._given[batch] = self._given[batch] | {part: put_out}
 
         self.walk.share_out(one, sorted(self._entering))
 
@@ -138,7 +139,7 @@ class Layer:
         def one(batch: int) -> None:
             output = changed = self._outputs[batch]
             if walk.two_streams and not self._left_out:
-                self.run.begin(changed=True, given=self._given[batch])
+                self.run.begin(changed=True, given=self._given.get(batch, {}))
                 changed = self._pass(walk.changed[batch], walk.changed_courses[batch])
                 walk.changed[batch] = first_of(changed)
             walk.original[batch] = first_of(output)
@@ -180,20 +181,18 @@ class Layer:
         def one(batch: int) -> Any:
             self.run.begin(changed=changed, noting=True)
             out = self._pass(walk.original[batch], walk.courses[batch])
-            return out, self.run.seen, self.run.outputs, self.run.products if batch == walk.own[0] else {}
-
-        done = walk.share_out(one, walk.own)
-        for batch, (out, seen, outputs, _) in zip(walk.own, done, strict=True):
             self._outputs[batch] = out
-            self._original_inputs[batch] = {id(m): inputs for m, inputs in seen}
-            self._original_outputs[batch] = outputs
+            self._original_inputs.put({(batch, id(module)): inputs for module, inputs in self.run.seen})
+            self._original_outputs.put({(batch, part): put_out for part, put_out in self.run.outputs.items()})
+            return (out, self.run.seen, self.run.outputs, self.run.products) if batch == walk.own[0] else None
+
+        out, *others = walk.share_out(one, walk.own)[0]
         trim()  # what is kept lies between what came and went
-        out, *others = done[0]
         return first_of(out), *others
 
     def entering(self, place: Place, batch: int) -> tuple[torch.Tensor, ...]:
         """What enters the module of a place in the original stream; of experts also which and with what weights."""
-        return self._original_inputs[batch][id(place.module)]
+        return self._original_inputs[batch, id(place.module)]
 
     def output(self, batch: int) -> torch.Tensor:
         """What the layer puts out in the original stream, [n_seq, n_ctx, n_hidden]."""
@@ -201,14 +200,14 @@ class Layer:
 
     def part_output(self, batch: int, part: str) -> torch.Tensor:
         """The same of a part of the layer that holds matrices, such as its attention."""
-        return first_of(self._original_outputs[batch][part])
+        return first_of(self._original_outputs[batch, part])
 
     def _see(self, place: Place, batch: int) -> Iterator[Seen]:
-        original = self._original_inputs[batch][id(place.module)]
+        original = self._original_inputs[batch, id(place.module)]
         outputs: dict[str, Any] = {}
         inputs = original
         if self.walk.two_streams:
-            self.run.begin(changed=True, until=place.module, given=self._given[batch])
+            self.run.begin(changed=True, until=place.module, given=self._given.get(batch, {}))
             try:
                 self._pass(self.walk.changed[batch], self.walk.changed_courses[batch])
             except Reached:
@@ -269,7 +268,7 @@ class Layer:
         difference = self.walk.original[batch] - self.walk.changed[batch]
         for name, output in outputs.items():  # parts that have written before this one
             if name in self._writers and name != place.writes:
-                before = first_of(self._original_outputs[batch][name])
+                before = first_of(self._original_outputs[batch, name])
                 difference = difference + before - first_of(output)
         return difference.flatten(0, -2).float()
 
@@ -290,7 +289,7 @@ class Layer:
         assert place.writes is not None
         self.run.begin(changed=False)
         rerouted = place.module(original, index, routed)
-        output = first_of(self._original_outputs[batch][place.writes])
+        output = first_of(self._original_outputs[batch, place.writes])
         lost = (output.flatten(0, -2) - rerouted.view(-1, output.shape[-1])).float()
         return (residual + lost) / routed.sum(-1, keepdim=True).float().clamp_min(_LEAST_ROUTED)
 

@@ -47,7 +47,7 @@ def test_an_unchanged_walk_is_a_pass_of_the_model():
             pass
     whole = loaded.model.base_model(input_ids=torch.from_numpy(chunks.astype(np.int64)), use_cache=False)
     for stream in (walk.original, walk.changed):
-        ended = loaded.model.base_model.norm(torch.cat(stream))
+        ended = loaded.model.base_model.norm(torch.cat(list(stream.values())))
         torch.testing.assert_close(ended, whole.last_hidden_state, rtol=1e-5, atol=1e-5)
 
 
@@ -144,7 +144,7 @@ def changed_stream(visiting):
                     layer.visit(place, Rows)
                 for name, _ in place.takers:
                     layer.change(name, layer.weight(name) * 1.1)
-    return torch.cat(walk.changed)
+    return torch.cat(list(walk.changed.values()))
 
 
 def test_what_visits_leave_out_is_what_a_whole_pass_gives():
@@ -164,7 +164,7 @@ def test_a_late_change_counts_in_what_was_run_before():
                     layer.visit(layer.places[2], Rows)
                 if layer.index == 0:
                     layer.change(name, -layer.weight(name))
-            ended.append(torch.cat(walk.changed))
+            ended.append(torch.cat(list(walk.changed.values())))
     assert torch.equal(*ended)
 
 
