@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ class Kept:
         self.seen += other.seen
 
 
-def behind(walk: Walk, states: list[torch.Tensor]) -> torch.Tensor:
+def behind(walk: Walk, states: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """What the model makes of the states behind its layers, before its head."""
     base, found = walk.loaded.model.base_model, []
     more = puts_out_more(walk.modules[0])
-    for ids, state in zip(walk.batches, states, strict=True):
+    for ids, state in zip(walk.batches, states.values(), strict=True):
         out = (state, None) if more else (state,) if walk.layers_give_tuples else state
         with torch.no_grad(), handing_on(walk.modules, lambda out=out: out):
             found.append(base(input_ids=ids, use_cache=False).last_hidden_state)
