@@ -11,17 +11,17 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from quantmill.gguf_io.convert.names import TensorTable
-from quantmill.imatrix.matrix import Entry, ImatrixError, ImportanceMatrix
+from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
 from quantmill.imatrix.recorder import Recorder
-from quantmill.imatrix.sums import Batch
+from quantmill.imatrix.sums import Batch, Input, Sums, entries
 from quantmill.models.scoring import token_nll
 from quantmill.models.seen import require_known, seen_ids
 from quantmill.models.walk import chunks_together
@@ -63,36 +63,53 @@ class Progress:
     perplexity: tuple[float, float] | None
 
 
-@dataclass
-class Result:
-    """What has been collected so far: sums, chunks done, negative log-likelihood of the scored tokens."""
+@dataclass(frozen=True)
+class Done:
+    """What the chunks that are done came to: sums by the name of their place, negative log-likelihood of the scored
+    tokens, its squares."""
 
-    entries: dict[str, Entry] = field(default_factory=dict)
-    n_done: int = 0
+    n_chunks: int = 0
     nll: float = 0.0
     nll2: float = 0.0
     n_scored: int = 0
-    recorder: Recorder | None = None
+    sums: Mapping[str, Sums] = field(default_factory=dict)
+
+    def scored(self, nll: np.ndarray | None) -> Done:
+        """With what run_batch gives of a batch."""
+        if nll is None:
+            return self
+        return replace(
+            self,
+            nll=self.nll + float(nll.sum()),
+            nll2=self.nll2 + float((nll * nll).sum()),
+            n_scored=self.n_scored + nll.size,
+        )
+
+
+@dataclass
+class Result:
+    """What has been collected so far. done: replaced as a whole, so that an interrupt finds all of a batch or nothing;
+    inputs: the places that the sums were taken at, of the running model."""
+
+    done: Done = Done()
+    inputs: Sequence[Input] = ()
+
+    @property
+    def n_done(self) -> int:
+        return self.done.n_chunks
 
     def matrix(self, datasets: tuple[str, ...], n_ctx: int) -> ImportanceMatrix:
         """The importance matrix of the chunks done."""
-        entries = self.entries if self.recorder is None else self.recorder.entries()
-        return ImportanceMatrix(entries, datasets, self.n_done, n_ctx)
-
-    def count(self, nll: np.ndarray | None) -> None:
-        """Of a batch: what run_batch gives."""
-        if nll is not None:
-            self.nll += float(nll.sum())
-            self.nll2 += float((nll * nll).sum())
-            self.n_scored += nll.size
+        return ImportanceMatrix(entries(self.inputs, self.done.sums), datasets, self.n_done, n_ctx)
 
     def perplexity(self) -> tuple[float, float] | None:
         """Value and standard error, as llama-imatrix prints them (tools/imatrix/imatrix.cpp)."""
-        if not self.n_scored:
+        done = self.done
+        if not done.n_scored:
             return None
-        mean = self.nll / self.n_scored
-        variance = self.nll2 / self.n_scored - mean * mean
-        error = math.sqrt(variance / (self.n_scored - 1)) if variance > 0 and self.n_scored > 1 else 0.0
+        mean = done.nll / done.n_scored
+        variance = done.nll2 / done.n_scored - mean * mean
+        error = math.sqrt(variance / (done.n_scored - 1)) if variance > 0 and done.n_scored > 1 else 0.0
         value = math.exp(mean) if mean < 700 else math.inf
         return value, value * error
 
@@ -117,10 +134,10 @@ def collect(
     n_chunk, n_ctx = chunks.shape
     step = settings.batch or together(model, n_chunk, n_ctx, device)
     recorder = settings.recorder(table)
-    result.recorder = recorder
     begin, n_before = time.perf_counter(), result.n_done
     try:
-        recorder.attach(model)
+        recorder.attach(model, result.done.sums)
+        result.inputs = recorder.inputs
 
         def one(batch: np.ndarray, tell: Tell) -> tuple[np.ndarray, np.ndarray | None, dict[int, Batch]]:
             nll = run_batch(model, batch, settings, device)
@@ -130,14 +147,12 @@ def collect(
         for batch, nll, sums in workers.in_order(one, left):
             if recorder.bad_input(sums) is not None:
                 raise _not_finite(model, batch, result.n_done, settings, recorder, device)
-            recorder.commit(sums)
-            result.n_done += len(batch)
-            result.count(nll)
+            after = result.done.scored(nll)
+            total = recorder.with_batch(after.sums, sums)
+            result.done = replace(after, n_chunks=after.n_chunks + len(batch), sums=total)
             n_tokens = (result.n_done - n_before) * n_ctx
             yield Progress(result.n_done, n_chunk, n_tokens, time.perf_counter() - begin, result.perplexity())
     finally:
-        result.entries = recorder.entries()
-        result.recorder = None
         recorder.detach()
 
 

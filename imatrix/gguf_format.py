@@ -6,7 +6,9 @@ stock llama.cpp passes over). Source: tools/imatrix/imatrix.cpp: save_imatrix, c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,8 +22,8 @@ DATASETS, CHUNK_COUNT, CHUNK_SIZE = (
     "imatrix.chunk_count",
     "imatrix.chunk_size",
 )
-RUN = "quantmill.imatrix.run"
 SUFFIXES = (".in_sum2", ".counts", ".in_sum")
+_TYPES = {"f": "F32", "i": "I64"}
 
 
 def read_gguf(path: Path) -> ImportanceMatrix:
@@ -39,11 +41,7 @@ def read_gguf(path: Path) -> ImportanceMatrix:
         datasets = _required(path, source.metadata, DATASETS)
         if datasets.type != GGUFValueType.ARRAY or datasets.element_type != GGUFValueType.STRING:
             raise ImatrixError(f"{path}: {DATASETS} is not an array of strings")
-        run = source.metadata.value(RUN, "")
-        if not isinstance(run, str):
-            raise ImatrixError(f"{path}: {RUN} is not a string")
-        entries = _read_entries(path, source)
-        return ImportanceMatrix(entries, tuple(datasets.value), chunk_count, chunk_size, run=run)
+        return ImportanceMatrix(_read_entries(path, source), tuple(datasets.value), chunk_count, chunk_size)
     finally:
         source.close()
 
@@ -97,29 +95,36 @@ def _entry(path: Path, name: str, parts: dict[str, np.ndarray]) -> Entry:
     return Entry(entry.in_sum2, rounded.astype(np.int64), entry.in_sum)
 
 
-def write_gguf(path: Path, matrix: ImportanceMatrix) -> None:
-    """Write llama-imatrix's own bytes (plus `.in_sum` where there is one); atomic.
+def write_gguf(
+    path: Path,
+    matrix: ImportanceMatrix,
+    keys: Mapping[str, MetaValue] = MappingProxyType({}),
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
+    """Write llama-imatrix's own bytes (plus `.in_sum` where there is one); atomic. keys, arrays (f32, i64): what
+    follows them.
 
     Raises GGUFError when a name is too long for GGUF or the disk is full.
     """
-    metadata = Metadata(
-        {
-            "general.type": MetaValue(GGUFValueType.STRING, "imatrix"),
-            DATASETS: MetaValue(GGUFValueType.ARRAY, list(matrix.datasets), GGUFValueType.STRING),
-            CHUNK_COUNT: MetaValue(GGUFValueType.UINT32, matrix.chunk_count),
-            CHUNK_SIZE: MetaValue(GGUFValueType.UINT32, matrix.chunk_size),
-        }
-    )
-    if matrix.run:
-        metadata = metadata.set(RUN, MetaValue(GGUFValueType.STRING, matrix.run))
+    metadata = {
+        "general.type": MetaValue(GGUFValueType.STRING, "imatrix"),
+        DATASETS: MetaValue(GGUFValueType.ARRAY, list(matrix.datasets), GGUFValueType.STRING),
+        CHUNK_COUNT: MetaValue(GGUFValueType.UINT32, matrix.chunk_count),
+        CHUNK_SIZE: MetaValue(GGUFValueType.UINT32, matrix.chunk_size),
+    }
     data: dict[str, np.ndarray] = {}
     for name, entry in matrix.entries.items():
         data[f"{name}.in_sum2"] = entry.in_sum2
         data[f"{name}.counts"] = entry.counts[:, None].astype(np.float32)
         if entry.in_sum is not None:
             data[f"{name}.in_sum"] = entry.in_sum
-    tensors = [OutputTensor(name, values.shape[::-1], "F32") for name, values in data.items()]
-    with GGUFSink(path, metadata, tensors, force=True) as sink:  # the output rule is the caller's
+    data |= arrays
+    tensors = [
+        OutputTensor(name, values.shape[::-1], _TYPES[values.dtype.kind]) for name, values in data.items()
+    ]
+    with GGUFSink(
+        path, Metadata(metadata | dict(keys)), tensors, force=True
+    ) as sink:  # the output rule is the caller's
         for name, values in data.items():
-            sink.write(name, np.ascontiguousarray(values, "<f4").view(np.uint8))
+            sink.write(name, np.ascontiguousarray(values, values.dtype.newbyteorder("<")).view(np.uint8))
         sink.commit()

@@ -48,7 +48,6 @@ class ImportanceMatrix:
 
     chunk_count, chunk_size: chunks of text seen, and tokens per chunk
     legacy: read from a .dat file, whose counts are whole chunks and equal for all experts
-    run: what an unfinished collection needs to go on (run.py), empty otherwise
     """
 
     entries: Mapping[str, Entry]
@@ -56,7 +55,6 @@ class ImportanceMatrix:
     chunk_count: int = 0
     chunk_size: int = 512
     legacy: bool = False
-    run: str = ""
 
     def __post_init__(self) -> None:
         ordered = sorted(self.entries, key=name_key)

@@ -8,7 +8,7 @@ expert. The sums of a batch stay apart until the batch is complete and finite; t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from quantmill.gguf_io.convert.names import TensorTable
-from quantmill.imatrix.matrix import Entry, ImatrixError
-from quantmill.imatrix.sums import Batch, Input, Taker, added, joined, take, total
+from quantmill.imatrix.matrix import ImatrixError
+from quantmill.imatrix.sums import Batch, Input, Sums, Taker, joined, with_batch
 from quantmill.models.experts import is_recordable, recording_forward
 from quantmill.qkernels.column_sums import of_columns
 
@@ -47,16 +47,26 @@ class Recorder:
     _undo: list[Callable[[], Any]] = field(default_factory=list)
     _running: _Running = field(default_factory=_Running)
 
-    def attach(self, model: nn.Module) -> None:
-        """Put hooks into `model`. Raises ImatrixError when nothing of it can be watched."""
+    def attach(self, model: nn.Module, kept: Iterable[str] = ()) -> None:
+        """Put hooks into `model`. Raises ImatrixError as require_places does."""
         self.attach_part(model, "")
         if self.process_output:
             self.attach_output(model)
-        self.require_places(model)
+        self.require_places(model, kept)
 
-    def require_places(self, model: nn.Module) -> None:
-        if not self.inputs:
+    def require_places(self, model: nn.Module, kept: Iterable[str] = ()) -> None:
+        """kept: names of places that a run which is gone on with has sums of. Raises ImatrixError when one of them, or
+        anything, is not watched."""
+        names = {place.name for place in self.inputs}
+        assert len(names) == len(self.inputs)
+        if not names:
             raise ImatrixError(f"{type(model).__name__}: no matrix of this model can be watched")
+        for name in kept:
+            if name not in names:
+                raise ImatrixError(
+                    f"{name}: the run that was stopped has sums of what enters it, and nothing of that name is watched "
+                    "now; go on with the version that began it, or begin anew"
+                )
 
     def attach_part(self, model: nn.Module, prefix: str) -> None:
         """Put hooks into the modules whose names begin so."""
@@ -108,7 +118,7 @@ class Recorder:
         if query is None:
             return
         view = self.table.views[gguf_name]
-        self.inputs.append(Input((Taker(gguf_name, None, None, 1),), np.zeros(1, np.int64)))
+        self.inputs.append(Input(gguf_name, (Taker(gguf_name, None, None, 1),)))
         see = partial(self._see_heads, len(self.inputs) - 1, view.matrices, view.shape[-1])
         self._undo.append(query.register_forward_hook(see).remove)
 
@@ -126,7 +136,7 @@ class Recorder:
         head = model.get_output_embeddings()
         if head is None:
             raise ImatrixError(f"{type(model).__name__}: has no output projection for --process-output")
-        self._hook(head, Input((Taker(name, None, None, 1),), np.zeros(1, np.int64)))
+        self._hook(head, Input(name, (Taker(name, None, None, 1),)))
 
     def _hook(self, module: nn.Module, place: Input) -> None:
         self.inputs.append(place)
@@ -165,7 +175,7 @@ class Recorder:
             columns = view.rows if view.transpose else view.columns
             takers.append(Taker(use.name, use.matrix, columns, view.matrices))
             n_mat = view.matrices if stacked else 1
-        return Input(tuple(takers), np.zeros(n_mat, np.int64)) if takers else None
+        return Input(hf_name, tuple(takers), n_mat) if takers else None
 
     def _see(self, index: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         x, running = arguments[0], self._running
@@ -182,10 +192,9 @@ class Recorder:
 
     def _see_expert(self, index: int, expert: int, x: torch.Tensor) -> None:
         """x [n_rows, n_cols] enters one expert of a stack."""
-        place = self.inputs[index]
         batch = self._running.batch.get(index)
         if batch is None:
-            n_mat = len(place.counts)
+            n_mat = self.inputs[index].n_mat
             zeros = torch.zeros(n_mat, x.shape[-1], device=x.device)
             batch = Batch(zeros, zeros.clone() if self.with_means else None, np.zeros(n_mat, np.int64))
             self._running.batch[index] = batch
@@ -214,26 +223,10 @@ class Recorder:
                 return self.inputs[index].takers[0].name
         return None
 
-    def commit(self, batch: Mapping[int, Batch]) -> None:
-        """Add a batch to the totals, all of it or (interrupted) nothing."""
-        inputs = list(self.inputs)
-        for index, seen in batch.items():
-            old = inputs[index]
-            plain = None if seen.plain is None else added(old.plain, seen.plain)
-            inputs[index] = Input(old.takers, old.counts + seen.counts, added(old.square, seen.square), plain)
-        self.inputs = inputs
-
-    def entries(self) -> dict[str, Entry]:
-        """Totals by GGUF name, on the host."""
-        found: dict[str, Entry] = {}
-        for place in self.inputs:
-            if place.square is None:
-                continue
-            square = total(place.square)
-            plain = None if place.plain is None else total(place.plain)
-            for taker in place.takers:
-                take(found, taker, place.counts, square, plain)
-        return found
+    def with_batch(self, sums: Mapping[str, Sums], batch: Mapping[int, Batch]) -> dict[str, Sums]:
+        """The sums by the name of their place, after a batch; the former stay as they are."""
+        new = {self.inputs[index].name: seen for index, seen in batch.items()}
+        return {**sums, **{name: with_batch(sums.get(name), seen) for name, seen in new.items()}}
 
 
 def _is_linear(module: nn.Module) -> bool:

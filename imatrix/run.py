@@ -1,7 +1,6 @@
 """A collection that can be stopped: saved every so many chunks, on an interrupt and on an error, and resumed.
 
-Until it is complete the matrix lies in `<output>.partial.gguf`, which any tool can read; the key
-`quantmill.imatrix.run` in it says which chunks of which run it holds.
+Until it is complete it lies in `<output>.partial.gguf` (unfinished.py).
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from quantmill.errors import counted
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import companion
-from quantmill.imatrix.collect import Progress, Result, Settings, collect
+from quantmill.imatrix.collect import Done, Progress, Result, Settings, collect
 from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
-from quantmill.imatrix.merge import merge
-from quantmill.imatrix.store import load, save
+from quantmill.imatrix.unfinished import load_unfinished, save_unfinished
 from quantmill.models.workers import ALONE, Workers
 
 Show = Callable[[Progress], None]
@@ -74,19 +72,14 @@ def run(
     collect() does, and when the partial file belongs to another run.
     """
     identity = _identity(chunks, settings, saving)
-    before, result = _begun(saving, identity)
-    first = saved = tried = result.n_done
+    result = Result(_begun(saving, identity))
+    saved = tried = result.n_done
 
     def matrix() -> ImportanceMatrix:
-        new = result.matrix(saving.datasets, chunks.shape[1])
-        if before is None or result.n_done == first:
-            return new if before is None else before
-        # the counts of both runs add up; the number of chunks is known better than from them
-        return replace(merge([before, new]), datasets=saving.datasets, chunk_count=result.n_done)
+        return result.matrix(saving.datasets, chunks.shape[1])
 
     def keep() -> None:
-        state = {"identity": identity, "nll": result.nll, "nll2": result.nll2, "n_scored": result.n_scored}
-        save(saving.partial, replace(matrix(), run=json.dumps(state)), "gguf")
+        save_unfinished(saving.partial, matrix(), result.done, identity)
 
     try:
         for progress in collecting(model, table, chunks, settings, result, workers):
@@ -102,7 +95,7 @@ def run(
         if result.n_done > saved:
             keep()
         raise
-    return replace(matrix(), run=""), result
+    return matrix(), result
 
 
 def _identity(chunks: np.ndarray, settings: Settings, saving: Saving) -> str:
@@ -113,30 +106,11 @@ def _identity(chunks: np.ndarray, settings: Settings, saving: Saving) -> str:
     return hashlib.sha256(described.encode("utf-8", "surrogateescape") + text).hexdigest()
 
 
-def _begun(saving: Saving, identity: str) -> tuple[ImportanceMatrix | None, Result]:
+def _begun(saving: Saving, identity: str) -> Done:
     if not saving.partial.exists():
-        return None, Result()
+        return Done()
     if not saving.resume:
         raise ImatrixError(
             f"{saving.partial}: a run that was stopped left this; go on with --resume, or remove it to begin anew"
         )
-    found = load(saving.partial)
-    try:
-        state = json.loads(found.run)
-        same = state["identity"] == identity
-        result = Result(
-            n_done=found.chunk_count,
-            nll=float(state["nll"]),
-            nll2=float(state["nll2"]),
-            n_scored=int(state["n_scored"]),
-        )
-    except (ValueError, KeyError, TypeError):
-        raise ImatrixError(
-            f"{saving.partial}: does not say how far it got; remove it to begin anew"
-        ) from None
-    if not same:
-        raise ImatrixError(
-            f"{saving.partial}: belongs to another run (model, text or options differ); repeat the command that "
-            "wrote it, or remove it to begin anew"
-        )
-    return found, result
+    return load_unfinished(saving.partial, identity)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.imatrix.collect import (
+    Done,
     Progress,
     Result,
     Settings,
@@ -42,6 +44,7 @@ def collect_streamed(
     first = result.n_done
     batches = [chunks[begin : begin + step] for begin in range(first, len(chunks), step)]
     recorder = settings.recorder(table)
+    done = result.done
     began = time.perf_counter()
     for name, take in loaded.layers([token_ids(batch, settings) for batch in batches]):
 
@@ -54,14 +57,15 @@ def collect_streamed(
         recorder.attach_part(loaded.model, f"{name}.")
         try:
             for number, sums in workers.in_order(one, range(len(batches))):
-                _put(recorder, sums, first + number * step, len(batches[number]))
+                done = _with(done, recorder, sums, first + number * step, len(batches[number]))
         finally:
             recorder.detach()
         layer_done()
     recorder.require_places(loaded.model)
-    _read_out(loaded, batches, settings, result, recorder, workers)
-    result.entries = recorder.entries()
-    result.n_done = len(chunks)
+    done = _read_out(loaded, batches, settings, done, recorder, workers)
+    recorder.require_places(loaded.model, done.sums)
+    result.inputs = recorder.inputs
+    result.done = replace(done, n_chunks=len(chunks))
     n_tokens = (len(chunks) - first) * chunks.shape[1]
     seconds = time.perf_counter() - began
     yield Progress(result.n_done, len(chunks), n_tokens, seconds, result.perplexity())
@@ -71,14 +75,14 @@ def _read_out(
     loaded: StreamedModel,
     batches: list[np.ndarray],
     settings: Settings,
-    result: Result,
+    done: Done,
     recorder: Recorder,
     workers: Workers,
-) -> None:
+) -> Done:
     """What lies behind the layers: the output projection, where it is wanted, and the perplexity."""
     if not settings.perplexity and not settings.process_output:
         loaded.states.clear()
-        return
+        return done
     if settings.process_output:
         recorder.attach_output(loaded.model)
 
@@ -87,20 +91,20 @@ def _read_out(
             nll = run_batch(loaded.model, batch, settings, loaded.device)
         return nll, recorder.taken()
 
-    first = result.n_done
+    first = done.n_chunks
     try:
         for batch, (nll, sums) in zip(batches, workers.in_order(one, batches), strict=True):
-            _put(recorder, sums, first, len(batch))
+            done = _with(done.scored(nll), recorder, sums, first, len(batch))
             first += len(batch)
-            result.count(nll)
     finally:
         recorder.detach()
+    return done
 
 
-def _put(recorder: Recorder, sums: dict[int, Batch], first: int, n: int) -> None:
+def _with(done: Done, recorder: Recorder, sums: dict[int, Batch], first: int, n: int) -> Done:
     tensor = recorder.bad_input(sums)
     if tensor is not None:
         raise not_finite(
             tensor, f"chunk {first + 1}" if n == 1 else f"one of chunks {first + 1} to {first + n}"
         )
-    recorder.commit(sums)
+    return replace(done, sums=recorder.with_batch(done.sums, sums))

@@ -6,6 +6,7 @@ The sums of a batch are added to the totals with the rounding error of each addi
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +31,13 @@ class Taker:
     n_mat: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Input:
-    """One place where activations enter a matmul: [n_mat] row counts, [n_mat, n_cols] sums in two float32."""
+    """One place where activations enter a matmul. name: its own, in every run; n_mat: matrices counted apart."""
 
+    name: str
     takers: tuple[Taker, ...]
-    counts: np.ndarray
-    square: tuple[torch.Tensor, torch.Tensor] | None = None
-    plain: tuple[torch.Tensor, torch.Tensor] | None = None
+    n_mat: int = 1
 
 
 @dataclass
@@ -54,22 +54,57 @@ def joined(one: Batch, other: Batch) -> Batch:
     return Batch(one.square + other.square, plain, one.counts + other.counts)
 
 
-def added(
-    sums: tuple[torch.Tensor, torch.Tensor] | None, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two-sum: (high, low) + value, where low gathers what high cannot hold."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What has entered a place in all: rows counts [n_mat] i64, Σx² and Σx [n_mat, n_cols] in two f32 each."""
+
+    counts: np.ndarray
+    square: Pair
+    plain: Pair | None
+
+
+def with_batch(sums: Sums | None, seen: Batch) -> Sums:
+    """The sums after a batch, on the batch's device; sums that are kept (unfinished.py) come from the host."""
     if sums is None:
-        return value, torch.zeros_like(value)
-    high, low = sums
+        plain = None if seen.plain is None else _begun(seen.plain)
+        return Sums(seen.counts.astype(np.int64), _begun(seen.square), plain)
+    plain = None if sums.plain is None or seen.plain is None else added(sums.plain, seen.plain)
+    return Sums(sums.counts + seen.counts, added(sums.square, seen.square), plain)
+
+
+def _begun(value: torch.Tensor) -> Pair:
+    return value, torch.zeros_like(value)
+
+
+def added(sums: Pair, value: torch.Tensor) -> Pair:
+    """Two-sum: (high, low) + value, where low gathers what high cannot hold."""
+    high, low = (part.to(value.device) for part in sums)
     high_after = high + value
     part = high_after - high
     return high_after, low + ((high - (high_after - part)) + (value - part))
 
 
-def total(pair: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray:
+def total(pair: Pair) -> np.ndarray:
     """The sum, rounded once, on the host: f32."""
     high, low = (part.cpu().double() for part in pair)
     return (high + low).float().numpy()
+
+
+def entries(inputs: Iterable[Input], sums: Mapping[str, Sums]) -> dict[str, Entry]:
+    """Sums by the name of their place → entries by GGUF name, on the host."""
+    found: dict[str, Entry] = {}
+    for place in inputs:
+        seen = sums.get(place.name)
+        if seen is None:
+            continue
+        square = total(seen.square)
+        plain = None if seen.plain is None else total(seen.plain)
+        for taker in place.takers:
+            take(found, taker, seen.counts, square, plain)
+    return found
 
 
 def take(

@@ -46,9 +46,7 @@ def cut_importance(
             and len(spec.shape) > 2
         ):
             entries[name] = _rows(found, list(kept[name]), experts.n)
-    return ImportanceMatrix(
-        entries, matrix.datasets, matrix.chunk_count, matrix.chunk_size, matrix.legacy, matrix.run
-    )
+    return ImportanceMatrix(entries, matrix.datasets, matrix.chunk_count, matrix.chunk_size, matrix.legacy)
 
 
 def _rows(entry: Entry, kept: list[int], n_experts: int) -> Entry:
