@@ -31,8 +31,8 @@ Collecting = Callable[[Any, TensorTable, np.ndarray, Settings, Result, Workers],
 @dataclass(frozen=True)
 class Saving:
     """output: the final file, links followed; every: chunks between two saves, 0: only when stopped
-    datasets: names of the texts, kept in the file; model: its name, so that a partial file finds its run again
-    resume: go on with the partial file
+    datasets: names of the texts, kept in the file; resume: go on with the partial file
+    model: which, and how it computes, so that a partial file finds its run again
     """
 
     output: Path
@@ -99,7 +99,7 @@ def run(
 
 
 def _identity(chunks: np.ndarray, settings: Settings, saving: Saving) -> str:
-    """A hash of all that decides the sums, but for the weights: the text, the options and the model's name."""
+    """A hash of all that decides the sums: the text, the options, the model."""
     options = {name: value for name, value in asdict(settings).items() if name != "batch"}
     described = json.dumps([options, list(chunks.shape), saving.model], sort_keys=True)
     text = np.ascontiguousarray(chunks, "<i4").tobytes()

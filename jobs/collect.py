@@ -21,8 +21,10 @@ from quantmill.imatrix.streamed import collect_streamed
 from quantmill.imatrix.text import Cutting, Text
 from quantmill.jobs.cluster import require_listener
 from quantmill.jobs.collect_load import Loading, loaded_model
+from quantmill.jobs.elsewhere import files_of
 from quantmill.jobs.going_on import telling
 from quantmill.jobs.runnable import require_runnable
+from quantmill.jobs.saved import identity_of
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models.model import LoadedModel
 from quantmill.models.streamed import StreamedModel
@@ -102,7 +104,7 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     output = check_output(job.output, IMATRIX, inputs, force=job.force)
     if job.ray is not None:
         require_listener(job.ray)  # before the model is read
-    saving = Saving(output.final, names, job.name, job.every, job.resume)
+    saving = Saving(output.final, names, _computed(job), job.every, job.resume)
     check_output(saving.partial, IMATRIX, inputs)
     require_runnable(job.model)
     plain = read_texts(list(job.texts))
@@ -135,6 +137,12 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     saving.partial.unlink(missing_ok=True)
     gaps = tuple(coverage.gaps(matrix, missed))
     return Result(matrix, found.perplexity(), progress.rate, gaps, loaded.arithmetic)
+
+
+def _computed(job: Job) -> str:
+    """Which model in which arithmetic. A directory that is read layer by layer runs as a GGUF."""
+    as_gguf = job.stream and job.model.is_dir()
+    return identity_of({"name": job.name, "dtype": job.dtype, "as_gguf": as_gguf}, files_of(job.model))
 
 
 def _loading(job: Job) -> Loading:

@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -126,13 +124,8 @@ def arguments(command: Command, folder: Path) -> list[str]:
     return [*words, "-t", "1", *([] if "OUT" in command.words else ["-o", str(names["OUT"])])]
 
 
-def require_same(name: str, path: Path, whole: Path) -> None:
-    if name == "imatrix":  # a run that is gone on with adds what both parts came to in float32
-        ours, theirs = (gguf.GGUFReader(file).tensors for file in (path, whole))
-        assert [tensor.name for tensor in ours] == [tensor.name for tensor in theirs]
-        for one, other in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(one.data, other.data, rtol=2**-22)
-    elif path.suffix == ".json":
+def require_same(path: Path, whole: Path) -> None:
+    if path.suffix == ".json":
         one, other = (json.loads(file.read_text()) for file in (path, whole))
         assert {**one, "date": "", "command": ""} == {**other, "date": "", "command": ""}
     else:
@@ -174,7 +167,7 @@ def test_a_device_is_lost_in_a_job(tmp_path, capsys, monkeypatch, name, share):
     assert ("--resume" in last) == bool(left), said
     assert left or share < 0.9, said
     assert cli.main([*arguments(command, tmp_path / "run"), *(["--resume"] if left else [])]) == 0
-    require_same(name, tmp_path / "run" / command.output, expected)
+    require_same(tmp_path / "run" / command.output, expected)
 
 
 @pytest.mark.parametrize("stage", ["compensate", "polish"])

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from quantmill.cli import main
 from quantmill.imatrix import store
+from quantmill.imatrix.collect import run_batch
+from tests.support.measure_models import tiny
 
 DATA = Path(__file__).parent / "data" / "imatrix"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-qwen3-moe"
@@ -40,6 +44,42 @@ def test_collecting_needs_no_subcommand(tmp_path: Path, capsys: pytest.CaptureFi
     assert matrix.entries["blk.3.attn_q.weight"].counts.tolist() == [256]
     assert matrix.entries["blk.3.attn_q.weight"].in_sum is not None
     assert [path.name for path in tmp_path.iterdir()] == ["imatrix.gguf"]
+
+
+def test_a_part_belongs_to_one_model_and_one_arithmetic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, output, whole = tmp_path / "m.gguf", tmp_path / "im.gguf", tmp_path / "whole.gguf"
+    shutil.copy2(tiny("F16"), model)
+    asked = [model, "-f", EXAMPLE / "evaluation.txt", "-c", 64, "--chunks", 8, "--batch", 1, "-t", 1]
+    assert quantmill(*asked, "-o", whole) == 0
+    n_run = 0
+
+    def interrupted_at_the_fifth(*arguments: Any) -> Any:
+        nonlocal n_run
+        n_run += 1
+        if n_run == 5:
+            raise KeyboardInterrupt
+        return run_batch(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("quantmill.imatrix.collect.run_batch", interrupted_at_the_fifth)
+        assert quantmill(*asked, "-o", output) == 130
+    partial = tmp_path / "im.gguf.partial.gguf"
+    assert capsys.readouterr().err.endswith(f"what was done is in {partial}: go on with --resume\n")
+    kept = partial.read_bytes()
+
+    shutil.copyfile(tiny("Q8_0"), model)
+    for words in ((), ("--dtype", "bfloat16")):
+        assert quantmill(*asked, "-o", output, "--resume", *words) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"error: {partial}: belongs to another run (model, text or options differ); ")
+        shutil.copy2(tiny("F16"), model)
+    for words in ((), ("--stream",), ("-t", "2", "-ofreq", "0")):
+        partial.write_bytes(kept)
+        assert quantmill(*asked, "-o", output, "--force", "--resume", *words) == 0
+        assert output.read_bytes() == whole.read_bytes()
+        assert not partial.exists()
 
 
 @pytest.mark.parametrize(
