@@ -42,6 +42,17 @@ def counted(n: int, thing: str, things: str = "") -> str:
     return f"{n} {thing if n == 1 else things or f'{thing}s'}"
 
 
+def left_behind(path: object) -> str:
+    """Said of a stopped run's unfinished work, where nobody asks to go on with it."""
+    return f"{path}: a run that was stopped left this; go on with --resume, or remove it to begin anew"
+
+
+def of_another_run(path: object, what: str) -> str:
+    """Said of unfinished work that cannot be gone on with. what: may differ."""
+    way_out = "repeat the command that wrote it, or remove it to begin anew"
+    return f"{path}: belongs to another run ({what} differ); {way_out}"
+
+
 _VARIES = re.compile(r"\b[A-Z]*\d\w*")  # Q4_K, IQ2_XXS, 256
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quantmill.errors import counted
+from quantmill.errors import counted, left_behind
 from quantmill.gguf_io.convert.names import TensorTable
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import companion
@@ -110,7 +110,5 @@ def _begun(saving: Saving, identity: str) -> Done:
     if not saving.partial.exists():
         return Done()
     if not saving.resume:
-        raise ImatrixError(
-            f"{saving.partial}: a run that was stopped left this; go on with --resume, or remove it to begin anew"
-        )
+        raise ImatrixError(left_behind(saving.partial))
     return load_unfinished(saving.partial, identity)

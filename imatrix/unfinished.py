@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantmill.errors import of_another_run
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.gguf_io.source import TensorSource, open_source
@@ -76,10 +77,7 @@ def _read(path: Path, source: TensorSource, identity: str) -> Done:
             f"version, or {_ANEW}"
         )
     if found != identity:
-        raise ImatrixError(
-            f"{path}: belongs to another run (model, text or options differ); repeat the command that wrote it, "
-            f"or {_ANEW}"
-        )
+        raise ImatrixError(of_another_run(path, "model, text or options"))
     arrays: dict[str, np.ndarray] = {}
 
     def read(name: str, dtype: type[np.generic]) -> np.ndarray:

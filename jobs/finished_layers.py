@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantmill.errors import left_behind
 from quantmill.gguf_io.filesystem import beside
 from quantmill.gguf_io.partial import partial_path, resolved, write_whole
 from quantmill.jobs.errors import JobError
@@ -54,9 +55,7 @@ class FinishedLayers:
         if not self.path.exists() or is_unsaid(self._note):
             return
         if not resume:
-            raise JobError(
-                f"{self.path}: a run that was stopped left this; go on with --resume, or remove it to begin anew"
-            )
+            raise JobError(left_behind(self.path))
         self._require_same()
         while self._file(self.n_found).exists():
             self.n_found += 1

@@ -15,6 +15,7 @@ import torch
 
 from quantmill.calibrate.teacher import HiddenStates
 from quantmill.calibrate.training import Training
+from quantmill.errors import left_behind, of_another_run
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside
 from quantmill.gguf_io.partial import PartialFile, resolved, write_whole
@@ -45,16 +46,10 @@ class Kept:
         mark = self.directory / "run.json"
         if self.directory.exists() and not is_unsaid(mark):
             if not resume:
-                raise JobError(
-                    f"{self.directory}: a run that was stopped left this; go on with --resume, or remove it to "
-                    "begin anew"
-                )
+                raise JobError(left_behind(self.directory))
             found = mark.read_text(encoding="utf-8") if mark.exists() else ""
             if found != json.dumps({"identity": identity}):
-                raise JobError(
-                    f"{self.directory}: belongs to another run (model, base, text or options differ); repeat the "
-                    "command that wrote it, or remove it to begin anew"
-                )
+                raise JobError(of_another_run(self.directory, "model, base, text or options"))
         self.directory.mkdir(exist_ok=True)
         write_whole(resolved(mark), json.dumps({"identity": identity}).encode())
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from quantmill.errors import left_behind, of_another_run
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.kinds import starting_with
 from quantmill.gguf_io.partial import companion, write_whole
@@ -58,9 +59,7 @@ class Saved:
         self._saved_at = time.monotonic()
         if path is not None and path.exists():
             if not resume:
-                raise JobError(
-                    f"{path}: a run that was stopped left this; go on with --resume, or remove it to begin anew"
-                )
+                raise JobError(left_behind(path))
             self._read(path)
 
     def _read(self, path: Path) -> None:
@@ -72,10 +71,7 @@ class Saved:
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             raise JobError(f"{path}: is no saved evaluation; remove it to begin anew") from None
         if identity != self._identity:
-            raise JobError(
-                f"{path}: belongs to another run (models, text, tasks or options differ); repeat the command that "
-                "wrote it, or remove it to begin anew"
-            )
+            raise JobError(of_another_run(path, "models, text, tasks or options"))
         self.arrays, self.facts = arrays, facts
 
     def part(self, name: str) -> dict[str, np.ndarray]:

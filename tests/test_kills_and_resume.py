@@ -122,7 +122,7 @@ def stopped_again_and_again(name: str, folder: Path, n_kills: int, seed: int) ->
     print(name, ends)
 
 
-@pytest.mark.parametrize("name", ["imatrix", "compensate"])
+@pytest.mark.parametrize("name", ["compensate"])
 def test_stopped_by_each_signal(tmp_path: Path, name: str) -> None:
     stopped_again_and_again(name, tmp_path, 4, 0)
 
