@@ -128,14 +128,15 @@ def _check_importance(loaded: LoadedModel, ids: torch.Tensor, sums: dict[str, np
     ):
         pass
     views = loaded.table.views
-    missing = uncollected(result.matrix((), 80), [(name, len(view.shape)) for name, view in views.items()])
+    matrix = result.matrix((), 80)
+    missing = uncollected(matrix, [(name, len(view.shape)) for name, view in views.items()])
     assert missing == []
-    assert {name for name in result.entries if name not in views or len(views[name].shape) < 2} == set()
+    assert {name for name in matrix.entries if name not in views or len(views[name].shape) < 2} == set()
     for hf_name, expected in sums.items():
         for use in loaded.table.uses.get(hf_name, ()):
             if use.name.startswith("blk.") and views[use.name].matrices == 1:
                 columns = slice(None) if views[use.name].columns is None else views[use.name].columns
-                found = np.asarray(result.entries[use.name].in_sum2).reshape(-1)
+                found = np.asarray(matrix.entries[use.name].in_sum2).reshape(-1)
                 np.testing.assert_allclose(found, expected[columns], rtol=1e-3, atol=1e-5 * expected.max())
 
 
