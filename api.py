@@ -169,12 +169,13 @@ def quantize_model(
                 "calibration, effort, chunks, alpha, damping, polish, resume and keep_norms belong to compensate=True"
             )
         return run(job)
+    from quantmill.imatrix.text import text_argument
     from quantmill.jobs.compensate import run as compensated
     from quantmill.jobs.compensate_request import Calibration
 
     given = [calibration] if isinstance(calibration, str | PathLike) else calibration
     texts = tuple(str(text) for text in given)
-    job = replace(job, inputs=texts)
+    job = replace(job, inputs=tuple(str(text_argument(text).path) for text in texts))
     return compensated(job, Calibration(texts, effort, chunks, alpha, damping, resume, polish, keep_norms))
 
 

@@ -123,7 +123,7 @@ def collect(
             texts=tuple(text_argument(argument) for argument in file),
             output=output,
             format=_format(output_format),
-            cutting=Cutting(ctx or 512, chunks, from_chunk, seed),
+            cutting=Cutting(ctx or 512, chunks, from_chunk, seed, way_out=" or a smaller --ctx-size"),
             parse_special=parse_special,
             process_output=process_output,
             perplexity=ppl,

@@ -55,12 +55,15 @@ def text_argument(argument: str) -> Text:
 class Cutting:
     """n_ctx: tokens a chunk; n_chunks: at most so many, None: all; from_chunk: skip so many first, in each file
     seed: shuffle the chunks of all files; None: in the order of the files
+    fewest: chunks that one text alone must have. way_out: what else helps than a longer text
     """
 
     n_ctx: int = N_CTX
     n_chunks: int | None = None
     from_chunk: int = 0
     seed: int | None = None
+    fewest: int = 2
+    way_out: str = ""
 
     def __post_init__(self) -> None:
         if self.n_ctx < 4:
@@ -105,17 +108,18 @@ def _messages(path: Path, number: int, value: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def cut(tokens: list[int], cutting: Cutting, name: str, at_least: int = 2) -> np.ndarray:
+def cut(tokens: list[int], cutting: Cutting, name: str, at_least: int) -> np.ndarray:
     """Tokens of one text → [n_chunk, n_ctx] i32 from chunk `from_chunk` on; what is left over is dropped.
 
-    Raises ImatrixError when fewer than `at_least` chunks are left (llama-imatrix wants two).
+    Raises ImatrixError when fewer than `at_least` chunks are left.
     """
     n_ctx, skipped = cutting.n_ctx, cutting.from_chunk * cutting.n_ctx
     if len(tokens) - skipped < at_least * n_ctx:
         after = f" after the first {counted(cutting.from_chunk, 'chunk')}" if cutting.from_chunk else ""
+        there = counted(max(0, len(tokens) - skipped), "token")
         raise ImatrixError(
-            f"{name}: has {max(0, len(tokens) - skipped)} tokens{after}; chunks of {n_ctx} need at least "
-            f"{at_least * n_ctx}: give a longer text or a smaller --ctx-size"
+            f"{name}: has {there}{after}; {counted(at_least, 'chunk')} of {n_ctx} "
+            f"need at least {at_least * n_ctx}: give a longer text{cutting.way_out}"
         )
     n_chunk = (len(tokens) - skipped) // n_ctx
     return np.array(tokens[skipped : skipped + n_chunk * n_ctx], np.int32).reshape(n_chunk, n_ctx)
@@ -127,7 +131,7 @@ def chunks_of(texts: Sequence[tuple[Text, list[int]]], cutting: Cutting) -> np.n
     With weights, each file gives its share of the chunks: as many in all as the scarcest file allows (and
     --chunks). Raises ImatrixError for a text that is too short, or weights that are not positive.
     """
-    at_least = 2 if len(texts) == 1 else 1
+    at_least = cutting.fewest if len(texts) == 1 else 1
     pieces = [cut(tokens, cutting, str(text.path), at_least) for text, tokens in texts]
     rng = None if cutting.seed is None else np.random.default_rng(cutting.seed)
     if rng is not None:

@@ -9,16 +9,26 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantmill.gguf_io import GGUFSink
 from quantmill.jobs.cluster import connected, require_listener
 from quantmill.jobs.compensate_needs import needs_of
-from quantmill.jobs.compensate_plan import chunks_of, digest, kept_bytes, load_model, plan_of, read
+from quantmill.jobs.compensate_plan import (
+    chunks_of,
+    digest,
+    kept_bytes,
+    load_model,
+    note_unpolished,
+    plan_of,
+    read,
+)
 from quantmill.jobs.compensate_request import Calibration, CompensationWatcher, SilentLayers
 from quantmill.jobs.compensated import (
     Compensated,
@@ -27,14 +37,16 @@ from quantmill.jobs.compensated import (
     is_searched,
     peak_bytes,
     plainly,
+    unwalked_entries,
 )
 from quantmill.jobs.edits import open_model
 from quantmill.jobs.finished_layers import FinishedLayers, advice_of, finished_path
-from quantmill.jobs.going_on import telling
+from quantmill.jobs.going_on import keeping, telling
 from quantmill.jobs.importance import load_importance
-from quantmill.jobs.line import line_of
+from quantmill.jobs.line import Clock, Line, line_of
 from quantmill.jobs.quantize import Job, require_forgiven
 from quantmill.jobs.quantize_plan import check_outputs, require_sound, sink_of
+from quantmill.jobs.sound import require_sound_weights
 from quantmill.jobs.stored_made import arrays_of, made_of
 from quantmill.jobs.thorough import polish_fresh
 from quantmill.jobs.worker import carry
@@ -66,6 +78,14 @@ class _State:
     done: set[str] = field(default_factory=set)
     made: list[Made] = field(default_factory=list)
     n_held: int = 0
+    clock: Clock = field(default_factory=Clock)
+
+    def plainly(self, opened: Callable[[], Line], entries: list[PlanEntry]) -> None:
+        """Down the line, without compensation."""
+        with opened() as line:
+            carry(line, [entries], self.job.max_buffer_bytes, self.watcher)
+        self.clock.add(line.clock.seconds)
+        self.done.update(entry.name for entry in entries)
 
 
 def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None = None) -> Compensated:
@@ -88,7 +108,6 @@ def run(job: Job, calibration: Calibration, watcher: CompensationWatcher | None 
 def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Compensated:
     import torch
 
-    from quantmill.models.walk import Walk
     from quantmill.models.workers import working
 
     started = time.perf_counter()
@@ -112,29 +131,21 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         watcher.planned(plan)
         needs = needs_of(job, calibration, plan, loaded, chunks)
         watcher.note(needs.text)
+        unpolished = note_unpolished(job, calibration, plan, n_fresh, watcher)
         kept = FinishedLayers(job.output, _identity(state, loaded), calibration.resume)
-        two_streams = calibration.effort != "fast"
-        with ExitStack() as walking:
-            walk: Walk | FarWalk
-            if ray is None:
-                walk = Walk(loaded, chunks, workers.map, two_streams, in_main_memory=needs.main_bytes > 0)
-            else:
-                from quantmill.jobs.compensate_on_ray import walking_on_ray  # nobody else needs it
-
-                walk, workers = walking.enter_context(
-                    walking_on_ray(
-                        ray, job, plan, loaded, chunks, two_streams, sink.places(), kept.path, watcher
-                    )
-                )
-            _walk(state, walk, kept, workers, two_streams)
-        walked_s = time.perf_counter() - started
-        rest = [entry for entry in plan.entries if entry.name not in state.done]
-        with line_of(job, source, [sink], importance, engines, watcher.warn) as line:
-            carry(line, [rest], job.max_buffer_bytes, watcher)
-        sink.commit()
-    if calibration.polish or calibration.effort == "thorough":
-        device = engines[0].device
-        polish_fresh(job, calibration, sink.paths[0], device, len(chunks), n_fresh, watcher)
+        require_sound_weights(source, plan)
+        opened_line = partial(line_of, job, source, [sink], importance, engines, watcher.warn)
+        with keeping(lambda: advice_of(job.output), kept.remove):
+            # first, for what cannot be done is found here before the walk
+            state.plainly(opened_line, unwalked_entries(plan, loaded))
+            with state.clock("compensate"):
+                _walked(state, loaded, kept, workers, ray, needs.main_bytes > 0)
+            state.plainly(opened_line, [entry for entry in plan.entries if entry.name not in state.done])
+            sink.commit()
+    if unpolished is not None:
+        watcher.note(f"not polished: {unpolished}")
+    elif calibration.polishes:
+        _polish(state, kept, engines[0].device, n_fresh)
     kept.remove()
     return Compensated(
         plan=plan,
@@ -142,7 +153,7 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         source_bytes=sum(path.stat().st_size for path in source.paths),
         file_bytes=sink.file_bytes,
         seconds=time.perf_counter() - started,
-        step_seconds={"compensate": walked_s, **line.clock.seconds},
+        step_seconds=state.clock.seconds,
         engines=engines,
         errors=by_kind(state.made),
         n_chunks=len(chunks),
@@ -151,6 +162,37 @@ def _run(job: Job, calibration: Calibration, watcher: CompensationWatcher) -> Co
         peak_bytes=peak_bytes(),
         device_peak_bytes=device_peak_bytes(loaded.device),
     )
+
+
+def _polish(state: _State, kept: FinishedLayers, device: str, n_fresh: int) -> None:
+    output = state.sink.paths[0]
+    with keeping(lambda: f"{output} is compensated and not polished yet", kept.remove):
+        polish_fresh(state.job, state.calibration, output, device, len(state.chunks), n_fresh, state.watcher)
+
+
+def _walked(
+    state: _State,
+    loaded: LoadedModel,
+    kept: FinishedLayers,
+    workers: Workers,
+    ray: Any,
+    in_main_memory: bool,
+) -> None:
+    """The walk, here or on the cluster that is connected."""
+    from quantmill.models.walk import Walk
+
+    two_streams = state.calibration.effort != "fast"
+    if ray is None:
+        walk = Walk(loaded, state.chunks, workers.map, two_streams, in_main_memory=in_main_memory)
+        _walk(state, walk, kept, workers, two_streams)
+        return
+    from quantmill.jobs.compensate_on_ray import walking_on_ray  # nobody else needs it
+
+    places = state.sink.places()
+    with walking_on_ray(
+        ray, state.job, state.plan, loaded, state.chunks, two_streams, places, kept.path, state.watcher
+    ) as (far, solving):
+        _walk(state, far, kept, solving, two_streams)
 
 
 def _walk(

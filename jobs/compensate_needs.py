@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantmill.errors import counted
 from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.compensated import compensated_entries, resident_bytes
 from quantmill.jobs.quantize import Job
@@ -22,7 +23,8 @@ SHARE = 0.9
 
 @dataclass(frozen=True)
 class Needs:
-    """n_tokens: of the text; square: columns of the largest second moments, n_mat: matrices that have such ones.
+    """n_tokens: of the text; missing: chunks that were wanted and are not in it. square: columns of the largest second
+    moments, n_mat: matrices that have such ones.
 
     layer_bytes: what a layer takes beside the model, at most; total_bytes: with the model and, where the CPU computes,
     what is held already. place: whose memory it is. main_bytes: what of it lies in main memory, the device being too
@@ -40,6 +42,7 @@ class Needs:
     place: str = ""
     main_bytes: int = 0
     cut: tuple[str, ...] = ()
+    missing: int = 0
 
     @property
     def text(self) -> str:
@@ -47,8 +50,9 @@ class Needs:
 
         stack = f" of {self.n_mat} experts" if self.n_mat > 1 else ""
         seconds = H100.seconds(self.work)
+        short = f" (the text has {counted(self.missing, 'chunk')} less than wanted)" if self.missing else ""
         parts = [
-            f"{self.n_tokens} tokens",
+            f"{self.n_tokens} tokens{short}",
             f"largest square {self.square} x {self.square}{stack}",
             f"about {text_of(self.layer_bytes)} beside the model, {text_of(self.total_bytes)} in all{self.place}",
             f"{self.work.operations / 1e12:.1f} T operations (one {H100.name} by formula: {seconds / 60:.1f} minutes, "
@@ -125,4 +129,5 @@ def needs_of(
         place="" if by_cpu else f" on {loaded.device}",
         main_bytes=main_bytes,
         cut=tuple(entry.name for entry in entries if entry.n_cols > WIDEST),
+        missing=max(0, (calibration.cutting.n_chunks or 0) - len(chunks)),
     )

@@ -17,7 +17,7 @@ from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import bytes_in
 from quantmill.gguf_io.metadata import GGUFValueType, MetaValue
 from quantmill.imatrix.reading import read_chunks, read_texts
-from quantmill.imatrix.text import N_CTX, Cutting, Text, text_argument
+from quantmill.imatrix.text import Text, text_argument
 from quantmill.jobs.compensate_needs import needs_of
 from quantmill.jobs.compensate_request import CHUNKS, FEWEST_CHUNKS, Calibration
 from quantmill.jobs.compensated import compensated_entries
@@ -28,8 +28,10 @@ from quantmill.jobs.importance import importance_index, load_importance
 from quantmill.jobs.quantize_plan import sink_of
 from quantmill.jobs.quantize_request import Job
 from quantmill.jobs.runnable import require_runnable
+from quantmill.jobs.thorough import forbidden
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.engines import choose_engines
+from quantmill.qkernels.types import TYPES
 from quantmill.recipe import ImportanceIndex, Override, Plan, build_plan
 from quantmill.recipe.tensor_scales import scales_of
 
@@ -54,7 +56,7 @@ def plan_job(job: Job, calibration: Calibration, watcher: Watcher | None = None)
         source = open_model(job.source, job.edits, job.later)
         opened.callback(source.close)
         loaded = load_model(job, source, torch.device("cpu"))
-        chunks, _ = chunks_of(texts, calibration, loaded)
+        chunks, n_fresh = chunks_of(texts, calibration, loaded)
         plan = plan_of(job, calibration, source, load_importance(job), loaded, chunks)
         try:
             sink_of(job, plan, source, Silent(), kept_bytes(job, plan, loaded))
@@ -62,7 +64,18 @@ def plan_job(job: Job, calibration: Calibration, watcher: Watcher | None = None)
             plan = replace(plan, problems=(*plan.problems, str(error)))
         if watcher is not None and not plan.problems:
             watcher.note(needs_of(job, calibration, plan, loaded, chunks).text)
+            note_unpolished(job, calibration, plan, n_fresh, watcher)
     return plan
+
+
+def note_unpolished(
+    job: Job, calibration: Calibration, plan: Plan, n_fresh: int, watcher: Watcher
+) -> str | None:
+    """Why the file will not be polished though that belongs to the effort, or was asked for; said before the work."""
+    reason = forbidden(job, plan, n_fresh) if calibration.polishes else None
+    if reason is not None:
+        watcher.note(f"will not be polished: {reason}")
+    return reason
 
 
 def load_model(job: Job, source: TensorSource, device: object) -> LoadedModel:
@@ -77,8 +90,13 @@ def load_model(job: Job, source: TensorSource, device: object) -> LoadedModel:
 
 
 def read(calibration: Calibration) -> Texts:
-    """Raises ImatrixError or OSError for texts that cannot be read."""
+    """Raises ImatrixError or OSError for texts that cannot be read, JobError for a pipe that would be read again."""
     texts = [text_argument(argument) for argument in calibration.texts]
+    for text in texts if calibration.polishes else ():
+        if text.path.exists() and not text.path.is_file():
+            raise JobError(
+                f"{text.path}: is read again to polish, which only a file can be; put the text into one"
+            )
     return texts, read_texts(texts)
 
 
@@ -88,7 +106,7 @@ def chunks_of(found: Texts, calibration: Calibration, loaded: LoadedModel) -> tu
     if any(text.path.suffix == ".jsonl" or text.weight is not None for text in texts):
         chunks, n_fresh = read_chunks(texts, plain, calibration.cutting, loaded), 0
     else:
-        there = read_chunks(texts, plain, Cutting(N_CTX), loaded)
+        there = read_chunks(texts, plain, replace(calibration.cutting, n_chunks=None), loaded)
         chunks = there[: calibration.cutting.n_chunks]
         n_fresh = len(there) - len(chunks)
     if len(chunks) < FEWEST_CHUNKS:
@@ -126,9 +144,13 @@ def plan_of(
         plan = build_plan((*tensors, *scales), source.metadata, recipe, index)
     problems = plan.problems
     if not written:
+        stay = any(
+            e.type in TYPES and TYPES[e.type].family != "plain" and not e.converted for e in plan.entries
+        )
+        why = "; those in the model stay as they are" if stay else ""
         problems += (
-            f"{job.recipe.file_type}: no matrix gets codes here that compensation could choose; "
-            "leave out --compensate, or name a quantized type",
+            f"{job.recipe.file_type}: no matrix gets codes here that compensation could choose{why}; "
+            f"leave out --compensate, or name {'another' if stay else 'a quantized'} type",
         )
     return replace(plan, warnings=(*source.warnings, *plan.warnings), problems=problems)
 

@@ -51,8 +51,12 @@ class Calibration:
             raise JobError(f"--damping {self.damping}: between 0.000001 and 10 (0.01 is usual)")
 
     @property
+    def polishes(self) -> bool:
+        return self.polish or self.effort == "thorough"
+
+    @property
     def cutting(self) -> Cutting:
-        return Cutting(N_CTX, self.n_chunks or CHUNKS[self.effort])
+        return Cutting(N_CTX, self.n_chunks or CHUNKS[self.effort], fewest=FEWEST_CHUNKS)
 
 
 class CompensationWatcher(PlanWatcher, Protocol):

@@ -66,6 +66,12 @@ def compensated_entries(plan: Plan, loaded: LoadedModel) -> list[PlanEntry]:
     return [entry for entry in plan.entries if is_searched(entry) and entry.source in walked]
 
 
+def unwalked_entries(plan: Plan, loaded: LoadedModel) -> list[PlanEntry]:
+    """Whose codes no walk chooses."""
+    walked = {entry.name for entry in compensated_entries(plan, loaded)}
+    return [entry for entry in plan.entries if is_searched(entry) and entry.name not in walked]
+
+
 def plainly(plan: Plan, made: list[Made]) -> tuple[str, ...]:
     compensated = {one.name for one in made if one.compensated}
     return tuple(e.name for e in plan.entries if is_searched(e) and e.source not in compensated)

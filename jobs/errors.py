@@ -17,5 +17,9 @@ class HeadLost(ClusterError):
     """The head of a Ray cluster does not answer any more. What was finished stays, to be gone on with."""
 
 
+class KeptError(JobError):
+    """What an earlier run has left beside an output cannot be gone on with; it stays as it is."""
+
+
 class PlanError(ProblemsError, JobError):
     """What planning found: nothing has been written, and `problems` says all of it."""

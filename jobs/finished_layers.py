@@ -14,7 +14,7 @@ import numpy as np
 from quantmill.errors import left_behind
 from quantmill.gguf_io.filesystem import beside
 from quantmill.gguf_io.partial import partial_path, resolved, write_whole
-from quantmill.jobs.errors import JobError
+from quantmill.jobs.errors import JobError, KeptError
 
 SUFFIX = ".quantmill-layers"
 
@@ -34,7 +34,7 @@ def advice_of(output: Path) -> str:
     path = finished_path(output)
     return (
         f"finished layers are in {path}: go on with --resume"
-        if path.exists()
+        if _file(path, 0).exists()
         else "no layer was finished yet"
     )
 
@@ -52,13 +52,20 @@ class FinishedLayers:
         self.n_found = 0
         if self.path.exists() and not self.path.is_dir():
             raise JobError(f"{self.path}: finished layers would be kept in a folder of this name; remove it")
-        if not self.path.exists() or is_unsaid(self._note):
+        self._has_said = False
+        if not self.path.exists() or is_unsaid(self._note) or self._is_empty():
             return
         if not resume:
             raise JobError(left_behind(self.path))
         self._require_same()
+        self._has_said = True
         while self._file(self.n_found).exists():
             self.n_found += 1
+
+    def _is_empty(self) -> bool:
+        """Whether a run has said in it which one it is, and finished nothing."""
+        ours = {self._note, *map(partial_path, (self._note, self._file(0)))}
+        return all(path in ours for path in self.path.iterdir())
 
     def _require_same(self) -> None:
         try:
@@ -77,18 +84,24 @@ class FinishedLayers:
     def read(self, layer: int) -> dict[str, np.ndarray]:
         """Tensor name → blocks u8 [n_mat, n_rows, row_bytes], and the run's numbers under other names.
 
-        Raises JobError for a file that is damaged.
+        Raises KeptError for a file that is damaged.
         """
         return read_layer(self.path, layer)
 
     def write(self, layer: int, arrays: Mapping[str, np.ndarray]) -> None:
         """All of a layer or nothing. Raises GGUFError when the disk is full."""
-        if not self._note.exists():
-            self.path.mkdir(exist_ok=True)
-            write_whole(resolved(self._note), json.dumps(self._run, indent=1).encode())
         buffer = io.BytesIO()
         np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-        write_whole(resolved(self._file(layer)), buffer.getvalue())
+        try:
+            if not self._has_said:
+                self.path.mkdir(exist_ok=True)
+                write_whole(resolved(self._note), json.dumps(self._run, indent=1).encode())
+                self._has_said = True
+            write_whole(resolved(self._file(layer)), buffer.getvalue())
+        except BaseException:
+            if self.path.is_dir() and self._is_empty():
+                self.remove()
+            raise
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -108,7 +121,7 @@ def read_layer(directory: Path, layer: int) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile):
-        raise JobError(f"{file}: is damaged; remove it, and --resume makes the layer again") from None
+        raise KeptError(f"{file}: is damaged; remove it, and --resume makes the layer again") from None
 
 
 def _file(directory: Path, layer: int) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from quantmill.jobs.errors import JobError
+from quantmill.errors import QuantmillError
+from quantmill.gguf_io.errors import GGUFError
+from quantmill.jobs.errors import ClusterError, HeadLost, JobError, KeptError
 from quantmill.qkernels.torch_errors import in_words
 
 
@@ -34,3 +36,20 @@ def telling(advice: Callable[[], str]) -> Iterator[None]:
         if not why:
             raise
         raise StoppedError(why, advice()) from error
+
+
+@contextmanager
+def keeping(advice: Callable[[], str], remove: Callable[[], None]) -> Iterator[None]:
+    """Inside, an error that another time may not have (a disk's, a cluster's) takes the advice with it. Behind one of
+    the job itself, which would come again, nothing stays to be gone on with."""
+    try:
+        yield
+    except (StoppedError, HeadLost, KeptError):  # their words have it, or get it from `telling`
+        raise
+    except (GGUFError, ClusterError) as error:
+        raise type(error)(f"{error}; {advice()}") from error
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}; {advice()}", error.filename) from error
+    except QuantmillError:
+        remove()
+        raise

@@ -162,7 +162,7 @@ class Line:
     def _make(self, slab: Slab, quantizer: RowQuantizer, found: Read) -> list[np.ndarray]:
         made: dict[tuple[str, bool], np.ndarray] = {}
         if found.copied is not None:
-            _require_sound(slab, found.copied)
+            require_sound_rows(slab, found.copied)
         for entry in slab.entries:
             kind = _kind(entry)
             if entry.converted and kind not in made:
@@ -229,8 +229,9 @@ def _damaged(error: NotFiniteError, slab: Slab) -> JobError:
     )
 
 
-def _require_sound(slab: Slab, raw: np.ndarray) -> None:
-    """Copied rows are checked as llama-quantize checks them: finite numbers, finite scales."""
+def require_sound_rows(slab: Slab, raw: np.ndarray) -> None:
+    """Rows as they are stored, u8 [n_rows, row_bytes], are checked as llama-quantize checks those it copies: finite
+    numbers, finite scales. Raises JobError naming tensor and row."""
     entry = slab.entries[0]
     type = TYPES.get(entry.source_type)
     if type is None:  # integers

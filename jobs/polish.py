@@ -20,13 +20,12 @@ from quantmill.calibrate.head import Divergence, Head, check_head
 from quantmill.calibrate.student import Student, teacher_head
 from quantmill.calibrate.teacher import HiddenStates, listen
 from quantmill.calibrate.training import Training
-from quantmill.errors import QuantmillError, counted
+from quantmill.errors import counted
 from quantmill.gguf_io import GGUFSink, Metadata, OutputTensor, TensorSource, open_source
-from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.filesystem import beside, bytes_in
 from quantmill.gguf_io.renaming import FinishedFile, rename_all
 from quantmill.imatrix import chat
-from quantmill.jobs.going_on import telling
+from quantmill.jobs.going_on import keeping, telling
 from quantmill.jobs.polish_checks import (
     TRAINED_CTX,
     Chunks,
@@ -81,15 +80,8 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
         kind = usable_device(job.device).type
         workers = stack.enter_context(working(job.threads, kind))
         keepers = stack.enter_context(working(job.threads, "cpu")) if job.stream else workers
-        with telling(lambda: kept.advice):
-            try:
-                return _polished(ready, kept, workers, keepers, watcher)
-            except GGUFError:  # a full disk: what was trained is not lost
-                watcher.warn(kept.advice)
-                raise
-            except QuantmillError:
-                kept.remove()  # it would fail again
-                raise
+        with telling(lambda: kept.advice), keeping(lambda: kept.advice, kept.remove):
+            return _polished(ready, kept, workers, keepers, watcher)
 
 
 def polish_in_place(job: Job, watcher: Watcher | None = None) -> Result:

@@ -154,12 +154,12 @@ def _differences(quant: TensorSource, base: TensorSource) -> Iterator[str]:
     for spec in quant.specs():
         other = theirs.get(spec.name)
         if other is None:
-            if not _optional(spec.name):
+            if not is_optional(spec.name):
                 yield f"the base has no tensor {spec.name}"
         elif other.shape != spec.shape:
             yield f"{spec.name} has shape {list(spec.shape)} in one, {list(other.shape)} in the other"
     for name in theirs:
-        if name not in names and not _optional(name):
+        if name not in names and not is_optional(name):
             yield f"the base has a tensor {name} besides"
     for spec in quant.specs():
         if len(spec.shape) < 2 or spec.name not in theirs:
@@ -174,7 +174,7 @@ def _differences(quant: TensorSource, base: TensorSource) -> Iterator[str]:
                 yield f"the first rows of {spec.name} are others (cosine {cosine:.2f})"
 
 
-def _optional(name: str) -> bool:
+def is_optional(name: str) -> bool:
     return name in OPTIONAL or name.endswith(FACTORS)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantmill.errors import QuantmillError
 from quantmill.gguf_io import open_source
+from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.outputs import check_output
 from quantmill.jobs import allocate, quantize
 from quantmill.jobs.errors import ClusterError
@@ -291,9 +292,9 @@ class Candidates:
         return sum(len(tokenizer.encode(read_text(path))) // N_CTX for path in self._texts.calibration)
 
     def _without(self, label: str, insisted: bool, error: QuantmillError) -> Mapping[str, Any]:
-        """No file came of it: an error where it was insisted on, or is a cluster's or a device's, which may make it;
-        else a remark."""
-        if insisted or isinstance(error, ClusterError | StoppedError):
+        """No file came of it: an error where it was insisted on, or is a cluster's, a device's or a disk's, which may
+        make it another time; else a remark."""
+        if insisted or isinstance(error, ClusterError | StoppedError | GGUFError):
             raise error
         self._stages.watcher.note(f"{label}: left out, {error}")
         return {"label": label, "bytes": None, "why": str(error)}

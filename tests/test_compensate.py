@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -198,17 +199,47 @@ def test_the_python_interface_writes_the_same_bytes(tmp_path):
         quantmill.quantize_model(tiny("F16"), output, "Q4_0", compensate=True)
     with pytest.raises(quantmill.QuantmillError, match="belong to compensate"):
         quantmill.quantize_model(tiny("F16"), output, "Q4_0", effort="fast")
+    text = tmp_path / "text.txt"
+    text.write_text("an input")
+    with pytest.raises(quantmill.QuantmillError, match=r"text\.txt: is an input"):
+        quantmill.quantize_model(
+            tiny("F16"), text, "Q4_0", calibration=f"{text}=2", compensate=True, force=True
+        )
     with pytest.raises(quantmill.QuantmillError, match="a Recipe has its own"):
         quantmill.quantize_model(tiny("F16"), output, Recipe("Q4_0"), tensor_types={"attn_v": "Q8_0"})
 
 
-def test_what_forbids_a_polish():
+def test_what_forbids_a_polish_is_said_before_the_work(tmp_path):
+    def said(job, **wish):
+        watching = Watching()
+        compensate_plan.plan_job(job, Calibration((TEXT,), n_chunks=4, polish=True, **wish), watching)
+        return [note for note in watching.notes if "polished" in note]
+
+    job, short = job_to(tmp_path / "x.gguf"), tmp_path / "short.txt"
+    short.write_text((EXAMPLE / "calibration.txt").read_text()[:18000])
+    assert said(job) == []
+    assert "layers or experts are left out" in said(replace(job, recipe=Recipe("Q4_0", prune_layers=(1,))))[0]
+    coarse = replace(job, source=str(tiny("Q4_0")), recipe=Recipe("Q8_0", allow_requantize=True))
+    assert re.search(r"has 4\.50 bits a weight, the output 8\.50: it has nothing to teach", said(coarse)[0])
+    watching = Watching()
+    compensate_plan.plan_job(job, Calibration((str(short),), "thorough", n_chunks=4), watching)
+    assert re.search(r"will not be polished: \d chunks of text are left, 16 are needed", watching.notes[-1])
+
+
+def test_a_polish_of_less_than_the_model_is_forbidden():
+    """As where layers that predict further tokens are left out."""
     from quantmill.jobs.thorough import forbidden
 
-    whole, pruned = job_to(EXAMPLE / "x.gguf"), job_to(EXAMPLE / "x.gguf", prune_layers=(1,))
-    assert forbidden(whole, 99) is None
-    assert "3 chunks" in (forbidden(whole, 3) or "")
-    assert "left out" in (forbidden(pruned, 99) or "")
+    plan = whole_run()[0].plan
+    assert forbidden(job_to(EXAMPLE / "x.gguf"), plan, 99) is None
+    fewer = replace(plan, entries=[entry for entry in plan.entries if not entry.name.startswith("blk.3.")])
+    assert "tensors are left out" in (forbidden(job_to(EXAMPLE / "x.gguf"), fewer, 99) or "")
+
+
+def test_a_pipe_is_not_walked_for_hours_and_then_polished(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(JobError, match="pipe: is read again to polish"):
+        run(job_to(tmp_path / "x.gguf"), Calibration((str(tmp_path / "pipe"),), "thorough"), Watching())
 
 
 def test_a_dry_run_knows_that_importance_is_collected_on_the_way(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,11 @@ from quantmill.cli import app
 from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import PartialFile
 from quantmill.imatrix.matrix import ImatrixError
-from quantmill.jobs import compensate
+from quantmill.jobs import compensate, compensate_plan
 from quantmill.jobs.compensate import run
 from quantmill.jobs.compensate_request import Calibration
 from quantmill.jobs.errors import JobError
-from quantmill.jobs.finished_layers import SUFFIX, finished_path
+from quantmill.jobs.finished_layers import finished_path
 from quantmill.models.errors import ModelError
 from quantmill.qkernels.types import DeviceFault
 from tests.support.measure_models import EXAMPLE, tiny, written_again
@@ -47,22 +48,78 @@ def test_a_text_that_is_too_short(tmp_path):
     with pytest.raises(ImatrixError, match="tokens"):
         run(job_to(tmp_path / "x.gguf"), Calibration((str(text),)), Watching())
     text.write_text((EXAMPLE / "calibration.txt").read_text()[:4500])
-    with pytest.raises(JobError, match="at least 4"):
+    with pytest.raises(
+        ImatrixError, match=r"tokens; 4 chunks of 512 need at least 2048: give a longer text$"
+    ):
         run(job_to(tmp_path / "x.gguf"), Calibration((str(text),)), Watching())
+    with pytest.raises(JobError, match="at least 4"):
+        run(job_to(tmp_path / "x.gguf"), Calibration((str(text), f"{text}=2")), Watching())
 
 
-def test_a_full_disk_leaves_one_line_and_no_output(tmp_path, monkeypatch):
-    whole = PartialFile.write_at
+def test_a_text_with_fewer_chunks_than_wanted_is_said(tmp_path):
+    text, watching = tmp_path / "text.txt", Watching()
+    text.write_text((EXAMPLE / "calibration.txt").read_text()[:18000])
+    compensate_plan.plan_job(job_to(tmp_path / "x.gguf"), Calibration((str(text),), n_chunks=99), watching)
+    tokens, less = map(
+        int, re.match(r"(\d+) tokens \(the text has (\d+) chunks less", watching.notes[0]).groups()
+    )
+    assert tokens + 512 * less == 512 * 99
+
+
+@pytest.mark.parametrize("n_written", [0, 1])
+def test_a_full_disk_says_what_is_kept_and_no_output_is_left(tmp_path, monkeypatch, n_written):
+    whole, layers = PartialFile.write_at, finished_path(tmp_path / "x.gguf")
+    job, calibration = job_to(tmp_path / "x.gguf", "Q4_0"), Calibration((TEXT,), "fast", n_chunks=4)
 
     def full(self, offset, data):
-        if SUFFIX in str(self.final):
+        if self.final == layers / f"layer-000{n_written}.npz":
             raise GGUFError(f"{self.final}: {os.strerror(errno.ENOSPC)}")
         whole(self, offset, data)
 
     monkeypatch.setattr(PartialFile, "write_at", full)
-    with pytest.raises(GGUFError, match="No space"):
-        run(job_to(tmp_path / "x.gguf", "Q4_0"), Calibration((TEXT,), "fast", n_chunks=4), Watching())
-    assert not (tmp_path / "x.gguf").exists()
+    told = (
+        f"finished layers are in {layers}: go on with --resume$"
+        if n_written
+        else "no layer was finished yet$"
+    )
+    with pytest.raises(GGUFError, match=f"No space left on device; {told}"):
+        run(job, calibration, Watching())
+    assert not job.output.exists()
+    assert layers.exists() == bool(n_written)
+    monkeypatch.setattr(PartialFile, "write_at", whole)
+    watching = Watching()
+    run(job, replace(calibration, resume=bool(n_written)), watching)
+    assert ("1 of 4 layers were done before" in watching.notes) == bool(n_written)
+    assert not layers.exists()
+
+
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.3.ffn_norm.weight", "blk.3.ffn_down_exps.weight"])
+def test_a_damaged_weight_is_found_before_the_walk(tmp_path, name):
+    def damaged(spec, raw):
+        if spec.name == name:
+            raw.reshape(-1).view(np.float32 if spec.type == "F32" else np.float16)[7] = np.nan
+        return raw
+
+    written_again(tiny("F16"), tmp_path / "damaged.gguf", damaged)
+    job, watching = replace(job_to(tmp_path / "x.gguf"), source=str(tmp_path / "damaged.gguf")), Watching()
+    with pytest.raises(JobError, match=rf"^{re.escape(name)}: nan in row 0, column 7; the model is damaged"):
+        run(job, Calibration((TEXT,), n_chunks=4), watching)
+    assert watching.layers == []
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.gguf"]
+
+
+def test_what_no_walk_comes_to_is_quantized_before_it(tmp_path, monkeypatch):
+    """It is what may be impossible, hours later."""
+    written = []
+
+    def walk(state, *others):
+        written.extend(sorted(state.done))
+        raise ModelError("enough")
+
+    monkeypatch.setattr(compensate, "_walked", walk)
+    with pytest.raises(ModelError, match="enough"):
+        run(job_to(tmp_path / "x.gguf"), SHORT, Watching())
+    assert written == ["token_embd.weight"]
 
 
 def test_the_text_and_the_wish_go_together():
@@ -88,7 +145,7 @@ def test_numbers_that_overflow_in_the_walk_name_layer_and_chunk(tmp_path):
         ModelError, match=r"blk\.1\.ffn_gate_exps\.weight: .* not finite in chunk 1 \(layer 1\)"
     ):
         run(job, Calibration((TEXT,), "fast", n_chunks=4), Watching())
-    assert not output.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["large.gguf"]  # it would come again
 
 
 def test_a_device_with_wrong_bytes_has_its_work_done_again(tmp_path, monkeypatch):

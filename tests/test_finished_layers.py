@@ -1,11 +1,15 @@
 """What runs keep beside their outputs: found again, told from other runs' and from what is damaged."""
 
+import errno
+
 import numpy as np
 import pytest
 
+from quantmill.gguf_io.errors import GGUFError
 from quantmill.gguf_io.partial import partial_path
-from quantmill.jobs.errors import JobError
-from quantmill.jobs.finished_layers import FinishedLayers, finished_path
+from quantmill.jobs.errors import ClusterError, HeadLost, JobError, KeptError
+from quantmill.jobs.finished_layers import FinishedLayers, advice_of, finished_path
+from quantmill.jobs.going_on import keeping
 from quantmill.jobs.polish_state import Kept, kept_place
 
 RUN = {"model": "a", "text": "b"}
@@ -79,6 +83,36 @@ def test_bytes_that_flipped_in_a_layer_are_noticed(tmp_path):
     file.write_bytes(stored)
     with pytest.raises(JobError, match="is damaged"):
         kept(tmp_path).read(0)
+
+
+def test_a_run_that_finished_nothing_leaves_nothing_to_trip_over(tmp_path, monkeypatch):
+    layers = finished_path(tmp_path / "out.gguf")
+    layers.mkdir()
+    (layers / "run.json").write_text('{"model": "another"}')
+    partial_path(layers / "layer-0000.npz").write_bytes(b"PK")
+    assert kept(tmp_path, resume=False).n_found == 0
+    assert advice_of(tmp_path / "out.gguf") == "no layer was finished yet"
+    kept(tmp_path).write(0, BLOCKS)
+    assert kept(tmp_path).n_found == 1
+    assert advice_of(tmp_path / "out.gguf").endswith("go on with --resume")
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "stays"),
+    [
+        (GGUFError("x: the disk is full"), "x: the disk is full; kept", True),
+        (ClusterError("n0: no room"), "n0: no room; kept", True),
+        (HeadLost("gone: with --resume"), "gone: with --resume", True),
+        (KeptError("layer-0000.npz: is damaged"), "layer-0000.npz: is damaged", True),
+        (PermissionError(errno.EACCES, "denied", "x"), "[Errno 13] denied; kept: 'x'", True),
+        (JobError("blk.0: row 3: too large"), "blk.0: row 3: too large", False),
+    ],
+)
+def test_what_stays_behind_an_error_is_said(error, told, stays):
+    removed = []
+    with pytest.raises(type(error)) as raised, keeping(lambda: "kept", lambda: removed.append(1)):
+        raise error
+    assert (str(raised.value), not removed) == (told, stays)
 
 
 def test_a_file_in_the_way(tmp_path):

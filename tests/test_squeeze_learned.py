@@ -17,11 +17,13 @@ import torch
 from bench.synthetic import write_hollow
 from quantmill import cli
 from quantmill.gguf_io import open_source
+from quantmill.gguf_io.errors import GGUFError
 from quantmill.jobs import polish_request
 from quantmill.jobs.errors import JobError
 from quantmill.jobs.memory import Memory
 from quantmill.jobs.self_text import remove_parts, self_text
 from quantmill.jobs.squeeze import plan_job
+from quantmill.jobs.squeeze_candidates import Candidates
 from quantmill.jobs.squeeze_costs import Costs, learning_of
 from quantmill.jobs.squeeze_request import Job, Wish
 from quantmill.jobs.texts import SelfText
@@ -73,6 +75,16 @@ def test_codes_and_scales_are_learned_and_judged(
     again = json.loads(capsys.readouterr().out)
     assert (again["stages_done"], again["files"]) == (0, found["files"])
     assert "Q2\\_K, compensated" in (folder / "README.md").read_text()
+
+
+def test_a_full_disk_leaves_no_candidate_out_for_good() -> None:
+    """What is left out is left out in every run after."""
+    notes: list[str] = []
+    squeeze: Any = SimpleNamespace(_stages=SimpleNamespace(watcher=SimpleNamespace(note=notes.append)))
+    with pytest.raises(GGUFError, match="full"):
+        Candidates._without(squeeze, "Q2_K, polished", False, GGUFError("the disk is full"))
+    assert Candidates._without(squeeze, "Q2_K, polished", False, JobError("too short"))["why"] == "too short"
+    assert notes == ["Q2_K, polished: left out, too short"]
 
 
 def job(**changes: object) -> Job:
