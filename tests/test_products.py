@@ -101,8 +101,12 @@ def test_outliers_zeros_and_the_ends_of_the_range(kind: str) -> None:
     assert np.allclose(large, plain.astype(np.float64) * 1e30, rtol=1e-3, atol=1e27)
 
 
+# That of a half with all bits set, and one with all bits set itself.
+NANS = [float(np.uint32(bits).view(np.float32)) for bits in (0x7FFFE000, 0xFFFFE000, 0x7FFFFFFF)]
+
+
 @every_kind
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, *NANS])
 def test_what_is_not_finite_shows(kind: str, bad: float) -> None:
     x, matrix = numbers((8, 2 * B), 7), numbers((16, 2 * B), 8)
     plain = multiplied(x, matrix, kind)
@@ -168,12 +172,13 @@ def test_attention_is_that_of_float64(kind: str, n_tokens: int, n_heads: int, n_
 
 
 @every_kind
-def test_attention_shows_what_is_not_finite_and_only_behind_it(kind: str) -> None:
+@pytest.mark.parametrize("bad", [np.nan, *NANS])
+def test_attention_shows_what_is_not_finite_and_only_behind_it(kind: str, bad: float) -> None:
     rng = np.random.default_rng(1)
     q, k, v = (rng.standard_normal((2, 64, 32)).astype(np.float32) for _ in range(3))
     plain, found = np.empty_like(q), np.empty_like(q)
     products.attended(q, k, v, 0.2, plain, kind)
-    k[1, 40, 3] = np.nan
+    k[1, 40, 3] = bad
     products.attended(q, k, v, 0.2, found, kind)
     assert not np.isfinite(found[1, 40:]).any()
     assert (found[0] == plain[0]).all()

@@ -38,6 +38,7 @@ from quantmill.qkernels.lanes.simd import (
 
 _PAIRS = BLOCK // 2
 _HIGH = 0xFFFF0000
+_NAN = 0x7FC00000
 _FLOATS, _INTS, _WORDS = (ir.VectorType(F32, 16), ir.VectorType(I32, 16), ir.VectorType(I16, 32))
 _CODES = LANES * BLOCK  # of a tile
 _SUMS, _LEFT, _RIGHT = ((0, 1), (2, 3)), (4, 5), (6, 7)  # numbers of tiles
@@ -50,7 +51,9 @@ def _parts(b: ir.IRBuilder, run: ir.Value) -> tuple[ir.Value, ir.Value]:
     kind, floats = ir.VectorType(I32, run.type.count), run.type
     greater = b.add(b.bitcast(run, kind), repeated(1 << 15, kind))
     left = b.fsub(run, b.bitcast(b.and_(greater, repeated(_HIGH, kind)), floats))
-    return greater, b.add(b.bitcast(left, kind), repeated(1 << 15, kind))
+    less = b.add(b.bitcast(left, kind), repeated(1 << 15, kind))
+    # of a NaN whose upper bits are all ones the sum would be a zero
+    return greater, b.select(b.fcmp_unordered("uno", left, left), repeated(_NAN, kind), less)
 
 
 def _words(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
