@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from quantmill.gguf_io.convert.names import TensorTable
-from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
+from quantmill.imatrix.matrix import ActivationError, ImportanceMatrix
 from quantmill.imatrix.recorder import Recorder
 from quantmill.imatrix.sums import Batch, Input, Sums, entries
 from quantmill.models.scoring import token_nll
@@ -188,7 +188,7 @@ def _not_finite(
     settings: Settings,
     recorder: Recorder,
     device: torch.device,
-) -> ImatrixError:
+) -> ActivationError:
     """Which chunk of the batch it was: run them one by one."""
     tensor, number = None, n_done
     for i in range(len(batch)):
@@ -200,8 +200,8 @@ def _not_finite(
     return not_finite(tensor, f"chunk {number + 1}")
 
 
-def not_finite(tensor: str | None, where: str) -> ImatrixError:
-    return ImatrixError(
+def not_finite(tensor: str | None, where: str) -> ActivationError:
+    return ActivationError(
         f"{tensor}: the activations that enter it are not finite in {where}; the model or its weights overflow: try "
         "--dtype float32, or look at the text of that chunk"
     )

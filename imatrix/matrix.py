@@ -17,6 +17,10 @@ class ImatrixError(QuantmillError):
     """A file, an entry or a text that cannot serve for an importance matrix; the message is for the user."""
 
 
+class ActivationError(ImatrixError):
+    """What enters a tensor is not finite; the message names it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """What one weight matrix, or one stack of experts, has seen.

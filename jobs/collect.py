@@ -13,7 +13,7 @@ from quantmill.gguf_io.kinds import IMATRIX
 from quantmill.gguf_io.outputs import check_output
 from quantmill.imatrix import coverage, store
 from quantmill.imatrix.collect import Progress, Settings, collect
-from quantmill.imatrix.matrix import ImatrixError, ImportanceMatrix
+from quantmill.imatrix.matrix import ActivationError, ImatrixError, ImportanceMatrix
 from quantmill.imatrix.reading import read_chunks, read_texts
 from quantmill.imatrix.run import Collecting, Saving
 from quantmill.imatrix.run import run as run_saving
@@ -27,6 +27,7 @@ from quantmill.jobs.runnable import require_runnable
 from quantmill.jobs.saved import identity_of
 from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.models.model import LoadedModel
+from quantmill.models.overflow import damaged
 from quantmill.models.streamed import StreamedModel
 from quantmill.models.workers import Workers, working
 
@@ -128,9 +129,13 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
             _workers(job, settings, loaded, watcher) as workers,
             workers.ending(loaded.model),
         ):
-            matrix, found = run_saving(
-                model, loaded.table, chunks, settings, saving, progress, watcher.warn, workers, collecting
-            )
+            try:
+                matrix, found = run_saving(
+                    model, loaded.table, chunks, settings, saving, progress, watcher.warn, workers, collecting
+                )
+            except ActivationError as error:
+                why = damaged(loaded.source)
+                raise (ActivationError(f"{job.name}: {why}") if why else error) from None
         missed = coverage.uncollected(matrix, _tensors(loaded))
     matrix = coverage.shrunk(matrix, job.shrink)
     store.save(output.final, matrix, job.format or store.format_of(job.output))

@@ -31,7 +31,7 @@ from quantmill.models.devices import usable_device
 from quantmill.models.errors import ModelError, said_of_transformers
 from quantmill.models.family import directory_family, facts_of, runnable_family
 from quantmill.models.fill import Filler, check_tensors, skeleton, stretch_rotation
-from quantmill.models.overflow import first_bad_module
+from quantmill.models.overflow import damaged, first_bad_module
 from quantmill.models.packed import n_bytes
 from quantmill.models.pipeline import spread, stages_for
 from quantmill.models.quiet import quiet_transformers
@@ -75,7 +75,8 @@ class LoadedModel:
     def logits(self, ids: torch.Tensor, first: int = 0) -> torch.Tensor:
         """ids [n_seq, n_tokens] i64 -> logits [n_seq, n_tokens - first, n_vocab], positions from `first` on.
 
-        Raises ModelError when a logit is not finite, naming the first module whose output was not.
+        Raises ModelError when a logit is not finite, naming the tensor of the file that is not either, or the first
+        module whose output was not.
         """
         ids = ids.to(self.device)
         kept = ids.shape[1] - first
@@ -85,7 +86,8 @@ class LoadedModel:
         out = self.model(**arguments).logits[:, -kept:]
         ends = torch.stack(torch.aminmax(out))  # both are NaN where one logit is
         if not bool(torch.isfinite(ends).all()):
-            raise ModelError(f"{self.path}: logits are not finite; {self._first_bad_module(ids)}")
+            why = damaged(self.source) or self._first_bad_module(ids)
+            raise ModelError(f"{self.path}: logits are not finite; {why}")
         return out
 
     def layer(self, index: int) -> AbstractContextManager[Any]:

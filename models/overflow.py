@@ -1,4 +1,4 @@
-"""Which part of a model first puts out what is not finite."""
+"""Which part of a model first puts out what is not finite, and whether its file holds such numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,37 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantmill.gguf_io.tensors import TensorSource
 from quantmill.models.packed import PackedEmbedding, PackedExperts, PackedLinear
+from quantmill.qkernels.checks import require_finite_scales
+from quantmill.qkernels.plain import all_finite
+from quantmill.qkernels.types import TYPES, TooLargeError
+
+_READ_BYTES = 64 << 20
+
+
+def damaged(source: TensorSource | None) -> str | None:
+    """In words, which tensor of a model's file holds NaN or infinity; None where none does, or there is no file. Reads
+    all of it: for what has failed already."""
+    for spec in source.specs() if source is not None else ():
+        type = TYPES.get(spec.type)
+        if source is None or type is None:
+            continue
+        step = max(1, _READ_BYTES // spec.row_bytes)
+        for first in range(0, spec.n_rows, step):
+            raw = source.read(spec.name, first, min(step, spec.n_rows - first))
+            try:
+                if type.family == "plain":
+                    sound = all_finite(raw, type)
+                else:
+                    require_finite_scales(raw, type)
+                    sound = True
+            except TooLargeError:
+                sound = False
+            if not sound:
+                return f"{spec.name} holds values that are not finite: the model is damaged, convert or fetch it again"
+        source.release(spec.name)
+    return None
 
 
 def first_bad_module(model: Any, name_map: Mapping[str, tuple[str, ...]], ids: torch.Tensor) -> str:

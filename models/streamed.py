@@ -32,6 +32,7 @@ from quantmill.models.fill import Filler
 from quantmill.models.held import first_of
 from quantmill.models.memory import trim
 from quantmill.models.model import LoadedModel, asked, built
+from quantmill.models.overflow import damaged
 from quantmill.models.tokenizer import Tokenizer
 from quantmill.models.workers import ALONE, Workers
 
@@ -105,7 +106,10 @@ class StreamedModel(LoadedModel):
             def one(number: int, name: str = name, take: Take = take) -> None:
                 hidden = take(number)
                 if not bool(torch.isfinite(torch.stack((hidden.amin(), hidden.amax()))).all()):
-                    raise ModelError(f"{self.path}: what {name} puts out is not finite")
+                    why = damaged(self.source)
+                    raise ModelError(
+                        f"{self.path}: what {name} puts out is not finite" + (f"; {why}" if why else "")
+                    )
 
             workers.map(one, range(len(batches)))
             advance(1, self.path.name)

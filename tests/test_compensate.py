@@ -220,7 +220,7 @@ def test_what_forbids_a_polish_is_said_before_the_work(tmp_path):
     assert said(job) == []
     assert "layers or experts are left out" in said(replace(job, recipe=Recipe("Q4_0", prune_layers=(1,))))[0]
     coarse = replace(job, source=str(tiny("Q4_0")), recipe=Recipe("Q8_0", allow_requantize=True))
-    assert re.search(r"has 4\.50 bits a weight, the output 8\.50: it has nothing to teach", said(coarse)[0])
+    assert re.search(r"has 4\.53 bits a weight, the output 8\.53: it has nothing to teach", said(coarse)[0])
     watching = Watching()
     compensate_plan.plan_job(job, Calibration((str(short),), "thorough", n_chunks=4), watching)
     assert re.search(r"will not be polished: \d chunks of text are left, 16 are needed", watching.notes[-1])

@@ -43,7 +43,7 @@ def test_chunks_are_whole_and_the_first_may_be_skipped() -> None:
 
 def test_a_text_that_is_too_short_is_refused() -> None:
     with pytest.raises(
-        ImatrixError, match="t: has 19 tokens; 2 chunks of 10 need at least 20: give a longer text$"
+        ImatrixError, match=r"t: has 19 tokens; 2 chunks of 10 need at least 20: give a longer text$"
     ):
         chunks_of([(Text(Path("t")), tokens(0, 19))], Cutting(10))
     with pytest.raises(ImatrixError, match="after the first 3 chunks"):

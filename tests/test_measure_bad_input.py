@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quantmill import cli
-from quantmill.gguf_io import GGUFSink, OutputTensor, open_source
+from quantmill.gguf_io import GGUFSink, OutputTensor, TensorSpec, open_source
 from quantmill.jobs.evaluate_request import Job
 from quantmill.measure.errors import MeasureError
 from quantmill.measure.logits_file import LogitsFile
@@ -147,7 +147,28 @@ def test_logits_that_are_not_finite_name_the_tensor(
     path = changed(tmp_path, "blk.1.attn_output.weight", spoil)
     line = fails(capsys, path, "-f", TEXT, "--chunks", "1")
     assert "logits are not finite" in line
-    assert "blk.1.attn_output.weight" in line
+    assert "blk.1.attn_output.weight holds values that are not finite: the model is damaged" in line
+
+
+@pytest.mark.parametrize("command", ["evaluate", "evaluate --stream", "imatrix -o {tmp}/i.gguf"])
+@pytest.mark.parametrize("type", ["F16", "Q8_0"])
+def test_a_damaged_weight_is_named_and_no_overflow_blamed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, type: str
+) -> None:
+    """What a norm spoils is first seen behind it."""
+    name = "blk.1.ffn_norm.weight" if type == "F16" else "blk.1.attn_q.weight"
+
+    def spoiled(spec: TensorSpec, raw: np.ndarray) -> np.ndarray:
+        if spec.name == name:
+            raw[0, :4] = 0xFF
+        return raw
+
+    path = written_again(tiny(type), tmp_path / "m.gguf", spoiled)
+    words = command.format(tmp=tmp_path).split()
+    assert cli.main([*words, str(path), "-f", str(TEXT), "--chunks", "2"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{name} holds values that are not finite: the model is damaged" in line
+    assert "overflow" not in line
 
 
 def test_experts_that_are_not_finite_are_found(tmp_path: Path) -> None:
