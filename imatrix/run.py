@@ -28,6 +28,11 @@ Warn = Callable[[str], None]
 Collecting = Callable[[Any, TensorTable, np.ndarray, Settings, Result, Workers], Iterator[Progress]]
 
 
+def partial_of(output: Path) -> Path:
+    """Where a run to this output keeps what it has done."""
+    return companion(output, ".partial.gguf")
+
+
 @dataclass(frozen=True)
 class Saving:
     """output: the final file, links followed; every: chunks between two saves, 0: only when stopped
@@ -43,7 +48,7 @@ class Saving:
 
     @property
     def partial(self) -> Path:
-        return companion(self.output, ".partial.gguf")
+        return partial_of(self.output)
 
     @property
     def advice(self) -> str:

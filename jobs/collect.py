@@ -15,7 +15,7 @@ from quantmill.imatrix import coverage, store
 from quantmill.imatrix.collect import Progress, Settings, collect
 from quantmill.imatrix.matrix import ActivationError, ImatrixError, ImportanceMatrix
 from quantmill.imatrix.reading import read_chunks, read_texts
-from quantmill.imatrix.run import Collecting, Saving
+from quantmill.imatrix.run import Collecting, Saving, partial_of
 from quantmill.imatrix.run import run as run_saving
 from quantmill.imatrix.streamed import collect_streamed
 from quantmill.imatrix.text import Cutting, Text
@@ -103,10 +103,10 @@ def run(job: Job, watcher: Watcher | None = None) -> Result:
     names = tuple(str(text.path) for text in job.texts)
     inputs: list[str | Path] = [job.model, *names, *([job.tokenizer] if job.tokenizer else [])]
     output = check_output(job.output, IMATRIX, inputs, force=job.force)
+    check_output(partial_of(output.final), IMATRIX, inputs)
     if job.ray is not None:
         require_listener(job.ray)  # before the model is read
     saving = Saving(output.final, names, _computed(job), job.every, job.resume)
-    check_output(saving.partial, IMATRIX, inputs)
     require_runnable(job.model)
     plain = read_texts(list(job.texts))
     with loaded_model(_loading(job), watcher) as loaded:
