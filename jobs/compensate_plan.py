@@ -33,7 +33,7 @@ from quantmill.jobs.watcher import Silent, Watcher
 from quantmill.qkernels.engines import choose_engines
 from quantmill.qkernels.types import TYPES
 from quantmill.recipe import ImportanceIndex, Override, Plan, build_plan
-from quantmill.recipe.tensor_scales import scales_of
+from quantmill.recipe.tensor_scales import scale_name, scales_of
 
 if TYPE_CHECKING:
     from quantmill.imatrix.store import ImportanceMatrix
@@ -158,9 +158,10 @@ def plan_of(
 def _require_no_factors(names: Collection[str]) -> None:
     """Raises JobError for weights with a factor beside them, as a model that was published in NVFP4 has."""
     for name in names:
-        if name.endswith(".scale") and f"{name.removesuffix('scale')}weight" in names:
+        scale = scale_name(name)
+        if name.endswith(".weight") and scale in names:
             raise JobError(
-                f"{name}: compensation does not know the factors of NVFP4 weights; quantize this model plainly"
+                f"{scale}: compensation does not know the factors of NVFP4 weights; quantize this model plainly"
             )
 
 

@@ -20,9 +20,11 @@ _READ_BYTES = 64 << 20
 def damaged(source: TensorSource | None) -> str | None:
     """In words, which tensor of a model's file holds NaN or infinity; None where none does, or there is no file. Reads
     all of it: for what has failed already."""
-    for spec in source.specs() if source is not None else ():
+    if source is None:
+        return None
+    for spec in source.specs():
         type = TYPES.get(spec.type)
-        if source is None or type is None:
+        if type is None:
             continue
         step = max(1, _READ_BYTES // spec.row_bytes)
         for first in range(0, spec.n_rows, step):
